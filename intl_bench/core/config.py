@@ -1,0 +1,135 @@
+"""Configuration: YAML files and `a.b=c` overrides into frozen keyword-only dataclasses, through OmegaConf.
+
+A file may start from another one with `base: other.yaml` (relative to itself). An unknown key is an error that names
+the nearest known one. Each dataclass checks its own values in `__post_init__` and raises `ValueError`.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException, ValidationError
+from yaml import YAMLError
+
+from intl_bench.core.errors import InputError, from_os_error
+
+T = TypeVar("T")
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+# An installed wheel carries the files inside the package, a checkout has them beside it.
+CONFIGS = _PACKAGE / "configs" if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent / "configs"
+
+
+def find(name: str, kind: str) -> Path:
+    """The config file meant by `name`: a path, or a packaged one such as `cifar10_r18_intl` in configs/`kind`/.
+
+    Raises:
+        InputError: there is none; the message lists the packaged names.
+    """
+    for candidate in (Path(name), CONFIGS / kind / f"{name}.yaml", CONFIGS.parent / name, CONFIGS / name):
+        if candidate.is_file():
+            return candidate
+    known = sorted(path.stem for path in (CONFIGS / kind).glob("*.yaml"))
+    near = difflib.get_close_matches(Path(name).stem, known, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"packaged {kind} configs: {', '.join(known)}"
+    raise InputError(f"config {name}: no such file; {hint}")
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A YAML file as a plain dictionary, its `base` merged underneath."""
+    try:
+        node = OmegaConf.load(path)
+        content = OmegaConf.to_container(node, resolve=True)
+    except OSError as error:
+        raise from_os_error(error, f"cannot read config {path}") from error
+    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+        raise InputError(f"config {path}: not valid YAML: {_one_line(error)}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"config {path}: expected `key: value` lines at the top level")
+    values = {str(key): value for key, value in content.items()}
+    base = values.pop("base", None)
+    if base is None:
+        return values
+    merged = OmegaConf.merge(read(path.parent / str(base)), values)
+    return cast(dict[str, Any], OmegaConf.to_container(merged))
+
+
+def build(schema: type[T], values: Mapping[str, Any], where: str, overrides: Sequence[str] = ()) -> T:
+    """`values`, then `overrides` ("a.b=c"), as an instance of the dataclass `schema`.
+
+    Raises:
+        InputError: an unknown key, a wrong type or a value that the dataclass refuses; the message starts with `where`.
+    """
+    for override in overrides:
+        if "=" not in override or override.startswith("="):
+            raise InputError(f"override {override!r}: expected key=value, such as epochs=100")
+    try:
+        # The schema's own nodes are frozen like the dataclass; they are thawed to be filled, the result is frozen anew.
+        template = OmegaConf.structured(schema)
+        _thaw(template)
+        merged = OmegaConf.merge(template, dict(values), OmegaConf.from_dotlist(list(overrides)))
+        return cast(T, OmegaConf.to_object(merged))
+    except ConfigKeyError as error:
+        key, owner = str(error.key), error.object_type
+        known = [field.name for field in dataclasses.fields(owner)] if dataclasses.is_dataclass(owner) else []
+        near = difflib.get_close_matches(key, known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}"
+        raise InputError(f"{where}: unknown key {error.full_key!r}; {hint}") from error
+    except (ValidationError, OmegaConfBaseException) as error:
+        field = f" {error.full_key!r}" if error.full_key else ""
+        raise InputError(f"{where}: wrong value for{field or ' a key'}: {_one_line(error)}") from error
+    except YAMLError as error:
+        raise InputError(f"override: not valid YAML: {_one_line(error)}") from error
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(f"{where}: {error}") from error
+
+
+def load(schema: type[T], name: str, kind: str, overrides: Sequence[str] = ()) -> T:
+    """Finds, reads and builds a config in one go; raises `InputError` as the three do."""
+    path = find(name, kind)
+    return build(schema, read(path), f"config {path.name}", overrides)
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A config dataclass as plain JSON-able values."""
+    return cast(dict[str, Any], json.loads(json.dumps(dataclasses.asdict(config))))
+
+
+def digest(values: Mapping[str, Any]) -> str:
+    """SHA-256 of a configuration's canonical JSON, as 64 hex digits."""
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Where two resolved configurations differ, as lines "key: old -> new"."""
+    found: list[str] = []
+    for key in sorted({*old, *new}):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            found += differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            found.append(f"{prefix}{key}: {a} -> {b}")
+    return found
+
+
+def _thaw(node: DictConfig | ListConfig) -> None:
+    OmegaConf.set_readonly(node, None)
+    if node._is_none():
+        return
+    keys: Any = node.keys() if isinstance(node, DictConfig) else range(len(node))
+    for key in keys:
+        child = node._get_node(key)
+        if isinstance(child, DictConfig | ListConfig):
+            _thaw(child)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split("\n    full_key")[0].split())

@@ -1,0 +1,90 @@
+"""One code path from one process to many nodes: `torchrun` sets the environment, without it there is one process."""
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Iterator
+
+import torch
+import torch.distributed as dist
+from torch.distributed.nn.functional import all_gather
+
+from intl_bench.core.errors import InputError, ResourceError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Process:
+    """Where this process stands: its rank among `world_size`, and the device it computes on."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+
+@contextlib.contextmanager
+def start(device: str = "auto") -> Iterator[Process]:
+    """Joins the process group that `torchrun` describes (NCCL on GPUs, gloo on CPUs); leaves it at the end.
+
+    Args:
+        device: "auto" (GPU if there is one), "cpu" or "cuda".
+
+    Raises:
+        InputError: an unknown device name.
+        ResourceError: "cuda" where PyTorch sees no GPU, or fewer GPUs than processes.
+    """
+    if device not in ("auto", "cpu", "cuda"):
+        raise InputError(f"device={device}: expected auto, cpu or cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ResourceError("device=cuda: PyTorch sees no GPU here; use device=cpu, or check the driver and the build")
+    use_cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
+    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    if use_cuda:
+        if local_rank >= torch.cuda.device_count():
+            raise ResourceError(
+                f"process {local_rank} of this machine has no GPU of its own: {torch.cuda.device_count()} are visible; "
+                "start fewer processes with torchrun --nproc-per-node"
+            )
+        torch.cuda.set_device(local_rank)
+    where = torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
+    if world_size == 1:
+        yield Process(rank=0, world_size=1, device=where)
+        return
+    dist.init_process_group("nccl" if use_cuda else "gloo")
+    try:
+        yield Process(rank=rank, world_size=world_size, device=where)
+    finally:
+        dist.destroy_process_group()
+
+
+def world_size() -> int:
+    """Number of processes; 1 outside a process group."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def gather(x: torch.Tensor, dim: int = 0) -> torch.Tensor:
+    """Concatenates `x` of every process along `dim`, in rank order; gradients flow back to the process they came from.
+
+    The gradient of each process's part is the sum over all processes of their losses' gradients. With a loss that all
+    processes compute alike, and DistributedDataParallel's averaging, this is the gradient of that one loss.
+    """
+    return x if world_size() == 1 else torch.cat(all_gather(x.contiguous()), dim=dim)
+
+
+def any_process(flag: bool, device: torch.device) -> bool:
+    """True on every process as soon as it is true on one."""
+    if world_size() == 1:
+        return flag
+    value = torch.tensor(float(flag), device=device)
+    dist.all_reduce(value, op=dist.ReduceOp.MAX)
+    return bool(value.item())
+
+
+def barrier() -> None:
+    """Waits for all processes."""
+    if world_size() > 1:
+        dist.barrier()

@@ -1,0 +1,56 @@
+"""The exit codes of the command line, as exceptions.
+
+Every error a user can cause ends in one line on stderr: what, which file, which field, what was expected, what to do.
+"""
+
+import errno
+
+OK = 0
+BUG = 1
+INTERRUPTED = 130
+
+
+class BenchError(Exception):
+    """An error that ends the program with `exit_code` and its message as one line."""
+
+    exit_code = BUG
+
+
+class InputError(BenchError, ValueError):
+    """Bad input or configuration; the user can mend it (exit 2)."""
+
+    exit_code = 2
+
+
+class DivergedError(BenchError):
+    """Training produced a non-finite loss; the weights were left as they were before that step (exit 3)."""
+
+    exit_code = 3
+
+
+class ResourceError(BenchError):
+    """Disk, memory or device is missing or exhausted (exit 4)."""
+
+    exit_code = 4
+
+
+class Preempted(BenchError):
+    """Stopped by a signal after writing a checkpoint; the same command resumes (exit 75, or 130 after Ctrl-C)."""
+
+    exit_code = 75
+
+    def __init__(self, message: str, *, interrupted: bool = False) -> None:
+        super().__init__(message)
+        if interrupted:
+            self.exit_code = INTERRUPTED
+
+
+def from_os_error(error: OSError, doing: str) -> BenchError:
+    """Translates an operating-system error met while `doing` something into one of ours.
+
+    A full disk or quota is a resource (exit 4), everything else is input (exit 2).
+    """
+    reason = error.strerror or str(error)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return ResourceError(f"{doing}: {reason}; nothing was overwritten; free some space and run the command again")
+    return InputError(f"{doing}: {reason}")

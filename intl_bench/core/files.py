@@ -1,0 +1,124 @@
+"""The only writer of files: atomic, and digested where a file is worth checking.
+
+A reader sees the old file or the new one, never half of one. A digested file has a side-car `NAME.sha256` in the
+format of `sha256sum`, so that a flipped bit is noticed (`torch.load` and safetensors notice almost none).
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from intl_bench.core.errors import InputError, from_os_error
+
+
+@contextlib.contextmanager
+def _replacement(path: Path) -> Iterator[Path]:
+    """Yields a temporary path beside `path` that is renamed onto it when the block succeeds, and removed when not."""
+    temporary: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        yield temporary
+        with temporary.open("rb+") as stream:
+            os.fsync(stream.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        temporary.replace(path)
+        temporary = None
+    except OSError as error:
+        raise from_os_error(error, f"cannot write {path}") from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes `text` as UTF-8, atomically.
+
+    Raises:
+        ResourceError: the disk is full.
+        InputError: the path cannot be written.
+    """
+    with _replacement(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes `value` as indented JSON with sorted keys and no NaN, atomically; raises as `write_text`."""
+    write_text(path, json.dumps(value, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def create_json(path: Path, value: Any) -> bool:
+    """Writes JSON as `write_json` but only if `path` does not exist yet; False if it does, and then it stays untouched.
+
+    Safe with many processes writing at once: exactly one of them gets True for a path.
+    """
+    text = json.dumps(value, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", encoding="utf-8", prefix=f".{path.name}.", dir=path.parent) as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+            os.chmod(stream.name, 0o644)
+            os.link(stream.name, path)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        raise from_os_error(error, f"cannot write {path}") from error
+    return True
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, as 64 hex digits."""
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise from_os_error(error, f"cannot read {path}") from error
+
+
+def _sidecar(path: Path) -> Path:
+    return path.with_name(path.name + ".sha256")
+
+
+def write_digested(path: Path, write: Callable[[IO[bytes]], None]) -> str:
+    """Lets `write` fill a binary stream, puts the result at `path` atomically with its side-car; returns the SHA-256.
+
+    The side-car names the old and the new digest while the file changes, so that a crash in between leaves a pair
+    that still verifies.
+    """
+    with _replacement(path) as temporary:
+        with temporary.open("wb") as stream:
+            write(stream)
+        digest = sha256(temporary)
+        line = f"{digest}  {path.name}\n"
+        sidecar = _sidecar(path)
+        before = sidecar.read_text(encoding="utf-8") if sidecar.exists() else ""
+        write_text(sidecar, line + before)
+    write_text(sidecar, line)
+    return digest
+
+
+def verify(path: Path) -> str:
+    """SHA-256 of a digested file after comparing it with its side-car; without a side-car just the SHA-256.
+
+    Raises:
+        InputError: the file is missing or its bytes are not the ones that were written.
+    """
+    digest = sha256(path)
+    sidecar = _sidecar(path)
+    if sidecar.exists() and digest not in sidecar.read_text(encoding="utf-8").split():
+        raise InputError(
+            f"{path}: its bytes do not match {sidecar.name}: the file was damaged or replaced after it was written; "
+            "restore it from a copy, or start over with --fresh"
+        )
+    return digest

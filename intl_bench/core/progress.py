@@ -1,0 +1,72 @@
+"""What a user sees while something long runs: a bar on a terminal, plain lines otherwise."""
+
+import sys
+import time
+from collections.abc import Mapping
+
+from tqdm import tqdm
+
+
+class Progress:
+    """Steps done, time left, images per second and the share of time spent waiting for data.
+
+    Args:
+        total: number of steps of the whole job.
+        done: steps that an earlier session finished.
+        images_per_step: images a step handles over all processes; 0 leaves the rate out.
+        label: stands in front.
+        enabled: False prints nothing (processes other than the first).
+        every: seconds between two plain lines.
+    """
+
+    def __init__(
+        self, total: int, *, done: int = 0, images_per_step: int = 0, label: str, enabled: bool = True, every: float = 30
+    ) -> None:
+        self.total, self.label, self.images_per_step, self.enabled, self.every = total, label, images_per_step, enabled, every
+        self.steps = done
+        self.waited = 0.0
+        self.started = self.line_at = time.perf_counter()
+        self.first = done
+        self.bar = tqdm(total=total, initial=done, desc=label, dynamic_ncols=True) if enabled and sys.stderr.isatty() else None
+
+    @property
+    def images_per_second(self) -> float:
+        """Mean rate since this session began, over all processes."""
+        elapsed = time.perf_counter() - self.started
+        return (self.steps - self.first) * self.images_per_step / elapsed if elapsed > 0 else 0.0
+
+    @property
+    def data_share(self) -> float:
+        """Share of this session's time spent waiting for data, 0 to 1."""
+        elapsed = time.perf_counter() - self.started
+        return self.waited / elapsed if elapsed > 0 else 0.0
+
+    def step(self, waited: float = 0.0, values: Mapping[str, float] | None = None) -> None:
+        """Counts a step that waited `waited` seconds for its data; `values` are shown behind it."""
+        self.steps += 1
+        self.waited += waited
+        now = time.perf_counter()
+        if self.bar is not None:
+            self.bar.set_postfix_str(self._details(values), refresh=False)
+            self.bar.update()
+        elif self.enabled and (now - self.line_at >= self.every or self.steps == self.total):
+            self.line_at = now
+            left = (now - self.started) / (self.steps - self.first) * (self.total - self.steps)
+            print(f"{self.label}: {self.steps}/{self.total}, {_clock(left)} left, {self._details(values)}", file=sys.stderr)
+
+    def close(self) -> None:
+        """Leaves the bar as it stands."""
+        if self.bar is not None:
+            self.bar.close()
+
+    def _details(self, values: Mapping[str, float] | None) -> str:
+        parts = [f"{name} {value:.4g}" for name, value in (values or {}).items()]
+        if self.images_per_step:
+            parts += [f"{self.images_per_second:.0f} img/s", f"data {100 * self.data_share:.0f}%"]
+        return ", ".join(parts)
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}"
