@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import ConfigKeyError, OmegaConfBaseException, ValidationError
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
 from yaml import YAMLError
 
 from intl_bench.core.errors import InputError, from_os_error
@@ -72,9 +72,13 @@ def build(schema: type[T], values: Mapping[str, Any], where: str, overrides: Seq
         # The schema's own nodes are frozen like the dataclass; they are thawed to be filled, the result is frozen anew.
         template = OmegaConf.structured(schema)
         _thaw(template)
-        merged = OmegaConf.merge(template, dict(values), OmegaConf.from_dotlist(list(overrides)))
+        merged = OmegaConf.merge(template, dict(values))
+        _thaw(merged)  # list items made by the merge are frozen again
+        for override in overrides:
+            key, _, value = override.partition("=")
+            OmegaConf.update(merged, key, OmegaConf.from_dotlist([f"value={value}"]).value)
         return cast(T, OmegaConf.to_object(merged))
-    except ConfigKeyError as error:
+    except (ConfigKeyError, ConfigAttributeError) as error:
         key, owner = str(error.key), error.object_type
         known = [field.name for field in dataclasses.fields(owner)] if dataclasses.is_dataclass(owner) else []
         near = difflib.get_close_matches(key, known, n=1)

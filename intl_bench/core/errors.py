@@ -51,6 +51,6 @@ def from_os_error(error: OSError, doing: str) -> BenchError:
     A full disk or quota is a resource (exit 4), everything else is input (exit 2).
     """
     reason = error.strerror or str(error)
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return ResourceError(f"{doing}: {reason}; nothing was overwritten; free some space and run the command again")
     return InputError(f"{doing}: {reason}")

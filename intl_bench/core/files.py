@@ -77,6 +77,33 @@ def create_json(path: Path, value: Any) -> bool:
     return True
 
 
+class JsonLines:
+    """A log of one JSON object a line, appended to.
+
+    Args:
+        path: the file; created with its folder if missing.
+        keep: decides which lines of an earlier session stay; a line cut short by a crash goes too.
+    """
+
+    def __init__(self, path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
+        self.path = path
+        kept = []
+        if path.exists():
+            for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+                with contextlib.suppress(json.JSONDecodeError):
+                    if keep(json.loads(line)):
+                        kept.append(line)
+        write_text(path, "".join(kept))
+
+    def append(self, row: dict[str, Any]) -> None:
+        """Adds one line; raises as `write_text`."""
+        try:
+            with self.path.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(row, allow_nan=False) + "\n")
+        except OSError as error:
+            raise from_os_error(error, f"cannot write {self.path}") from error
+
+
 def sha256(path: Path) -> str:
     """SHA-256 of a file's bytes, as 64 hex digits."""
     try:

@@ -20,14 +20,29 @@ class Progress:
     """
 
     def __init__(
-        self, total: int, *, done: int = 0, images_per_step: int = 0, label: str, enabled: bool = True, every: float = 30
+        self,
+        total: int,
+        *,
+        done: int = 0,
+        images_per_step: int = 0,
+        label: str,
+        enabled: bool = True,
+        every: float = 30,
     ) -> None:
-        self.total, self.label, self.images_per_step, self.enabled, self.every = total, label, images_per_step, enabled, every
+        self.total, self.label, self.images_per_step, self.enabled, self.every = (
+            total,
+            label,
+            images_per_step,
+            enabled,
+            every,
+        )
         self.steps = done
         self.waited = 0.0
         self.started = self.line_at = time.perf_counter()
         self.first = done
-        self.bar = tqdm(total=total, initial=done, desc=label, dynamic_ncols=True) if enabled and sys.stderr.isatty() else None
+        self.bar = (
+            tqdm(total=total, initial=done, desc=label, dynamic_ncols=True) if enabled and sys.stderr.isatty() else None
+        )
 
     @property
     def images_per_second(self) -> float:
@@ -52,7 +67,10 @@ class Progress:
         elif self.enabled and (now - self.line_at >= self.every or self.steps == self.total):
             self.line_at = now
             left = (now - self.started) / (self.steps - self.first) * (self.total - self.steps)
-            print(f"{self.label}: {self.steps}/{self.total}, {_clock(left)} left, {self._details(values)}", file=sys.stderr)
+            print(
+                f"{self.label}: {self.steps}/{self.total}, {_clock(left)} left, {self._details(values)}",
+                file=sys.stderr,
+            )
 
     def close(self) -> None:
         """Leaves the bar as it stands."""

@@ -1,0 +1,169 @@
+"""The command line. Everything heavy is imported inside the commands: `--help` must not import torch."""
+
+import argparse
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from intl_bench import __version__
+from intl_bench.core.errors import BUG, INTERRUPTED, OK, BenchError, InputError, ResourceError, from_os_error
+
+_TASKS = {
+    "linear": "linear classification on the frozen backbone",
+    "knn": "k-nearest-neighbour classification on its features",
+    "finetune": "semi-supervised fine-tuning with 1%% or 10%% of the labels",
+}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="intl-bench",
+        description="Pre-train INTL, score the backbone, and put the numbers beside the published ones.",
+        epilog="exit codes: 0 ok, 1 bug, 2 bad input, 3 diverged, 4 no disk, memory or device, 75 stopped and resumable, 130 Ctrl-C",
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, what: str, run: Callable[[argparse.Namespace], None]) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=what, description=what[0].upper() + what[1:] + ".")
+        command.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        command.set_defaults(run=run)
+        return command
+
+    add("demo", "the whole path on generated images, on a CPU, offline, in minutes", _demo)
+
+    pretrain = add("pretrain", "train a backbone; the same command again resumes", _pretrain)
+    pretrain.add_argument(
+        "config", nargs="*", metavar="CONFIG | key=value", help="a recipe (default: imagenet_r50_intl) and overrides"
+    )
+    pretrain.add_argument("--fresh", action="store_true", help="start over, discarding what the run's folder holds")
+    pretrain.add_argument("--dry-run", action="store_true", help="print the resolved plan and write nothing")
+
+    for name, what in _TASKS.items():
+        task = add(name, what, _task)
+        task.add_argument(
+            "config_values",
+            nargs="*",
+            metavar="CHECKPOINT | key=value",
+            help="a checkpoint (default: the default pre-training run's) and overrides",
+        )
+        task.add_argument("--config", help="evaluation protocol (default: the data set's own)")
+        task.add_argument("--seeds", default="1", help="how many, 3 = seeds 0, 1, 2; or which, 3,7,11")
+        task.add_argument(
+            "--init",
+            choices=("checkpoint", "random"),
+            default="checkpoint",
+            help="random: the checkpoint's architecture, freshly initialised by each seed",
+        )
+        task.add_argument("--results", type=Path, default=Path("results"), help="folder of records (default: results)")
+        task.add_argument("--fresh", action="store_true", help="score again even where there is a record")
+        task.add_argument("--dry-run", action="store_true", help="print the resolved plan and write nothing")
+
+    tables = add("tables", "the paper's tables with the measured rows beside the published ones", _tables)
+    tables.add_argument("--format", default="markdown", help="markdown, latex, csv, json or html")
+    tables.add_argument("--table", nargs="+", default=["1", "2", "3"], metavar="N", help="which (default: 1 2 3)")
+    tables.add_argument("--results", type=Path, default=Path("results"), help="folder of records (default: results)")
+    return parser
+
+
+def _split(words: Sequence[str], what: str) -> tuple[str | None, list[str]]:
+    """Separates one optional name from key=value overrides."""
+    names = [word for word in words if "=" not in word]
+    if len(names) > 1:
+        raise InputError(f"expected one {what}, got {' and '.join(names)}; overrides are key=value")
+    return (names[0] if names else None), [word for word in words if "=" in word]
+
+
+def _demo(args: argparse.Namespace) -> None:
+    from intl_bench import demo
+
+    demo.run()
+
+
+def _pretrain(args: argparse.Namespace) -> None:
+    from pretrain import recipe as recipes
+
+    name, overrides = _split(args.config, "CONFIG")
+    recipe = recipes.load_recipe(name or "imagenet_r50_intl", overrides)
+    if args.dry_run:
+        _print_plan({"recipe": recipe, "writes": str(recipe.folder)})
+        return
+    from pretrain import train
+
+    print(f"checkpoint: {train.run(recipe, fresh=args.fresh)}")
+
+
+def _task(args: argparse.Namespace) -> None:
+    from intl_bench import runs
+
+    name, overrides = _split(args.config_values, "CHECKPOINT")
+    plan = runs.Plan(
+        task=args.command,
+        checkpoint=Path(name) if name else _default_checkpoint(),
+        config=args.config,
+        overrides=overrides,
+        seeds=runs.parse_seeds(args.seeds),
+        init=args.init,
+        results=args.results,
+        fresh=args.fresh,
+    )
+    if args.dry_run:
+        _, checkpoint, config = runs.prepare(plan)
+        _print_plan({"task": plan.task, "checkpoint": str(checkpoint.path), "seeds": list(plan.seeds), "config": config})
+        return
+    runs.run(plan)
+
+
+def _default_checkpoint() -> Path:
+    from pretrain.recipe import load_recipe
+
+    return load_recipe("imagenet_r50_intl").checkpoint
+
+
+def _tables(args: argparse.Namespace) -> None:
+    from intl_bench import tables
+    from intl_bench.records import RecordStore
+
+    print(tables.render(RecordStore(args.results / "records").load(), tables=args.table, format=args.format))
+
+
+def _print_plan(values: dict[str, object]) -> None:
+    from omegaconf import OmegaConf
+
+    print(OmegaConf.to_yaml(OmegaConf.create(values)).rstrip())  # dataclasses become plain YAML
+
+
+def _translate(error: Exception) -> BenchError | None:
+    """Errors of libraries that have an exit code of their own."""
+    if isinstance(error, BenchError):
+        return error
+    if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
+        return ResourceError(f"out of memory: {str(error).splitlines()[0] if str(error) else 'no more to give'}; lower batch_size")
+    if isinstance(error, OSError):
+        return from_os_error(error, f"cannot use {error.filename or 'a file'}")
+    return None
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; returns its exit code, with one line on stderr where it is not 0."""
+    args = _parser().parse_args(arguments)
+    try:
+        args.run(args)
+        return OK
+    except KeyboardInterrupt:
+        print("intl-bench: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        return OK  # the reader of our output, such as `head`, has seen enough
+    except Exception as error:
+        known = _translate(error)
+        if args.debug:
+            traceback.print_exc()
+        if known is None:
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            message = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            print(f"intl-bench: bug: {message} ({Path(where.filename).name}:{where.lineno}); --debug shows more", file=sys.stderr)
+            return BUG
+        print(f"intl-bench: {' '.join(str(known).split())}", file=sys.stderr)
+        return known.exit_code

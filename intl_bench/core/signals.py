@@ -1,0 +1,39 @@
+"""Signals that ask a run to stop: noted at once, acted upon at the next safe place."""
+
+import signal
+from types import FrameType, TracebackType
+
+from intl_bench.core.errors import Preempted
+
+_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+
+class StopRequest:
+    """Within the block SIGTERM, SIGUSR1 (Slurm's warning) and Ctrl-C only set `received`; a second Ctrl-C kills."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+
+    def __enter__(self) -> "StopRequest":
+        self._before = {number: signal.signal(number, self._note) for number in _SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.received == signal.SIGINT == number:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            raise KeyboardInterrupt
+        self.received = number
+
+    def error(self, what: str) -> Preempted:
+        """The exception to raise once everything is saved; `what` says where things stand."""
+        name = signal.Signals(self.received or signal.SIGTERM).name
+        return Preempted(
+            f"stopped by {name} {what}; the same command goes on from there",
+            interrupted=self.received == signal.SIGINT,
+        )

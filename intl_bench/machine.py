@@ -1,0 +1,75 @@
+"""What a result was computed with: code, libraries, hardware, memory."""
+
+import importlib.metadata
+import os
+import platform
+import resource
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import intl_bench
+
+_LIBRARIES = ("torch", "torchvision", "numpy", "pillow", "omegaconf", "pycocotools", "fvcore", "detectron2")
+
+
+def code() -> dict[str, Any]:
+    """Version, and in a git checkout the commit and whether files differ from it (None where git cannot tell)."""
+    found: dict[str, Any] = {"version": intl_bench.__version__, "commit": None, "modified": None}
+    root = Path(__file__).resolve().parents[1]
+    if (root / ".git").exists():
+        found["commit"] = _git(root, "rev-parse", "HEAD")
+        # Results are written into the checkout while it runs; they do not make the code another one.
+        status = _git(root, "status", "--porcelain", "--untracked-files=no", "--", ".", ":!results")
+        found["modified"] = None if status is None else bool(status)
+    return found
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    try:
+        return subprocess.run(
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True, timeout=30
+        ).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def libraries() -> dict[str, str]:
+    """Versions of Python and of the packages that can change a number, as far as they are installed."""
+    found = {"python": platform.python_version()}
+    for name in _LIBRARIES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def hardware() -> dict[str, Any]:
+    """Processor, cores usable, memory in GiB, GPUs."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return {
+        "cpu": _cpu_name(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_gib": round(memory, 1),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def peak_memory_mib() -> float:
+    """Largest memory this process has used so far: on the GPU where one was used, else resident."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated() > 0:
+        return torch.cuda.max_memory_allocated() / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if platform.system() == "Darwin" else peak / 2**10

@@ -1,0 +1,192 @@
+"""Runs a scoring task over seeds and keeps each result as a record; finished seeds are skipped, broken ones go on."""
+
+import dataclasses
+import datetime
+import difflib
+import importlib
+import os
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from intl_bench import machine
+from intl_bench.core import config as configs
+from intl_bench.core.errors import InputError
+from intl_bench.records import RecordStore, ResultRecord
+from pretrain.checkpoint import Checkpoint, load_backbone_checkpoint
+from transfer import TASKS
+from transfer.features import random_init
+
+# Training images of the paper's data sets: a smaller set under the same name is not the paper's scale.
+_PAPER_IMAGES = {"imagenet": 1_281_167, "imagenet100": 126_689, "cifar10": 50_000, "cifar100": 50_000}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """One task on one checkpoint: which configuration, which seeds, where results go."""
+
+    task: str
+    checkpoint: Path
+    config: str | None = None
+    overrides: Sequence[str] = ()
+    seeds: Sequence[int] = (0,)
+    init: str = "checkpoint"
+    results: Path = Path("results")
+    fresh: bool = False
+
+
+def parse_seeds(text: str) -> list[int]:
+    """ "3" means seeds 0, 1, 2; "3,7,11" means these.
+
+    Raises:
+        InputError: anything else.
+    """
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    seeds = numbers if "," in text else list(range(numbers[0])) if numbers else []
+    if not seeds or min(seeds) < 0 or len(set(seeds)) != len(seeds):
+        raise InputError(f"--seeds {text}: expected a count such as 3, or different seeds such as 3,7,11")
+    return seeds
+
+
+def prepare(plan: Plan) -> tuple[ModuleType, Checkpoint, Any]:
+    """The task's module, the loaded checkpoint and the resolved task configuration of a plan.
+
+    The data set is the checkpoint's own, under what the configuration file and then the overrides say.
+
+    Raises:
+        InputError: an unreadable checkpoint, an unknown configuration, key or value.
+    """
+    module = importlib.import_module(TASKS[plan.task])
+    checkpoint = load_backbone_checkpoint(plan.checkpoint)
+    data = checkpoint.config["data"]
+    path = configs.find(plan.config, plan.task) if plan.config else _default_config(plan.task, data)
+    values = configs.read(path)
+    values["data"] = {**data, **values.get("data", {})}
+    return module, checkpoint, configs.build(module.Config, values, f"config {plan.task}/{path.name}", plan.overrides)
+
+
+def _default_config(task: str, data: dict[str, Any]) -> Path:
+    folder = configs.CONFIGS / task
+    names = [name for name in (data.get("name"), data["kind"], "default") if name]
+    for name in names:
+        if (folder / f"{name}.yaml").is_file():
+            return folder / f"{name}.yaml"
+    known = sorted(path.stem for path in folder.glob("*.yaml"))
+    near = difflib.get_close_matches(names[0], known, n=1) or known
+    raise InputError(f"{task}: no protocol for the data set {names[0]}; choose one with --config, such as {near[0]}")
+
+
+def run(plan: Plan) -> list[ResultRecord]:
+    """Runs every seed of a plan that has no record yet; returns the records of all of them in seed order.
+
+    Raises:
+        InputError and the other errors of the exit codes; records of seeds that finished before stay.
+    """
+    module, checkpoint, config = prepare(plan)
+    store = RecordStore(plan.results / "records")
+    seeds = list(plan.seeds)
+    if not module.SEEDED and plan.init == "checkpoint" and len(seeds) > 1:
+        print(f"{plan.task}: nothing in it is random for a given checkpoint; one run serves all seeds", file=sys.stderr)
+        seeds = seeds[:1]
+    return [_run_seed(plan, module, checkpoint, config, seed, store) for seed in seeds]
+
+
+def _run_seed(
+    plan: Plan, module: ModuleType, trained: Checkpoint, config: Any, seed: int, store: RecordStore
+) -> ResultRecord:
+    random = plan.init == "random"
+    checkpoint = random_init(trained, seed) if random else trained
+    record = ResultRecord(
+        task=plan.task,
+        method=checkpoint.method,
+        dataset=config.data.dataset,
+        backbone=checkpoint.config["backbone"]["name"],
+        metrics={},
+        details={},
+        pretrain_seed=seed if random else checkpoint.config["seed"],
+        transfer_seed=seed,
+        protocol=module.protocol(config) | _pretrain_stamp(checkpoint),
+        scale=_scale(plan, trained),
+        checkpoint_sha256=checkpoint.sha256,
+        config=configs.to_dict(config),
+        config_sha256=configs.digest(_identity(config)),
+        code=machine.code(),
+        libraries=machine.libraries(),
+        hardware=machine.hardware(),
+        wall_time_s=0.0,
+        peak_memory_mib=0.0,
+        created=_now(),
+    )
+    folder = Path("runs") / plan.task / record.key
+    if plan.fresh:
+        store.remove(record.key)
+        shutil.rmtree(folder, ignore_errors=True)
+    done = store.find(record.key)
+    if done is not None:
+        _report(done, "already there")
+        return done
+    started = time.perf_counter()
+    outcome = module.run(checkpoint, config, seed, folder=folder)
+    record = dataclasses.replace(
+        record,
+        metrics=outcome.metrics,
+        details={"pretrain": checkpoint.details, **outcome.details},
+        wall_time_s=round(time.perf_counter() - started, 2),
+        peak_memory_mib=round(machine.peak_memory_mib(), 1),
+        created=_now(),
+    )
+    if int(os.environ.get("RANK", 0)) == 0:
+        store.append(record)
+        shutil.rmtree(folder, ignore_errors=True)
+        _report(record, f"{record.wall_time_s:.0f} s")
+    return record
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def _report(record: ResultRecord, note: str) -> None:
+    values = ", ".join(f"{name} {value:.2f}" for name, value in sorted(record.metrics.items()))
+    print(f"{record.task} {record.method} {record.dataset} seed {record.transfer_seed}: {values} ({note})", flush=True)
+
+
+def _identity(config: Any) -> dict[str, Any]:
+    """What decides a task's result: its configuration without worker count and device."""
+    return {key: value for key, value in configs.to_dict(config).items() if key not in ("workers", "device")}
+
+
+def _scale(plan: Plan, checkpoint: Checkpoint) -> str:
+    """The paper's scale only with the paper's recipe to its last epoch, its data set whole, and its evaluation."""
+    stored = checkpoint.config
+    if stored["scale"] != "paper":
+        return str(stored["scale"])
+    data = stored["data"]
+    whole = checkpoint.details["images"] == _PAPER_IMAGES.get(data["name"] or data["kind"])
+    changes = [change for change in plan.overrides if not change.startswith(("workers=", "device=", "data.root="))]
+    finished = checkpoint.epoch == stored["epochs"]
+    return "paper" if whole and finished and not changes else "reduced"
+
+
+def _pretrain_stamp(checkpoint: Checkpoint) -> dict[str, Any]:
+    """How the backbone was pre-trained, as protocol keys."""
+    stored = checkpoint.config
+    if checkpoint.epoch == 0:
+        return {"pretrain_epochs": 0}
+    sizes = [view["size"] for view in stored["views"]]
+    return {
+        "pretrain_dataset": stored["data"]["name"] or stored["data"]["kind"],
+        "pretrain_images": checkpoint.details["images"],
+        "pretrain_epochs": checkpoint.epoch,
+        "pretrain_batch_size": stored["batch_size"],
+        "pretrain_lr": stored["base_lr"],
+        "pretrain_crops": "+".join(f"{sizes.count(size)}x{size}" for size in dict.fromkeys(sizes)),
+        "pretrain_momentum_target": bool(stored["method"].get("momentum_target", False)),
+    }

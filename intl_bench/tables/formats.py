@@ -1,0 +1,191 @@
+"""Tables -> text. Method and data set names come from users, so every format escapes all text."""
+
+import html
+import itertools
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+
+import pandas as pd
+
+from intl_bench.tables.frame import BuiltTable
+
+Text = Callable[[str], str]
+
+
+def markdown(tables: Sequence[BuiltTable]) -> str:
+    """GitHub-flavoured tables with one line of headings, footnotes as a list under each."""
+    return "\n".join(_markdown(table) for table in tables)
+
+
+def latex(tables: Sequence[BuiltTable]) -> str:
+    r"""`table` environments for booktabs; where the document loads graphicx too, a wide table shrinks to the line."""
+    return _LATEX_START + "\n".join(_latex(table) for table in tables)
+
+
+def html_tables(tables: Sequence[BuiltTable]) -> str:
+    """One <table> each, footnotes in its <tfoot>."""
+    return "\n".join(_html(table) for table in tables)
+
+
+def csv(tables: Sequence[BuiltTable]) -> str:
+    """One line a cell of all tables: the columns of `BuiltTable.frame`, missing values empty."""
+    frames = [table.frame for table in tables]
+    return pd.concat(frames).to_csv(index=False, lineterminator="\n") if frames else ""
+
+
+def json_text(tables: Sequence[BuiltTable]) -> str:
+    """A list of {"table", "caption", "notes", "cells"}; the cells are the lines of `BuiltTable.frame`."""
+    value = []
+    for table in tables:
+        frame = table.frame.astype(object).where(table.frame.notna(), None)
+        cells = [{**line, "protocol": json.loads(line["protocol"] or "null")} for line in frame.to_dict("records")]
+        notes = [{"mark": mark, "text": text} for mark, text in table.notes]
+        value.append({"table": table.number, "caption": table.caption, "notes": notes, "cells": cells})
+    return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+FORMATS: dict[str, Callable[[Sequence[BuiltTable]], str]] = {
+    "markdown": markdown,
+    "latex": latex,
+    "csv": csv,
+    "json": json_text,
+    "html": html_tables,
+}
+
+
+def _markdown(table: BuiltTable) -> str:
+    def escape(text: str) -> str:
+        return re.sub(r"([\\`*_<&|~\[\]])", r"\\\1", _one_line(text))
+
+    body = _rows(table, escape, bold=lambda text: f"**{text}**", mark=lambda mark: f" [{mark}]")
+    lines = [["Method", *(escape(column.flat) for column in table.columns)], *(cells for _, cells in body)]
+    widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
+    lines.insert(1, [":" + "-" * (widths[0] - 1), *("-" * (width - 1) + ":" for width in widths[1:])])
+    grid = "".join(
+        f"| {label.ljust(widths[0])} | {' | '.join(map(str.rjust, cells, widths[1:]))} |\n" for label, *cells in lines
+    )
+    notes = "".join(f"- {f'[{mark}] ' if mark else ''}{escape(text)}\n" for mark, text in table.notes)
+    return f"**Table {table.number}.** {escape(table.caption)}\n\n{grid}\n{notes}"
+
+
+_LATEX_START = r"""% needs \usepackage{booktabs}; with \usepackage{graphicx} a wide table shrinks to the line
+\providecommand{\resizebox}[3]{#3}
+"""
+_LATEX = str.maketrans(
+    {
+        **{character: f"\\{character}" for character in "&%$#_{}"},
+        # After a line break LaTeX would read [ and * as its arguments.
+        **{character: f"{{{character}}}" for character in "[]*"},
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "<": r"\textless{}",
+        ">": r"\textgreater{}",
+        "|": r"\textbar{}",
+        '"': r"\textquotedbl{}",
+        "±": r"$\pm$",
+        "–": "--",
+    }
+)
+
+
+def _latex(table: BuiltTable) -> str:
+    def escape(text: str) -> str:
+        return _one_line(text).translate(_LATEX)
+
+    def superscript(mark: str) -> str:
+        return rf"\textsuperscript{{{mark}}}"
+
+    groups, rules, first = "", "", 2
+    for group, size in _groups(table):
+        groups += rf" & \multicolumn{{{size}}}{{c}}{{{escape(group)}}}"
+        rules += rf"\cmidrule(lr){{{first}-{first + size - 1}}}"
+        first += size
+    lines = [rf"{groups} \\", rules]
+    lines.append(f"{' & '.join(['Method', *(escape(column.name) for column in table.columns)])} \\\\")
+    first_column, kind = "l", ""
+    for row_kind, (label, *cells) in _rows(table, escape, bold=lambda text: rf"\textbf{{{text}}}", mark=superscript):
+        if row_kind != kind:
+            lines.append(r"\midrule")
+        if row_kind == "measured":  # a long label
+            first_column, label = r"p{0.3\linewidth}", rf"\raggedright {label}"
+        kind = row_kind
+        lines.append(f"{' & '.join([label, *cells])} \\\\")
+    notes = [f"{superscript(mark) if mark else ''}{escape(text)}\\par" for mark, text in table.notes]
+    return "\n".join(
+        [
+            r"\begin{table}",
+            r"\centering",
+            rf"\caption{{{escape(table.caption)}}}",
+            rf"\label{{tab:intl-bench-{table.number}}}",
+            r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
+            rf"\begin{{tabular}}{{{first_column}{'r' * len(table.columns)}}}",
+            r"\toprule",
+            *lines,
+            r"\bottomrule",
+            r"\end{tabular}}",
+            r"\par\smallskip\footnotesize\raggedright",
+            *notes,
+            r"\end{table}",
+            "",
+        ]
+    )
+
+
+def _html(table: BuiltTable) -> str:
+    groups = "".join(
+        f'<th colspan="{size}" scope="colgroup">{html.escape(group)}</th>' for group, size in _groups(table)
+    )
+    names = "".join(f'<th scope="col">{html.escape(column.name)}</th>' for column in table.columns)
+    body = []
+    for kind, (label, *cells) in _rows(
+        table, html.escape, bold=lambda text: f"<strong>{text}</strong>", mark=lambda mark: f"<sup>{mark}</sup>"
+    ):
+        values = "".join(f"<td>{cell}</td>" for cell in cells)
+        body.append(f'<tr class="{kind}"><th scope="row">{label}</th>{values}</tr>')
+    width = len(table.columns) + 1
+    notes = [
+        f'<tr><td colspan="{width}">{f"<sup>{mark}</sup> " if mark else ""}{html.escape(text)}</td></tr>'
+        for mark, text in table.notes
+    ]
+    return "\n".join(
+        [
+            "<table>",
+            f"<caption>Table {table.number}. {html.escape(table.caption)}</caption>",
+            "<thead>",
+            f'<tr><th rowspan="2" scope="col">Method</th>{groups}</tr>',
+            f"<tr>{names}</tr>",
+            "</thead>",
+            "<tbody>",
+            *body,
+            "</tbody>",
+            "<tfoot>",
+            *notes,
+            "</tfoot>",
+            "</table>",
+            "",
+        ]
+    )
+
+
+def _groups(table: BuiltTable) -> Iterator[tuple[str, int]]:
+    for group, columns in itertools.groupby(table.columns, key=lambda column: column.group):
+        yield group, len(list(columns))
+
+
+def _rows(table: BuiltTable, escape: Text, *, bold: Text, mark: Text) -> Iterator[tuple[str, list[str]]]:
+    """(kind, [label, cell, ...]) of each row, escaped and marked up."""
+    for _, lines in table.frame.groupby("row"):
+        first = lines.iloc[0]
+        label = escape(first["label"])
+        label = bold(label) if first["bold_label"] else label
+        cells = [
+            bold(escape(cell)) if is_bold else escape(cell)
+            for cell, is_bold in zip(lines["cell"], lines["bold"], strict=True)
+        ]
+        yield first["kind"], [label + "".join(mark(one) for one in first["marks"].split()), *cells]
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,74 @@
+"""What a table is: a `Table` says which columns there are and where a record's metrics go."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+
+from intl_bench.records import ResultRecord
+
+MISSING = "–"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Column:
+    """A column under its group's heading; `flat` is its whole heading where there is one line of headings."""
+
+    key: str
+    group: str
+    name: str
+    flat: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Table:
+    """One table of results.
+
+    Attributes:
+        published: name of the paper's table in `intl_bench.published`, None if it has none.
+        decimals: of a measured mean, as the paper prints that table.
+        datasets: what the columns stand for by themselves; a row measured on something else says so in its label.
+            None where the columns name their dataset.
+        spread: the pre-training key that the columns spread over, so that a row may hold several of its values.
+        columns: the columns, given the records that are in the table.
+        place: column key -> metric name for one record; empty if the record is not for this table.
+    """
+
+    number: str
+    caption: str
+    published: str | None
+    decimals: int
+    datasets: tuple[str, ...] | None
+    spread: str | None = None
+    columns: Callable[[Sequence[ResultRecord]], Sequence[Column]]
+    place: Callable[[ResultRecord], Mapping[str, str]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cell:
+    """A value as shown and as it is.
+
+    `protocol` is JSON text. `rank_with` is equal for the measured cells of a column that may be ranked together, and
+    None for a published one.
+    """
+
+    cell: str = MISSING
+    bold: bool = False
+    mean: float | None = None
+    std: float | None = None
+    n: int | None = None
+    protocol: str | None = None
+    rank_with: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Row:
+    """A published or a measured row; `marks` are those of its footnotes, `cells` those it has, by column key."""
+
+    kind: str
+    method: str
+    backbone: str
+    scale: str
+    label: str
+    bold_label: bool = False
+    marks: str
+    source: str
+    cells: Mapping[str, Cell]

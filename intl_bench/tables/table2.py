@@ -1,0 +1,40 @@
+"""Table 2: a linear classifier and 5 nearest neighbours on small and medium data sets."""
+
+from collections.abc import Mapping, Sequence
+
+from intl_bench.records import ResultRecord
+from intl_bench.tables.model import Column, Table
+
+_PRINTED = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "imagenet100": "ImageNet-100"}
+_METRICS = {
+    "linear": {"top1": "top1", "top5": "top5"},
+    "knn": {"5nn": "knn5"},
+}
+
+
+def _columns(records: Sequence[ResultRecord]) -> Sequence[Column]:
+    further = sorted({record.dataset for record in records} - set(_PRINTED))
+    return [
+        Column(key=f"{dataset}/{key}", group=title, name=name, flat=f"{title} {name}")
+        for dataset, title in {**_PRINTED, **dict(zip(further, further, strict=True))}.items()
+        for key, name in (("top1", "top-1"), ("5nn", "5-nn"), ("top5", "top-5"))
+    ]
+
+
+def _place(record: ResultRecord) -> Mapping[str, str]:
+    if record.dataset == "imagenet":
+        return {}
+    return {f"{record.dataset}/{column}": metric for column, metric in _METRICS.get(record.task, {}).items()}
+
+
+TABLE = Table(
+    number="2",
+    caption="Classification accuracy of a linear classifier (top-1, top-5) and a 5-nearest-neighbours classifier. "
+    "Published rows: ResNet-18, two views, 1000 epochs at batch size 256 on CIFAR-10/100 and 400 epochs at batch size "
+    "128 on ImageNet-100.",
+    published="table2",
+    decimals=2,
+    datasets=None,
+    columns=_columns,
+    place=_place,
+)

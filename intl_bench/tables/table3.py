@@ -1,0 +1,28 @@
+"""Table 3: transfer to COCO detection and instance segmentation."""
+
+from collections.abc import Mapping
+
+from intl_bench.records import ResultRecord
+from intl_bench.tables.model import Column, Table
+
+_COLUMNS = tuple(
+    Column(key=f"{kind}/{metric}", group=group, name=metric, flat=f"{short} {metric}")
+    for kind, group, short in (("bbox", "COCO detection", "box"), ("segm", "COCO instance seg.", "mask"))
+    for metric in ("AP50", "AP", "AP75")
+)
+
+
+def _place(record: ResultRecord) -> Mapping[str, str]:
+    return {column.key: column.key for column in _COLUMNS} if record.task == "coco" else {}
+
+
+TABLE = Table(
+    number="3",
+    caption="Transfer learning: COCO object detection (box) and instance segmentation (mask). The schedules of the "
+    "published rows differ; the footnotes give each row's.",
+    published="table3",
+    decimals=1,
+    datasets=("coco", "coco2017"),
+    columns=lambda records: _COLUMNS,
+    place=_place,
+)

@@ -1,0 +1,1 @@
+"""Trains a backbone without labels. Imports `intl_bench.core` and nothing else of this project."""

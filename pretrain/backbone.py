@@ -1,0 +1,84 @@
+"""Backbones: torchvision's ResNets with their names and weights, a CIFAR stem, and a small one for CPUs."""
+
+import dataclasses
+
+from torch import nn
+from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+
+STEMS = ("imagenet", "cifar")
+
+# name: block, blocks per stage, channels of the first stage
+_ARCHITECTURES: dict[str, tuple[type[BasicBlock | Bottleneck], list[int], int]] = {
+    "resnet18": (BasicBlock, [2, 2, 2, 2], 64),
+    "resnet34": (BasicBlock, [3, 4, 6, 3], 64),
+    "resnet50": (Bottleneck, [3, 4, 6, 3], 64),
+    "resnet10_narrow": (BasicBlock, [1, 1, 1, 1], 32),
+}
+NAMES = tuple(_ARCHITECTURES)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BackboneConfig:
+    """Which backbone, with which stem.
+
+    `zero_init_residual` starts every residual block as the identity: the authors do it for ResNet-50, not for 18.
+    """
+
+    name: str = "resnet50"
+    stem: str = "imagenet"
+    zero_init_residual: bool = False
+
+    def __post_init__(self) -> None:
+        if self.name not in NAMES:
+            raise ValueError(f"backbone.name={self.name!r}: expected one of {', '.join(NAMES)}")
+        if self.stem not in STEMS:
+            raise ValueError(f"backbone.stem={self.stem!r}: expected one of {', '.join(STEMS)}")
+
+
+class Backbone(ResNet):
+    """A torchvision ResNet without its classifier: images (N, 3, H, W) -> features (N, num_features)."""
+
+    def __init__(self, config: BackboneConfig) -> None:
+        block, layers, width = _ARCHITECTURES[config.name]
+        super().__init__(block, layers, zero_init_residual=config.zero_init_residual)
+        if width != 64:
+            self._rebuild(block, layers, width, config.zero_init_residual)
+        if config.stem == "cifar":
+            # The authors replace conv1 by a 3x3 with padding 1 but keep their ResNet's extra padding layer of 1 in
+            # front of it, so 32x32 images become 34x34 maps; solo-learn's padding=2 is the same. Like theirs, this
+            # convolution keeps PyTorch's default initialisation.
+            self.conv1 = nn.Conv2d(3, width, kernel_size=3, stride=1, padding=2, bias=False)
+            self.maxpool = nn.Identity()
+        self.num_features: int = width * 8 * block.expansion
+        self.fc = nn.Identity()
+
+    def _rebuild(self, block: type[BasicBlock | Bottleneck], layers: list[int], width: int, zero_init: bool) -> None:
+        """Replaces the stages by ones that start with `width` channels; torchvision fixes 64 for basic blocks."""
+        self.inplanes = width
+        self.conv1 = nn.Conv2d(3, width, kernel_size=7, stride=2, padding=3, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        for stage, blocks in enumerate(layers):
+            setattr(
+                self,
+                f"layer{stage + 1}",
+                self._make_layer(block, width << stage, blocks, stride=1 if stage == 0 else 2),
+            )
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            elif zero_init and isinstance(module, BasicBlock):
+                nn.init.zeros_(module.bn2.weight)
+
+
+def build_backbone(name: str, *, stem: str = "imagenet", zero_init_residual: bool = False) -> Backbone:
+    """A backbone with torchvision's parameter names, freshly initialised.
+
+    Args:
+        name: resnet18, resnet34, resnet50, or resnet10_narrow (1.2 M parameters, for CPUs).
+        stem: "imagenet" (7x7, stride 2, max-pool) or "cifar" (3x3, stride 1, padding 2, no max-pool).
+        zero_init_residual: see `BackboneConfig`.
+
+    Raises:
+        ValueError: an unknown name or stem.
+    """
+    return Backbone(BackboneConfig(name=name, stem=stem, zero_init_residual=zero_init_residual))

@@ -1,0 +1,30 @@
+"""The projector: (Linear without bias, BatchNorm, ReLU) x (layers - 1), then Linear (the authors' `src/model.py`)."""
+
+import dataclasses
+
+from torch import nn
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ProjectorConfig:
+    """Widths of the projector; `out` is the embedding dimension d."""
+
+    hidden: int = 8192
+    out: int = 8192
+    layers: int = 3
+
+    def __post_init__(self) -> None:
+        if min(self.hidden, self.out, self.layers) < 1:
+            raise ValueError(
+                f"projector: hidden={self.hidden}, out={self.out}, layers={self.layers} must all be at least 1"
+            )
+
+
+def build_projector(num_features: int, config: ProjectorConfig) -> nn.Sequential:
+    """Features (N, num_features) -> embeddings (N, config.out)."""
+    layers: list[nn.Module] = []
+    width = num_features
+    for _ in range(config.layers - 1):
+        layers += [nn.Linear(width, config.hidden, bias=False), nn.BatchNorm1d(config.hidden), nn.ReLU(inplace=True)]
+        width = config.hidden
+    return nn.Sequential(*layers, nn.Linear(width, config.out))

@@ -1,0 +1,74 @@
+"""Generated pictures for a demonstration without any download: coloured figures on coloured grounds, ten classes.
+
+A class is a figure with a surface (see `CLASS_NAMES`). Place, size, angle and all colours are random and alike for all
+classes, so that neither a mean colour nor a single pixel tells the class: a network has to see the form.
+"""
+
+import itertools
+
+import numpy as np
+
+from intl_bench.core.seeding import generator
+
+SIZE = 32
+_FIGURES = ("disc", "square", "triangle", "ring", "cross")
+_SURFACES = ("plain", "striped")
+CLASS_NAMES = [f"{surface} {figure}" for surface, figure in itertools.product(_SURFACES, _FIGURES)]
+
+_DRAWS = 17  # random numbers of an image, besides its noise
+_PART = 1024  # images drawn at once
+
+
+def make(n: int, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """The first `n` images of a split: (n, SIZE, SIZE, 3) uint8, and their labels (n,) int64, all classes in turn.
+
+    Image i is a function of (split, i) alone.
+    """
+    labels = np.arange(n) % len(CLASS_NAMES)
+    images = np.empty((n, SIZE, SIZE, 3), np.uint8)
+    for start in range(0, n, _PART):
+        part = slice(start, min(start + _PART, n))
+        images[part] = _draw(range(part.start, part.stop), labels[part], split)
+    return images, labels
+
+
+def _draw(indices: range, labels: np.ndarray, split: str) -> np.ndarray:
+    streams = [generator(0, f"shapes {split}", index) for index in indices]
+    u = np.stack([stream.random(_DRAWS, np.float32) for stream in streams])[:, None, None]
+    noise = np.stack([stream.standard_normal((SIZE, SIZE, 3), np.float32) for stream in streams])
+    line = np.linspace(-1, 1, SIZE, dtype=np.float32)
+    # The figure's own coordinates, in which it reaches about 1 from its centre.
+    scale, angle = 0.45 + 0.3 * u[..., 0], 2 * np.pi * u[..., 1]
+    right, down = (line - 0.7 * (u[..., 2] - 0.5)) / scale, (line[:, None] - 0.7 * (u[..., 3] - 0.5)) / scale
+    x, y = np.cos(angle) * right + np.sin(angle) * down, np.cos(angle) * down - np.sin(angle) * right
+    surface, figure = np.divmod(labels[:, None, None], len(_FIGURES))
+    inside = _cover(np.choose(figure, _distances(x, y)) * scale)
+    stripes = surface * _cover(np.sin((7 + 4 * u[..., 4]) * y) / 8)
+    # Each colour is uniform, and apart from the one beneath it in every channel.
+    ground = u[..., 5:8]
+    fill = (ground + 0.35 + 0.3 * u[..., 8:11]) % 1
+    stripe = (fill + 0.35 + 0.3 * u[..., 11:14]) % 1
+    slope = (u[..., 14] - 0.5) * line + (u[..., 15] - 0.5) * line[:, None]
+    pixels = _mix(ground + 0.2 * slope[..., None], _mix(fill, stripe, stripes), inside) + 0.06 * u[..., 16:] * noise
+    return (pixels.clip(0, 1) * 255).round().astype(np.uint8)
+
+
+def _distances(x: np.ndarray, y: np.ndarray) -> list[np.ndarray]:
+    """How far each point lies outside each figure (negative: inside), in the order of `_FIGURES`."""
+    radius, across, along = np.hypot(x, y), np.abs(x), np.abs(y)
+    return [
+        radius - 0.85,
+        np.maximum(across, along) - 0.75,
+        np.maximum(-y, y / 2 + across * np.sqrt(0.75)) - 0.5,
+        np.abs(radius - 0.72) - 0.22,
+        np.maximum(np.maximum(across, along) - 0.95, np.minimum(across, along) - 0.28),
+    ]
+
+
+def _cover(distance: np.ndarray) -> np.ndarray:
+    """Share of a pixel that a form covers, from its centre's distance to the form's edge (the picture is 2 wide)."""
+    return (0.5 - distance * SIZE / 2).clip(0, 1)
+
+
+def _mix(below: np.ndarray, above: np.ndarray, share: np.ndarray) -> np.ndarray:
+    return below + (above - below) * share[..., None]

@@ -1,0 +1,249 @@
+"""The ground floor: configuration, files, seeding, progress, signals."""
+
+import dataclasses
+import errno
+import hashlib
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from intl_bench.core import config, files
+from intl_bench.core.errors import InputError, Preempted, ResourceError, from_os_error
+from intl_bench.core.progress import Progress
+from intl_bench.core.seeding import generator, permutation, torch_seed
+from intl_bench.core.signals import StopRequest
+
+
+PINNED = [0.2746967703669049, 0.20583410700675053]
+PINNED_ORDER = [4, 3, 5, 2, 7, 6, 1, 0]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Inner:
+    size: int = 3
+    weight: float | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Outer:
+    epochs: int = 10
+    base_lr: float = 0.3
+    inner: Inner = dataclasses.field(default_factory=Inner)
+    views: list[Inner] = dataclasses.field(default_factory=lambda: [Inner(), Inner()])
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1:
+            raise ValueError(f"epochs={self.epochs}: expected at least 1")
+
+
+class TestConfig:
+    def test_file_then_overrides(self) -> None:
+        values = {"epochs": 20, "inner": {"weight": 1e-5}, "views": [{"size": 1}, {"size": 2}, {"size": 4}]}
+        built = config.build(Outer, values, "config a.yaml", ["base_lr=1e-1", "inner.size=7", "views.1.size=9"])
+        assert built == Outer(
+            epochs=20,
+            base_lr=0.1,
+            inner=Inner(size=7, weight=1e-5),
+            views=[Inner(size=1), Inner(size=9), Inner(size=4)],
+        )
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            built.inner.size = 1  # type: ignore[misc]
+
+    @pytest.mark.parametrize(
+        ("overrides", "message"),
+        [
+            (["epoch=3"], "unknown key 'epoch'; did you mean epochs?"),
+            (["inner.sise=3"], "unknown key 'inner.sise'; did you mean size?"),
+            (["zzz=3"], "known keys: epochs, base_lr, inner, views"),
+            (["epochs=many"], "wrong value for 'epochs'"),
+            (["epochs=1.5"], "wrong value for 'epochs'"),
+            (["inner=3"], "wrong value"),
+            (["epochs=0"], "epochs=0: expected at least 1"),
+            (["epochs"], "expected key=value"),
+            (["views=[{size: 3"], "not valid YAML"),
+        ],
+    )
+    def test_bad_override_is_one_line(self, overrides: list[str], message: str) -> None:
+        with pytest.raises(InputError) as caught:
+            config.build(Outer, {}, "config a.yaml", overrides)
+        assert message in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+    def test_base_is_merged_underneath(self, tmp_path: Path) -> None:
+        (tmp_path / "a.yaml").write_text("epochs: 5\ninner: {size: 1, weight: 2.0}\n")
+        (tmp_path / "b.yaml").write_text("base: a.yaml\ninner: {size: 8}\n")
+        assert config.load(Outer, str(tmp_path / "b.yaml"), "pretrain") == Outer(
+            epochs=5, inner=Inner(size=8, weight=2.0)
+        )
+
+    @pytest.mark.parametrize("text", ["a: [1", "- 1\n- 2\n", "a: 1\na: 2\n", "\x00"])
+    def test_broken_file_names_the_file(self, tmp_path: Path, text: str) -> None:
+        path = tmp_path / "broken.yaml"
+        path.write_text(text)
+        with pytest.raises(InputError, match=r"broken\.yaml"):
+            config.read(path)
+
+    def test_unknown_name_suggests_the_nearest(self) -> None:
+        with pytest.raises(InputError, match="did you mean cifar10_r18_intl"):
+            config.find("cifar10_r18_intel", "pretrain")
+
+    def test_digest_ignores_key_order_only(self) -> None:
+        assert config.digest({"a": 1, "b": 2}) == config.digest({"b": 2, "a": 1})
+        assert config.digest({"a": 1}) != config.digest({"a": 2})
+
+    def test_differences(self) -> None:
+        assert config.differences({"a": {"b": 1}, "c": 2}, {"a": {"b": 3}, "c": 2}) == ["a.b: 1 -> 3"]
+
+
+class TestFiles:
+    def test_digest_notices_every_flipped_bit(self, tmp_path: Path) -> None:
+        path = tmp_path / "a.bin"
+        content = bytes(range(64))
+        digest = files.write_digested(path, lambda stream: stream.write(content))
+        assert digest == hashlib.sha256(content).hexdigest() == files.verify(path)
+        for bit in range(0, 512, 37):
+            damaged = bytearray(content)
+            damaged[bit // 8] ^= 1 << bit % 8
+            path.write_bytes(damaged)
+            with pytest.raises(InputError, match=r"a\.bin"):
+                files.verify(path)
+
+    def test_sidecar_is_what_sha256sum_reads(self, tmp_path: Path) -> None:
+        for content in (b"one", b"two"):
+            files.write_digested(tmp_path / "a.bin", lambda stream, content=content: stream.write(content))
+        subprocess.run(["sha256sum", "-c", "a.bin.sha256"], cwd=tmp_path, check=True, capture_output=True)
+
+    def test_crash_while_writing_keeps_the_old_file(self, tmp_path: Path) -> None:
+        path = tmp_path / "a.bin"
+        files.write_digested(path, lambda stream: stream.write(b"old"))
+
+        def crash(stream: object) -> None:
+            raise RuntimeError("power cut")
+
+        with pytest.raises(RuntimeError):
+            files.write_digested(path, crash)
+        assert path.read_bytes() == b"old"
+        files.verify(path)
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["a.bin", "a.bin.sha256"]
+
+    def test_crash_between_sidecar_and_file_still_verifies(self, tmp_path: Path) -> None:
+        path = tmp_path / "a.bin"
+        old = files.write_digested(path, lambda stream: stream.write(b"old"))
+        new = hashlib.sha256(b"new").hexdigest()
+        files.write_text(tmp_path / "a.bin.sha256", f"{new}  a.bin\n{old}  a.bin\n")
+        assert files.verify(path) == old
+        path.write_bytes(b"new")
+        assert files.verify(path) == new
+
+    def test_full_disk_is_a_resource_error_and_loses_nothing(self) -> None:
+        error = from_os_error(OSError(errno.ENOSPC, "No space left on device"), "cannot write x")
+        assert isinstance(error, ResourceError)
+        assert error.exit_code == 4
+        if Path("/dev/full").exists():
+            with pytest.raises(ResourceError, match="No space left"):
+                files.JsonLines.append(_lines_at(Path("/dev/full")), {"a": 1})
+
+    def test_create_json_never_overwrites(self, tmp_path: Path) -> None:
+        path = tmp_path / "r.json"
+        assert files.create_json(path, {"a": 1})
+        assert not files.create_json(path, {"a": 2})
+        assert json.loads(path.read_text()) == {"a": 1}
+
+    def test_exactly_one_of_many_writers_creates(self, tmp_path: Path) -> None:
+        with multiprocessing.get_context("spawn").Pool(4) as pool:
+            made = pool.starmap(files.create_json, [(tmp_path / "r.json", {"writer": i}) for i in range(16)])
+        assert sum(made) == 1
+        assert json.loads((tmp_path / "r.json").read_text())["writer"] == made.index(True)
+
+    def test_json_refuses_nan(self, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match="JSON"):
+            files.write_json(tmp_path / "a.json", {"a": float("nan")})
+
+    def test_log_forgets_what_will_be_done_again(self, tmp_path: Path) -> None:
+        path = tmp_path / "m.jsonl"
+        path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
+        lines = files.JsonLines(path, keep=lambda row: row["step"] <= 2)
+        lines.append({"step": 3})
+        assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3]
+
+
+def _lines_at(path: Path) -> files.JsonLines:
+    lines = files.JsonLines.__new__(files.JsonLines)
+    lines.path = path
+    return lines
+
+
+class TestSeeding:
+    def test_pinned(self) -> None:
+        """The streams may never change: results would no longer be reproducible."""
+        assert generator(0, "views", 3, 5, 1).random(2).tolist() == PINNED
+        assert permutation(7, "order", 2, 8).tolist() == PINNED_ORDER
+
+    def test_every_argument_matters(self) -> None:
+        draws = {
+            float(generator(*arguments).random())
+            for arguments in [
+                (0, "a", 1, 2, 3),
+                (1, "a", 1, 2, 3),
+                (0, "b", 1, 2, 3),
+                (0, "a", 2, 2, 3),
+                (0, "a", 1, 3, 3),
+                (0, "a", 1, 2, 4),
+            ]
+        }
+        assert len(draws) == 6
+
+    def test_neighbouring_counters_do_not_overlap(self) -> None:
+        long = generator(0, "a", 1).random(5000)
+        assert not np.isin(generator(0, "a", 2).random(5000), long).any()
+
+    def test_uniform(self) -> None:
+        first = np.sort([generator(0, "a", i).random() for i in range(4000)])
+        assert np.abs(first - (np.arange(4000) + 0.5) / 4000).max() < 1.63 / 4000**0.5  # Kolmogorov-Smirnov, p = 0.01
+
+    def test_torch_seed_range(self) -> None:
+        assert all(0 <= torch_seed(seed, "init") < 2**63 for seed in range(20))
+
+    def test_refuses_negative(self) -> None:
+        with pytest.raises(ValueError, match="seed"):
+            generator(-1, "a")
+
+
+class TestProgress:
+    def test_plain_lines_off_a_terminal(self, capsys: pytest.CaptureFixture[str]) -> None:
+        progress = Progress(3, done=1, images_per_step=8, label="work")
+        progress.step(0.0, {"loss": 0.5})
+        progress.step(0.0, {"loss": 0.25})
+        text = capsys.readouterr().err
+        assert text.startswith("work: 3/3, 0:00:00 left, loss 0.25, ")
+        assert "img/s" in text
+
+    def test_silent_when_disabled(self, capsys: pytest.CaptureFixture[str]) -> None:
+        progress = Progress(1, label="work", enabled=False)
+        progress.step()
+        assert capsys.readouterr().err == ""
+
+
+class TestSignals:
+    @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)])
+    def test_noted_then_raised(self, number: signal.Signals, code: int) -> None:
+        before = signal.getsignal(number)
+        with StopRequest() as stop:
+            os.kill(os.getpid(), number)
+            assert stop.received == number
+            error = stop.error("after step 3")
+        assert isinstance(error, Preempted)
+        assert error.exit_code == code
+        assert signal.getsignal(number) is before
+
+    def test_second_interrupt_kills(self) -> None:
+        with StopRequest():
+            os.kill(os.getpid(), signal.SIGINT)
+            with pytest.raises(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGINT)

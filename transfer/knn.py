@@ -1,0 +1,219 @@
+"""k nearest neighbours on frozen features.
+
+The paper's: raw features, Euclidean distance, k = 5, every neighbour one vote, ties of the vote to the lowest label
+(the authors' cifar/eval/evaluate.py). configs/knn/ has solo-learn's and DINO's beside it.
+"""
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from intl_bench.core import distributed
+from intl_bench.core.errors import InputError
+from pretrain.checkpoint import Checkpoint
+from pretrain.data import DataConfig
+from transfer.features import extract_both
+from transfer.outcome import Outcome
+
+SEEDED = False
+
+# Which weights go with which distance, and where they come from.
+_WEIGHTS = {
+    "euclidean": ("uniform", "inverse"),  # the paper; solo-learn's `WeightedKNNClassifier`: 1 / (distance + 1e-5)
+    "cosine": ("uniform", "softmax"),  # DINO's eval_knn.py: exp(similarity / temperature)
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """`resize` is the shorter side of an image and `crop` the side of its central square, in pixels; None leaves it."""
+
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    workers: int = 8
+    device: str = "auto"
+    batch_size: int = 256
+    resize: int | None = None
+    crop: int | None = None
+    k: int = 5
+    distance: str = "euclidean"
+    weights: str = "uniform"
+    temperature: float = 0.07
+
+    def __post_init__(self) -> None:
+        _check(self.k, self.distance, self.weights, self.temperature)
+
+
+def protocol(config: Config) -> dict[str, Any]:
+    """What must be equal for two results to be compared."""
+    return {
+        "protocol": "knn",
+        "resize": config.resize,
+        "crop": config.crop,
+        "k": config.k,
+        "distance": config.distance,
+        "weights": config.weights,
+        "temperature": config.temperature if config.weights == "softmax" else None,
+    }
+
+
+def run(checkpoint: Checkpoint, config: Config, seed: int, *, folder: Path) -> Outcome:
+    """Scores a checkpoint: `knn5` (for k = 5), the share of test images that their neighbours classify right.
+
+    Nothing is random (`seed` is not used) and nothing is resumed (`folder` is not used): the features are cached.
+
+    Raises:
+        InputError: fewer training images than k, or what `extract` raises.
+    """
+    with distributed.start(config.device) as process:
+        train, test = extract_both(checkpoint, config, process)
+        if config.k > len(train.labels):
+            raise InputError(f"k={config.k}: the data set has only {len(train.labels)} training images")
+        predictions = knn_predict(
+            train.features,
+            train.labels,
+            test.features,
+            k=config.k,
+            distance=config.distance,
+            weights=config.weights,
+            temperature=config.temperature,
+            device=process.device,
+        )
+    correct = int((predictions == test.labels).sum())
+    return Outcome(
+        metrics={f"knn{config.k}": 100 * correct / len(test.labels)},
+        details={"train_images": len(train.labels), "test_images": len(test.labels), "correct": correct},
+    )
+
+
+def chunk_shape(n_test: int, n_train: int, chunk_bytes: int) -> tuple[int, int]:
+    """Rows (test) and columns (train) of the largest part of the distance matrix that fits `chunk_bytes` in float32.
+
+    Sixteen times wider than high where both sides are long: high enough for a fast matrix product, and few merges.
+    """
+    entries = max(1, chunk_bytes // 4)
+    rows = min(n_test, max(1, math.isqrt(entries // 16)))
+    columns = min(n_train, entries // rows)
+    return min(n_test, entries // columns), columns
+
+
+@torch.inference_mode()
+def knn_predict(
+    train_features: torch.Tensor,
+    train_labels: torch.Tensor,
+    test_features: torch.Tensor,
+    *,
+    k: int = 5,
+    distance: str = "euclidean",
+    weights: str = "uniform",
+    temperature: float = 0.07,
+    chunk_bytes: int = 16 * 2**20,
+    device: torch.device | str = "cpu",
+) -> torch.Tensor:
+    """Labels by a vote of the k nearest training features.
+
+    The distance matrix exists one chunk at a time; the k smallest of every row are merged from chunk to chunk. Of
+    training features at the same distance those that come first count, and a tied vote goes to the lowest label, so
+    the result is that of a stable sort of the whole matrix, whatever the size of the chunks.
+
+    Args:
+        train_features: (n, F).
+        train_labels: (n,) int64, from 0.
+        test_features: (m, F).
+        k: neighbours.
+        distance: "euclidean" or "cosine".
+        weights: "uniform", "inverse" (Euclidean only: 1 / (distance + 1e-5)) or "softmax" (cosine only:
+            exp(similarity / temperature)).
+        temperature: for "softmax".
+        chunk_bytes: most bytes of the distance matrix at a time.
+        device: where to compute.
+
+    Returns:
+        (m,) int64, on the CPU.
+
+    Raises:
+        ValueError: k outside 1..n, or settings that do not go together.
+    """
+    _check(k, distance, weights, temperature)
+    n, m = len(train_features), len(test_features)
+    if k > n:
+        raise ValueError(f"k={k}: only {n} training features")
+    test = test_features.to(device)
+    if distance == "cosine":
+        test = F.normalize(test)
+    rows, columns = chunk_shape(m, n, chunk_bytes)
+    nearest = torch.full((m, k), torch.inf, device=device)
+    indices = torch.zeros((m, k), dtype=torch.int64, device=device)
+    for first in range(0, n, columns):
+        train = train_features[first : first + columns].to(device)
+        if distance == "cosine":
+            train = F.normalize(train)
+        # |x - y|^2 without |x|^2, which is the same for the whole row; with |y| = 1 the order is the cosine's.
+        norms = train.square().sum(1) if distance == "euclidean" else train.new_zeros(len(train))
+        for part in torch.arange(m, device=device).split(rows):
+            at = slice(int(part[0]), int(part[-1]) + 1)
+            values, places = _smallest(torch.addmm(norms, test[at], train.T, alpha=-2), min(k, len(train)))
+            # The earlier chunks' come first, so a stable sort keeps the lower index in front.
+            values, order = torch.cat([nearest[at], values], 1).sort(dim=1, stable=True)
+            places = torch.cat([indices[at], places + first], 1).gather(1, order)
+            nearest[at], indices[at] = values[:, :k], places[:, :k]
+    return _vote(train_features, train_labels, test, nearest, indices, weights, temperature).cpu()
+
+
+def _smallest(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The k smallest of each row and their columns, both (rows, k): ascending, equal values in the order of columns."""
+    n = scores.shape[1]
+    if k == n:
+        return scores.sort(dim=1, stable=True)
+    values, columns = scores.topk(k + 1, dim=1, largest=False)
+    columns = columns[:, :k]
+    # `topk` takes any of equal values: where the first one left out equals the last one taken, choose again.
+    tied = values[:, k] == values[:, k - 1]
+    if tied.any():
+        bound, again = values[tied, k - 1 : k], scores[tied]
+        column = torch.arange(n, device=scores.device)
+        keys = torch.where(again < bound, column - n, torch.where(again == bound, column, n))
+        columns[tied] = keys.topk(k, dim=1, largest=False).indices
+    columns = columns.sort(dim=1).values
+    values, order = scores.gather(1, columns).sort(dim=1, stable=True)
+    return values, columns.gather(1, order)
+
+
+def _vote(
+    train_features: torch.Tensor,
+    train_labels: torch.Tensor,
+    test: torch.Tensor,
+    nearest: torch.Tensor,
+    indices: torch.Tensor,
+    weights: str,
+    temperature: float,
+) -> torch.Tensor:
+    labels = train_labels.to(test.device)[indices]
+    votes = torch.zeros((len(test), int(train_labels.max()) + 1), dtype=torch.float64, device=test.device)
+    best = -nearest[:, :1] / 2
+    # One neighbour at a time: no two additions meet in one cell, so their order, and the result, is always the same.
+    for j in range(indices.shape[1]):
+        if weights == "inverse":
+            # From the difference itself: near zero, where this weight is large, the expanded square has no digits left.
+            neighbour = train_features[indices[:, j].cpu()].to(test.device)
+            vote = 1 / ((test - neighbour).norm(dim=1).double() + 1e-5)
+        elif weights == "softmax":
+            vote = ((-nearest[:, j] / 2 - best[:, 0]).double() / temperature).exp()
+        else:
+            vote = torch.ones(len(test), dtype=torch.float64, device=test.device)
+        votes.scatter_add_(1, labels[:, j : j + 1], vote[:, None])
+    return votes.argmax(1)
+
+
+def _check(k: int, distance: str, weights: str, temperature: float) -> None:
+    if k < 1:
+        raise ValueError(f"k={k}: expected at least 1")
+    if distance not in _WEIGHTS:
+        raise ValueError(f"distance={distance!r}: expected one of {', '.join(_WEIGHTS)}")
+    if weights not in _WEIGHTS[distance]:
+        raise ValueError(f"weights={weights!r}: with distance={distance} expected one of {', '.join(_WEIGHTS[distance])}")
+    if not temperature > 0:
+        raise ValueError(f"temperature={temperature}: expected more than 0")
