@@ -20,7 +20,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="intl-bench",
         description="Pre-train INTL, score the backbone, and put the numbers beside the published ones.",
-        epilog="exit codes: 0 ok, 1 bug, 2 bad input, 3 diverged, 4 no disk, memory or device, 75 stopped and resumable, 130 Ctrl-C",
+        epilog="exit codes: 0 ok, 1 bug, 2 bad input, 3 diverged, 4 no disk, memory or device, 75 stopped and resumable, "
+        "130 Ctrl-C",
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -110,7 +111,9 @@ def _task(args: argparse.Namespace) -> None:
     )
     if args.dry_run:
         _, checkpoint, config = runs.prepare(plan)
-        _print_plan({"task": plan.task, "checkpoint": str(checkpoint.path), "seeds": list(plan.seeds), "config": config})
+        _print_plan(
+            {"task": plan.task, "checkpoint": str(checkpoint.path), "seeds": list(plan.seeds), "config": config}
+        )
         return
     runs.run(plan)
 
@@ -139,7 +142,9 @@ def _translate(error: Exception) -> BenchError | None:
     if isinstance(error, BenchError):
         return error
     if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
-        return ResourceError(f"out of memory: {str(error).splitlines()[0] if str(error) else 'no more to give'}; lower batch_size")
+        return ResourceError(
+            f"out of memory: {str(error).splitlines()[0] if str(error) else 'no more to give'}; lower batch_size"
+        )
     if isinstance(error, OSError):
         return from_os_error(error, f"cannot use {error.filename or 'a file'}")
     return None
@@ -163,7 +168,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if known is None:
             where = traceback.extract_tb(error.__traceback__)[-1]
             message = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-            print(f"intl-bench: bug: {message} ({Path(where.filename).name}:{where.lineno}); --debug shows more", file=sys.stderr)
+            print(
+                f"intl-bench: bug: {message} ({Path(where.filename).name}:{where.lineno}); --debug shows more",
+                file=sys.stderr,
+            )
             return BUG
         print(f"intl-bench: {' '.join(str(known).split())}", file=sys.stderr)
         return known.exit_code

@@ -13,7 +13,7 @@ _RESULTS = Path("runs") / "demo"
 
 
 def run() -> None:
-    """Three pre-trainings, each scored by a linear classifier and 5-NN beside random initialisation; then Tables 1-3."""
+    """Three pre-trainings, each scored by linear classifier and 5-NN beside random initialisation; then Tables 1-3."""
     records: list[ResultRecord] = []
     for seed in _SEEDS:
         checkpoint = train.run(load_recipe("demo", [f"seed={seed}"]))
@@ -26,7 +26,11 @@ def run() -> None:
     print()
     for task, metric, name in (("linear", "top1", "linear top-1"), ("knn", "knn5", "5-NN")):
         trained, random = (
-            statistics.mean(r.metrics[metric] for r in records if r.task == task and (r.method == "Random init") is chance)
+            statistics.mean(
+                r.metrics[metric] for r in records if r.task == task and (r.method == "Random init") is chance
+            )
             for chance in (False, True)
         )
-        print(f"{name}: {trained:.1f} after pre-training, {random:.1f} at random initialisation (3 seeds, generated images)")
+        print(
+            f"{name}: {trained:.1f} after pre-training, {random:.1f} at random initialisation (3 seeds, demo scale)"
+        )

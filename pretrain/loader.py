@@ -4,11 +4,13 @@ What a batch holds is a function of the seed and the step alone, the same for an
 for a run that starts anywhere in between.
 """
 
+import atexit
 import functools
 import itertools
 import math
 import signal
-from collections.abc import Callable, Iterator, Sequence
+import weakref
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -90,7 +92,7 @@ def training_batches(
     make = functools.partial(
         _training_batch, source, tuple(views), seed, steps, batch_size // world_size, rank, world_size
     )
-    return _iterate(make, range(first_step, last_step), workers, pin)
+    return _closed_at_exit(_iterate(make, range(first_step, last_step), workers, pin))
 
 
 def evaluation_batches(
@@ -121,7 +123,8 @@ def evaluation_batches(
     """
     indices = range(len(source))[first:last]
     make = functools.partial(_evaluation_batch, source, indices, batch_size, resize, crop)
-    for images, labels in _iterate(make, range(math.ceil(len(indices) / batch_size)), workers, False):
+    steps = range(math.ceil(len(indices) / batch_size))
+    for images, labels in _closed_at_exit(_iterate(make, steps, workers, False)):
         yield normalize(images.to(torch.float32).div_(255), mean, std), labels
 
 
@@ -141,14 +144,14 @@ class _Steps(Dataset[Any]):
             return error
 
 
-def _iterate(make: Callable[[int], Any], steps: range, workers: int, pin: bool) -> Iterator[Any]:
+def _iterate(make: Callable[[int], Any], steps: range, workers: int, pin: bool) -> Generator[Any]:
     loader = DataLoader(
         _Steps(make),
         batch_size=None,
         sampler=steps,
         num_workers=workers,
         pin_memory=pin,
-        worker_init_fn=_ignore_interrupt,
+        worker_init_fn=_ignore_signals,
         generator=torch.Generator(),  # its own, so that the process's generator is left as it is
     )
     try:
@@ -165,9 +168,22 @@ def _iterate(make: Callable[[int], Any], steps: range, workers: int, pin: bool) 
         ) from error
 
 
-def _ignore_interrupt(_: int) -> None:
-    """Ctrl-C reaches every process of a terminal; the main one ends the others in order."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _ignore_signals(_: int) -> None:
+    """A terminal's Ctrl-C and a cluster's warning reach every process; the main one ends its workers in order."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _closed_at_exit(batches: Generator[Any]) -> Generator[Any]:
+    """Ends the workers before Python exits, which would wait for ever for processes that ignore its SIGTERM."""
+    reference = weakref.ref(batches)
+
+    def close() -> None:
+        if (alive := reference()) is not None:
+            alive.close()
+
+    atexit.register(close)
+    return batches
 
 
 @functools.lru_cache(maxsize=1)

@@ -15,5 +15,5 @@ def warmup_cosine(step: int, *, total: int, warmup: int, base: float, final_rati
 
 
 def cosine_momentum(progress: float, base: float) -> float:
-    """Momentum of a moving average, from `base` at progress 0 to 1 at progress 1, along a cosine (BYOL, Section 3.2)."""
+    """Momentum of a moving average: from `base` at progress 0 along a cosine to 1 at progress 1 (BYOL, Section 3.2)."""
     return 1 - 0.5 * (1 + math.cos(math.pi * progress)) * (1 - base)

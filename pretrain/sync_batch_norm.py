@@ -1,4 +1,4 @@
-"""Batch normalisation over the batch of all processes, on GPUs (PyTorch's own) and on CPUs (which PyTorch's refuses)."""
+"""Batch normalisation over the batch of all processes, on GPUs (PyTorch's own) and on CPUs (which that refuses)."""
 
 import torch
 from torch import nn

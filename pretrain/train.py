@@ -25,7 +25,7 @@ from intl_bench.core.signals import StopRequest
 from pretrain import checkpoint, methods, spectrum
 from pretrain.backbone import Backbone
 from pretrain.data import normalization, open_source
-from pretrain.loader import Batch, training_batches
+from pretrain.loader import Batch, steps_per_epoch, training_batches
 from pretrain.optim import build_sgd
 from pretrain.projector import build_projector
 from pretrain.recipe import Recipe, check_same_run
@@ -52,7 +52,7 @@ class Training:
     normalization: tuple[tuple[float, ...], tuple[float, ...]]
     step: int = 0
     seconds: float = 0.0
-    bad_files: list[str] = dataclasses.field(default_factory=list)
+    bad_files: set[str] = dataclasses.field(default_factory=set)
 
     @property
     def total_steps(self) -> int:
@@ -97,15 +97,15 @@ class Training:
         self.scaler.update()
         self.step += 1
         self.method.after_step(self.step / self.total_steps)
-        self.bad_files = sorted({*self.bad_files, *batch.bad_files})
+        self.bad_files.update(batch.bad_files)
         return {**values, "lr": lr, "gradient_norm": float(norm)}
 
     def _require_finite(self, values: dict[str, float]) -> None:
         bad = [f"{name} = {value}" for name, value in values.items() if value - value != 0]
         if bad:
             raise DivergedError(
-                f"diverged at step {self.step} (epoch {self.step // self.steps_per_epoch}): {', '.join(bad)}; the weights "
-                "were left as before this step; lower base_lr, or use precision=fp32"
+                f"diverged at step {self.step} (epoch {self.step // self.steps_per_epoch}): {', '.join(bad)}; "
+                "the weights were left as before this step; lower base_lr, or use precision=fp32"
             )
 
     def state(self) -> dict[str, Any]:
@@ -118,7 +118,12 @@ class Training:
             "steps_per_epoch": self.steps_per_epoch,
             "display": self.display,
             "config": configs.to_dict(self.recipe),
-            "details": {"images": self.images, "seconds": round(self.seconds, 1), "bad_images": len(self.bad_files), "bad_files": self.bad_files},
+            "details": {
+                "images": self.images,
+                "seconds": round(self.seconds, 1),
+                "bad_images": len(self.bad_files),
+                "bad_files": sorted(self.bad_files),
+            },
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -144,7 +149,7 @@ class Training:
             ) from error
         self.scaler.load_state_dict(state["scaler"])
         self.step, self.seconds = state["step"], state["details"]["seconds"]
-        self.bad_files = list(state["details"]["bad_files"])
+        self.bad_files = set(state["details"]["bad_files"])
 
 
 def build(recipe: Recipe, process: distributed.Process, n_images: int) -> Training:
@@ -154,10 +159,7 @@ def build(recipe: Recipe, process: distributed.Process, n_images: int) -> Traini
         InputError: the batch does not fit the data set or the method.
     """
     module, config = methods.parse(recipe.method, "method")
-    if recipe.batch_size > n_images:
-        raise InputError(
-            f"batch_size={recipe.batch_size}: the data set has only {n_images} images; choose at most that many"
-        )
+    steps = steps_per_epoch(n_images, recipe.batch_size)
 
     def make_encoder() -> tuple[nn.Module, nn.Module]:
         backbone = Backbone(recipe.backbone)
@@ -193,7 +195,7 @@ def build(recipe: Recipe, process: distributed.Process, n_images: int) -> Traini
             decay_one_dimensional=recipe.decay_one_dimensional,
         ),
         scaler=torch.amp.GradScaler(process.device.type, enabled=recipe.precision == "fp16"),
-        steps_per_epoch=n_images // recipe.batch_size,
+        steps_per_epoch=steps,
         images=n_images,
         normalization=normalization(recipe.data),
     )
@@ -210,20 +212,19 @@ def run(recipe: Recipe, *, fresh: bool = False) -> Path:
         Preempted: a signal came; the state is saved.
     """
     with distributed.start(recipe.device) as process, StopRequest() as stop:
-        if fresh and process.is_main:
-            shutil.rmtree(recipe.folder, ignore_errors=True)
-        distributed.barrier()
         source = open_source(recipe.data, "train")
         training = build(recipe, process, len(source))
+        if fresh and process.is_main:  # only now that nothing stands in the way of the new run
+            shutil.rmtree(recipe.folder, ignore_errors=True)
+        distributed.barrier()
         if recipe.checkpoint.exists():
             state, _ = checkpoint.load(recipe.checkpoint)
             training.restore(state)
         if training.step < training.total_steps:
             _loop(training, source, stop)
-        if process.is_main:
-            checkpoint.export_backbone(
-                recipe.folder / "backbone.safetensors", training.method.backbone.state_dict(), configs.to_dict(recipe)
-            )
+        exported = recipe.folder / "backbone.safetensors"
+        if process.is_main and not exported.exists():
+            checkpoint.export_backbone(exported, training.method.backbone.state_dict(), configs.to_dict(recipe))
     return recipe.checkpoint
 
 
@@ -249,27 +250,28 @@ def _loop(training: Training, source: Any, stop: StopRequest) -> None:
         workers=recipe.workers,
         pin=process.device.type == "cuda",
     )
-    before = time.perf_counter()
+    ended = time.perf_counter()
     for batch in batches:
-        waited = time.perf_counter() - before
+        waited = time.perf_counter() - ended
         values = training.take_step(batch)
-        training.seconds += time.perf_counter() - before
-        before = time.perf_counter()
-        epoch_done = training.step % training.steps_per_epoch == 0
         if recipe.spectrum_every and (
             training.step % recipe.spectrum_every == 0 or training.step == training.total_steps
         ):
             values |= _spectrum(training)
-        progress.step(waited, {"loss": values["loss"]})
+        epoch_done = training.step % training.steps_per_epoch == 0
         stopping = distributed.any_process(stop.received is not None, process.device)
-        if process.is_main and log is not None:
-            if training.step % recipe.log_every == 0 or epoch_done or stopping:
-                log.write(training.step, values | {"img/s": progress.images_per_second, "data": progress.data_share})
-            if epoch_done or stopping:
+        progress.step(waited, {"loss": values["loss"]})
+        if log is not None and (training.step % recipe.log_every == 0 or epoch_done or stopping):
+            log.write(training.step, values | {"img/s": progress.images_per_second, "data": progress.data_share})
+        training.seconds += time.perf_counter() - ended
+        if epoch_done or stopping:
+            training.bad_files = distributed.union(training.bad_files)
+            if process.is_main:
                 checkpoint.save(recipe.checkpoint, training.state())
         if stopping and training.step < training.total_steps:
             progress.close()
             raise stop.error(f"after step {training.step} of {training.total_steps}, saved in {recipe.checkpoint}")
+        ended = time.perf_counter()
     progress.close()
     if log is not None:
         log.close()

@@ -24,7 +24,7 @@ def test_learning_rate_is_the_authors_at_every_step() -> None:
 
 
 def test_momentum_is_the_authors_at_every_step() -> None:
-    """Theirs belongs to the update before forward number s, ours to the one after step s - 1, when s / total is done."""
+    """Theirs belongs to the update before forward number s, ours to that after step s - 1, when s / total is done."""
     momenta = [cosine_momentum(step / TOTAL, authors.BASE_MOMENTUM) for step in range(TOTAL)]
     assert momenta == pytest.approx(GOLDEN["momentum"], rel=1e-14)
     assert momenta[0] == pytest.approx(authors.BASE_MOMENTUM)

@@ -10,7 +10,7 @@ from pretrain.backbone import build_backbone
 from pretrain.sync_batch_norm import CPUSyncBatchNorm, synchronize
 
 world_sizes = pytest.mark.parametrize("world_size", [2, 4])
-TOLERANCES = {torch.float32: 2e-5, torch.float64: 1e-12}  # of values of 100 with a standard deviation of 2
+TOLERANCES = {torch.float32: 5e-5, torch.float64: 1e-12}  # of values of 100 with a standard deviation of 2
 
 
 def agree(value: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> None:
@@ -28,12 +28,8 @@ def test_equals_the_norm_of_the_whole_batch(world_size: int, dtype: torch.dtype,
     for rank, results in enumerate(distributed_worker.results(world_size)):
         for name, expected in whole.items():
             value = results[f"norm/{case}/{dtype}/{name}"]
-            if name.endswith(("output", "input_gradient")):
-                agree(value, my_part(expected, rank, world_size), dtype)
-            elif name == "evaluation":
-                agree(value, my_part(expected, rank, world_size), dtype)
-            else:
-                agree(value, expected, dtype)
+            local = name.endswith(("output", "input_gradient", "evaluation"))
+            agree(value, my_part(expected, rank, world_size) if local else expected, dtype)
 
 
 @world_sizes

@@ -1,4 +1,4 @@
-"""Scores a backbone: k nearest neighbours, linear classifiers, fine-tuning. Imports intl_bench.core and pretrain's data side."""
+"""Scores a backbone: k nearest neighbours, linear classifiers, fine-tuning."""
 
 # A task's name on the command line and the module that holds its `Config`, `protocol` and `run`.
 TASKS = {"knn": "transfer.knn", "linear": "transfer.linear", "finetune": "transfer.finetune"}

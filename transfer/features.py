@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch.nn import functional
 
 from intl_bench.core import config as configs
@@ -49,21 +49,27 @@ def build(checkpoint: Checkpoint) -> Backbone:
     """
     config = checkpoint.config["backbone"]
     model = Backbone(configs.build(BackboneConfig, config, f"checkpoint {checkpoint.path}"))
-    expected, given = ({k: tuple(v.shape) for k, v in state.items()} for state in (model.state_dict(), checkpoint.backbone))
-    wrong = [f"{key} is {given.get(key, 'missing')}, expected {shape}" for key, shape in expected.items() if given.get(key) != shape]
+    expected, given = (
+        {k: tuple(v.shape) for k, v in state.items()} for state in (model.state_dict(), checkpoint.backbone)
+    )
+    wrong = [
+        f"{key} is {given.get(key, 'missing')}, expected {shape}"
+        for key, shape in expected.items()
+        if given.get(key) != shape
+    ]
     wrong += [f"{key} is not part of it" for key in given if key not in expected]
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise InputError(
-            f"checkpoint {checkpoint.path}: its weights are not those of a {config['name']} with the {config['stem']} stem: "
-            f"{'; '.join(wrong[:3])}{more}"
+            f"checkpoint {checkpoint.path}: its weights are not those of a {config['name']} with the {config['stem']} "
+            f"stem: {'; '.join(wrong[:3])}{more}"
         )
     model.load_state_dict(checkpoint.backbone)
     return model
 
 
 def random_init(checkpoint: Checkpoint, seed: int) -> Checkpoint:
-    """The same architecture, freshly initialised from `seed`: what pre-training with this seed would have begun with."""
+    """The same architecture, freshly initialised from `seed`: what pre-training with this seed begins with."""
     config = configs.build(BackboneConfig, checkpoint.config["backbone"], f"checkpoint {checkpoint.path}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch_seed(seed, "init"))
@@ -137,7 +143,6 @@ def extract(
         "computed_by": [process.device.type, torch.__version__],
     }
     path = FOLDER / f"{configs.digest(about)}.safetensors"
-    labels = torch.from_numpy(source.labels)
     features = _cached(path)
     if distributed.any_process(features is None, process.device):
         mean, std = normalization
@@ -145,19 +150,29 @@ def extract(
         first = min(len(source), process.rank * share)
         last = min(len(source), first + share)
         batches = evaluation_batches(
-            source, resize=resize, crop=crop, mean=mean, std=std, batch_size=_BATCH, first=first, last=last, workers=workers
+            source,
+            resize=resize,
+            crop=crop,
+            mean=mean,
+            std=std,
+            batch_size=_BATCH,
+            first=first,
+            last=last,
+            workers=0 if isinstance(source, ArraySource) else workers,  # what is in memory is quicker taken than sent
         )
         features = _forward(build(checkpoint), batches, last - first, process)
         if process.world_size > 1:
             padded = functional.pad(features, (0, 0, 0, share - len(features))).to(process.device)
             features = distributed.gather(padded)[: len(source)].cpu()
         if not torch.isfinite(features).all():
-            raise InputError(f"checkpoint {checkpoint.path}: its features are not finite: the weights are damaged or diverged")
+            raise InputError(
+                f"checkpoint {checkpoint.path}: its features are not finite: the weights are damaged or diverged"
+            )
         if process.is_main:
-            about_text = {"about": json.dumps(about)}
-            # By name, for then the tensors are not copied in memory first.
-            files.write_digested(path, lambda stream: save_file({"features": features}, stream.name, about_text))
-    return Features(features, labels)
+            content = save({"features": features}, metadata={"about": json.dumps(about)})
+            files.write_digested(path, lambda stream: stream.write(content))
+    assert features is not None
+    return Features(features, torch.from_numpy(source.labels))
 
 
 @torch.inference_mode()
@@ -192,11 +207,11 @@ def _cached(path: Path) -> torch.Tensor | None:
 
 
 def _fingerprint(source: ImageSource) -> str:
-    """SHA-256 of what decides the images and labels of a source."""
-    digest = hashlib.sha256(source.labels.tobytes())
+    """SHA-256 of what decides the images of a source and their order."""
+    digest = hashlib.sha256()
     if isinstance(source, ArraySource):
         digest.update(f"{source.images.shape}".encode())
-        digest.update(np.ascontiguousarray(source.images))
+        digest.update(np.ascontiguousarray(source.images).data)
     else:
         for index in range(len(source)):
             file = source.file(index)

@@ -17,7 +17,7 @@ from intl_bench.core.errors import InputError
 from pretrain.checkpoint import Checkpoint
 from pretrain.data import DataConfig
 from transfer.features import extract_both
-from transfer.outcome import Outcome
+from transfer.outcome import Outcome, describe_normalization
 
 SEEDED = False
 
@@ -57,6 +57,7 @@ def protocol(config: Config) -> dict[str, Any]:
         "distance": config.distance,
         "weights": config.weights,
         "temperature": config.temperature if config.weights == "softmax" else None,
+        "normalization": describe_normalization(config.data),
     }
 
 
@@ -145,7 +146,7 @@ def knn_predict(
     if distance == "cosine":
         test = F.normalize(test)
     rows, columns = chunk_shape(m, n, chunk_bytes)
-    nearest = torch.full((m, k), torch.inf, device=device)
+    nearest = torch.full((m, k), torch.inf, dtype=test.dtype, device=device)
     indices = torch.zeros((m, k), dtype=torch.int64, device=device)
     for first in range(0, n, columns):
         train = train_features[first : first + columns].to(device)
@@ -153,8 +154,8 @@ def knn_predict(
             train = F.normalize(train)
         # |x - y|^2 without |x|^2, which is the same for the whole row; with |y| = 1 the order is the cosine's.
         norms = train.square().sum(1) if distance == "euclidean" else train.new_zeros(len(train))
-        for part in torch.arange(m, device=device).split(rows):
-            at = slice(int(part[0]), int(part[-1]) + 1)
+        for top in range(0, m, rows):
+            at = slice(top, top + rows)
             values, places = _smallest(torch.addmm(norms, test[at], train.T, alpha=-2), min(k, len(train)))
             # The earlier chunks' come first, so a stable sort keeps the lower index in front.
             values, order = torch.cat([nearest[at], values], 1).sort(dim=1, stable=True)
@@ -193,7 +194,6 @@ def _vote(
 ) -> torch.Tensor:
     labels = train_labels.to(test.device)[indices]
     votes = torch.zeros((len(test), int(train_labels.max()) + 1), dtype=torch.float64, device=test.device)
-    best = -nearest[:, :1] / 2
     # One neighbour at a time: no two additions meet in one cell, so their order, and the result, is always the same.
     for j in range(indices.shape[1]):
         if weights == "inverse":
@@ -201,7 +201,8 @@ def _vote(
             neighbour = train_features[indices[:, j].cpu()].to(test.device)
             vote = 1 / ((test - neighbour).norm(dim=1).double() + 1e-5)
         elif weights == "softmax":
-            vote = ((-nearest[:, j] / 2 - best[:, 0]).double() / temperature).exp()
+            # Relative to the nearest one's weight, for then no temperature overflows. A cosine is -score / 2.
+            vote = ((nearest[:, 0] - nearest[:, j]).double() / 2 / temperature).exp()
         else:
             vote = torch.ones(len(test), dtype=torch.float64, device=test.device)
         votes.scatter_add_(1, labels[:, j : j + 1], vote[:, None])
@@ -214,6 +215,8 @@ def _check(k: int, distance: str, weights: str, temperature: float) -> None:
     if distance not in _WEIGHTS:
         raise ValueError(f"distance={distance!r}: expected one of {', '.join(_WEIGHTS)}")
     if weights not in _WEIGHTS[distance]:
-        raise ValueError(f"weights={weights!r}: with distance={distance} expected one of {', '.join(_WEIGHTS[distance])}")
+        raise ValueError(
+            f"weights={weights!r}: with distance={distance} expected one of {', '.join(_WEIGHTS[distance])}"
+        )
     if not temperature > 0:
         raise ValueError(f"temperature={temperature}: expected more than 0")

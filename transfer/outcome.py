@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from pretrain.data import DataConfig, normalization
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Outcome:
@@ -26,7 +28,9 @@ def correct(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 def percentages(counts: Sequence[float], images: int, classes: int) -> dict[str, float]:
     """`top1`, and `top5` where there are more than five classes, of the two counts of `correct`."""
-    return {name: 100 * count / images for name, count in zip(("top1", "top5")[: 1 + (classes > 5)], counts, strict=False)}
+    return {
+        name: 100 * count / images for name, count in zip(("top1", "top5")[: 1 + (classes > 5)], counts, strict=False)
+    }
 
 
 def last_and_best(history: Sequence[dict[str, float]]) -> tuple[dict[str, float], int]:
@@ -37,3 +41,9 @@ def last_and_best(history: Sequence[dict[str, float]]) -> tuple[dict[str, float]
     """
     best = max(range(len(history)), key=lambda epoch: history[epoch]["top1"])
     return history[-1] | {f"best_{name}": value for name, value in history[best].items()}, best + 1
+
+
+def describe_normalization(data: DataConfig) -> str:
+    """Mean and standard deviation per channel, for a protocol stamp."""
+    mean, std = normalization(data)
+    return f"mean {' '.join(map(str, mean))}, std {' '.join(map(str, std))}"

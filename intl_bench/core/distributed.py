@@ -84,6 +84,15 @@ def any_process(flag: bool, device: torch.device) -> bool:
     return bool(value.item())
 
 
+def union(items: set[str]) -> set[str]:
+    """The union of a small set over all processes."""
+    if world_size() == 1:
+        return items
+    parts: list[set[str]] = [set()] * world_size()
+    dist.all_gather_object(parts, items)
+    return set().union(*parts)
+
+
 def barrier() -> None:
     """Waits for all processes."""
     if world_size() > 1:

@@ -117,7 +117,7 @@ def _sidecar(path: Path) -> Path:
     return path.with_name(path.name + ".sha256")
 
 
-def write_digested(path: Path, write: Callable[[IO[bytes]], None]) -> str:
+def write_digested(path: Path, write: Callable[[IO[bytes]], object]) -> str:
     """Lets `write` fill a binary stream, puts the result at `path` atomically with its side-car; returns the SHA-256.
 
     The side-car names the old and the new digest while the file changes, so that a crash in between leaves a pair

@@ -113,7 +113,7 @@ class INTLLoss(nn.Module):
 
 
 def _channel_cosines(x: Sequence[torch.Tensor], white: Sequence[Whitening]) -> list[torch.Tensor]:
-    """Cosine of every sample's whitened views i and 0, (m,) each; rows of Phi X have the squared norm (d - 1) variance."""
+    """Cosines of the samples' whitened views i and 0, (m,) each; rows of Phi X have squared norm (d - 1) variance."""
     d = x[0].shape[1]
     cosines = []
     for view, w in zip(x[1:], white[1:], strict=True):
@@ -163,7 +163,7 @@ class INTL(nn.Module):
         if self.target is None:
             return
         momentum = cosine_momentum(progress, self.base_momentum)
-        online = [*self.backbone.parameters(), *self.projector.parameters()]
+        online: list[torch.Tensor] = [*self.backbone.parameters(), *self.projector.parameters()]
         torch._foreach_lerp_(list(self.target.parameters()), online, 1 - momentum)
 
 

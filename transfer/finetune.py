@@ -1,0 +1,146 @@
+"""Semi-supervised evaluation: backbone and classifier fine-tuned on 1% or 10% of the labels, as SimCLR chose them."""
+
+import collections
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+from intl_bench.core.errors import InputError
+from pretrain.checkpoint import Checkpoint
+from pretrain.data import DataConfig, FolderSource, normalization, open_source
+from transfer.outcome import Outcome, describe_normalization
+from transfer.supervised import Settings, train_classifier
+
+SEEDED = True
+
+_ORIGIN = (
+    "SimCLR's lists are imagenet_subsets/1percent.txt and 10percent.txt of github.com/google-research/simclr, "
+    "one file name such as n04235860_14959.JPEG a line"
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """Settings of the authors' evaluate.py with `--weights finetune`; their learning rates stay constant for 20 epochs.
+
+    Attributes:
+        train_percent: 1 or 10, the share of the training images that the list holds.
+        file_list: the list; None looks for `1percent.txt` or `10percent.txt` in data.root and in the folder above it.
+        resize, crop: of the test images, in pixels; `crop` is the size of the random training crops too.
+        head_lr, backbone_lr: for a batch of 256, whatever batch_size is.
+    """
+
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    workers: int = 8
+    device: str = "auto"
+    train_percent: int = 1
+    file_list: str | None = None
+    resize: int | None = 256
+    crop: int = 224
+    epochs: int = 20
+    batch_size: int = 256
+    head_lr: float = 0.2
+    backbone_lr: float = 0.004
+    weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.train_percent not in (1, 10):
+            raise ValueError(f"train_percent={self.train_percent}: expected 1 or 10")
+        if min(self.epochs, self.batch_size) < 1:
+            raise ValueError(f"epochs={self.epochs}, batch_size={self.batch_size}: expected at least 1 of each")
+        if min(self.head_lr, self.backbone_lr) <= 0:
+            raise ValueError(f"head_lr={self.head_lr}, backbone_lr={self.backbone_lr}: expected more than 0")
+        if self.data.kind != "imagefolder":
+            raise ValueError(f"data.kind={self.data.kind}: expected imagefolder, whose files a list can name")
+
+
+def protocol(config: Config) -> dict[str, Any]:
+    """What must be equal for two results to be compared."""
+    return {
+        "protocol": f"fine-tuned on {config.train_percent}% of the labels",
+        "optimizer": "SGD",
+        "epochs": config.epochs,
+        "batch_size": config.batch_size,
+        "head_lr": config.head_lr,
+        "backbone_lr": config.backbone_lr,
+        "weight_decay": config.weight_decay,
+        "resize": config.resize,
+        "crop": config.crop,
+        "normalization": describe_normalization(config.data),
+    }
+
+
+def run(checkpoint: Checkpoint, config: Config, seed: int, *, folder: Path) -> Outcome:
+    """Scores a checkpoint: `top1`, `top5` (with more than five classes), and `best_...` of the best epoch beside them.
+
+    Args:
+        seed: of the classifier's initial weights, the order and the crops.
+        folder: for the state, from which the same call resumes.
+
+    Raises:
+        InputError: no list, a listed file that is not there, or what `train_classifier` raises; also its other errors.
+    """
+    train, test = (open_source(config.data, split) for split in ("train", "test"))
+    assert isinstance(train, FolderSource)
+    mean, std = normalization(config.data)
+    settings = Settings(
+        seed=seed,
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        head_lr=config.head_lr,
+        backbone_lr=config.backbone_lr,
+        weight_decay=config.weight_decay,
+        milestones=(),
+        resize=config.resize,
+        crop=config.crop,
+        mean=mean,
+        std=std,
+    )
+    part = listed_images(train, find_list(config), config.train_percent)
+    return train_classifier(
+        checkpoint, part, test, settings, device=config.device, workers=config.workers, folder=folder
+    )
+
+
+def find_list(config: Config) -> Path:
+    """The file list that a configuration means.
+
+    Raises:
+        InputError: it is not there; the message says where it was looked for and where such lists come from.
+    """
+    root = Path(config.data.root).expanduser().resolve()
+    name = f"{config.train_percent}percent.txt"
+    places = [Path(config.file_list).expanduser()] if config.file_list else [root / name, root.parent / name]
+    for place in places:
+        if place.is_file():
+            return place
+    raise InputError(f"file list: not at {' or '.join(map(str, places))}; set file_list=PATH; {_ORIGIN}")
+
+
+def listed_images(source: FolderSource, path: Path, percent: int) -> FolderSource:
+    """The images that the file list at `path` names, in its order; a name's class is what precedes its first "_".
+
+    Raises:
+        InputError: the list cannot be read, names a file twice or one that is not there, or is not `percent` of all.
+    """
+    try:
+        names = path.read_text(encoding="utf-8").split()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"file list {path}: cannot read it as text ({error}); {_ORIGIN}") from error
+    if not 0.5 <= len(names) / (percent / 100 * len(source)) <= 2:
+        raise InputError(f"file list {path}: {len(names)} names for {len(source)} images are not {percent}%; {_ORIGIN}")
+    twice = [name for name, count in collections.Counter(names).items() if count > 1]
+    if twice:
+        raise InputError(f"file list {path}: names {twice[0]} more than once; {_ORIGIN}")
+    files = [os.path.join(name.split("_")[0], name) for name in names]
+    wanted = {os.fsencode(file) for file in files}
+    found = {os.fsdecode(file): index for index, file in enumerate(source.files.tolist()) if file in wanted}
+    missing = [file for file in files if file not in found]
+    if missing:
+        raise InputError(
+            f"file list {path}: {len(missing)} of its {len(files)} files are not in {source.folder}, the first of them "
+            f"{missing[0]}; use the data set that the list was made for"
+        )
+    labels = source.labels[[found[file] for file in files]]
+    return FolderSource(source.folder, files, labels, source.class_names, source.skip_bad)
