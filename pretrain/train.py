@@ -47,6 +47,7 @@ class Training:
     model: nn.Module
     optimizer: torch.optim.SGD
     scaler: torch.amp.GradScaler
+    autocast: torch.dtype | None
     steps_per_epoch: int
     images: int
     normalization: tuple[tuple[float, ...], tuple[float, ...]]
@@ -81,7 +82,7 @@ class Training:
         if recipe.channels_last:
             views = [view.contiguous(memory_format=torch.channels_last) for view in views]
 
-        with torch.autocast(device.type, dtype=_DTYPES.get(recipe.precision), enabled=recipe.precision in _DTYPES):
+        with torch.autocast(device.type, dtype=self.autocast, enabled=self.autocast is not None):
             terms = self.model(views)
         loss = torch.stack(list(terms.values())).sum()
         values = {name: float(term.detach()) for name, term in terms.items()} | {"loss": float(loss.detach())}
@@ -147,7 +148,8 @@ class Training:
             raise InputError(
                 f"{path}: its weights are of another architecture: {reason}; start over with --fresh"
             ) from error
-        self.scaler.load_state_dict(state["scaler"])
+        if self.scaler.is_enabled() and state["scaler"]:
+            self.scaler.load_state_dict(state["scaler"])
         self.step, self.seconds = state["step"], state["details"]["seconds"]
         self.bad_files = set(state["details"]["bad_files"])
 
@@ -173,6 +175,11 @@ def build(recipe: Recipe, process: distributed.Process, n_images: int) -> Traini
             )
         except ValueError as error:
             raise InputError(f"method {config.name}: {error}") from error
+    autocast = _DTYPES.get(recipe.precision)
+    if autocast == torch.float16 and process.device.type == "cpu":
+        autocast = torch.bfloat16
+        if process.is_main:
+            print("precision=fp16: computed in bf16, for a CPU takes twenty times as long in fp16", file=sys.stderr)
     if process.world_size > 1:
         method = synchronize(method, process.device)
     method.to(process.device, memory_format=torch.channels_last if recipe.channels_last else torch.preserve_format)
@@ -194,7 +201,8 @@ def build(recipe: Recipe, process: distributed.Process, n_images: int) -> Traini
             weight_decay=recipe.weight_decay,
             decay_one_dimensional=recipe.decay_one_dimensional,
         ),
-        scaler=torch.amp.GradScaler(process.device.type, enabled=recipe.precision == "fp16"),
+        scaler=torch.amp.GradScaler(process.device.type, enabled=autocast == torch.float16),
+        autocast=autocast,
         steps_per_epoch=steps,
         images=n_images,
         normalization=normalization(recipe.data),

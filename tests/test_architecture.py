@@ -41,7 +41,9 @@ def imported_modules(path: Path) -> set[str]:
             assert node.level == 0, f"{path}: relative import"
             for alias in node.names:
                 name = f"{node.module}.{alias.name}"
-                is_module = (ROOT / name.replace(".", "/")).is_dir() or (ROOT / f"{name.replace('.', '/')}.py").is_file()
+                is_module = (ROOT / name.replace(".", "/")).is_dir() or (
+                    ROOT / f"{name.replace('.', '/')}.py"
+                ).is_file()
                 found.add(name if is_module else str(node.module))
     return {name for name in found if name.split(".")[0] in OURS}
 

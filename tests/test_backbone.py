@@ -72,8 +72,8 @@ def test_initialisation_is_the_authors() -> None:
         torch.manual_seed(0)
         cifar = build_backbone("resnet18", stem="cifar")
     bound = (1 / 27) ** 0.5
-    assert 0.95 * bound < float(cifar.conv1.weight.abs().max()) <= bound
-    assert float(cifar.layer4[1].conv2.weight.std()) == pytest.approx((2 / (512 * 9)) ** 0.5, rel=0.01)
+    assert 0.95 * bound < cifar.conv1.weight.abs().max().item() <= bound
+    assert cifar.layer4[1].conv2.weight.std().item() == pytest.approx((2 / (512 * 9)) ** 0.5, rel=0.01)
 
 
 @pytest.mark.parametrize("stem", ["imagenet", "cifar"])
@@ -85,7 +85,7 @@ def test_narrow_backbone(stem: str) -> None:
     assert sum(p.numel() for p in backbone.parameters()) == pytest.approx(1.2e6, rel=0.05)
     assert backbone.num_features == 256
     assert backbone(torch.ones(2, 3, 32, 32)).shape == (2, 256)
-    assert float(backbone.layer1[0].conv1.weight.std()) == pytest.approx((2 / (32 * 9)) ** 0.5, rel=0.05)
+    assert backbone.layer1[0].conv1.weight.std().item() == pytest.approx((2 / (32 * 9)) ** 0.5, rel=0.05)
     assert all(not getattr(backbone, f"layer{i}")[0].bn2.weight.any() for i in range(1, 5))
 
 

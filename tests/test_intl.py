@@ -9,11 +9,10 @@ import pytest
 import torch
 from authors import GOLDEN, LOSSES
 from torch import nn
-from torch.nn import functional as F
 
 from intl_bench.core.seeding import generator
 from pretrain import methods
-from pretrain.iternorm import AXES, VARIANTS, iter_norm
+from pretrain.iternorm import AXES, VARIANTS
 from pretrain.methods import intl
 from pretrain.methods.intl import INTLLoss
 from pretrain.optim import build_sgd
@@ -116,6 +115,25 @@ def test_weight_of_the_trace_loss_is_the_authors(case: str) -> None:
     assert intl.default_beta(m, d, axis) == pytest.approx(GOLDEN["losses"][case]["beta"], rel=1e-12)
 
 
+@both_axes
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_samples_of_tiny_embeddings_count_as_the_others(axis: str, dtype: torch.dtype) -> None:
+    """Only directions are compared: a sample a hundred thousand times smaller than the rest has the same weight."""
+    size = torch.ones(24 if axis == "channel" else 40, 1, dtype=torch.float64)
+    size[[3, 7]] = 1e-5
+    views = [view * size for view in views_of(axis)]
+    ours = [view.to(dtype, copy=True).requires_grad_() for view in views]
+    theirs = [view.requires_grad_() for view in views]
+    value = INTLLoss(axis=axis)(ours)["alignment"]
+    expected = loss_as_printed(theirs, axis, 4, 1.0, False)["alignment"]
+    tolerance = {torch.float32: 1e-5, torch.float64: 1e-10}[dtype]
+    assert relative(value.double(), expected) <= tolerance
+    value.backward()
+    expected.backward()
+    for a, b in zip(ours, theirs, strict=True):
+        assert relative(a.grad.double(), b.grad) <= tolerance
+
+
 # What holds for every embedding
 
 
@@ -125,8 +143,7 @@ def test_identical_views_align_perfectly(axis: str) -> None:
     terms = INTLLoss(axis=axis, beta=1.0)([z, z.clone(), z.clone()])
     assert abs(float(terms["alignment"])) <= 1e-12
     assert float(terms["trace"]) > 0.1
-    opposite = INTLLoss(axis=axis, beta=1.0)([z, -z])
-    assert float(opposite["alignment"]) == pytest.approx(4, rel=1e-12)
+    assert float(INTLLoss(axis=axis, beta=1.0)([z, -z])["alignment"]) == pytest.approx(4, rel=1e-12)
 
 
 @both_axes
@@ -188,9 +205,9 @@ def test_momentum_target_has_no_gradient_and_no_trace_loss() -> None:
     total(terms).backward()
     assert views[0].grad is None
     assert views[1].grad.norm() > 0
-    assert float(loss([other_target, views[1]])["trace"]) == pytest.approx(float(terms["trace"].detach()), rel=1e-12)
+    assert relative(loss([other_target, views[1]])["trace"], terms["trace"]) <= 1e-12
     both = INTLLoss()(views)
-    assert float(both["trace"]) > float(terms["trace"]) * 1.1
+    assert both["trace"] > terms["trace"] * 1.1
     assert relative(both["alignment"], terms["alignment"]) <= 1e-12
 
 
@@ -334,7 +351,6 @@ def test_default_weight_of_small_batches_is_refused_with_its_value() -> None:
     with pytest.raises(ValueError, match=r"embedding dimension 8 "):
         INTLLoss(axis="batch")([z.T, z.T])
     assert INTLLoss(beta=0.02)([z, z])["trace"].isfinite()
-    assert INTLLoss(beta=0.0)([z, z])["trace"] == 0
 
 
 def test_building_for_a_small_batch_is_refused_before_training() -> None:
@@ -373,8 +389,6 @@ def test_bad_embeddings_are_refused() -> None:
         INTLLoss()([z])
     with pytest.raises(ValueError, match=r"\(16,\)"):
         INTLLoss()([z[:, 0], z[:, 0]])
-    with pytest.raises(ValueError, match="global batch size 8"):
-        INTLLoss()([z[:8], z[:8]])
 
 
 def test_unknown_method_is_refused() -> None:
@@ -384,12 +398,3 @@ def test_unknown_method_is_refused() -> None:
     module, config = methods.parse({"name": "intl", "iterations": 2}, "test")
     assert module is intl
     assert config == intl.Config(iterations=2)
-
-
-def test_normalised_output_is_what_is_compared() -> None:
-    """2 - 2 cos of what `iter_norm` returns."""
-    for axis in AXES:
-        a, b = views_of(axis)
-        white_a, white_b = iter_norm(a, axis=axis), iter_norm(b, axis=axis)
-        expected = 2 - 2 * F.cosine_similarity(white_a, white_b).mean()
-        assert relative(INTLLoss(axis=axis)([a, b])["alignment"], expected) <= 1e-10

@@ -33,11 +33,11 @@ def oracle(train, labels, test, k, distance="euclidean", weights="uniform", temp
         nearest = sorted(range(len(train)), key=lambda i: order_by[i])[:k]
         votes: dict[int, float] = {}
         for i in nearest:
-            weight = {
-                "uniform": lambda i: 1.0,
-                "inverse": lambda i: 1 / (np.sqrt(order_by[i]) + 1e-5),
-                "softmax": lambda i: np.exp(-order_by[i] / temperature),
-            }[weights](i)
+            weight = 1.0
+            if weights == "inverse":
+                weight = 1 / (np.sqrt(order_by[i]) + 1e-5)
+            elif weights == "softmax":
+                weight = np.exp(-order_by[i] / temperature)
             votes[int(labels[i])] = votes.get(int(labels[i]), 0.0) + weight
         predictions.append(min(votes, key=lambda label: (-votes[label], label)))
     return predictions
@@ -81,7 +81,9 @@ def test_weighted_votes_equal_brute_force(distance: str, weights: str, chunk_byt
     train, test = train.astype(np.float32), test.astype(np.float32)
     test[:10] = train[:10]  # distance 0, where the inverse is largest
     options = {"distance": distance, "weights": weights}
-    assert predict(train, labels, test, 7, chunk_bytes=chunk_bytes, **options) == oracle(train, labels, test, 7, **options)
+    assert predict(train, labels, test, 7, chunk_bytes=chunk_bytes, **options) == oracle(
+        train, labels, test, 7, **options
+    )
 
 
 def test_weights_decide() -> None:
@@ -232,7 +234,7 @@ def test_weights_that_do_not_fit_are_named() -> None:
 
 def test_weights_that_are_not_finite_are_refused(workplace: Path) -> None:
     checkpoint = make_checkpoint()
-    broken = {key: torch.full_like(value, torch.nan) for key, value in checkpoint.backbone.items()}
+    broken = {**checkpoint.backbone, "conv1.weight": checkpoint.backbone["conv1.weight"] * torch.nan}
     with pytest.raises(InputError, match="not finite"):
         extract(dataclasses.replace(checkpoint, backbone=broken), DataConfig(kind="shapes", size=40), crop=None)
     assert not list(workplace.rglob("*.safetensors"))

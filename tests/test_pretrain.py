@@ -1,4 +1,4 @@
-"""The training loop on generated images: exact resume, refusals, distribution; through the command line where it matters."""
+"""The training loop on generated images: exact resume, refusals, distribution."""
 
 import json
 import os

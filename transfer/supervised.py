@@ -258,7 +258,6 @@ def _loop(run: _Run, batches: Iterator[Batch], test: ImageSource, stop: StopRequ
     loss = torch.zeros((), device=process.device)
     for batch in batches:
         loss += run.take_step(batch)
-        progress.step(values=run.history[-1] if run.history else None)
         epoch_done = run.step % run.steps_per_epoch == 0
         if epoch_done:
             # Once an epoch: to look at each step's loss a GPU would have to be waited for.
@@ -269,6 +268,7 @@ def _loop(run: _Run, batches: Iterator[Batch], test: ImageSource, stop: StopRequ
                 )
             loss.zero_()
             run.history.append(run.test(test, workers))
+        progress.step(values=run.history[-1] if run.history else None)
         stopping = distributed.any_process(stop.received is not None, process.device)
         if process.is_main and (epoch_done or stopping):
             run.save(path)

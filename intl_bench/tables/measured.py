@@ -109,7 +109,7 @@ def _labels(table: Table, groups: list[list[ResultRecord]]) -> list[str]:
     plain, stamps = [], []
     for group in groups:
         first = group[0]
-        backbone = re.sub(r"^resnet(?=\d)", "ResNet-", first.backbone)
+        backbone = re.sub(r"^resnet(?=\d)", "ResNet-", first.backbone).replace("_", " ")
         about = ", ".join(filter(None, [backbone, _dataset_in_label(table, first)]))
         plain.append((f"{first.method} ({about}", f"; measured, {first.scale} scale)"))
         stamp: dict[str, set[str]] = defaultdict(set)

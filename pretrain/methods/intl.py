@@ -118,7 +118,7 @@ def _channel_cosines(x: Sequence[torch.Tensor], white: Sequence[Whitening]) -> l
     cosines = []
     for view, w in zip(x[1:], white[1:], strict=True):
         products = ((w.matrix @ (view @ x[0].T)) * white[0].matrix.T).sum(dim=1)
-        norms = (d - 1) * (w.variance * white[0].variance).clamp_min(1e-12).sqrt()
+        norms = (d - 1) * (w.variance * white[0].variance).clamp_min(1e-30).sqrt()
         cosines.append(products / norms)
     return cosines
 

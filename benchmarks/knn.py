@@ -1,0 +1,125 @@
+"""k nearest neighbours: time against one matrix product of the same size, peak memory against the full-matrix way.
+
+    python benchmarks/knn.py                                        50,000 x 10,000 x 512, about a minute on 2 cores
+    python benchmarks/knn.py --train 5000 --test 1000 --width 64
+    python benchmarks/knn.py --device cuda
+
+Times are the best of `--repeats` within one run. Memory is measured in a process of its own for each way: the peak
+minus what was there before the call, features included in neither.
+"""
+
+import argparse
+import ctypes
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+
+from transfer.knn import knn_predict
+
+K = 5
+
+
+def matrix_product(train: torch.Tensor, labels: torch.Tensor, test: torch.Tensor) -> torch.Tensor:
+    return test @ train.T
+
+
+def full_matrix(train: torch.Tensor, labels: torch.Tensor, test: torch.Tensor) -> torch.Tensor:
+    """The authors' way, its loop over the test images vectorised: the whole distance matrix, then the k smallest."""
+    neighbours = labels[torch.cdist(test, train).topk(K, dim=1, largest=False).indices]
+    votes = torch.zeros((len(test), int(labels.max()) + 1), device=test.device)
+    return votes.scatter_add_(1, neighbours, torch.ones_like(neighbours, dtype=votes.dtype)).argmax(1).cpu()
+
+
+def ours(train: torch.Tensor, labels: torch.Tensor, test: torch.Tensor) -> torch.Tensor:
+    return knn_predict(train, labels, test, k=K, device=test.device)
+
+
+WAYS: dict[str, Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "matrix product": matrix_product,
+    "full matrix": full_matrix,
+    "in chunks": ours,
+}
+
+
+def problem(options: argparse.Namespace) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Features as a ReLU leaves them, grouped in ten classes."""
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.randn(10, options.width, generator=generator)
+    labels = torch.randint(10, (options.train + options.test,), generator=generator)
+    features = (0.5 * centres[labels] + torch.randn(len(labels), options.width, generator=generator)).relu()
+    train, test = features[: options.train].to(options.device), features[options.train :].to(options.device)
+    return train, labels[: options.train].to(options.device), test
+
+
+def seconds(work: Callable[[], object], device: str) -> float:
+    started = time.perf_counter()
+    work()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def added_mib(name: str, options: argparse.Namespace) -> float:
+    """How far a call drives this process's (or the GPU's) memory above where it stood."""
+    arguments = problem(options)
+    WAYS[name](arguments[0][:50], arguments[1][:50], arguments[2][:50])  # libraries load at the first call
+    if options.device == "cuda":
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        WAYS[name](*arguments)
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    ctypes.CDLL(None).malloc_trim(0)  # what was freed before must not be there to be used again unseen
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak, VmHWM
+    before = _status("VmRSS")
+    WAYS[name](*arguments)
+    return (_status("VmHWM") - before) / 1024
+
+
+def _status(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--train", type=int, default=50_000)
+    parser.add_argument("--test", type=int, default=10_000)
+    parser.add_argument("--width", type=int, default=512)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--memory-of", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.memory_of:
+        print(json.dumps(added_mib(options.memory_of, options)))
+        return
+    memory = {}
+    for name in WAYS:
+        command = [sys.executable, __file__, *sys.argv[1:], "--memory-of", name]
+        memory[name] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    arguments = problem(options)
+    times: dict[str, list[float]] = {name: [] for name in WAYS}
+    for _ in range(options.repeats):
+        for name, way in WAYS.items():
+            times[name].append(seconds(lambda way=way: way(*arguments), options.device))
+    same = float((full_matrix(*arguments) == ours(*arguments)).double().mean())
+    best = {name: min(values) for name, values in times.items()}
+    print(
+        f"{options.train} x {options.test} x {options.width}, k = {K}, "
+        f"{options.device}, {torch.get_num_threads()} threads"
+    )
+    print("| way | seconds | / matrix product | added MiB | / full matrix |\n| --- | --- | --- | --- | --- |")
+    for name in WAYS:
+        ratios = best[name] / best["matrix product"], memory[name] / memory["full matrix"]
+        print(f"| {name} | {best[name]:.2f} | {ratios[0]:.2f} | {memory[name]:.0f} | {ratios[1]:.2f} |")
+    print(f"predictions equal to the full matrix's: {100 * same:.3f}%")
+
+
+if __name__ == "__main__":
+    main()
