@@ -20,8 +20,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="intl-bench",
         description="Pre-train INTL, score the backbone, and put the numbers beside the published ones.",
-        epilog="exit codes: 0 ok, 1 bug, 2 bad input, 3 diverged, 4 no disk, memory or device, 75 stopped and resumable, "
-        "130 Ctrl-C",
+        epilog="exit codes: 0 ok, 1 bug, 2 bad input, 3 diverged, 4 no disk, memory or device, "
+        "75 stopped and resumable, 130 Ctrl-C",
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -90,9 +90,12 @@ def _pretrain(args: argparse.Namespace) -> None:
     if args.dry_run:
         _print_plan({"recipe": recipe, "writes": str(recipe.folder)})
         return
+    from intl_bench.core.distributed import is_main_process
     from pretrain import train
 
-    print(f"checkpoint: {train.run(recipe, fresh=args.fresh)}")
+    path = train.run(recipe, fresh=args.fresh)
+    if is_main_process():
+        print(f"checkpoint: {path}")
 
 
 def _task(args: argparse.Namespace) -> None:

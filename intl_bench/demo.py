@@ -31,6 +31,4 @@ def run() -> None:
             )
             for chance in (False, True)
         )
-        print(
-            f"{name}: {trained:.1f} after pre-training, {random:.1f} at random initialisation (3 seeds, demo scale)"
-        )
+        print(f"{name}: {trained:.1f} after pre-training, {random:.1f} at random initialisation (3 seeds, demo scale)")

@@ -4,7 +4,6 @@ import dataclasses
 import datetime
 import difflib
 import importlib
-import os
 import shutil
 import sys
 import time
@@ -15,6 +14,7 @@ from typing import Any
 
 from intl_bench import machine
 from intl_bench.core import config as configs
+from intl_bench.core.distributed import is_main_process
 from intl_bench.core.errors import InputError
 from intl_bench.records import RecordStore, ResultRecord
 from pretrain.checkpoint import Checkpoint, load_backbone_checkpoint
@@ -142,7 +142,7 @@ def _run_seed(
         peak_memory_mib=round(machine.peak_memory_mib(), 1),
         created=_now(),
     )
-    if int(os.environ.get("RANK", 0)) == 0:
+    if is_main_process():
         store.append(record)
         shutil.rmtree(folder, ignore_errors=True)
         _report(record, f"{record.wall_time_s:.0f} s")

@@ -154,18 +154,26 @@ def _iterate(make: Callable[[int], Any], steps: range, workers: int, pin: bool) 
         worker_init_fn=_ignore_signals,
         generator=torch.Generator(),  # its own, so that the process's generator is left as it is
     )
+    batches: Any = iter(loader)
     try:
-        for item in loader:
+        for item in batches:
             if isinstance(item, BenchError):
                 raise item
             yield item
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+    except (RuntimeError, EOFError, ConnectionError) as error:
+        # A death shows as the first where it is noticed while waiting, else as a transfer that breaks off; an error in
+        # the worker's own code comes as "Caught ... in DataLoader worker process" and is a bug.
+        noticed = "DataLoader worker (pid" in str(error)
+        if not noticed and (isinstance(error, RuntimeError) or str(error).startswith("Caught")):
             raise
         raise ResourceError(
-            f"a data worker died ({' '.join(str(error).split())}); memory or /dev/shm may be too small: "
-            "use fewer workers or a smaller batch"
+            f"a data worker died ({' '.join(str(error).split()) or 'connection lost'}); memory or /dev/shm may be too "
+            "small: use fewer workers or a smaller batch"
         ) from error
+    finally:
+        if workers:
+            # PyTorch does so when nothing refers to its iterator any more, which the traceback of an error still may.
+            batches._shutdown_workers()
 
 
 def _ignore_signals(_: int) -> None:

@@ -2,11 +2,10 @@
 
 import torch
 from torch import nn
-from torch.distributed.nn.functional import all_reduce
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from intl_bench.core.distributed import world_size
+from intl_bench.core.distributed import stack, world_size
 
 
 class CPUSyncBatchNorm(_BatchNorm):
@@ -25,9 +24,9 @@ class CPUSyncBatchNorm(_BatchNorm):
         # Half precision (autocast) is for the values alone; statistics are float32, as in PyTorch's own.
         values = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
         # Two passes: the variance from centred values keeps its digits where the mean is large.
-        mean = all_reduce(values.mean(dims)) / world_size()
+        mean = stack(values.mean(dims)).mean(0)
         centered = values - mean.view(shape)
-        variance = all_reduce(centered.square().mean(dims)) / world_size()
+        variance = stack(centered.square().mean(dims)).mean(0)
         if self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None:
             n = x.numel() // x.shape[1] * world_size()
             self.num_batches_tracked.add_(1)

@@ -187,8 +187,7 @@ def build(recipe: Recipe, process: distributed.Process, n_images: int) -> Traini
     model = method
     if process.world_size > 1:
         ids = [process.device.index] if process.device.type == "cuda" else None
-        # Batch norms are synchronised, so their buffers agree without being broadcast.
-        model = DistributedDataParallel(method, device_ids=ids, broadcast_buffers=False)
+        model = DistributedDataParallel(method, device_ids=ids)
     return Training(
         recipe=recipe,
         process=process,

@@ -6,9 +6,11 @@ import hashlib
 import json
 import multiprocessing
 import os
+import resource
 import signal
 import subprocess
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pytest
@@ -148,6 +150,24 @@ class TestFiles:
         if Path("/dev/full").exists():
             with pytest.raises(ResourceError, match="No space left"):
                 files.JsonLines.append(_lines_at(Path("/dev/full")), {"a": 1})
+
+    def test_full_disk_is_told_through_a_writer_that_hides_it(self, tmp_path: Path) -> None:
+        """`torch.save` replaces the system's error by one of its own."""
+
+        def hides(stream: IO[bytes]) -> None:
+            try:
+                stream.write(bytes(100_000))
+            except OSError:
+                raise RuntimeError("unexpected pos 64 vs 0") from None
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+        try:
+            with pytest.raises(ResourceError, match=r"a\.bin: File too large; nothing was overwritten"):
+                files.write_digested(tmp_path / "a.bin", hides)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert not list(tmp_path.iterdir())
 
     def test_create_json_never_overwrites(self, tmp_path: Path) -> None:
         path = tmp_path / "r.json"

@@ -202,20 +202,34 @@ def test_nothing_can_be_read(folder: Path) -> None:
 
 
 class Deadly(ImageSource):
-    """Ends the process that asks for its image."""
+    """Ends the process that asks for its image 5, or fails with a bug there."""
+
+    def __init__(self, bug: Exception | None) -> None:
+        super().__init__(np.zeros(40), ["none"])
+        self.bug = bug
 
     def file(self, index: int) -> str:
         return "deadly"
 
     def image(self, index: int) -> np.ndarray:
-        os._exit(9)
+        if index == 5 and self.bug is None:
+            os._exit(9)
+        if index == 5 and self.bug is not None:
+            raise self.bug
+        return np.zeros((32, 32, 3), np.uint8)
 
 
 def test_death_of_a_worker_is_one_line() -> None:
-    source = Deadly(np.zeros(8), ["none"])
-    with pytest.raises(ResourceError, match="a data worker died") as error:
-        list(training_batches(source, VIEWS, seed=1, batch_size=8, last_step=2, workers=1))
-    assert "\n" not in str(error.value)
+    for _ in range(5):  # it is noticed in more than one way
+        with pytest.raises(ResourceError, match="a data worker died") as error:
+            list(training_batches(Deadly(None), VIEWS[:1], seed=1, batch_size=4, last_step=99, workers=2))
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("bug", [RuntimeError("oops"), EOFError("oops"), KeyError("oops")])
+def test_bug_in_a_worker_stays_a_bug(bug: Exception) -> None:
+    with pytest.raises(type(bug), match="oops"):
+        list(training_batches(Deadly(bug), VIEWS[:1], seed=1, batch_size=4, last_step=99, workers=1))
 
 
 SIGNALLED = """

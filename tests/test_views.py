@@ -252,6 +252,13 @@ def test_boxes_are_distributed_as_torchvisions(height: int, width: int, scale: t
     assert_same_distribution(ours[:, 3] / ours[:, 2], theirs[:, 3] / theirs[:, 2])
 
 
+def test_boxes_reach_every_edge() -> None:
+    torch.manual_seed(0)
+    theirs = {RandomResizedCrop.get_params(torch.empty(3, 3, 4), [0.08, 1.0], [3 / 4, 4 / 3]) for _ in range(DRAWS)}
+    stream = generator(0, "test")
+    assert {random_resized_crop_box(3, 4, ViewConfig(), stream) for _ in range(DRAWS)} == theirs
+
+
 @pytest.mark.parametrize(("height", "width"), [(10, 1000), (1000, 11), (1, 1), (30, 45), (1, 7)])
 def test_central_crop_where_none_fits(height: int, width: int) -> None:
     config = ViewConfig(min_scale=1.0, max_scale=1.0)

@@ -202,7 +202,7 @@ def _vote(
             vote = 1 / ((test - neighbour).norm(dim=1).double() + 1e-5)
         elif weights == "softmax":
             # Relative to the nearest one's weight, for then no temperature overflows. A cosine is -score / 2.
-            vote = ((nearest[:, 0] - nearest[:, j]).double() / temperature).exp()
+            vote = ((nearest[:, 0] - nearest[:, j]).double() / 2 / temperature).exp()
         else:
             vote = torch.ones(len(test), dtype=torch.float64, device=test.device)
         votes.scatter_add_(1, labels[:, j : j + 1], vote[:, None])

@@ -4,10 +4,10 @@ import contextlib
 import dataclasses
 import os
 from collections.abc import Iterator
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
-from torch.distributed.nn.functional import all_gather
 
 from intl_bench.core.errors import InputError, ResourceError
 
@@ -61,18 +61,44 @@ def start(device: str = "auto") -> Iterator[Process]:
         dist.destroy_process_group()
 
 
+def is_main_process() -> bool:
+    """Whether this process is the first, also before `start`."""
+    return int(os.environ.get("RANK", 0)) == 0
+
+
 def world_size() -> int:
     """Number of processes; 1 outside a process group."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def gather(x: torch.Tensor, dim: int = 0) -> torch.Tensor:
-    """Concatenates `x` of every process along `dim`, in rank order; gradients flow back to the process they came from.
+class _Gather(torch.autograd.Function):
+    """Stacks the tensors of all processes; backwards each gets the sum over all processes of its part's gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        parts = [torch.empty_like(x) for _ in range(world_size())]
+        dist.all_gather(parts, x)
+        return torch.stack(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
+        summed = gradients[0].clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(summed)
+        return summed[dist.get_rank()]
+
+
+def stack(x: torch.Tensor) -> torch.Tensor:
+    """Stacks `x`, of one shape everywhere, of every process: (processes, ...) in rank order, with gradients.
 
     The gradient of each process's part is the sum over all processes of their losses' gradients. With a loss that all
     processes compute alike, and DistributedDataParallel's averaging, this is the gradient of that one loss.
     """
-    return x if world_size() == 1 else torch.cat(all_gather(x.contiguous()), dim=dim)
+    return x[None] if world_size() == 1 else cast(torch.Tensor, _Gather.apply(x.contiguous()))
+
+
+def gather(x: torch.Tensor, dim: int = 0) -> torch.Tensor:
+    """Concatenates `x` of every process along `dim`, in rank order; gradients as in `stack`."""
+    return torch.cat(tuple(stack(x)), dim=dim)
 
 
 def any_process(flag: bool, device: torch.device) -> bool:

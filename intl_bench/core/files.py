@@ -117,15 +117,40 @@ def _sidecar(path: Path) -> Path:
     return path.with_name(path.name + ".sha256")
 
 
-def write_digested(path: Path, write: Callable[[IO[bytes]], object]) -> str:
+class _Stream:
+    """Passes writes on and keeps the operating system's error, which `torch.save` replaces by one of its own."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self.stream = stream
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        try:
+            return self.stream.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self.stream.flush()
+
+
+def write_digested(path: Path, write: Callable[[Any], object]) -> str:
     """Lets `write` fill a binary stream, puts the result at `path` atomically with its side-car; returns the SHA-256.
 
     The side-car names the old and the new digest while the file changes, so that a crash in between leaves a pair
     that still verifies.
     """
     with _replacement(path) as temporary:
-        with temporary.open("wb") as stream:
-            write(stream)
+        with temporary.open("wb") as raw:
+            stream = _Stream(raw)
+            try:
+                write(stream)
+                stream.flush()
+            except Exception:
+                if stream.error is not None:
+                    raise stream.error from None
+                raise
         digest = sha256(temporary)
         line = f"{digest}  {path.name}\n"
         sidecar = _sidecar(path)
