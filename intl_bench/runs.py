@@ -112,7 +112,7 @@ def _run_seed(
         details={},
         pretrain_seed=seed if random else checkpoint.config["seed"],
         transfer_seed=seed,
-        protocol=module.protocol(config) | _pretrain_stamp(checkpoint),
+        protocol=_stated(module.protocol(config)) | _pretrain_stamp(checkpoint),
         scale=_scale(plan, trained),
         checkpoint_sha256=checkpoint.sha256,
         config=configs.to_dict(config),
@@ -137,6 +137,8 @@ def _run_seed(
     record = dataclasses.replace(
         record,
         metrics=outcome.metrics,
+        # Of two data sets with one name, such as CIFAR-10 and a part of it, the sizes tell.
+        protocol=record.protocol | {key: outcome.details[key] for key in ("train_images", "test_images")},
         details={"pretrain": checkpoint.details, **outcome.details},
         wall_time_s=round(time.perf_counter() - started, 2),
         peak_memory_mib=round(machine.peak_memory_mib(), 1),
@@ -147,6 +149,10 @@ def _run_seed(
         shutil.rmtree(folder, ignore_errors=True)
         _report(record, f"{record.wall_time_s:.0f} s")
     return record
+
+
+def _stated(protocol: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in protocol.items() if value is not None}
 
 
 def _now() -> str:

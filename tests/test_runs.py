@@ -66,6 +66,7 @@ def test_a_record_a_seed_with_all_that_was_asked_for(trained: Path) -> None:
     assert record.protocol["pretrain_images"] == 160
     assert record.protocol["pretrain_crops"] == "2x32"
     assert record.protocol["epochs"] == 3
+    assert (record.protocol["train_images"], record.protocol["test_images"]) == (160, 40)
     assert record.details["pretrain"]["bad_images"] == 0
     assert record.config["data"]["size"] == 160
     assert record.code["version"]

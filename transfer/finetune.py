@@ -58,7 +58,9 @@ class Config:
 def protocol(config: Config) -> dict[str, Any]:
     """What must be equal for two results to be compared."""
     return {
-        "protocol": f"fine-tuned on {config.train_percent}% of the labels",
+        "protocol": "fine-tuned on a share of the labels",
+        "train_percent": config.train_percent,
+        "selection": "last epoch",
         "optimizer": "SGD",
         "epochs": config.epochs,
         "batch_size": config.batch_size,

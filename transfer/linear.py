@@ -61,6 +61,7 @@ def protocol(config: Config) -> dict[str, Any]:
     )
     return {
         "protocol": "linear, augmented images" if config.augment else "linear, fixed features",
+        "selection": "last epoch",
         "optimizer": "SGD" if config.augment else "Adam",
         "epochs": config.epochs,
         "batch_size": config.batch_size,
