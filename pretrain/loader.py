@@ -4,13 +4,14 @@ What a batch holds is a function of the seed and the step alone, the same for an
 for a run that starts anywhere in between.
 """
 
-import atexit
 import functools
 import itertools
 import math
+import os
 import signal
-import weakref
-from collections.abc import Callable, Generator, Iterator, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -92,7 +93,7 @@ def training_batches(
     make = functools.partial(
         _training_batch, source, tuple(views), seed, steps, batch_size // world_size, rank, world_size
     )
-    return _closed_at_exit(_iterate(make, range(first_step, last_step), workers, pin))
+    return _iterate(make, range(first_step, last_step), workers, pin)
 
 
 def evaluation_batches(
@@ -124,7 +125,7 @@ def evaluation_batches(
     indices = range(len(source))[first:last]
     make = functools.partial(_evaluation_batch, source, indices, batch_size, resize, crop)
     steps = range(math.ceil(len(indices) / batch_size))
-    for images, labels in _closed_at_exit(_iterate(make, steps, workers, False)):
+    for images, labels in _iterate(make, steps, workers, False):
         yield normalize(images.to(torch.float32).div_(255), mean, std), labels
 
 
@@ -144,54 +145,51 @@ class _Steps(Dataset[Any]):
             return error
 
 
-def _iterate(make: Callable[[int], Any], steps: range, workers: int, pin: bool) -> Generator[Any]:
+def _iterate(make: Callable[[int], Any], steps: range, workers: int, pin: bool) -> Iterator[Any]:
     loader = DataLoader(
         _Steps(make),
         batch_size=None,
         sampler=steps,
         num_workers=workers,
         pin_memory=pin,
-        worker_init_fn=_ignore_signals,
+        worker_init_fn=_heed_parent_only,
         generator=torch.Generator(),  # its own, so that the process's generator is left as it is
     )
-    batches: Any = iter(loader)
     try:
-        for item in batches:
+        for item in _transferred(loader):
             if isinstance(item, BenchError):
                 raise item
             yield item
-    except (RuntimeError, EOFError, ConnectionError) as error:
-        # A death shows as the first where it is noticed while waiting, else as a transfer that breaks off; an error in
-        # the worker's own code comes as "Caught ... in DataLoader worker process" and is a bug.
-        noticed = "DataLoader worker (pid" in str(error)
-        if not noticed and (isinstance(error, RuntimeError) or str(error).startswith("Caught")):
+    except RuntimeError as error:
+        if "DataLoader worker (pid" not in str(error):
             raise
         raise ResourceError(
-            f"a data worker died ({' '.join(str(error).split()) or 'connection lost'}); memory or /dev/shm may be too "
-            "small: use fewer workers or a smaller batch"
+            f"a data worker died ({' '.join(str(error).split())}); memory or /dev/shm may be too small: "
+            "use fewer workers or a smaller batch"
         ) from error
-    finally:
-        if workers:
-            # PyTorch does so when nothing refers to its iterator any more, which the traceback of an error still may.
-            batches._shutdown_workers()
 
 
-def _ignore_signals(_: int) -> None:
-    """A terminal's Ctrl-C and a cluster's warning reach every process; the main one ends its workers in order."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+def _transferred(loader: DataLoader[Any]) -> Iterator[Any]:
+    try:
+        yield from loader
+    except (EOFError, ConnectionError):
+        time.sleep(1)  # where a worker's death breaks off a transfer, PyTorch's RuntimeError about it follows at once
+        raise
+
+
+def _heed_parent_only(_: int) -> None:
+    """A terminal's Ctrl-C and a cluster's warning reach every process; the main one decides when its workers end."""
+    for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # macOS has no way to tell who sent a signal
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
-def _closed_at_exit(batches: Generator[Any]) -> Generator[Any]:
-    """Ends the workers before Python exits, which would wait for ever for processes that ignore its SIGTERM."""
-    reference = weakref.ref(batches)
-
-    def close() -> None:
-        if (alive := reference()) is not None:
-            alive.close()
-
-    atexit.register(close)
-    return batches
+def _end_with_parent() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        continue
+    os._exit(0)
 
 
 @functools.lru_cache(maxsize=1)

@@ -63,11 +63,12 @@ class Recipe:
             "seed": 0,
             "workers": 0,
             "spectrum_every": 0,
+            "warmup_epochs": 0,
+            "base_lr": 0,
+            "weight_decay": 0,
         }.items():
             if getattr(self, key) < least:
                 raise ValueError(f"{key}={getattr(self, key)}: expected at least {least}")
-        if not 0 <= self.warmup_epochs < self.epochs:
-            raise ValueError(f"warmup_epochs={self.warmup_epochs}: expected 0 to epochs - 1 = {self.epochs - 1}")
         if len(self.views) < 2:
             raise ValueError(f"views: expected at least two, got {len(self.views)}")
         if not self.name or "/" in self.name:

@@ -150,7 +150,9 @@ def test_packaged_configs_are_the_authors(name: str) -> None:
     config = configs.load(finetune.Config, name, "finetune")
     stamp = finetune.protocol(config)
     assert stamp == {
-        "protocol": "fine-tuned on 1% of the labels",
+        "protocol": "fine-tuned on a share of the labels",
+        "train_percent": 1,
+        "selection": "last epoch",
         "optimizer": "SGD",
         "epochs": 20,
         "batch_size": 256,

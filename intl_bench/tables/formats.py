@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 
 import pandas as pd
+from tabulate import tabulate
 
 from intl_bench.tables.frame import BuiltTable
 
@@ -59,14 +60,15 @@ def _markdown(table: BuiltTable) -> str:
         return re.sub(r"([\\`*_<&|~\[\]])", r"\\\1", _one_line(text))
 
     body = _rows(table, escape, bold=lambda text: f"**{text}**", mark=lambda mark: f" [{mark}]")
-    lines = [["Method", *(escape(column.flat) for column in table.columns)], *(cells for _, cells in body)]
-    widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
-    lines.insert(1, [":" + "-" * (widths[0] - 1), *("-" * (width - 1) + ":" for width in widths[1:])])
-    grid = "".join(
-        f"| {label.ljust(widths[0])} | {' | '.join(map(str.rjust, cells, widths[1:]))} |\n" for label, *cells in lines
+    grid = tabulate(
+        [cells for _, cells in body],
+        headers=["Method", *(escape(column.flat) for column in table.columns)],
+        tablefmt="pipe",
+        colalign=["left", *("right" for _ in table.columns)],
+        disable_numparse=True,
     )
     notes = "".join(f"- {f'[{mark}] ' if mark else ''}{escape(text)}\n" for mark, text in table.notes)
-    return f"**Table {table.number}.** {escape(table.caption)}\n\n{grid}\n{notes}"
+    return f"**Table {table.number}.** {escape(table.caption)}\n\n{grid}\n\n{notes}"
 
 
 _LATEX_START = r"""% needs \usepackage{booktabs}; with \usepackage{graphicx} a wide table shrinks to the line
