@@ -239,11 +239,11 @@ from pretrain.loader import training_batches
 from pretrain.views import ViewConfig
 
 received = []
-for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-    signal.signal(number, lambda number, frame: received.append(number))
 source = open_source(DataConfig(kind="shapes", size=40), "train")
 batches = training_batches(source, [ViewConfig(size=16)], seed=0, batch_size=20, last_step=10**6, workers=2)
-next(batches)
+next(batches)  # the workers have started, and inherit no handlers
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    signal.signal(number, lambda number, frame: received.append(number))
 print("ready", flush=True)
 while len(received) < 3:
     next(batches)

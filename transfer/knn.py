@@ -35,7 +35,6 @@ class Config:
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     workers: int = 8
     device: str = "auto"
-    batch_size: int = 256
     resize: int | None = None
     crop: int | None = None
     k: int = 5
