@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 
-
 # One thread: tests share the cores with their own worker processes, and threads that wait for each other spin.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"

@@ -21,7 +21,6 @@ from intl_bench.core.progress import Progress
 from intl_bench.core.seeding import generator, permutation, torch_seed
 from intl_bench.core.signals import StopRequest
 
-
 PINNED = [0.2746967703669049, 0.20583410700675053]
 PINNED_ORDER = [4, 3, 5, 2, 7, 6, 1, 0]
 
