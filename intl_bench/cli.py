@@ -12,7 +12,7 @@ from intl_bench.core.errors import BUG, INTERRUPTED, OK, BenchError, InputError,
 _TASKS = {
     "linear": "linear classification on the frozen backbone",
     "knn": "k-nearest-neighbour classification on its features",
-    "finetune": "semi-supervised fine-tuning with 1%% or 10%% of the labels",
+    "finetune": "semi-supervised fine-tuning with 1 or 10 percent of the labels",
 }
 
 
@@ -148,6 +148,9 @@ def _translate(error: Exception) -> BenchError | None:
         return ResourceError(
             f"out of memory: {str(error).splitlines()[0] if str(error) else 'no more to give'}; lower batch_size"
         )
+    if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
+        # A worker that dies is noticed wherever the main process happens to be.
+        return ResourceError(f"a data worker died: {error}; use fewer workers, or check memory and /dev/shm")
     if isinstance(error, OSError):
         return from_os_error(error, f"cannot use {error.filename or 'a file'}")
     return None

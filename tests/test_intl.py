@@ -387,6 +387,8 @@ def test_bad_embeddings_are_refused() -> None:
     z = authors.noise("z", 16, 8)
     with pytest.raises(ValueError, match="at least two views, got 1"):
         INTLLoss()([z])
+    with pytest.raises(ValueError, match=r"one shape, got \(16, 8\), \(16, 4\)"):
+        INTLLoss()([torch.zeros(16, 8), torch.zeros(16, 4)])
     with pytest.raises(ValueError, match=r"\(16,\)"):
         INTLLoss()([z[:, 0], z[:, 0]])
 

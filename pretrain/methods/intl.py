@@ -96,6 +96,8 @@ class INTLLoss(nn.Module):
     def forward(self, embeddings: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
         if len(embeddings) < 2:
             raise ValueError(f"expected the embeddings of at least two views, got {len(embeddings)}")
+        if len({z.shape for z in embeddings}) > 1:
+            raise ValueError(f"expected views of one shape, got {', '.join(str(tuple(z.shape)) for z in embeddings)}")
         axis = self.config.axis
         with torch.autocast(embeddings[0].device.type, enabled=False):
             # One gather for all views: (views, m_local, d) -> (views, m, d).
