@@ -36,7 +36,7 @@ def _parser() -> argparse.ArgumentParser:
 
     pretrain = add("pretrain", "train a backbone; the same command again resumes", _pretrain)
     pretrain.add_argument(
-        "config", nargs="*", metavar="CONFIG | key=value", help="a recipe (default: imagenet_r50_intl) and overrides"
+        "words", nargs="*", metavar="CONFIG | key=value", help="a recipe (default: imagenet_r50_intl) and overrides"
     )
     pretrain.add_argument("--fresh", action="store_true", help="start over, discarding what the run's folder holds")
     pretrain.add_argument("--dry-run", action="store_true", help="print the resolved plan and write nothing")
@@ -44,7 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, what in _TASKS.items():
         task = add(name, what, _task)
         task.add_argument(
-            "config_values",
+            "words",
             nargs="*",
             metavar="CHECKPOINT | key=value",
             help="a checkpoint (default: the default pre-training run's) and overrides",
@@ -68,6 +68,17 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Parses the command line; key=value may also stand behind options, where argparse does not look for it."""
+    parser = _parser()
+    args, rest = parser.parse_known_args(arguments)
+    if rest and (not hasattr(args, "words") or any(word.startswith("-") for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        args.words += rest
+    return args
+
+
 def _split(words: Sequence[str], what: str) -> tuple[str | None, list[str]]:
     """Separates one optional name from key=value overrides."""
     names = [word for word in words if "=" not in word]
@@ -85,7 +96,7 @@ def _demo(args: argparse.Namespace) -> None:
 def _pretrain(args: argparse.Namespace) -> None:
     from pretrain import recipe as recipes
 
-    name, overrides = _split(args.config, "CONFIG")
+    name, overrides = _split(args.words, "CONFIG")
     recipe = recipes.load_recipe(name or "imagenet_r50_intl", overrides)
     if args.dry_run:
         _print_plan({"recipe": recipe, "writes": str(recipe.folder)})
@@ -101,7 +112,7 @@ def _pretrain(args: argparse.Namespace) -> None:
 def _task(args: argparse.Namespace) -> None:
     from intl_bench import runs
 
-    name, overrides = _split(args.config_values, "CHECKPOINT")
+    name, overrides = _split(args.words, "CHECKPOINT")
     plan = runs.Plan(
         task=args.command,
         checkpoint=Path(name) if name else _default_checkpoint(),
@@ -158,7 +169,7 @@ def _translate(error: Exception) -> BenchError | None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code, with one line on stderr where it is not 0."""
-    args = _parser().parse_args(arguments)
+    args = _parse(arguments)
     try:
         args.run(args)
         return OK

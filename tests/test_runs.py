@@ -183,6 +183,21 @@ def test_mistakes_end_in_one_line(
     assert message in lines[0]
 
 
+def test_overrides_may_stand_behind_options(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert (
+        cli.main(["linear", "--config", "default", str(trained), "epochs=7", "--seeds", "2", "lr=0.5", "--dry-run"])
+        == 0
+    )
+    text = capsys.readouterr().out
+    assert "epochs: 7" in text
+    assert "lr: 0.5" in text
+    for words in (["linear", "--sedes", "3", "epochs=7"], ["tables", "epochs=7"]):
+        with pytest.raises(SystemExit) as caught:
+            cli.main(words)
+        assert caught.value.code == 2
+        assert "unrecognized arguments" in capsys.readouterr().err
+
+
 def test_a_bug_is_one_line_and_debug_shows_more(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
