@@ -18,6 +18,7 @@ from intl_bench.core.distributed import is_main_process
 from intl_bench.core.errors import InputError
 from intl_bench.records import RecordStore, ResultRecord
 from pretrain.checkpoint import Checkpoint, load_backbone_checkpoint
+from pretrain.data import DataConfig
 from transfer import TASKS
 from transfer.features import random_init
 
@@ -65,16 +66,19 @@ def prepare(plan: Plan) -> tuple[ModuleType, Checkpoint, Any]:
     """
     module = importlib.import_module(TASKS[plan.task])
     checkpoint = load_backbone_checkpoint(plan.checkpoint)
-    data = checkpoint.config["data"]
-    path = configs.find(plan.config, plan.task) if plan.config else _default_config(plan.task, data)
+    changes = [change.removeprefix("data.") for change in plan.overrides if change.startswith("data.")]
+    # Another kind of data is another data set: nothing of the checkpoint's, such as its name, holds for it.
+    data = {} if any(change.startswith("kind=") for change in changes) else checkpoint.config["data"]
+    asked = configs.build(DataConfig, data, "data", changes)
+    path = configs.find(plan.config, plan.task) if plan.config else _default_config(plan.task, asked)
     values = configs.read(path)
     values["data"] = {**data, **values.get("data", {})}
     return module, checkpoint, configs.build(module.Config, values, f"config {plan.task}/{path.name}", plan.overrides)
 
 
-def _default_config(task: str, data: dict[str, Any]) -> Path:
+def _default_config(task: str, data: DataConfig) -> Path:
     folder = configs.CONFIGS / task
-    names = [name for name in (data.get("name"), data["kind"], "default") if name]
+    names = [name for name in (data.name, data.kind, "default") if name]
     for name in names:
         if (folder / f"{name}.yaml").is_file():
             return folder / f"{name}.yaml"
@@ -113,7 +117,7 @@ def _run_seed(
         pretrain_seed=seed if random else checkpoint.config["seed"],
         transfer_seed=seed,
         protocol=_stated(module.protocol(config)) | _pretrain_stamp(checkpoint),
-        scale=_scale(plan, trained),
+        scale=str(trained.config["scale"]),
         checkpoint_sha256=checkpoint.sha256,
         config=configs.to_dict(config),
         config_sha256=configs.digest(_identity(config)),
@@ -138,6 +142,7 @@ def _run_seed(
         record,
         metrics=outcome.metrics,
         # Of two data sets with one name, such as CIFAR-10 and a part of it, the sizes tell.
+        scale=_scale(plan, trained, outcome.details["train_images"]),
         protocol=record.protocol | {key: outcome.details[key] for key in ("train_images", "test_images")},
         details={"pretrain": checkpoint.details, **outcome.details},
         wall_time_s=round(time.perf_counter() - started, 2),
@@ -169,13 +174,14 @@ def _identity(config: Any) -> dict[str, Any]:
     return {key: value for key, value in configs.to_dict(config).items() if key not in ("workers", "device")}
 
 
-def _scale(plan: Plan, checkpoint: Checkpoint) -> str:
+def _scale(plan: Plan, checkpoint: Checkpoint, train_images: int) -> str:
     """The paper's scale only with the paper's recipe to its last epoch, its data set whole, and its evaluation."""
     stored = checkpoint.config
     if stored["scale"] != "paper":
         return str(stored["scale"])
     data = stored["data"]
-    whole = checkpoint.details["images"] == _PAPER_IMAGES.get(data["name"] or data["kind"])
+    seen = {checkpoint.details["images"]} | (set() if plan.task == "finetune" else {train_images})
+    whole = seen == {_PAPER_IMAGES.get(data["name"] or data["kind"])}
     changes = [change for change in plan.overrides if not change.startswith(("workers=", "device=", "data.root="))]
     finished = checkpoint.epoch == stored["epochs"]
     return "paper" if whole and finished and not changes else "reduced"

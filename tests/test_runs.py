@@ -1,5 +1,6 @@
 """Tasks over seeds, through to records and tables, on a checkpoint of generated images."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -115,19 +116,42 @@ def test_knn_of_a_checkpoint_has_one_result(trained: Path, capsys: pytest.Captur
     assert "one run serves all seeds" in capsys.readouterr().err
 
 
-def test_scale_is_the_papers_only_with_all_its_images(trained: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("stored", "pretrain_images", "train_images", "epochs", "overrides", "expected"),
+    [
+        ("paper", 50_000, 50_000, 1, [], "paper"),
+        ("paper", 50_000, 50_000, 1, ["data.root=/elsewhere", "workers=1"], "paper"),
+        ("paper", 160, 50_000, 1, [], "reduced"),
+        ("paper", 50_000, 160, 1, [], "reduced"),
+        ("paper", 50_000, 50_000, 2, [], "reduced"),
+        ("paper", 50_000, 50_000, 1, ["k=3"], "reduced"),
+        ("demo", 50_000, 50_000, 1, [], "demo"),
+    ],
+)
+def test_scale_is_the_papers_only_with_all_its_images_and_epochs(
+    trained: Path,
+    stored: str,
+    pretrain_images: int,
+    train_images: int,
+    epochs: int,
+    overrides: list[str],
+    expected: str,
+) -> None:
+    checkpoint = checkpoints.load_backbone_checkpoint(trained)
+    data = checkpoint.config["data"] | {"name": "cifar10"}
+    config = checkpoint.config | {"scale": stored, "epochs": epochs, "data": data}
+    checkpoint = dataclasses.replace(checkpoint, config=config, details={"images": pretrain_images})
+    plan = runs.Plan(task="knn", checkpoint=trained, overrides=overrides)
+    assert runs._scale(plan, checkpoint, train_images) == expected
+
+
+def test_a_paper_recipe_on_fewer_images_is_recorded_as_reduced(trained: Path, tmp_path: Path) -> None:
     state, _ = checkpoints.load(trained)
     state.pop("format")
-    for images, epochs, expected in ((160, 1, "reduced"), (50_000, 1, "paper"), (50_000, 2, "reduced")):
-        state["config"] |= {"scale": "paper", "epochs": epochs, "data": state["config"]["data"] | {"name": "cifar10"}}
-        state["details"]["images"] = images
-        path = tmp_path / f"{images}-{epochs}.pt"
-        checkpoints.save(path, state)
-        (record,) = runs.run(runs.Plan(task="knn", checkpoint=path, config="default"))
-        assert record.scale == expected
-        assert record.dataset == "cifar10"
-    (record,) = runs.run(runs.Plan(task="knn", checkpoint=path, config="default", overrides=["k=3"]))
-    assert record.scale == "reduced"
+    state["config"] |= {"scale": "paper", "data": state["config"]["data"] | {"name": "cifar10"}}
+    checkpoints.save(tmp_path / "a.pt", state)
+    (record,) = runs.run(runs.Plan(task="knn", checkpoint=tmp_path / "a.pt", config="default"))
+    assert (record.scale, record.dataset) == ("reduced", "cifar10")
 
 
 @pytest.mark.parametrize(("text", "seeds"), [("1", [0]), ("3", [0, 1, 2]), ("3,7,11", [3, 7, 11]), ("5,", None)])
@@ -181,6 +205,17 @@ def test_mistakes_end_in_one_line(
     lines = [line for line in capsys.readouterr().err.strip().splitlines() if not line.startswith("features: ")]
     assert len(lines) == 1
     assert message in lines[0]
+
+
+def test_another_kind_of_data_brings_its_own_protocol_and_name(trained: Path) -> None:
+    overrides = ["data.kind=imagefolder", "data.root=photos"]
+    _, _, config = runs.prepare(runs.Plan(task="linear", checkpoint=trained, overrides=overrides))
+    assert (config.augment, config.crop, config.data.dataset) == (True, 224, "imagenet")
+    overrides += ["data.name=flowers"]
+    _, _, config = runs.prepare(runs.Plan(task="linear", checkpoint=trained, overrides=overrides))
+    assert (config.augment, config.data.dataset) == (True, "flowers")
+    _, _, config = runs.prepare(runs.Plan(task="linear", checkpoint=trained, overrides=["data.size=400"]))
+    assert (config.augment, config.data.dataset, config.data.size) == (False, "shapes", 400)
 
 
 def test_overrides_may_stand_behind_options(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:

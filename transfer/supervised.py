@@ -229,7 +229,7 @@ def _prepare(
     model: nn.Module = classifier
     if process.world_size > 1:
         ids = [process.device.index] if process.device.type == "cuda" else None
-        model = DistributedDataParallel(classifier, device_ids=ids, broadcast_buffers=not frozen)
+        model = DistributedDataParallel(classifier, device_ids=ids)
     return _Run(
         settings=settings,
         process=process,
