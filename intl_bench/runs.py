@@ -130,9 +130,8 @@ def _run_seed(
     )
     folder = Path("runs") / plan.task / record.key
     if plan.fresh:
-        store.remove(record.key)
         shutil.rmtree(folder, ignore_errors=True)
-    done = store.find(record.key)
+    done = None if plan.fresh else store.find(record.key)
     if done is not None:
         _report(done, "already there")
         return done
@@ -150,6 +149,8 @@ def _run_seed(
         created=_now(),
     )
     if is_main_process():
+        if plan.fresh:  # only now: a run that fails leaves the earlier result
+            store.remove(record.key)
         store.append(record)
         shutil.rmtree(folder, ignore_errors=True)
         _report(record, f"{record.wall_time_s:.0f} s")

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.utils.tensorboard import SummaryWriter
 
 from intl_bench.core import config as configs
@@ -184,16 +183,12 @@ def build(recipe: Recipe, process: distributed.Process, n_images: int) -> Traini
         method = synchronize(method, process.device)
     method.to(process.device, memory_format=torch.channels_last if recipe.channels_last else torch.preserve_format)
     method.train()
-    model = method
-    if process.world_size > 1:
-        ids = [process.device.index] if process.device.type == "cuda" else None
-        model = DistributedDataParallel(method, device_ids=ids)
     return Training(
         recipe=recipe,
         process=process,
         display=module.DISPLAY,
         method=method,
-        model=model,
+        model=process.parallel(method),
         optimizer=build_sgd(
             method,
             momentum=recipe.momentum,

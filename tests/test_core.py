@@ -182,7 +182,7 @@ class TestFiles:
 
     def test_json_refuses_nan(self, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="JSON"):
-            files.write_json(tmp_path / "a.json", {"a": float("nan")})
+            files.create_json(tmp_path / "a.json", {"a": float("nan")})
 
     def test_log_forgets_what_will_be_done_again(self, tmp_path: Path) -> None:
         path = tmp_path / "m.jsonl"

@@ -14,7 +14,6 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn import functional
-from torch.nn.parallel import DistributedDataParallel
 
 from intl_bench.core import config as configs
 from intl_bench.core import distributed
@@ -226,15 +225,11 @@ def _prepare(
     classifier.to(process.device).to(memory_format=torch.channels_last).train()
     groups = [classifier.fc] if frozen else [classifier.fc, classifier.backbone]
     parameters = [{"params": list(group.parameters())} for group in groups]
-    model: nn.Module = classifier
-    if process.world_size > 1:
-        ids = [process.device.index] if process.device.type == "cuda" else None
-        model = DistributedDataParallel(classifier, device_ids=ids)
     return _Run(
         settings=settings,
         process=process,
         classifier=classifier,
-        model=model,
+        model=process.parallel(classifier),
         optimizer=torch.optim.SGD(parameters, lr=0.0, momentum=0.9, weight_decay=settings.weight_decay),
         steps_per_epoch=steps_per_epoch(len(train), settings.batch_size),
         identity={

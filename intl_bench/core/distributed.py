@@ -8,6 +8,8 @@ from typing import Any, cast
 
 import torch
 import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from intl_bench.core.errors import InputError, ResourceError
 
@@ -23,6 +25,12 @@ class Process:
     @property
     def is_main(self) -> bool:
         return self.rank == 0
+
+    def parallel(self, module: nn.Module) -> nn.Module:
+        """`module` with its gradients averaged over all processes; itself where there is one process."""
+        if self.world_size == 1:
+            return module
+        return DistributedDataParallel(module, device_ids=[self.device.index] if self.device.type == "cuda" else None)
 
 
 @contextlib.contextmanager

@@ -51,13 +51,8 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Writes `value` as indented JSON with sorted keys and no NaN, atomically; raises as `write_text`."""
-    write_text(path, json.dumps(value, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n")
-
-
 def create_json(path: Path, value: Any) -> bool:
-    """Writes JSON as `write_json` but only if `path` does not exist yet; False if it does, and then it stays untouched.
+    """Writes indented JSON with sorted keys and no NaN, atomically, if `path` does not exist yet; else returns False.
 
     Safe with many processes writing at once: exactly one of them gets True for a path.
     """
