@@ -176,7 +176,7 @@ class Config:
     @property
     def schedule(self) -> str:
         """The schedule's usual name where it is that of the papers, else its length."""
-        usual = {
+        usual: dict[tuple[int, ...], str] = {
             (90_000, 60_000, 80_000): "1x",
             (180_000, 120_000, 160_000): "2x",
             (24_000, 18_000, 22_000): "24k",
