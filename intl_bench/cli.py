@@ -13,7 +13,10 @@ _TASKS = {
     "linear": "linear classification on the frozen backbone",
     "knn": "k-nearest-neighbour classification on its features",
     "finetune": "semi-supervised fine-tuning with 1 or 10 percent of the labels",
+    "coco": "COCO detection and instance segmentation with Mask R-CNN R50-C4",
+    "voc": "PASCAL VOC detection with Faster R-CNN R50-C4",
 }
+_DETECTION = ("coco", "voc")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -47,9 +50,11 @@ def _parser() -> argparse.ArgumentParser:
             "words",
             nargs="*",
             metavar="CHECKPOINT | key=value",
-            help="a checkpoint (default: the default pre-training run's) and overrides",
+            help="a checkpoint, anybody's (default: the default pre-training run's), and overrides",
         )
-        task.add_argument("--config", help="evaluation protocol (default: the data set's own)")
+        task.add_argument("--config", help="evaluation protocol (default: the data set's own, or the 2x schedule)")
+        task.add_argument("--from", dest="layout", default="auto", help="whose checkpoint it is, as for convert")
+        task.add_argument("--method", help="the method's name in tables (default: the checkpoint's)")
         task.add_argument("--seeds", default="1", help="how many, 3 = seeds 0, 1, 2; or which, 3,7,11")
         task.add_argument(
             "--init",
@@ -57,13 +62,33 @@ def _parser() -> argparse.ArgumentParser:
             default="checkpoint",
             help="random: the checkpoint's architecture, freshly initialised by each seed",
         )
+        if name in _DETECTION:
+            task.add_argument(
+                "--engine", choices=("auto", "builtin", "detectron2"), help="auto: Detectron2 if it is there"
+            )
+            task.add_argument("--visualize", type=int, metavar="N", help="draw the N worst test images of each seed")
+        task.add_argument("--parallel", action="store_true", help="the seeds side by side, one on each GPU")
+        task.add_argument(
+            "--slurm",
+            nargs="?",
+            const="",
+            metavar="OPTIONS",
+            help="a job for each seed through submitit; options as timeout_min=4320,slurm_partition=gpu",
+        )
         task.add_argument("--results", type=Path, default=Path("results"), help="folder of records (default: results)")
         task.add_argument("--fresh", action="store_true", help="score again even where there is a record")
         task.add_argument("--dry-run", action="store_true", help="print the resolved plan and write nothing")
 
+    convert = add("convert", "rewrite anybody's ResNet checkpoint, verified tensor by tensor", _convert)
+    convert.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
+    convert.add_argument("out", type=Path, metavar="OUT")
+    convert.add_argument("--to", required=True, choices=("detectron2", "torchvision", "timm", "safetensors"))
+    convert.add_argument("--from", dest="layout", default="auto", help="whose it is (default: told by its keys)")
+
     tables = add("tables", "the paper's tables with the measured rows beside the published ones", _tables)
     tables.add_argument("--format", default="markdown", help="markdown, latex, csv, json or html")
-    tables.add_argument("--table", nargs="+", default=["1", "2", "3"], metavar="N", help="which (default: 1 2 3)")
+    tables.add_argument("--table", nargs="+", metavar="N", help="which (default: 1 2 3, or those of --schedule)")
+    tables.add_argument("--schedule", metavar="1x|2x|24k", help="detection rows of one schedule alone")
     tables.add_argument("--results", type=Path, default=Path("results"), help="folder of records (default: results)")
     return parser
 
@@ -113,13 +138,19 @@ def _task(args: argparse.Namespace) -> None:
     from intl_bench import runs
 
     name, overrides = _split(args.words, "CHECKPOINT")
+    overrides += [
+        f"{key}={value}" for key in ("engine", "visualize") if (value := getattr(args, key, None)) is not None
+    ]
+    without = args.init == "random" and args.command in _DETECTION  # then there is an architecture by default
     plan = runs.Plan(
         task=args.command,
-        checkpoint=Path(name) if name else _default_checkpoint(),
+        checkpoint=Path(name) if name else None if without else _default_checkpoint(),
         config=args.config,
         overrides=overrides,
         seeds=runs.parse_seeds(args.seeds),
         init=args.init,
+        layout=args.layout,
+        method=args.method,
         results=args.results,
         fresh=args.fresh,
     )
@@ -128,8 +159,38 @@ def _task(args: argparse.Namespace) -> None:
         _print_plan(
             {"task": plan.task, "checkpoint": str(checkpoint.path), "seeds": list(plan.seeds), "config": config}
         )
-        return
-    runs.run(plan)
+    elif args.parallel or args.slurm is not None:
+        from intl_bench import spread
+
+        runs.prepare(plan)  # what is wrong with it is said here, once
+        if args.slurm is None:
+            spread.in_parallel(_one_seed(args), plan.seeds)
+        else:
+            spread.on_cluster(_one_seed(args), plan.seeds, args.slurm, Path("runs") / "jobs")
+    else:
+        runs.run(plan)
+
+
+def _one_seed(args: argparse.Namespace) -> list[str]:
+    """The arguments of the same task without those that choose its seeds and where they run."""
+    words = [args.command, *args.words]
+    for option, value in (
+        ("--config", args.config),
+        ("--from", args.layout),
+        ("--method", args.method),
+        ("--init", args.init),
+        ("--engine", getattr(args, "engine", None)),
+        ("--visualize", getattr(args, "visualize", None)),
+        ("--results", args.results),
+    ):
+        words += [option, str(value)] if value is not None else []
+    return words + ["--fresh"] * args.fresh + ["--debug"] * args.debug
+
+
+def _convert(args: argparse.Namespace) -> None:
+    from transfer import convert
+
+    print("\n".join(convert.convert(args.checkpoint, args.out, to=args.to, source=args.layout).lines))
 
 
 def _default_checkpoint() -> Path:
@@ -142,7 +203,8 @@ def _tables(args: argparse.Namespace) -> None:
     from intl_bench import tables
     from intl_bench.records import RecordStore
 
-    print(tables.render(RecordStore(args.results / "records").load(), tables=args.table, format=args.format))
+    records = RecordStore(args.results / "records").load()
+    print(tables.render(records, tables=args.table, format=args.format, schedule=args.schedule))
 
 
 def _print_plan(values: dict[str, object]) -> None:

@@ -1,5 +1,6 @@
 """Runs a scoring task over seeds and keeps each result as a record; finished seeds are skipped, broken ones go on."""
 
+import contextlib
 import dataclasses
 import datetime
 import difflib
@@ -12,42 +13,61 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from transfer.convert import read
+
 from intl_bench import machine
 from intl_bench.core import config as configs
 from intl_bench.core.distributed import is_main_process
 from intl_bench.core.errors import InputError
 from intl_bench.records import RecordStore, ResultRecord
-from pretrain.checkpoint import Checkpoint, load_backbone_checkpoint
+from pretrain.backbone import BackboneConfig
+from pretrain.checkpoint import Checkpoint
 from pretrain.data import DataConfig
 from transfer import TASKS
-from transfer.features import random_init
+from transfer.features import RANDOM, random_init
 
 # Training images of the paper's data sets: a smaller set under the same name is not the paper's scale.
-_PAPER_IMAGES = {"imagenet": 1_281_167, "imagenet100": 126_689, "cifar10": 50_000, "cifar100": 50_000}
+_PAPER_IMAGES = {
+    "imagenet": 1_281_167,
+    "imagenet100": 126_689,
+    "cifar10": 50_000,
+    "cifar100": 50_000,
+    "coco2017": 117_266,  # those with an object that is no crowd
+    "voc0712": 16_551,
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-    """One task on one checkpoint: which configuration, which seeds, where results go."""
+    """One task on one checkpoint: which configuration, which seeds, where results go.
+
+    Attributes:
+        checkpoint: None, with `init` "random", is the paper's ResNet-50.
+        init: "checkpoint", or "random": its architecture, freshly initialised by each seed.
+        layout: whose checkpoint it is, for `transfer.convert`.
+        method: the name of its method in tables; None takes the checkpoint's.
+    """
 
     task: str
-    checkpoint: Path
+    checkpoint: Path | None
     config: str | None = None
     overrides: Sequence[str] = ()
     seeds: Sequence[int] = (0,)
     init: str = "checkpoint"
+    layout: str = "auto"
+    method: str | None = None
     results: Path = Path("results")
     fresh: bool = False
 
 
 def parse_seeds(text: str) -> list[int]:
-    """ "3" means seeds 0, 1, 2; "3,7,11" means these.
+    """ "3" means seeds 0, 1, 2; "3,7,11" means these, "3," means 3 alone.
 
     Raises:
         InputError: anything else.
     """
     try:
-        numbers = [int(part) for part in text.split(",")]
+        numbers = [int(part) for part in text.removesuffix(",").split(",")]
     except ValueError:
         numbers = []
     seeds = numbers if "," in text else list(range(numbers[0])) if numbers else []
@@ -65,15 +85,29 @@ def prepare(plan: Plan) -> tuple[ModuleType, Checkpoint, Any]:
         InputError: an unreadable checkpoint, an unknown configuration, key or value.
     """
     module = importlib.import_module(TASKS[plan.task])
-    checkpoint = load_backbone_checkpoint(plan.checkpoint)
-    changes = [change.removeprefix("data.") for change in plan.overrides if change.startswith("data.")]
-    # Another kind of data is another data set: nothing of the checkpoint's, such as its name, holds for it.
-    data = {} if any(change.startswith("kind=") for change in changes) else checkpoint.config["data"]
-    asked = configs.build(DataConfig, data, "data", changes)
-    path = configs.find(plan.config, plan.task) if plan.config else _default_config(plan.task, asked)
-    values = configs.read(path)
-    values["data"] = {**data, **values.get("data", {})}
+    checkpoint = _checkpoint(plan)
+    if hasattr(module, "from_checkpoint"):
+        values = module.from_checkpoint(checkpoint)
+        path = configs.find(plan.config or module.DEFAULT, plan.task)
+    else:
+        changes = [change.removeprefix("data.") for change in plan.overrides if change.startswith("data.")]
+        # Another kind of data is another data set: nothing of the checkpoint's, such as its name, holds for it.
+        own = any(change.startswith("kind=") for change in changes)
+        values = {"data": {} if own else checkpoint.config.get("data", {})}
+        asked = configs.build(DataConfig, values["data"], "data", changes)
+        path = configs.find(plan.config, plan.task) if plan.config else _default_config(plan.task, asked)
+    for key, value in configs.read(path).items():
+        values[key] = {**values[key], **value} if key in values else value
     return module, checkpoint, configs.build(module.Config, values, f"config {plan.task}/{path.name}", plan.overrides)
+
+
+def _checkpoint(plan: Plan) -> Checkpoint:
+    if plan.checkpoint is None:
+        config = {"backbone": configs.to_dict(BackboneConfig()), "data": {}, "seed": 0, "scale": "paper"}
+        checkpoint = Checkpoint(path=Path(), sha256="", backbone={}, config=config, method=RANDOM, epoch=0, details={})
+    else:
+        checkpoint = read(plan.checkpoint, plan.layout)
+    return dataclasses.replace(checkpoint, method=plan.method) if plan.method else checkpoint
 
 
 def _default_config(task: str, data: DataConfig) -> Path:
@@ -117,10 +151,10 @@ def _run_seed(
         pretrain_seed=seed if random else checkpoint.config["seed"],
         transfer_seed=seed,
         protocol=_stated(module.protocol(config)) | _pretrain_stamp(checkpoint),
-        scale=str(trained.config["scale"]),
+        scale=trained.config["scale"],
         checkpoint_sha256=checkpoint.sha256,
         config=configs.to_dict(config),
-        config_sha256=configs.digest(_identity(config)),
+        config_sha256=configs.digest(_identity(plan.task, config)),
         code=machine.code(),
         libraries=machine.libraries(),
         hardware=machine.hardware(),
@@ -141,7 +175,7 @@ def _run_seed(
         record,
         metrics=outcome.metrics,
         # Of two data sets with one name, such as CIFAR-10 and a part of it, the sizes tell.
-        scale=_scale(plan, trained, outcome.details["train_images"]),
+        scale=_scale(plan, trained, config, outcome.details["train_images"]),
         protocol=record.protocol | {key: outcome.details[key] for key in ("train_images", "test_images")},
         details={"pretrain": checkpoint.details, **outcome.details},
         wall_time_s=round(time.perf_counter() - started, 2),
@@ -152,9 +186,17 @@ def _run_seed(
         if plan.fresh:  # only now: a run that fails leaves the earlier result
             store.remove(record.key)
         store.append(record)
-        shutil.rmtree(folder, ignore_errors=True)
+        _clear(folder)
         _report(record, f"{record.wall_time_s:.0f} s")
     return record
+
+
+def _clear(folder: Path) -> None:
+    """Removes the state to resume from; what else a task made, such as a detector, stays."""
+    for path in folder.glob("state.pt*"):
+        path.unlink()
+    with contextlib.suppress(OSError):  # not empty, or never made
+        folder.rmdir()
 
 
 def _stated(protocol: dict[str, Any]) -> dict[str, Any]:
@@ -170,33 +212,50 @@ def _report(record: ResultRecord, note: str) -> None:
     print(f"{record.task} {record.method} {record.dataset} seed {record.transfer_seed}: {values} ({note})", flush=True)
 
 
-def _identity(config: Any) -> dict[str, Any]:
-    """What decides a task's result: its configuration without worker count and device."""
-    return {key: value for key, value in configs.to_dict(config).items() if key not in ("workers", "device")}
+def _neutral(task: str) -> tuple[str, ...]:
+    """Keys of a task's configuration that change no result."""
+    return getattr(importlib.import_module(TASKS[task]), "NEUTRAL", ("workers", "device"))
 
 
-def _scale(plan: Plan, checkpoint: Checkpoint, train_images: int) -> str:
-    """The paper's scale only with the paper's recipe to its last epoch, its data set whole, and its evaluation."""
+def _identity(task: str, config: Any) -> dict[str, Any]:
+    """What decides a task's result."""
+    return {key: value for key, value in configs.to_dict(config).items() if key not in _neutral(task)}
+
+
+def _scale(plan: Plan, checkpoint: Checkpoint, config: Any, train_images: int) -> str:
+    """The paper's scale only with the paper's recipe to its last epoch, its data sets whole, and its evaluation.
+
+    How somebody else's checkpoint was trained is not for us to say: there the evaluation alone decides.
+    """
     stored = checkpoint.config
     if stored["scale"] != "paper":
         return str(stored["scale"])
-    data = stored["data"]
-    seen = {checkpoint.details["images"]} | (set() if plan.task == "finetune" else {train_images})
-    whole = seen == {_PAPER_IMAGES.get(data["name"] or data["kind"])}
-    changes = [change for change in plan.overrides if not change.startswith(("workers=", "device=", "data.root="))]
-    finished = checkpoint.epoch == stored["epochs"]
-    return "paper" if whole and finished and not changes else "reduced"
+    whole = plan.task == "finetune" or train_images == _PAPER_IMAGES.get(config.data.dataset)
+    if "epochs" in stored:
+        data = stored["data"]
+        whole &= checkpoint.details.get("images") == _PAPER_IMAGES.get(data["name"] or data["kind"])
+        whole &= checkpoint.epoch == stored["epochs"]
+    usual = getattr(config, "schedule", "1x") in ("1x", "2x", "24k")
+    harmless = {"data.root", "engine", *_neutral(plan.task)}
+    changes = {change.partition("=")[0] for change in plan.overrides} - harmless
+    return "paper" if whole and usual and not changes else "reduced"
 
 
 def _pretrain_stamp(checkpoint: Checkpoint) -> dict[str, Any]:
     """How the backbone was pre-trained, as protocol keys."""
     stored = checkpoint.config
+    if checkpoint.method == RANDOM:
+        return {"pretrain_epochs": 0}
+    if "epochs" not in stored:
+        return {"pretrain_source": stored["source"]} | (
+            {"pretrain_epochs": checkpoint.epoch} if checkpoint.epoch else {}
+        )
     if checkpoint.epoch == 0:
         return {"pretrain_epochs": 0}
     sizes = [view["size"] for view in stored["views"]]
     return {
         "pretrain_dataset": stored["data"]["name"] or stored["data"]["kind"],
-        "pretrain_images": checkpoint.details["images"],
+        "pretrain_images": checkpoint.details.get("images"),
         "pretrain_epochs": checkpoint.epoch,
         "pretrain_batch_size": stored["batch_size"],
         "pretrain_lr": stored["base_lr"],

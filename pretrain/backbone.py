@@ -1,20 +1,39 @@
 """Backbones: torchvision's ResNets with their names and weights, a CIFAR stem, and a small one for CPUs."""
 
 import dataclasses
+from typing import NamedTuple
 
 from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
-STEMS = ("imagenet", "cifar")
+
+class Stem(NamedTuple):
+    """The first convolution of a ResNet, and whether a 3x3 max-pool with stride 2 follows."""
+
+    kernel: int
+    stride: int
+    padding: int
+    max_pool: bool
+
+
+# "cifar": the authors replace conv1 by a 3x3 with padding 1 but keep their ResNet's extra padding layer of 1 in front
+# of it, so 32x32 images become 34x34 maps; solo-learn's padding=2 is the same. Other projects pad by 1: same weights,
+# other features, so these are stems of their own, for backbones that come from there.
+STEMS = {
+    "imagenet": Stem(7, 2, 3, True),
+    "cifar": Stem(3, 1, 2, False),
+    "cifar_pad1": Stem(3, 1, 1, False),
+    "cifar_pad1_pool": Stem(3, 1, 1, True),
+}
 
 # name: block, blocks per stage, channels of the first stage
-_ARCHITECTURES: dict[str, tuple[type[BasicBlock | Bottleneck], list[int], int]] = {
+ARCHITECTURES: dict[str, tuple[type[BasicBlock | Bottleneck], list[int], int]] = {
     "resnet18": (BasicBlock, [2, 2, 2, 2], 64),
     "resnet34": (BasicBlock, [3, 4, 6, 3], 64),
     "resnet50": (Bottleneck, [3, 4, 6, 3], 64),
     "resnet10_narrow": (BasicBlock, [1, 1, 1, 1], 32),
 }
-NAMES = tuple(_ARCHITECTURES)
+NAMES = tuple(ARCHITECTURES)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,16 +58,16 @@ class Backbone(ResNet):
     """A torchvision ResNet without its classifier: images (N, 3, H, W) -> features (N, num_features)."""
 
     def __init__(self, config: BackboneConfig) -> None:
-        block, layers, width = _ARCHITECTURES[config.name]
+        block, layers, width = ARCHITECTURES[config.name]
         super().__init__(block, layers, zero_init_residual=config.zero_init_residual)
         if width != 64:
             self._rebuild(block, layers, width, config.zero_init_residual)
-        if config.stem == "cifar":
-            # The authors replace conv1 by a 3x3 with padding 1 but keep their ResNet's extra padding layer of 1 in
-            # front of it, so 32x32 images become 34x34 maps; solo-learn's padding=2 is the same. Like theirs, this
-            # convolution keeps PyTorch's default initialisation.
-            self.conv1 = nn.Conv2d(3, width, kernel_size=3, stride=1, padding=2, bias=False)
-            self.maxpool = nn.Identity()
+        if config.stem != "imagenet":
+            kernel, stride, padding, max_pool = STEMS[config.stem]
+            # Like the authors', this convolution keeps PyTorch's default initialisation.
+            self.conv1 = nn.Conv2d(3, width, kernel_size=kernel, stride=stride, padding=padding, bias=False)
+            if not max_pool:
+                self.maxpool = nn.Identity()
         self.num_features: int = width * 8 * block.expansion
         self.fc = nn.Identity()
 
@@ -75,7 +94,7 @@ def build_backbone(name: str, *, stem: str = "imagenet", zero_init_residual: boo
 
     Args:
         name: resnet18, resnet34, resnet50, or resnet10_narrow (1.2 M parameters, for CPUs).
-        stem: "imagenet" (7x7, stride 2, max-pool) or "cifar" (3x3, stride 1, padding 2, no max-pool).
+        stem: "imagenet" (7x7, stride 2, max-pool), "cifar" (3x3, stride 1, padding 2, no max-pool); see `STEMS`.
         zero_init_residual: see `BackboneConfig`.
 
     Raises:

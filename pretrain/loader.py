@@ -93,7 +93,7 @@ def training_batches(
     make = functools.partial(
         _training_batch, source, tuple(views), seed, steps, batch_size // world_size, rank, world_size
     )
-    return _iterate(make, range(first_step, last_step), workers, pin)
+    return iterate(make, range(first_step, last_step), workers, pin)
 
 
 def evaluation_batches(
@@ -125,7 +125,7 @@ def evaluation_batches(
     indices = range(len(source))[first:last]
     make = functools.partial(_evaluation_batch, source, indices, batch_size, resize, crop)
     steps = range(math.ceil(len(indices) / batch_size))
-    for images, labels in _iterate(make, steps, workers, False):
+    for images, labels in iterate(make, steps, workers, False):
         yield normalize(images.to(torch.float32).div_(255), mean, std), labels
 
 
@@ -145,10 +145,27 @@ class _Steps(Dataset[Any]):
             return error
 
 
-def _iterate(make: Callable[[int], Any], steps: range, workers: int, pin: bool) -> Iterator[Any]:
+def _unchanged(item: Any) -> Any:
+    """Instead of the DataLoader's own conversion, which would make a tensor of every array."""
+    return item
+
+
+def iterate(make: Callable[[int], Any], steps: range, workers: int, pin: bool) -> Iterator[Any]:
+    """make(step) for each of the steps, in their order.
+
+    Args:
+        make: runs in the workers, or here where there are none.
+        workers: processes.
+        pin: puts the tensors of what was made into page-locked memory.
+
+    Raises:
+        BenchError: what `make` raised.
+        ResourceError: a worker died.
+    """
     loader = DataLoader(
         _Steps(make),
         batch_size=None,
+        collate_fn=_unchanged,
         sampler=steps,
         num_workers=workers,
         pin_memory=pin,
@@ -179,7 +196,7 @@ def _transferred(loader: DataLoader[Any]) -> Iterator[Any]:
 
 def _heed_parent_only(_: int) -> None:
     """A terminal's Ctrl-C and a cluster's warning reach every process; the main one decides when its workers end."""
-    for number in (signal.SIGINT, signal.SIGUSR1):
+    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # macOS has no way to tell who sent a signal
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})

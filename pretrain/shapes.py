@@ -11,9 +11,9 @@ import numpy as np
 from intl_bench.core.seeding import generator
 
 SIZE = 32
-_FIGURES = ("disc", "square", "triangle", "ring", "cross")
+FIGURES = ("disc", "square", "triangle", "ring", "cross")
 _SURFACES = ("plain", "striped")
-CLASS_NAMES = [f"{surface} {figure}" for surface, figure in itertools.product(_SURFACES, _FIGURES)]
+CLASS_NAMES = [f"{surface} {figure}" for surface, figure in itertools.product(_SURFACES, FIGURES)]
 
 _DRAWS = 17  # random numbers of an image, besides its noise
 _PART = 1024  # images drawn at once
@@ -37,24 +37,27 @@ def _draw(indices: range, labels: np.ndarray, split: str) -> np.ndarray:
     u = np.stack([stream.random(_DRAWS, np.float32) for stream in streams])[:, None, None]
     noise = np.stack([stream.standard_normal((SIZE, SIZE, 3), np.float32) for stream in streams])
     line = np.linspace(-1, 1, SIZE, dtype=np.float32)
-    # The figure's own coordinates, in which it reaches about 1 from its centre.
+    # The figure's own coordinates, in which it reaches about 1 from its centre; the picture is 2 wide.
     scale, angle = 0.45 + 0.3 * u[..., 0], 2 * np.pi * u[..., 1]
     right, down = (line - 0.7 * (u[..., 2] - 0.5)) / scale, (line[:, None] - 0.7 * (u[..., 3] - 0.5)) / scale
     x, y = np.cos(angle) * right + np.sin(angle) * down, np.cos(angle) * down - np.sin(angle) * right
-    surface, figure = np.divmod(labels[:, None, None], len(_FIGURES))
-    inside = _cover(np.choose(figure, _distances(x, y)) * scale)
-    stripes = surface * _cover(np.sin((7 + 4 * u[..., 4]) * y) / 8)
+    surface, figure = np.divmod(labels[:, None, None], len(FIGURES))
+    inside = cover(np.choose(figure, distances(x, y)) * scale * SIZE / 2)
+    stripes = surface * cover(np.sin((7 + 4 * u[..., 4]) * y) / 8 * SIZE / 2)
     # Each colour is uniform, and apart from the one beneath it in every channel.
     ground = u[..., 5:8]
     fill = (ground + 0.35 + 0.3 * u[..., 8:11]) % 1
     stripe = (fill + 0.35 + 0.3 * u[..., 11:14]) % 1
     slope = (u[..., 14] - 0.5) * line + (u[..., 15] - 0.5) * line[:, None]
-    pixels = _mix(ground + 0.2 * slope[..., None], _mix(fill, stripe, stripes), inside) + 0.06 * u[..., 16:] * noise
+    pixels = mix(ground + 0.2 * slope[..., None], mix(fill, stripe, stripes), inside) + 0.06 * u[..., 16:] * noise
     return (pixels.clip(0, 1) * 255).round().astype(np.uint8)
 
 
-def _distances(x: np.ndarray, y: np.ndarray) -> list[np.ndarray]:
-    """How far each point lies outside each figure (negative: inside), in the order of `_FIGURES`."""
+def distances(x: np.ndarray, y: np.ndarray) -> list[np.ndarray]:
+    """How far each point lies outside each figure (negative: inside), in the order of `FIGURES`.
+
+    A figure's centre is at 0, and it reaches about 1 from there.
+    """
     radius, across, along = np.hypot(x, y), np.abs(x), np.abs(y)
     return [
         radius - 0.85,
@@ -65,10 +68,11 @@ def _distances(x: np.ndarray, y: np.ndarray) -> list[np.ndarray]:
     ]
 
 
-def _cover(distance: np.ndarray) -> np.ndarray:
-    """Share of a pixel that a form covers, from its centre's distance to the form's edge (the picture is 2 wide)."""
-    return (0.5 - distance * SIZE / 2).clip(0, 1)
+def cover(distance: np.ndarray) -> np.ndarray:
+    """Share of a pixel that a form covers, from its centre's distance to the form's edge in pixels."""
+    return (0.5 - distance).clip(0, 1)
 
 
-def _mix(below: np.ndarray, above: np.ndarray, share: np.ndarray) -> np.ndarray:
+def mix(below: np.ndarray, above: np.ndarray, share: np.ndarray) -> np.ndarray:
+    """One colour over another, which it covers by a share."""
     return below + (above - below) * share[..., None]

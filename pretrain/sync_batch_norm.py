@@ -5,11 +5,11 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from intl_bench.core.distributed import stack, world_size
+from intl_bench.core.distributed import stack
 
 
-class CPUSyncBatchNorm(_BatchNorm):
-    """`torch.nn.SyncBatchNorm` for CPU tensors: (N, C) or (N, C, H, W), every process with the same N."""
+class CPUSyncBatchNorm(nn.BatchNorm2d):
+    """`torch.nn.SyncBatchNorm` for CPU tensors: (N, C) or (N, C, H, W); N may differ between the processes."""
 
     def _check_input_dim(self, x: torch.Tensor) -> None:
         if x.ndim < 2:
@@ -24,11 +24,11 @@ class CPUSyncBatchNorm(_BatchNorm):
         # Half precision (autocast) is for the values alone; statistics are float32, as in PyTorch's own.
         values = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
         # Two passes: the variance from centred values keeps its digits where the mean is large.
-        mean = stack(values.mean(dims)).mean(0)
+        n = int(stack(torch.tensor(x.numel() // x.shape[1])).sum())
+        mean = stack(values.sum(dims)).sum(0) / n
         centered = values - mean.view(shape)
-        variance = stack(centered.square().mean(dims)).mean(0)
+        variance = stack(centered.square().sum(dims)).sum(0) / n
         if self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None:
-            n = x.numel() // x.shape[1] * world_size()
             self.num_batches_tracked.add_(1)
             self.running_mean.lerp_(mean.detach(), self.momentum or 0.1)
             self.running_var.lerp_(variance.detach() * n / (n - 1), self.momentum or 0.1)

@@ -25,6 +25,8 @@ RULES: dict[str, tuple[str, ...]] = {
         "pretrain.checkpoint",
         "pretrain.data",
         "pretrain.loader",
+        "pretrain.shapes",
+        "pretrain.sync_batch_norm",
         "pretrain.views",
     ),
 }

@@ -168,6 +168,19 @@ class TestFiles:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         assert not list(tmp_path.iterdir())
 
+    def test_bytes_are_written_whole_or_not_at_all(self, tmp_path: Path) -> None:
+        path = tmp_path / "new" / "a.bin"
+        files.write_bytes(path, b"old")
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+        try:
+            with pytest.raises(ResourceError, match=r"cannot write .*a\.bin: File too large"):
+                files.write_bytes(path, bytes(100_000))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert path.read_bytes() == b"old"
+        assert [file.name for file in path.parent.iterdir()] == ["a.bin"]
+
     def test_create_json_never_overwrites(self, tmp_path: Path) -> None:
         path = tmp_path / "r.json"
         assert files.create_json(path, {"a": 1})

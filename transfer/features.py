@@ -29,6 +29,7 @@ from pretrain.data import ArraySource, ImageSource, normalization, open_source
 from pretrain.loader import evaluation_batches
 
 FOLDER = Path("runs") / "features"
+RANDOM = "Random init"
 _BATCH = 256
 # Whatever changes in these may change a feature.
 _CODE = [Path(str(module.__file__)) for module in (backbones, data_module, loader, views)] + [Path(__file__)]
@@ -83,7 +84,7 @@ def random_init(checkpoint: Checkpoint, seed: int) -> Checkpoint:
         sha256=digest.hexdigest(),
         backbone=state,
         config={**checkpoint.config, "seed": seed},
-        method="Random init",
+        method=RANDOM,
         epoch=0,
         details={},
     )

@@ -3,8 +3,8 @@
 import contextlib
 import dataclasses
 import os
-from collections.abc import Iterator
-from typing import Any, cast
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -12,6 +12,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from intl_bench.core.errors import InputError, ResourceError
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -125,6 +127,24 @@ def union(items: set[str]) -> set[str]:
     parts: list[set[str]] = [set()] * world_size()
     dist.all_gather_object(parts, items)
     return set().union(*parts)
+
+
+def collect(items: list[Any]) -> list[Any]:
+    """The items of all processes in rank order, on the first process; nothing on the others."""
+    if world_size() == 1:
+        return items
+    parts: list[Any] | None = [None] * world_size() if dist.get_rank() == 0 else None
+    dist.gather_object(items, parts)
+    return [item for part in parts or [] for item in part]
+
+
+def from_main(compute: Callable[[], T]) -> T:
+    """What `compute` returns on the first process, on every process; the others do not call it."""
+    if world_size() == 1:
+        return compute()
+    box = [compute() if dist.get_rank() == 0 else None]
+    dist.broadcast_object_list(box)
+    return cast(T, box[0])
 
 
 def barrier() -> None:

@@ -51,6 +51,12 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes `content`, atomically; raises as `write_text`."""
+    with _replacement(path) as temporary:
+        temporary.write_bytes(content)
+
+
 def create_json(path: Path, value: Any) -> bool:
     """Writes indented JSON with sorted keys and no NaN, atomically, if `path` does not exist yet; else returns False.
 

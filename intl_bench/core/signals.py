@@ -5,11 +5,11 @@ from types import FrameType, TracebackType
 
 from intl_bench.core.errors import Preempted
 
-_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
 
 
 class StopRequest:
-    """Within the block SIGTERM, SIGUSR1 (Slurm's warning) and Ctrl-C only set `received`; a second Ctrl-C kills."""
+    """Within the block SIGTERM, SIGUSR1 and SIGUSR2 (warnings of Slurm and submitit) and Ctrl-C only set `received`; a second Ctrl-C kills."""
 
     def __init__(self) -> None:
         self.received: int | None = None

@@ -2,6 +2,9 @@
 
 `tableN.csv` holds what the paper prints, `**bold**` included; `tableN.json` holds the source, the protocols and the
 footnotes. Neither is ever reformatted.
+
+`table3_1x`, `table3_2x` and `voc_24k` hold, in the same form, what many sources print about the same detector, trained
+by one schedule.
 """
 
 import csv
@@ -13,13 +16,17 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PublishedRow:
-    """One printed row: `cells` and `method` are the printed text, `bold` names the columns printed in bold."""
+    """One printed row: `cells` and `method` are the printed text, `bold` names the columns printed in bold.
+
+    `source` is the row's own, or its table's.
+    """
 
     method: str
     cells: dict[str, str]
     bold: frozenset[str]
     marks: tuple[str, ...]
     protocol: dict[str, Any]
+    source: str
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,10 +53,12 @@ def load(name: str) -> PublishedTable:
 def _row(line: dict[str, str], about: dict[str, Any]) -> PublishedRow:
     plain = {column: text.removeprefix("**").removesuffix("**") for column, text in line.items()}
     method = plain.pop("method")
+    details = {"source": about["source"], **about["rows"].get(method, {})}
     return PublishedRow(
         method=method,
         cells=plain,
         bold=frozenset(column for column, text in line.items() if text.startswith("**")),
         marks=tuple(note["mark"] for note in about["notes"] if method in note.get("rows", ())),
-        protocol={**about["protocol"], **about["rows"].get(method, {})},
+        source=details.pop("source"),
+        protocol={**about["protocol"], **details},
     )

@@ -42,7 +42,7 @@ def build(table: Table, records: Sequence[ResultRecord]) -> BuiltTable:
     if table.published:
         paper = published.load(table.published)
         caption += f" Source of the published rows: {paper.source}."
-        rows = [*(_published_row(row, paper.source) for row in paper.rows), *rows]
+        rows = [*map(_published_row, paper.rows), *rows]
         notes = [*paper.notes, *notes]
     if own:
         notes.append(("", _MEASURED))
@@ -69,7 +69,7 @@ def _embolden(frame: pd.DataFrame) -> None:
     frame.loc[ranked.index, "bold"] = (contests.transform("size") > 1) & (printed.loc[ranked.index] == best)
 
 
-def _published_row(row: published.PublishedRow, source: str) -> Row:
+def _published_row(row: published.PublishedRow) -> Row:
     cells = {}
     for column, text in row.cells.items():
         mean, _, std = text.partition("±")
@@ -89,6 +89,6 @@ def _published_row(row: published.PublishedRow, source: str) -> Row:
         label=row.method,
         bold_label="method" in row.bold,
         marks=" ".join(row.marks),
-        source=source,
+        source=row.source,
         cells=cells,
     )

@@ -110,12 +110,13 @@ def _labels(table: Table, groups: list[list[ResultRecord]]) -> list[str]:
     for group in groups:
         first = group[0]
         backbone = re.sub(r"^resnet(?=\d)", "ResNet-", first.backbone).replace("_", " ")
-        about = ", ".join(filter(None, [backbone, _dataset_in_label(table, first)]))
-        plain.append((f"{first.method} ({about}", f"; measured, {first.scale} scale)"))
         stamp: dict[str, set[str]] = defaultdict(set)
         for record in group:
             for key, value in {**_evaluation(record), **_pretraining(table, record)}.items():
                 stamp[key].add(_value(value))
+        always = [f"{key} {'/'.join(sorted(stamp[key]))}" for key in table.told if key in stamp]
+        about = ", ".join(filter(None, [backbone, _dataset_in_label(table, first), *always]))
+        plain.append((f"{first.method} ({about}", f"; measured, {first.scale} scale)"))
         stamps.append(stamp)
     labels = []
     for (start, end), stamp in zip(plain, stamps, strict=True):

@@ -28,6 +28,9 @@ class Table:
         datasets: what the columns stand for by themselves; a row measured on something else says so in its label.
             None where the columns name their dataset.
         spread: the pre-training key that the columns spread over, so that a row may hold several of its values.
+        told: the protocol keys whose values every measured row says in its label.
+        schedules: the detection schedules that the table can be limited to, each with the name of its published rows
+            in `intl_bench.published`.
         columns: the columns, given the records that are in the table.
         place: column key -> metric name for one record; empty if the record is not for this table.
     """
@@ -38,8 +41,20 @@ class Table:
     decimals: int
     datasets: tuple[str, ...] | None
     spread: str | None = None
+    told: tuple[str, ...] = ()
+    schedules: Mapping[str, str] = dataclasses.field(default_factory=dict)
     columns: Callable[[Sequence[ResultRecord]], Sequence[Column]]
     place: Callable[[ResultRecord], Mapping[str, str]]
+
+    def only(self, schedule: str) -> "Table":
+        """The table with the rows of one of its `schedules` alone."""
+        return dataclasses.replace(
+            self,
+            number=f"{self.number}-{schedule}",
+            caption=f"{self.caption} Only the {schedule} schedule.",
+            published=self.schedules[schedule],
+            place=lambda record: self.place(record) if record.protocol.get("schedule") == schedule else {},
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

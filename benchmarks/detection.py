@@ -1,0 +1,115 @@
+"""The built-in detector against Detectron2: seconds of a training step and of inference, same weights and inputs.
+
+    python benchmarks/detection.py                                    320x427, about 2 minutes on one core
+    python benchmarks/detection.py --size 800 1067 --regions 128 --proposals 300 --repeats 2
+    python benchmarks/detection.py --engines builtin --device cuda --precision bf16 --channels-last
+
+Medians; the two engines alternate within one run. The work of both follows the number of regions, which is cut: the
+official ones are 512 in training and 1000 in test.
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[1] / "tests")]
+
+import torch
+from detection_cases import calibrate, ground_truth, picture, small_model
+from detectron2_cases import detectron2_inputs, detectron2_model
+
+from transfer.detection import MaskRCNN
+from transfer.detection.config import ModelConfig
+
+
+def builtin_ways(model: MaskRCNN, images: list, targets: list, device: str) -> tuple[Callable, Callable]:
+    def train() -> None:
+        draws = [torch.Generator(device).manual_seed(n) for n in range(len(images))]
+        losses = model.train()([image.to(device) for image in images], targets, draws)
+        model.zero_grad()
+        sum(losses.values()).backward()
+
+    def detect() -> None:
+        model.eval().detect([image.to(device) for image in images], [image.shape[1:] for image in images])
+
+    return train, detect
+
+
+def detectron2_ways(model: Any, images: list, targets: list) -> tuple[Callable, Callable]:
+    from detectron2.utils.events import EventStorage
+
+    inputs = detectron2_inputs(images, targets, masks=True)
+
+    def train() -> None:
+        with EventStorage():
+            losses = model.train()(inputs)
+        model.zero_grad()
+        sum(losses.values()).backward()
+
+    def detect() -> None:
+        with torch.inference_mode():
+            # The masks are left at the size of the mask head, as the built-in detector leaves them.
+            model.eval().inference([{"image": item["image"]} for item in inputs], do_postprocess=False)
+
+    return train, detect
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", type=int, nargs=2, default=[320, 427], metavar=("HEIGHT", "WIDTH"))
+    parser.add_argument("--images", type=int, default=1)
+    parser.add_argument("--regions", type=int, default=64)
+    parser.add_argument("--proposals", type=int, default=100)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--engines", nargs="+", default=["builtin", "detectron2"], choices=["builtin", "detectron2"])
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
+    parser.add_argument("--channels-last", action="store_true")
+    options = parser.parse_args()
+
+    config = ModelConfig(roi_batch=options.regions, post_nms_test=options.proposals)
+    size = tuple(options.size)
+    images = [picture(n, *size) for n in range(options.images)]
+    targets = [ground_truth(n, *size, objects=8, kind="polygon", classes=80) for n in range(options.images)]
+    model = small_model(config)
+    calibrate(model, images, targets)
+    ways = {}
+    if "detectron2" in options.engines:
+        other = detectron2_model(config, model.state_dict(), device=options.device)
+        ways["detectron2"] = detectron2_ways(other, images, targets)
+    model.to(options.device)
+    if options.channels_last:
+        model.to(memory_format=torch.channels_last)
+    on_device = [target._replace(boxes=target.boxes.to(options.device)) for target in targets]
+    on_device = [target._replace(classes=target.classes.to(options.device)) for target in on_device]
+    if "builtin" in options.engines:
+        ways["builtin"] = builtin_ways(model, images, on_device, options.device)
+
+    seconds: dict[tuple[str, int], list[float]] = {(name, kind): [] for name in ways for kind in (0, 1)}
+    for repeat in range(options.repeats + 1):  # the first time warms up
+        for (name, kind), values in seconds.items():
+            started = time.process_time()
+            with torch.autocast(options.device, torch.bfloat16, enabled=options.precision == "bf16"):
+                ways[name][kind]()
+            if options.device == "cuda":
+                torch.cuda.synchronize()
+            if repeat:
+                values.append(time.process_time() - started)
+    print(
+        f"{options.images} x {size[0]}x{size[1]}, {options.regions} regions an image in training, {options.proposals} "
+        f"proposals in test, {options.device}, {options.precision}, {torch.get_num_threads()} threads, "
+        f"median of {options.repeats}"
+    )
+    for kind, label in enumerate(("training step", "inference")):
+        medians = {name: statistics.median(seconds[name, kind]) for name in ways}
+        line = ", ".join(f"{name} {value:.3f} s" for name, value in medians.items())
+        ratio = f", ratio {medians['detectron2'] / medians['builtin']:.2f}" if len(medians) == 2 else ""
+        print(f"{label}: {line}{ratio}")
+
+
+if __name__ == "__main__":
+    main()

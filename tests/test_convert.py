@@ -1,0 +1,345 @@
+"""Whole files: converted, checked against networks that are not ours, and read as the tasks read them."""
+
+import importlib.util
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from layout_cases import CASES, State, caffe2, head, msra_source, prefixed, random_state
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import nn
+
+from intl_bench.core.errors import BenchError, InputError
+from pretrain.backbone import build_backbone
+from pretrain.checkpoint import export_backbone, save
+from transfer.convert import convert, from_detectron2, load_backbone, read, to_detectron2
+from transfer.features import build
+
+
+@pytest.fixture(scope="module")
+def small() -> tuple[State, State]:
+    return random_state("resnet10_narrow", 0), random_state("resnet10_narrow", 1)
+
+
+def write(root: Any, path: Path) -> Path:
+    torch.save(root, path)
+    return path
+
+
+def images(size: int = 64) -> torch.Tensor:
+    return torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(3))
+
+
+@torch.inference_mode()
+def torchvision_features(name: str, state: State, size: int = 64) -> torch.Tensor:
+    model = getattr(torchvision.models, name)()
+    model.fc = nn.Identity()
+    model.load_state_dict(state, strict=True)
+    return model.eval()(images(size))
+
+
+def relative(value: torch.Tensor, reference: torch.Tensor) -> float:
+    return float((value.double() - reference.double()).norm() / reference.double().norm())
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name != "byol deepmind"])
+def test_every_layout_from_file_to_file(name: str, small: tuple[State, State], tmp_path: Path) -> None:
+    case = CASES[name](*small)
+    path = write(case.root, tmp_path / "source.pth.tar")
+    conversion = convert(path, tmp_path / "out.pth", to="torchvision")
+    assert conversion.difference <= 1e-6
+    assert set(case.aside) <= set(conversion.left_aside)
+    assert all("\n" not in line for line in conversion.lines)
+    written = torch.load(tmp_path / "out.pth", weights_only=True)
+    assert type(written) is dict
+    assert list(written) == list(small[0])
+    for key, tensor in small[0].items():
+        if not key.endswith("num_batches_tracked"):
+            assert torch.equal(written[key], tensor)
+    about = json.loads((tmp_path / "out.pth.json").read_text())
+    assert about["source"].split(":")[0] == case.layout
+    assert about["backbone"] == {"name": "resnet10_narrow", "stem": "imagenet", "zero_init_residual": False}
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_features_are_torchvisions(name: str, tmp_path: Path) -> None:
+    """The original in torchvision's own network, against the written files in the same and in ours."""
+    state = random_state(name)
+    path = write({"state_dict": prefixed("module.encoder_q.", state), "epoch": 200}, tmp_path / "a.pth.tar")
+    expected = torchvision_features(name, state)
+    convert(path, tmp_path / "a.pkl", to="detectron2")
+    convert(path, tmp_path / "a.pth", to="timm")
+    assert relative(torchvision_features(name, load_backbone(tmp_path / "a.pkl")), expected) <= 1e-6
+    assert relative(torchvision_features(name, torch.load(tmp_path / "a.pth", weights_only=True)), expected) <= 1e-6
+    checkpoint = read(path)
+    with torch.inference_mode():
+        assert relative(build(checkpoint).eval()(images()), expected) <= 1e-6
+    assert (checkpoint.method, checkpoint.epoch, checkpoint.details) == ("MoCo", 200, {})
+    assert checkpoint.config["backbone"]["name"] == name
+    assert (checkpoint.config["scale"], checkpoint.config["seed"]) == ("reduced", 0)
+
+
+@pytest.mark.parametrize("name", ["resnet10_narrow", "resnet18", "resnet34", "resnet50"])
+def test_detectron2_names_there_and_back(name: str) -> None:
+    state = random_state(name)
+    theirs = to_detectron2(state)
+    assert len(theirs) == len(state)
+    assert {key.split(".")[0] for key in theirs} == {"stem", "res2", "res3", "res4", "res5"}
+    back = from_detectron2(theirs)
+    assert list(back) == list(state)
+    assert all(torch.equal(back[key], value) for key, value in state.items())
+    frozen = {key: value for key, value in theirs.items() if not key.endswith("num_batches_tracked")}
+    assert len(frozen) == {"resnet10_narrow": 60, "resnet18": 100, "resnet34": 180, "resnet50": 265}[name]
+    thawed = from_detectron2(frozen)
+    assert list(thawed) == list(state)
+    assert all(torch.equal(thawed[key], back[key]) for key in back if not key.endswith("tracked"))
+    with pytest.raises(InputError, match=r"fc\.weight is not part of it"):
+        to_detectron2({**state, "fc.weight": torch.ones(2)})
+    del frozen["res3.0.shortcut.norm.bias"]
+    with pytest.raises(InputError, match=r"res3\.0\.shortcut\.norm\.bias is missing"):
+        from_detectron2(frozen)
+
+
+@pytest.mark.parametrize("ending", ["pkl", "pth"])
+def test_detectron2_files(ending: str, small: tuple[State, State], tmp_path: Path) -> None:
+    path = write({**small[0], **head("fc.weight")}, tmp_path / "a.pth")
+    out = tmp_path / f"out.{ending}"
+    conversion = convert(path, out, to="detectron2")
+    if ending == "pkl":
+        content = pickle.loads(out.read_bytes())
+        assert all(value.dtype == np.float32 for value in content["model"].values())
+    else:
+        content = torch.load(out, weights_only=True)
+    assert content["matching_heuristics"] is True
+    assert len(content["model"]) == 60
+    assert any("PIXEL_STD [58.395, 57.12, 57.375]" in line for line in conversion.lines)
+    again = load_backbone(out)
+    assert all(torch.equal(again[key], tensor) for key, tensor in small[0].items() if not key.endswith("tracked"))
+
+
+@pytest.mark.parametrize("depth", [18, 50])
+@pytest.mark.parametrize("ending", ["pkl", "pth"])
+def test_detectron2s_own_network_gives_the_same_features(depth: int, ending: str, tmp_path: Path) -> None:
+    """Through its own checkpointer, as `MODEL.WEIGHTS` is read; none of the weights may stay as initialised."""
+    pytest.importorskip("detectron2")
+    from detectron2.checkpoint import DetectionCheckpointer
+    from detectron2.config import get_cfg
+    from detectron2.layers import ShapeSpec
+    from detectron2.modeling.backbone import build_resnet_backbone
+
+    state = random_state(f"resnet{depth}")
+    path = write(prefixed("module.", {**state, **head("fc.weight")}), tmp_path / "source.pth")
+    conversion = convert(path, tmp_path / f"out.{ending}", to="detectron2")
+    assert any("Detectron2's own ResNet" in line for line in conversion.lines)
+    assert conversion.difference <= 1e-6
+    cfg = get_cfg()
+    cfg.MODEL.RESNETS.DEPTH = depth
+    cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 256 if depth == 50 else 64
+    cfg.MODEL.RESNETS.STRIDE_IN_1X1 = False
+    cfg.MODEL.RESNETS.NORM = "BN"
+    cfg.MODEL.RESNETS.OUT_FEATURES = ["res5"]
+    network = build_resnet_backbone(cfg, ShapeSpec(channels=3)).eval()
+    DetectionCheckpointer(network).load(str(tmp_path / f"out.{ending}"))
+    with torch.inference_mode():
+        features = network(images())["res5"].mean((2, 3))
+    assert relative(features, torchvision_features(f"resnet{depth}", state)) <= 1e-6
+
+
+def test_a_file_with_other_features_is_not_passed(
+    small: tuple[State, State], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The check sees what was written: here a writer that loses one part in a thousand of one tensor."""
+    path = write(small[0], tmp_path / "a.pth")
+    right = torch.save
+
+    def wrong(content: State, stream: Any) -> None:
+        right({**content, "layer4.0.conv2.weight": content["layer4.0.conv2.weight"] * 1.001}, stream)
+
+    monkeypatch.setattr(torch, "save", wrong)
+    with pytest.raises(BenchError, match="do not use it"):
+        convert(path, tmp_path / "out.pth", to="torchvision")
+    assert not (tmp_path / "out.pth.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("case", "stem", "module_change"),
+    [
+        ("intl", "cifar", (2, False)),
+        ("solo-learn", "cifar", (2, False)),
+        ("zero-cl", "cifar", (2, False)),
+        ("w-mse", "cifar_pad1", (1, False)),
+        ("cw-rgp base", "cifar_pad1", (1, False)),
+        ("shuffled-dbn variant 1", "cifar_pad1", (1, False)),
+        ("shuffled-dbn variant 2", "cifar_pad1_pool", (1, True)),
+        ("lightly cifar", "cifar_pad1", (1, False)),
+        ("mmpretrain", "cifar_pad1", (1, False)),
+        ("stable-pretraining", "cifar_pad1", (1, False)),
+    ],
+)
+def test_small_stems_are_their_authors(
+    case: str, stem: str, module_change: tuple[int, bool], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A network with the authors' first layers put in by hand gives what ours gives; it says what it took."""
+    padding, pooled = module_change
+    state = random_state("resnet10_narrow", stem="cifar")
+    path = write(CASES[case](state, state).root, tmp_path / "a.pth")
+    checkpoint = read(path)
+    assert checkpoint.config["backbone"]["stem"] == stem
+    assert f"taken as {stem}" in capsys.readouterr().err
+    reference = build_backbone("resnet10_narrow")
+    reference.conv1 = nn.Conv2d(3, 32, 3, padding=padding, bias=False)
+    if not pooled:
+        reference.maxpool = nn.Identity()
+    reference.load_state_dict(state)
+    with torch.inference_mode():
+        expected = reference.eval()(images(32))
+        assert relative(build(checkpoint).eval()(images(32)), expected) <= 1e-6
+    with pytest.raises(InputError, match=rf"has the {stem} stem.*use --to safetensors"):
+        convert(path, tmp_path / "out.pkl", to="detectron2")
+    convert(path, tmp_path / "out.st", to="safetensors")
+    assert read(tmp_path / "out.st").config["backbone"]["stem"] == stem
+
+
+def test_safetensors_keep_what_keys_cannot_tell(small: tuple[State, State], tmp_path: Path) -> None:
+    path = write(CASES["swav released"](*small).root, tmp_path / "swav.pth.tar")
+    convert(path, tmp_path / "out.safetensors", to="safetensors")
+    with safe_open(tmp_path / "out.safetensors", framework="pt") as stream:
+        about = json.loads(stream.metadata()["config"])
+    assert about["source"] == "swav"
+    assert about["preprocessing"]["std"] == [0.228, 0.224, 0.225]
+    assert len(about["source_sha256"]) == 64
+    assert all(torch.equal(v, small[0][k]) for k, v in load_file(tmp_path / "out.safetensors").items())
+    assert read(tmp_path / "out.safetensors").method == "SwAV"
+    # so does the file beside a plain one, as long as it is that one's
+    convert(path, tmp_path / "out.pth", to="torchvision")
+    assert read(tmp_path / "out.pth").config["source"] == "swav"
+    write(small[1], tmp_path / "out.pth")
+    (tmp_path / "out.pth.sha256").unlink()
+    assert read(tmp_path / "out.pth").config["source"] == "torchvision"
+
+
+def test_padding_of_tensorflow_and_unnormalised_input_are_told(
+    small: tuple[State, State], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    byol = write(CASES["byol chigur"](*small).root, tmp_path / "byol.pth")
+    checkpoint = read(byol)
+    assert "SAME padding" in checkpoint.config["differs"]
+    assert "SAME padding" in capsys.readouterr().err
+    load_backbone(byol)
+    assert "SAME padding" in capsys.readouterr().err
+    simclr = convert(
+        write(CASES["simclr tonylins"](*small).root, tmp_path / "simclr.pth"), tmp_path / "o.pkl", to="detectron2"
+    )
+    assert simclr.about["preprocessing"]["std"] == [1, 1, 1]
+    assert any("PIXEL_MEAN [0.0, 0.0, 0.0], MODEL.PIXEL_STD [255.0, 255.0, 255.0]" in line for line in simclr.lines)
+    assert any(line.startswith("warning:") and "max-pool" in line for line in simclr.lines)
+
+
+def test_msra_weights_convert_but_do_not_fit_our_strides(tmp_path: Path) -> None:
+    state = random_state("resnet50")
+    path = tmp_path / "R-50.pkl"
+    path.write_bytes(
+        pickle.dumps(caffe2(msra_source(state), "gamma", "beta", "running_mean", "running_var"), protocol=2)
+    )
+    conversion = convert(path, tmp_path / "out.pth", to="detectron2")
+    assert any("STRIDE_IN_1X1 True" in line for line in conversion.lines)
+    assert any(line.startswith("BGR in 0..255 folded") for line in conversion.lines)
+    for foreign in (path, tmp_path / "out.pth"):
+        with pytest.raises(InputError, match="stride in the first 1x1 convolution"):
+            read(foreign)
+
+
+def test_other_number_formats_become_float32(small: tuple[State, State], tmp_path: Path) -> None:
+    halved = {k: v.half() if v.is_floating_point() else v for k, v in small[0].items()}
+    path = write(halved, tmp_path / "half.pth")
+    conversion = convert(path, tmp_path / "out.pth", to="torchvision")
+    assert "stored as float16" in conversion.lines[0]
+    assert all(v.dtype == torch.float32 for k, v in load_backbone(path).items() if not k.endswith("tracked"))
+    last = {k: v.to(memory_format=torch.channels_last) if v.ndim == 4 else v for k, v in small[0].items()}
+    assert all(v.is_contiguous() for v in load_backbone(write(last, tmp_path / "last.pth")).values())
+
+
+def ours(state: State) -> dict[str, Any]:
+    config = {"backbone": {"name": "resnet10_narrow", "stem": "imagenet", "zero_init_residual": True}, "seed": 3}
+    return {
+        "method": {
+            **prefixed("momentum_backbone.", random_state("resnet10_narrow", 1)),
+            **prefixed("backbone.", state),
+        },
+        "optimizer": {},
+        "step": 40,
+        "steps_per_epoch": 10,
+        "display": "INTL",
+        "config": config,
+        "details": {"images": 160},
+    }
+
+
+def test_our_own_checkpoints_and_exports(small: tuple[State, State], tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pt"
+    save(path, ours(small[0]))
+    checkpoint = read(path)
+    assert (checkpoint.method, checkpoint.epoch, checkpoint.details) == ("INTL", 4, {"images": 160})
+    assert checkpoint.config["seed"] == 3
+    assert all(torch.equal(v, small[0][k]) for k, v in checkpoint.backbone.items())
+    conversion = convert(path, tmp_path / "out.pkl", to="detectron2")
+    assert "momentum_backbone.* (72)" in "\n".join(conversion.lines)
+    assert read(tmp_path / "out.pkl").method == "INTL"
+    other = read(path, "intl-bench:momentum")
+    assert torch.equal(other.backbone["conv1.weight"], random_state("resnet10_narrow", 1)["conv1.weight"])
+    config = {**ours(small[0])["config"], "method": {"name": "intl"}, "scale": "demo"}
+    export_backbone(tmp_path / "backbone.safetensors", small[0], config)
+    exported = read(tmp_path / "backbone.safetensors")
+    assert (exported.method, exported.config["seed"], exported.config["scale"]) == ("INTL", 3, "demo")
+    convert(tmp_path / "backbone.safetensors", tmp_path / "again.pkl", to="detectron2")
+    assert read(tmp_path / "again.pkl").config["scale"] == "demo"
+
+
+def test_what_cannot_be_written_is_one_line(small: tuple[State, State], tmp_path: Path) -> None:
+    path = write(small[0], tmp_path / "a.pth")
+    for out, to, message in (
+        (tmp_path / "b.pth", "onnx", "--to onnx: expected one of detectron2"),
+        (tmp_path, "timm", "it is a folder"),
+        (path, "timm", "it is the source itself"),
+    ):
+        with pytest.raises(InputError, match=message) as caught:
+            convert(path, out, to=to)
+        assert "\n" not in str(caught.value)
+    assert torch.equal(torch.load(path)["conv1.weight"], small[0]["conv1.weight"])
+
+
+def test_without_detectron2_the_check_is_ours_alone(small: tuple[State, State], tmp_path: Path) -> None:
+    if importlib.util.find_spec("detectron2") is not None:
+        pytest.skip("Detectron2 is installed")
+    path = write(random_state("resnet18"), tmp_path / "a.pth")
+    assert not any("own ResNet" in line for line in convert(path, tmp_path / "b.pkl", to="detectron2").lines)
+
+
+# The real networks of the projects, where they are installed: their names of today are the ones that are read.
+
+
+def test_names_of_installed_timm(tmp_path: Path) -> None:
+    timm = pytest.importorskip("timm")
+    for name in ("resnet18", "resnet50"):
+        path = write(timm.create_model(name).state_dict(), tmp_path / "timm.pth")
+        assert read(path, "timm").config["backbone"]["name"] == name
+    path = write(timm.create_model("resnet50d").state_dict(), tmp_path / "deep.pth")
+    with pytest.raises(InputError, match="a deep stem"):
+        read(path)
+
+
+def test_names_of_installed_transformers(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.ResNetConfig(layer_type="basic", hidden_sizes=[64, 128, 256, 512], depths=[2, 2, 2, 2])
+    model = transformers.ResNetForImageClassification(config).eval()
+    checkpoint = read(write(model.state_dict(), tmp_path / "hf.bin"))
+    assert (checkpoint.config["backbone"]["name"], checkpoint.config["source"]) == ("resnet18", "hugging-face")
+    with torch.inference_mode():
+        expected = model.resnet(images()).pooler_output.flatten(1)
+        assert relative(build(checkpoint).eval()(images()), expected) <= 1e-6

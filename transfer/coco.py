@@ -1,0 +1,32 @@
+"""COCO detection and instance segmentation: Mask R-CNN R50-C4 on the pre-trained backbone, everything trained.
+
+The protocol is the authors' and MoCo's: SyncBN everywhere and after res5, nothing frozen, PreciseBN at the end.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from pretrain.checkpoint import Checkpoint
+from transfer.detection import task
+from transfer.detection.annotations import Annotations
+from transfer.detection.config import Config
+from transfer.detection.evaluation import evaluate_coco
+from transfer.outcome import Outcome
+
+__all__ = ["DEFAULT", "NEUTRAL", "SEEDED", "Config", "evaluate_coco", "from_checkpoint", "protocol", "run"]
+
+SEEDED = True
+DEFAULT = "r50_c4_2x"
+NEUTRAL = task.NEUTRAL
+from_checkpoint = task.from_checkpoint
+protocol = task.protocol
+
+
+def run(checkpoint: Checkpoint, config: Config, seed: int, *, folder: Path) -> Outcome:
+    """Trains and scores one detector: `bbox/AP`, `bbox/AP50`, ..., `segm/AP75`; arguments and errors as `task.run`."""
+    return task.run(checkpoint, config, seed, folder=folder, evaluate=_evaluate)
+
+
+def _evaluate(test: Annotations, results: list[dict[str, Any]], config: Config, evaluator: str) -> dict[str, float]:
+    kinds = ("bbox", "segm") if config.model.masks else ("bbox",)
+    return evaluate_coco(test.path, results, iou_types=kinds, evaluator=evaluator)

@@ -1,0 +1,59 @@
+"""Annotated images of a split, checked before anything starts."""
+
+from pathlib import Path
+
+import numpy as np
+
+from intl_bench.core.errors import InputError
+from transfer.detection import coco_annotations, voc_annotations
+from transfer.detection.config import DataConfig
+from transfer.detection.objects import Annotations, Entry, Object
+
+__all__ = ["Annotations", "Entry", "Object", "read"]
+
+
+def read(config: DataConfig, split: str, *, masks: bool) -> Annotations:
+    """The annotated images of a split, "train" or "test".
+
+    Training images without any object, or with crowds alone, are left out, as Detectron2 does.
+
+    Args:
+        masks: whether the objects' outlines are needed.
+
+    Raises:
+        InputError: something in the annotations is wrong, or an image file is missing or of another size.
+    """
+    if split not in ("train", "test"):
+        raise ValueError(f"split={split}: expected train or test")
+    if not config.root:
+        raise InputError(f"data.root is not set: expected where {config.name} is, such as data.root=PATH")
+    root = Path(config.root).expanduser()
+    training = split == "train"
+    files = [root / file for file in (config.train if training else config.test)]
+    if config.kind == "voc":
+        if masks:
+            raise InputError("data.kind=voc: VOC's XML has no outlines; set model.masks=false")
+        annotations = voc_annotations.read(files, root, name=config.name)
+    else:
+        folder = root / (config.train_images if training else config.test_images)
+        annotations = coco_annotations.read(files[0], folder, name=config.name, masks=masks, evaluated=not training)
+    return _for_training(annotations) if training else annotations
+
+
+def _for_training(annotations: Annotations) -> Annotations:
+    first, last = annotations.first, annotations.last
+    single = np.concatenate([[0], (~annotations.crowd).cumsum()])
+    usable = single[last] > single[first]
+    notes = []
+    if empty := int((first == last).sum()):
+        notes.append(f"{empty} images have no objects: not trained on")
+    if crowded := int((~usable & (first < last)).sum()):
+        notes.append(f"{crowded} images have crowd regions alone: not trained on")
+    if crowds := int(annotations.crowd.sum()):
+        notes.append(f"{crowds} crowd regions: not trained on")
+    if not usable.any():
+        raise InputError(
+            f"{annotations.path}: no image has an object to train on ({'; '.join(notes)}); "
+            "expected annotations with iscrowd 0: is this the right file?"
+        )
+    return annotations.select(usable, notes)

@@ -1,0 +1,164 @@
+"""Our settings under Detectron2's names; Detectron2 itself is not needed for this."""
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from intl_bench.core.errors import InputError
+from transfer.detection.config import Config, ModelConfig
+
+HEADS = "Res5ROIHeadsExtraNorm"  # MoCo's name for the head with a norm after res5; its train_net.py has it too
+_DEPTHS: dict[tuple[bool, tuple[int, ...]], int] = {
+    (False, (2, 2, 2, 2)): 18,
+    (False, (3, 4, 6, 3)): 34,
+    (True, (3, 4, 6, 3)): 50,
+    (True, (3, 4, 23, 3)): 101,
+    (True, (3, 8, 36, 3)): 152,
+}
+# The names under which Detectron2 itself knows these data sets, for users of the file written beside a run.
+_DATASETS = {
+    "coco2017": (("coco_2017_train",), ("coco_2017_val",)),
+    "voc0712": (("voc_2007_trainval", "voc_2012_trainval"), ("voc_2007_test",)),
+}
+
+
+def values(
+    config: Config, *, seed: int, output: Path, weights: Path | None, cuda: bool, processes: int
+) -> dict[str, Any]:
+    """What differs from Detectron2's defaults, as nested dictionaries.
+
+    Args:
+        weights: a converted backbone for Detectron2's own tools.
+        processes: how many share a batch.
+
+    Raises:
+        InputError: a backbone that Detectron2 cannot build, a batch that cannot be shared out, or a seed too large.
+    """
+    if config.batch_size % processes:
+        raise InputError(
+            f"batch_size={config.batch_size}: cannot be shared out evenly among {processes} processes; "
+            f"set batch_size to a multiple of {processes}"
+        )
+    if not 0 <= seed < 2**31:
+        raise InputError(f"seed={seed}: Detectron2 takes seeds from 0 to {2**31 - 1}")
+    train, test = _DATASETS.get(config.data.name, ((f"{config.data.name}_train",), (f"{config.data.name}_test",)))
+    # PyTorch's synchronised norm refuses a CPU; Detectron2's own takes it.
+    synchronised = "SyncBN" if cuda else "naiveSyncBN"
+    norm = synchronised if processes > 1 else "BN"
+    return {
+        "SEED": seed,
+        "OUTPUT_DIR": str(output),
+        "MODEL": {
+            **_detector(config.model),
+            **backbone(depth(config.model), config.model.width, norm),
+            "WEIGHTS": str(weights or ""),
+            "DEVICE": "cuda" if cuda else "cpu",
+        },
+        "DATASETS": {"TRAIN": train, "TEST": test},
+        "DATALOADER": {"NUM_WORKERS": config.workers},
+        "INPUT": {
+            "FORMAT": "RGB",
+            "MIN_SIZE_TRAIN": tuple(config.min_sizes),
+            "MAX_SIZE_TRAIN": config.max_size,
+            "MIN_SIZE_TEST": config.test_min_size,
+            "MAX_SIZE_TEST": config.test_max_size,
+        },
+        "SOLVER": {
+            "IMS_PER_BATCH": config.batch_size,
+            "BASE_LR": config.lr,
+            "MAX_ITER": config.iterations,
+            # Detectron2 ignores a milestone after the end with a warning, and refuses one at the end.
+            "STEPS": tuple(step for step in config.milestones if step < config.iterations),
+            "WARMUP_ITERS": config.warmup_iterations,
+            "WARMUP_FACTOR": config.warmup_factor,
+            "WEIGHT_DECAY": config.weight_decay,
+            "WEIGHT_DECAY_NORM": config.norm_weight_decay,
+            "CHECKPOINT_PERIOD": config.checkpoint_every,
+            "AMP": {"ENABLED": config.precision == "bf16"},
+        },
+        "TEST": {
+            "DETECTIONS_PER_IMAGE": config.model.detections_per_image,
+            "EVAL_PERIOD": config.eval_every,
+            "PRECISE_BN": {"ENABLED": config.precise_bn > 0, "NUM_ITER": config.precise_bn},
+        },
+    }
+
+
+def depth(model: ModelConfig) -> int:
+    """Detectron2's name for a backbone.
+
+    Raises:
+        InputError: it cannot build it.
+    """
+    number = _DEPTHS.get((model.bottleneck, tuple(model.blocks)))
+    if number is None or model.stem != "imagenet" or (number < 50 and model.width != 64):
+        kind = "bottleneck" if model.bottleneck else "basic"
+        raise InputError(
+            f"Detectron2 cannot build a ResNet of {list(model.blocks)} {kind} blocks, width {model.width} and stem "
+            f"{model.stem} (it has ResNet-18 and 34 of width 64, and 50, 101 and 152, all with the imagenet stem); "
+            "use --engine builtin"
+        )
+    return number
+
+
+def backbone(depth: int, width: int, norm: str) -> dict[str, Any]:
+    """The part of MODEL that describes a ResNet; its stride is in the 3x3 convolutions, and nothing is frozen."""
+    resnet = {
+        "DEPTH": depth,
+        "NORM": norm,
+        "STRIDE_IN_1X1": False,
+        "STEM_OUT_CHANNELS": width,
+        "WIDTH_PER_GROUP": width,
+        "RES2_OUT_CHANNELS": width if depth < 50 else 4 * width,
+    }
+    return {"RESNETS": resnet, "BACKBONE": {"FREEZE_AT": 0}}
+
+
+def _detector(model: ModelConfig) -> dict[str, Any]:
+    return {
+        "PIXEL_MEAN": list(model.pixel_mean),
+        "PIXEL_STD": list(model.pixel_std),
+        "MASK_ON": model.masks,
+        "ANCHOR_GENERATOR": {
+            "SIZES": [list(model.anchor_sizes)],
+            "ASPECT_RATIOS": [list(model.aspect_ratios)],
+        },
+        "RPN": {
+            "BATCH_SIZE_PER_IMAGE": model.rpn_batch,
+            "PRE_NMS_TOPK_TRAIN": model.pre_nms_train,
+            "POST_NMS_TOPK_TRAIN": model.post_nms_train,
+            "PRE_NMS_TOPK_TEST": model.pre_nms_test,
+            "POST_NMS_TOPK_TEST": model.post_nms_test,
+        },
+        "ROI_HEADS": {
+            "NAME": HEADS,
+            "NUM_CLASSES": model.num_classes,
+            "BATCH_SIZE_PER_IMAGE": model.roi_batch,
+            "SCORE_THRESH_TEST": model.score_threshold,
+            "NMS_THRESH_TEST": model.nms_threshold,
+        },
+        "ROI_BOX_HEAD": {"POOLER_RESOLUTION": model.pool_size},
+        "ROI_MASK_HEAD": {"POOLER_RESOLUTION": model.pool_size, "CONV_DIM": model.mask_channels},
+    }
+
+
+def require_same(given: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
+    """Compares a backbone's weights with the wanted ones: all names, though batch counters may lack, and all shapes.
+
+    Raises:
+        InputError: naming the first difference.
+    """
+    needed = {key for key in wanted if not key.endswith(".num_batches_tracked")}
+    for problem, keys in (("missing", needed - set(given)), ("unknown", set(given) - set(wanted))):
+        if keys:
+            raise InputError(
+                f"backbone weights: {len(keys)} {problem}, such as {min(keys)}; "
+                "expected those of this detector's backbone; set model.* as it was pre-trained"
+            )
+    for key, value in given.items():
+        if value.shape != wanted[key].shape:
+            raise InputError(
+                f"backbone weights: {key} has shape {tuple(value.shape)}, expected {tuple(wanted[key].shape)}; "
+                "set model.* as the backbone was pre-trained"
+            )

@@ -1,0 +1,163 @@
+"""Mask R-CNN R50-C4 on torchvision's operators: Detectron2's parameter names, its losses and its detections."""
+
+import torch
+from torch import Tensor, nn
+
+from intl_bench.core.errors import InputError
+from transfer.detection import boxes as box_ops
+from transfer.detection.config import ModelConfig
+from transfer.detection.resnet import Trunk
+from transfer.detection.roi_heads import RoIHeads
+from transfer.detection.rpn import RPN
+from transfer.detection.structures import Detections, Target
+
+
+class MaskRCNN(nn.Module):
+    """Images -> losses in training, detections in test; Faster R-CNN where the configuration has no masks.
+
+    The parameters have the names, shapes and initialisation of Detectron2's `GeneralizedRCNN` with `Res5ROIHeads`, plus
+    the norm `roi_heads.res5.norm`. Nothing is frozen.
+    """
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = Trunk(config)
+        self.proposal_generator = RPN(config)
+        self.roi_heads = RoIHeads(config)
+        self.register_buffer("pixel_mean", torch.tensor(config.pixel_mean)[:, None, None], persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(config.pixel_std)[:, None, None], persistent=False)
+
+    def forward(
+        self, images: list[Tensor], targets: list[Target], generators: list[torch.Generator]
+    ) -> dict[str, Tensor]:
+        """The losses of a batch; their sum is the loss to minimise.
+
+        Args:
+            images: (3, h, w) uint8 each, RGB.
+            targets: ground truth, in pixels of these images; an image may have no object.
+            generators: one for each image, on the model's device; an image's draws come from its own alone, so they do
+                not depend on the images beside it.
+
+        Returns:
+            loss_rpn_cls, loss_rpn_loc, loss_cls, loss_box_reg, and loss_mask where there are masks; scalars.
+
+        Raises:
+            InputError: shapes that do not fit, empty or non-finite boxes, unknown classes.
+            DivergedError: proposals are not finite.
+        """
+        _check_images(images)
+        self._check_targets(images, targets, generators)
+        features = self.backbone(self._batch(images))
+        predictions = self.proposal_generator.predict(features)
+        drawn = zip(targets, generators, strict=True)
+        samples = [self.proposal_generator.sample(predictions.anchors, *pair) for pair in drawn]
+        losses = self.proposal_generator.losses(predictions, samples)
+        proposals = self.proposal_generator.propose(predictions, [_size(image) for image in images])
+        regions = [self.roi_heads.sample(*parts) for parts in zip(proposals, targets, generators, strict=True)]
+        return losses | self.roi_heads.losses(features, regions, targets)
+
+    @torch.inference_mode()
+    def detect(self, images: list[Tensor], sizes: list[tuple[int, int]]) -> list[Detections]:
+        """What is in the images, best first, in pixels of the image files.
+
+        Args:
+            images: (3, h, w) uint8 each, RGB.
+            sizes: (height, width) of the files.
+
+        Raises:
+            InputError: shapes that do not fit.
+            ValueError: the model is in training mode.
+        """
+        if self.training:
+            raise ValueError("detect: the model is in training mode; call eval() first")
+        _check_images(images)
+        features = self.backbone(self._batch(images))
+        seen = [_size(image) for image in images]
+        proposals = self.proposal_generator.propose(self.proposal_generator.predict(features), seen)
+        found = self.roi_heads.detect(features, proposals, seen)
+        return [_rescale(*parts) for parts in zip(found, seen, sizes, strict=True)]
+
+    def load_backbone(self, state: dict[str, Tensor]) -> None:
+        """Takes a backbone's weights, named stem.*, res2.*, ..., res5.*; res5 becomes the stage of the regions.
+
+        Raises:
+            InputError: a weight is missing, left over or of another shape.
+        """
+        wanted = self.state_dict()
+        own = {key: f"roi_heads.{key}" if key.startswith("res5.") else f"backbone.{key}" for key in state}
+        named = {own[key]: value for key, value in state.items()}
+        needed = {key for key in wanted if key.startswith(("backbone.", "roi_heads.res5.")) and "res5.norm." not in key}
+        for problem, keys in (("missing", needed - set(named)), ("unknown", set(named) - needed)):
+            if keys:
+                raise InputError(
+                    f"backbone weights: {len(keys)} {problem}, such as {min(keys)}; "
+                    "expected those of this detector's backbone; set model.* as it was pre-trained"
+                )
+        for key, value in named.items():
+            if value.shape != wanted[key].shape:
+                raise InputError(
+                    f"backbone weights: {key} has shape {tuple(value.shape)}, expected {tuple(wanted[key].shape)}; "
+                    "set model.* as the backbone was pre-trained"
+                )
+        self.load_state_dict(named, strict=False)
+
+    def _batch(self, images: list[Tensor]) -> Tensor:
+        """Normalised images, padded with zeros on the right and below to the largest height and width: (N, 3, H, W)."""
+        height, width = max(image.shape[1] for image in images), max(image.shape[2] for image in images)
+        batch = self.pixel_mean.new_zeros((len(images), 3, height, width))
+        for row, image in zip(batch, images, strict=True):
+            row[:, : image.shape[1], : image.shape[2]] = (image - self.pixel_mean) / self.pixel_std
+        return batch
+
+    def _check_targets(self, images: list[Tensor], targets: list[Target], generators: list[torch.Generator]) -> None:
+        if not len(images) == len(targets) == len(generators):
+            raise InputError(
+                f"{len(images)} images, {len(targets)} targets, {len(generators)} generators: expected as many of each"
+            )
+        for n, (boxes, classes, masks) in enumerate(targets):
+            if boxes.shape != (len(boxes), 4) or classes.shape != boxes.shape[:1] or classes.dtype != torch.int64:
+                raise InputError(
+                    f"target {n}: boxes {tuple(boxes.shape)}, classes {tuple(classes.shape)} {classes.dtype}: "
+                    "expected (n, 4) and (n,) int64"
+                )
+            if self.config.masks and len(masks) != len(boxes):
+                raise InputError(f"target {n}: {len(masks)} masks for {len(boxes)} boxes: expected one for each")
+        boxes, classes = torch.cat([target.boxes for target in targets]), torch.cat([t.classes for t in targets])
+        valid = box_ops.nonempty(boxes) & boxes.isfinite().all(dim=1)
+        valid &= (classes >= 0) & (classes < self.config.num_classes)
+        if not valid.all():
+            bad = int((~valid).nonzero()[0, 0])
+            raise InputError(
+                f"an object with box {boxes[bad].tolist()} and class {int(classes[bad])}: "
+                f"expected finite x0 < x1, y0 < y1 and a class from 0 to {self.config.num_classes - 1}"
+            )
+
+
+def _check_images(images: list[Tensor]) -> None:
+    for image in images:
+        if image.ndim != 3 or image.shape[0] != 3 or image.dtype != torch.uint8 or 0 in image.shape:
+            raise InputError(f"image {tuple(image.shape)} {image.dtype}: expected (3, h, w) uint8")
+    if not images:
+        raise InputError("no images: expected at least one")
+
+
+def _size(image: Tensor) -> tuple[int, int]:
+    return image.shape[1], image.shape[2]
+
+
+def _rescale(found: Detections, seen: tuple[int, int], size: tuple[int, int]) -> Detections:
+    """Detections in an image of (height, width) `size` instead of `seen`; boxes that become empty are dropped."""
+    scale = found.boxes.new_tensor([size[1] / seen[1], size[0] / seen[0]]).repeat(2)
+    boxes = box_ops.clip(found.boxes * scale, *size)
+    keep = box_ops.nonempty(boxes)
+    masks = None if found.masks is None else found.masks[keep]
+    return Detections(boxes[keep], found.scores[keep], found.classes[keep], masks)
+
+
+def build_model(config: ModelConfig) -> MaskRCNN:
+    """A freshly initialised detector, initialised as Detectron2 does from torch's global generator."""
+    return MaskRCNN(config)

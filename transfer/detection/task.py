@@ -1,0 +1,133 @@
+"""What COCO and VOC have in common: a checkpoint and a configuration in, metrics out, by either engine."""
+
+import dataclasses
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from torchvision.models.resnet import Bottleneck
+
+from intl_bench.core import config as configs
+from intl_bench.core import distributed
+from intl_bench.core.errors import InputError
+from intl_bench.core.signals import StopRequest
+from pretrain.backbone import ARCHITECTURES
+from pretrain.checkpoint import Checkpoint
+from pretrain.data import DataConfig, normalization
+from transfer.convert import to_detectron2
+from transfer.detection import annotations
+from transfer.detection.annotations import Annotations
+from transfer.detection.config import Config, ModelConfig
+from transfer.detection.visualize import draw_worst
+from transfer.outcome import Outcome
+
+Result = dict[str, Any]
+
+# Where and how fast, not what: these do not change a result.
+NEUTRAL = ("workers", "device", "checkpoint_every", "eval_every", "evaluator", "visualize")
+_FROM_CHECKPOINT = ("blocks", "bottleneck", "width", "stem", "pixel_mean", "pixel_std")
+
+
+def from_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What a checkpoint says about a detection configuration: the backbone's architecture and its pixels' scale."""
+    backbone = checkpoint.config["backbone"]
+    block, blocks, width = ARCHITECTURES[backbone["name"]]
+    model = {"blocks": blocks, "bottleneck": block is Bottleneck, "width": width, "stem": backbone["stem"]}
+    if "preprocessing" in checkpoint.config:  # somebody else's checkpoint: what its authors did
+        pixels = checkpoint.config["preprocessing"]
+        mean, std = pixels["mean"], pixels["std"]
+    else:
+        mean, std = normalization(configs.build(DataConfig, checkpoint.config["data"], "checkpoint"))
+    pixels = {"pixel_mean": mean, "pixel_std": std}
+    return {"model": model | {key: [round(255 * value, 6) for value in values] for key, values in pixels.items()}}
+
+
+def protocol(config: Config) -> dict[str, Any]:
+    """What must be equal for two results to be compared."""
+    usual, used = configs.to_dict(ModelConfig()), configs.to_dict(config.model)
+    own = {key: value for key, value in used.items() if value != usual[key] and key not in _FROM_CHECKPOINT}
+    return {
+        "protocol": config.data.kind,
+        "schedule": config.schedule,
+        "engine": config.engine,
+        "evaluator": "pycocotools" if config.data.kind == "coco" else "VOC07",
+        "batch_size": config.batch_size,
+        "lr": config.lr,
+        "weight_decay": config.weight_decay,
+        "warmup_iterations": config.warmup_iterations,
+        "train_sizes": f"{min(config.min_sizes)}-{max(config.min_sizes)}, at most {config.max_size}",
+        "test_size": f"{config.test_min_size}, at most {config.test_max_size}",
+        "precise_bn": config.precise_bn,
+        "precision": config.precision,
+        "detector_changes": ", ".join(f"{key} {value}" for key, value in own.items()) or None,
+    }
+
+
+def run(
+    checkpoint: Checkpoint,
+    config: Config,
+    seed: int,
+    *,
+    folder: Path,
+    evaluate: Callable[[Annotations, list[Result], Config, str], dict[str, float]],
+) -> Outcome:
+    """Trains a detector from the checkpoint's backbone and scores it on the test images.
+
+    Args:
+        seed: of the new layers' weights, the order, sizes and flips of the images, and the sampling of regions.
+        folder: receives the state, from which the same call resumes, the detector, and the pictures.
+        evaluate: (annotations, COCO results, configuration, evaluator) -> metrics.
+
+    Raises:
+        InputError: annotations, images, weights or a state that do not fit; also the engine's other errors.
+    """
+    train, test = (annotations.read(config.data, split, masks=config.model.masks) for split in ("train", "test"))
+    if train.category_ids != test.category_ids:
+        raise InputError(
+            f"{test.path}: its category ids are not those of {train.path}; train and test on one list of categories"
+        )
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, num_classes=len(train.category_ids)))
+    identity = {
+        "checkpoint": checkpoint.sha256,
+        "seed": seed,
+        "train_images": len(train),
+        "test_images": len(test),
+        **{key: value for key, value in configs.to_dict(config).items() if key not in NEUTRAL},
+    }
+    with distributed.start(config.device) as process, StopRequest() as stop:
+        if process.is_main:
+            for note in [*train.notes, *test.notes]:
+                print(note, file=sys.stderr)
+        results = _engine(config.engine).run(
+            to_detectron2(checkpoint.backbone),
+            config,
+            seed,
+            folder=folder,
+            train=train,
+            test=test,
+            identity=identity,
+            evaluate=lambda results: evaluate(test, results, config, config.evaluator),
+            process=process,
+            stop=stop,
+        )
+        metrics = distributed.from_main(lambda: evaluate(test, results, config, "pycocotools"))
+        details: dict[str, Any] = {"train_images": len(train), "test_images": len(test)}
+        details["categories"] = len(train.category_ids)
+        if process.is_main and config.visualize:
+            picture = folder / f"worst_seed{seed}.png"
+            draw_worst(test, results, config.visualize, picture)
+            details["picture"] = str(picture)
+            print(f"pictures of the {config.visualize} worst images: {picture}")
+    return Outcome(metrics=metrics, details=details)
+
+
+def _engine(name: str) -> ModuleType:
+    if name == "detectron2":
+        from transfer.detection import detectron2
+
+        return detectron2
+    from transfer.detection import train
+
+    return train

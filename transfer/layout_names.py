@@ -1,0 +1,158 @@
+"""What the projects call the tensors of a ResNet, as data.
+
+Each `Names` maps torchvision's names to a layout's by six templates; code inverts it, so one table serves reading and
+writing. Sources: the models, loaders and savers of the named projects.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from pretrain.backbone import NAMES, build_backbone
+
+_STATISTICS = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Names:
+    """How a layout names the tensors of a ResNet.
+
+    Fields of the templates: n0, n, n1, n3 = stage 0.., 1.., 2.., 4..; b = block 0..; i0, i = convolution 0.., 1..;
+    even, odd = 0, 2, 4 and 1, 3, 5; abc = a, b, c; x = the batch norm's tensor; c4 = where a C4 detector has the stage.
+    """
+
+    conv1: str
+    bn1: str
+    conv: str
+    bn: str
+    shortcut_conv: str
+    shortcut_bn: str
+    x: Mapping[str, str] = dataclasses.field(default_factory=lambda: {name: name for name in _STATISTICS})
+
+
+TORCHVISION = Names(
+    conv1="conv1.weight",
+    bn1="bn1.{x}",
+    conv="layer{n}.{b}.conv{i}.weight",
+    bn="layer{n}.{b}.bn{i}.{x}",
+    shortcut_conv="layer{n}.{b}.downsample.0.weight",
+    shortcut_bn="layer{n}.{b}.downsample.1.{x}",
+)
+SHORTCUT = dataclasses.replace(
+    TORCHVISION, shortcut_conv="layer{n}.{b}.shortcut.0.weight", shortcut_bn="layer{n}.{b}.shortcut.1.{x}"
+)
+SEQUENTIAL = Names(
+    conv1="0.weight",
+    bn1="1.{x}",
+    conv="{n3}.{b}.conv{i}.weight",
+    bn="{n3}.{b}.bn{i}.{x}",
+    shortcut_conv="{n3}.{b}.downsample.0.weight",
+    shortcut_bn="{n3}.{b}.downsample.1.{x}",
+)
+SEQUENTIAL_SMALL = Names(
+    conv1="0.weight",
+    bn1="1.{x}",
+    conv="{n1}.{b}.conv{i}.weight",
+    bn="{n1}.{b}.bn{i}.{x}",
+    shortcut_conv="{n1}.{b}.shortcut.0.weight",
+    shortcut_bn="{n1}.{b}.shortcut.1.{x}",
+)
+DETECTRON2 = Names(
+    conv1="stem.conv1.weight",
+    bn1="stem.conv1.norm.{x}",
+    conv="res{n1}.{b}.conv{i}.weight",
+    bn="res{n1}.{b}.conv{i}.norm.{x}",
+    shortcut_conv="res{n1}.{b}.shortcut.weight",
+    shortcut_bn="res{n1}.{b}.shortcut.norm.{x}",
+)
+DETECTRON2_C4 = Names(
+    conv1="backbone.stem.conv1.weight",
+    bn1="backbone.stem.conv1.norm.{x}",
+    conv="{c4}.{b}.conv{i}.weight",
+    bn="{c4}.{b}.conv{i}.norm.{x}",
+    shortcut_conv="{c4}.{b}.shortcut.weight",
+    shortcut_bn="{c4}.{b}.shortcut.norm.{x}",
+)
+CAFFE2 = Names(
+    conv1="conv1_w",
+    bn1="res_conv1_bn_{x}",
+    conv="res{n1}_{b}_branch2{abc}_w",
+    bn="res{n1}_{b}_branch2{abc}_bn_{x}",
+    shortcut_conv="res{n1}_{b}_branch1_w",
+    shortcut_bn="res{n1}_{b}_branch1_bn_{x}",
+    x={"weight": "gamma", "bias": "beta", "running_mean": "running_mean", "running_var": "running_var"},
+)
+CAFFE2_OLD = dataclasses.replace(CAFFE2, x={"weight": "s", "bias": "b", "running_mean": "rm", "running_var": "riv"})
+HUGGING_FACE = Names(
+    conv1="embedder.embedder.convolution.weight",
+    bn1="embedder.embedder.normalization.{x}",
+    conv="encoder.stages.{n0}.layers.{b}.layer.{i0}.convolution.weight",
+    bn="encoder.stages.{n0}.layers.{b}.layer.{i0}.normalization.{x}",
+    shortcut_conv="encoder.stages.{n0}.layers.{b}.shortcut.convolution.weight",
+    shortcut_bn="encoder.stages.{n0}.layers.{b}.shortcut.normalization.{x}",
+)
+SEPARIUS = Names(
+    conv1="net.0.0.weight",
+    bn1="net.0.1.0.{x}",
+    conv="net.{n}.blocks.{b}.net.{even}.weight",
+    bn="net.{n}.blocks.{b}.net.{odd}.0.{x}",
+    shortcut_conv="net.{n}.blocks.{b}.projection.shortcut.weight",
+    shortcut_bn="net.{n}.blocks.{b}.projection.bn.0.{x}",
+)
+HAIKU = Names(
+    conv1="initial_conv/w",
+    bn1="initial_batchnorm/{x}",
+    conv="block_group_{n0}/~/block_{b}/~/conv_{i0}/w",
+    bn="block_group_{n0}/~/block_{b}/~/batchnorm_{i0}/{x}",
+    shortcut_conv="block_group_{n0}/~/block_{b}/~/shortcut_conv/w",
+    shortcut_bn="block_group_{n0}/~/block_{b}/~/shortcut_batchnorm/{x}",
+    x={
+        "weight": "scale",
+        "bias": "offset",
+        "running_mean": "~/mean_ema/average",
+        "running_var": "~/var_ema/average",
+    },
+)
+
+
+@functools.cache
+def shapes(architecture: str) -> dict[str, tuple[int, ...]]:
+    """Shape of every tensor of a backbone of `pretrain.backbone`, with the 7x7 stem."""
+    with torch.device("meta"):
+        return {name: tuple(tensor.shape) for name, tensor in build_backbone(architecture).state_dict().items()}
+
+
+@functools.cache
+def names(table: Names, architecture: str) -> dict[str, str]:
+    """{torchvision's name: the layout's} for an architecture; what the layout does not store is absent."""
+    found = {}
+    for name in shapes(architecture):
+        *where, last = name.split(".")
+        fields: dict[str, Any] = {"x": table.x.get(last)}
+        batch_norm = where[-1].startswith("bn") or where[-2:] == ["downsample", "1"]
+        if batch_norm and fields["x"] is None:
+            continue
+        if len(where) == 1:
+            template = table.bn1 if batch_norm else table.conv1
+        else:
+            stage, number = int(where[0].removeprefix("layer")), 1
+            if where[2] == "downsample":
+                template = table.shortcut_bn if batch_norm else table.shortcut_conv
+            else:
+                template, number = table.bn if batch_norm else table.conv, int(where[2][-1])
+            fields |= {"n0": stage - 1, "n": stage, "n1": stage + 1, "n3": stage + 3, "b": where[1]}
+            fields |= {"i0": number - 1, "i": number, "even": 2 * number - 2, "odd": 2 * number - 1}
+            fields |= {"abc": "abc"[number - 1]}
+            fields |= {"c4": "roi_heads.res5" if stage == 4 else f"backbone.res{stage + 1}"}
+        found[name] = template.format(**fields)
+    assert len(set(found.values())) == len(found)
+    return found
+
+
+@functools.cache
+def known(table: Names) -> frozenset[str]:
+    """Every name that a layout gives a tensor in one of our architectures."""
+    return frozenset(name for architecture in NAMES for name in names(table, architecture).values())

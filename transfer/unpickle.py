@@ -1,0 +1,269 @@
+"""Reading files of weights that others wrote, without running anything that is in them.
+
+What a file is decides its content, never its name. PyTorch files go through `weights_only=True`; pickles through an
+unpickler that knows the names below and no others. Bookkeeping objects that such files carry beside the weights
+(settings, paths, counters) become `Inert` or plain dictionaries: they hold what was stored and do nothing.
+"""
+
+import collections
+import dataclasses
+import io
+import itertools
+import pickle
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+
+from intl_bench.core import files
+from intl_bench.core.errors import InputError, from_os_error
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Content:
+    """What a file holds: `data` as stored, numpy arrays and all; `metadata` is the header of a safetensors file."""
+
+    path: Path
+    sha256: str
+    kind: str
+    data: Any
+    metadata: dict[str, str]
+
+
+class Inert:
+    """Stands for an object of a class that is not to be created: keeps what it was made of, does nothing with it."""
+
+    def __init__(self, *args: Any, **named: Any) -> None:
+        self.args = (*args, *named.values())
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
+class ByolState(NamedTuple):
+    """`_ByolExperimentState` of DeepMind's BYOL: haiku parameters and running statistics."""
+
+    online_params: Any
+    target_params: Any
+    online_state: Any
+    target_state: Any
+    opt_state: Any
+
+
+def _mapping(*args: Any) -> dict[Any, Any]:
+    """A dictionary from the arguments of somebody's mapping class; a default factory among them is not kept."""
+    return collections.OrderedDict(args[0]) if args and isinstance(args[0], dict) else collections.OrderedDict()
+
+
+def _encode(text: str, encoding: str = "latin1") -> bytes:
+    """How pickles of protocol 2 spell bytes."""
+    if encoding not in ("latin1", "utf-8"):
+        raise pickle.UnpicklingError(f"bytes in the encoding {encoding}")
+    return text.encode(encoding)
+
+
+_core = np._core  # type: ignore[attr-defined]
+_NUMPY: dict[str, Any] = {
+    f"numpy.{package}.multiarray.{name}": getattr(_core.multiarray, name)
+    for package in ("core", "_core")
+    for name in ("_reconstruct", "scalar")
+}
+_NUMPY |= {f"numpy.{package}.numeric._frombuffer": _core.numeric._frombuffer for package in ("core", "_core")}
+_NUMPY |= {"numpy.ndarray": np.ndarray, "numpy.dtype": np.dtype}
+_NUMPY |= {f"numpy.dtypes.{type(t).__name__}": type(t) for t in map(np.dtype, "?bBhHiIlLqQefdSU")}
+
+# Harmless things by their full name: real where they only hold data, else a stand-in.
+_KNOWN: dict[str, Any] = {
+    **_NUMPY,
+    "argparse.Namespace": Inert,
+    "collections.OrderedDict": collections.OrderedDict,
+    "collections.defaultdict": _mapping,
+    "addict.addict.Dict": collections.OrderedDict,
+    "yacs.config.CfgNode": collections.OrderedDict,
+    "fvcore.common.config.CfgNode": collections.OrderedDict,
+    "detectron2.config.config.CfgNode": collections.OrderedDict,
+    "typing.Any": Inert,
+    "torch.torch_version.TorchVersion": str,
+    "__main__._ByolExperimentState": ByolState,
+    **{f"pathlib.{kind}": Inert for kind in ("Path", "PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")},
+    **{f"pathlib._local.{kind}": Inert for kind in ("Path", "PosixPath", "WindowsPath")},
+    **{f"datetime.{kind}": Inert for kind in ("date", "datetime", "timedelta")},
+    **{f"builtins.{kind.__name__}": kind for kind in (bool, int, float, str, list, dict, tuple, set, complex)},
+}
+# Packages whose settings and counters occur in checkpoints of the layouts that are read: everything from them is a
+# stand-in, so it does not matter what it would do.
+_PACKAGES = (
+    *("mmengine", "mmcv", "omegaconf", "pytorch_lightning", "lightning", "lightning_fabric", "lightning_utilities"),
+    *("lightly", "solo", "stable_pretraining", "classy_vision", "vissl", "haiku", "optax", "jaxline", "byol", "timm"),
+)
+
+
+def _stand_in(name: str) -> Any:
+    """What to put where a file asks for the global `name`; None where the file is to be refused."""
+    if name in _KNOWN:
+        return _KNOWN[name]
+    package, last = name.split(".")[0], name.split(".")[-1]
+    if last == "_ByolExperimentState":
+        return ByolState
+    if last in ("FlatMapping", "FlatMap", "frozendict") and package == "haiku":
+        return _mapping
+    if package in _PACKAGES:
+        return collections.OrderedDict if last in ("AttributeDict", "ConfigDict") else Inert
+    return None
+
+
+class _Unpickler(pickle.Unpickler):
+    """Finds nothing but `_stand_in`s."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        found = _encode if (module, name) == ("_codecs", "encode") else _stand_in(f"{module}.{name}")
+        if found is None:
+            raise _Refused(f"{module}.{name}")
+        return found
+
+
+class _Refused(Exception):
+    """A file asked for this global."""
+
+
+def read(path: Path) -> Content:
+    """The content of a PyTorch file (zip or older), a safetensors file or a pickle of arrays, on the CPU.
+
+    Raises:
+        InputError: missing, a folder, empty, damaged, of another format, or it would run code (the global it asks for
+            is named, and was not called).
+    """
+    if path.is_dir():
+        raise InputError(
+            f"checkpoint {path}: a folder, expected a file; of a sharded checkpoint, name the consolidated file"
+        )
+    if not path.is_file():
+        raise InputError(
+            f"checkpoint {path}: no such file; run `intl-bench pretrain` first, or name another checkpoint"
+        )
+    digest = files.verify(path)
+    try:
+        with path.open("rb") as stream:
+            head = stream.read(512)
+            size = stream.seek(0, io.SEEK_END)
+    except OSError as error:
+        raise from_os_error(error, f"cannot read checkpoint {path}") from error
+    kind = _sniff(head, size, path)
+    readers: dict[str, Callable[[Path], tuple[Any, dict[str, str]]]] = {
+        "PyTorch": _read_torch,
+        "safetensors": _read_safetensors,
+        "pickle": _read_pickle,
+    }
+    try:
+        data, metadata = readers[kind](path)
+    except _Refused as refused:
+        raise InputError(
+            f"checkpoint {path}: not loaded: it asks for {refused}, which could run code; nothing of it was run; save "
+            "only the weights (the model's state_dict()) and convert that"
+        ) from refused
+    except OSError as error:
+        raise from_os_error(error, f"cannot read checkpoint {path}") from error
+    except Exception as error:  # what a damaged file makes the readers raise is not limited to a few kinds
+        reason = str(error).strip().split("\n")[0][:120] or type(error).__name__
+        raise InputError(
+            f"checkpoint {path}: not a readable {kind} file ({reason}): truncated or damaged? get it again"
+        ) from error
+    return Content(path=path, sha256=digest, kind=kind, data=data, metadata=metadata)
+
+
+_LEGACY = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19"  # the number that PyTorch files before 1.6 begin with, pickled
+_OTHERS = (
+    (re.compile(rb"\s*<(!doctype|html|\?xml)", re.IGNORECASE), "a web page, not weights: the download failed"),
+    (re.compile(rb"version https://git-lfs"), "a Git LFS pointer, not the file itself: run `git lfs pull`"),
+    (re.compile(rb"\x1f\x8b|BZh|\xfd7zXZ|7z\xbc\xaf"), "compressed: decompress it first"),
+    (re.compile(rb".{257}ustar", re.DOTALL), "a tar archive: unpack it and name the file of weights in it"),
+    (re.compile(rb"\x89HDF"), "an HDF5 file, which is not one of the layouts that are read"),
+)
+
+
+def _sniff(head: bytes, size: int, path: Path) -> str:
+    if not head:
+        raise InputError(f"checkpoint {path}: empty file; get it again")
+    for pattern, reason in _OTHERS:
+        if pattern.match(head):
+            raise InputError(f"checkpoint {path}: {reason}")
+    if head.startswith(b"PK\x03\x04") or (head[:1] == b"\x80" and head[2:].startswith(_LEGACY)):
+        return "PyTorch"
+    if head[8:9] == b"{":
+        if int.from_bytes(head[:8], "little") + 8 > size:
+            raise InputError(f"checkpoint {path}: a truncated safetensors file ({size} bytes); get it again")
+        return "safetensors"
+    if (head[:1] == b"\x80" and head[1] <= pickle.HIGHEST_PROTOCOL) or head[:1] in (b"(", b"}", b"]", b"c"):
+        return "pickle"
+    raise InputError(
+        f"checkpoint {path}: neither a PyTorch file, nor safetensors, nor a pickle; TensorFlow checkpoints are not read"
+    )
+
+
+def _read_torch(path: Path) -> tuple[Any, dict[str, str]]:
+    # An open file: given a name, torch decides some things by its ending.
+    with path.open("rb") as stream:
+        try:
+            asked = torch.serialization.get_unsafe_globals_in_checkpoint(stream)
+        except ValueError:  # older than the zip format: what it asks for cannot be listed beforehand
+            asked = list(_KNOWN)
+        stand_ins = {name: _stand_in(name) for name in asked}
+        for name in sorted(name for name, value in stand_ins.items() if value is None):
+            raise _Refused(name)
+        stand_ins |= _NUMPY  # types of arrays are built without being asked for
+        stream.seek(0)
+        try:
+            with torch.serialization.safe_globals(list(zip(stand_ins.values(), stand_ins, strict=True))):
+                return torch.load(stream, map_location="cpu", weights_only=True), {}
+        except pickle.UnpicklingError as error:
+            refused = re.search(r"(?:GLOBAL|function) (?:<[\w-]+ \w+ )?([\w.]+)", str(error))
+            if refused:
+                raise _Refused(refused[1]) from error
+            raise ValueError(str(error).split("WeightsUnpickler error:")[-1]) from error
+
+
+def _read_safetensors(path: Path) -> tuple[Any, dict[str, str]]:
+    try:
+        with safe_open(path, framework="pt", device="cpu") as stream:
+            return {name: stream.get_tensor(name) for name in stream.keys()}, stream.metadata() or {}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(str(error)) from error
+
+
+def _read_pickle(path: Path) -> tuple[Any, dict[str, str]]:
+    with path.open("rb") as stream:
+        return _Unpickler(stream, encoding="latin1").load(), {}
+
+
+def tensors(value: Any) -> dict[str, torch.Tensor]:
+    """The tensors and arrays of a mapping under their names, arrays as tensors; empty where it is not a mapping."""
+    if not isinstance(value, dict):
+        return {}
+    found: dict[str, torch.Tensor] = {}
+    for name, item in value.items():
+        if not isinstance(name, str):
+            continue
+        if isinstance(item, torch.Tensor):
+            found[name] = item.detach()
+        elif isinstance(item, np.ndarray) and item.dtype.kind in "fiub":
+            native = item.astype(item.dtype.newbyteorder("="), copy=False)
+            found[name] = torch.from_numpy(native if native.flags.writeable else native.copy())
+    return found
+
+
+def flatten_byol(state: ByolState) -> dict[str, dict[str, Any]]:
+    """{"online": {"module/parameter": array}, "target": ...} of DeepMind's BYOL, parameters and statistics together."""
+
+    def leaves(tree: Any, prefix: str) -> dict[str, Any]:
+        if not isinstance(tree, dict):
+            return {prefix.rstrip("/"): tree}
+        return dict(itertools.chain.from_iterable(leaves(v, f"{prefix}{k}/").items() for k, v in tree.items()))
+
+    return {
+        "online": leaves(state.online_params, "") | leaves(state.online_state, ""),
+        "target": leaves(state.target_params, "") | leaves(state.target_state, ""),
+    }
