@@ -13,8 +13,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from transfer.convert import read
-
 from intl_bench import machine
 from intl_bench.core import config as configs
 from intl_bench.core.distributed import is_main_process
@@ -24,6 +22,7 @@ from pretrain.backbone import BackboneConfig
 from pretrain.checkpoint import Checkpoint
 from pretrain.data import DataConfig
 from transfer import TASKS
+from transfer.convert import read
 from transfer.features import RANDOM, random_init
 
 # Training images of the paper's data sets: a smaller set under the same name is not the paper's scale.

@@ -57,6 +57,12 @@ def test_matching_follows_its_definition(objects: list, data: st.DataObject) -> 
             assert labels[n] == label
 
 
+def test_thresholds_belong_to_the_upper_label() -> None:
+    overlaps = torch.tensor([[0.29, 0.3, 0.69, 0.7, 0.71]])
+    assert box_ops.match(overlaps, 0.3, 0.7)[1].tolist() == [0, -1, -1, 1, 1]
+    assert box_ops.match(torch.tensor([[0.49, 0.5, 0.51]]), 0.5, 0.5)[1].tolist() == [0, 1, 1]
+
+
 def test_without_objects_every_box_is_background() -> None:
     objects, labels = box_ops.match(torch.zeros(0, 5), 0.3, 0.7, low_quality=True)
     assert objects.tolist() == labels.tolist() == [0] * 5
@@ -180,6 +186,12 @@ def test_mask_targets_are_what_lies_inside_the_box() -> None:
     assert torch.equal(targets[1], (torch.arange(14) < 7).expand(14, 14))
     assert not targets[2].any()
     assert not targets[3].any()
+
+
+def test_a_side_below_a_tenth_of_a_pixel_counts_as_one() -> None:
+    thin = [np.array([10.0, 20, 10.05, 20, 10.05, 60, 10, 60])]
+    (target,) = crop_targets([thin], torch.tensor([0]), torch.tensor([[10.0, 20, 10.05, 60]]), 14)
+    assert torch.equal(target, (torch.arange(14) < 7).expand(14, 14))
 
 
 def test_polygons_and_bitmaps_give_nearly_the_same_targets() -> None:

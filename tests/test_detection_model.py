@@ -78,7 +78,7 @@ def test_detections_do_not_depend_on_the_other_images() -> None:
     for image, found in zip(images, together, strict=True):
         (alone,) = model.detect([image], [(96, 112)])
         assert len(alone.scores) > 0
-        assert all(relative(a, b) < 1e-4 for a, b in zip(found, alone, strict=True))
+        assert all(relative(a, b) < 2e-3 for a, b in zip(found, alone, strict=True))
     assert len(model.detect([images[0]], [(96, 112)])[0].scores) <= SMALL.detections_per_image
 
 
@@ -115,13 +115,22 @@ def test_every_variant_trains_and_detects(config: ModelConfig) -> None:
 
 def test_images_without_objects_give_losses_connected_to_every_parameter() -> None:
     model = build_model(TINY).train()
-    images, targets = equal_images(2)
+    images, _ = equal_images(2)
     nothing = Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), [])
     losses = model(images, [nothing, nothing], generators(2))
     assert losses["loss_mask"].item() == losses["loss_box_reg"].item() == losses["loss_rpn_loc"].item() == 0
     sum(losses.values()).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
     assert model.roi_heads.box_predictor.cls_score.weight.grad.abs().sum() > 0
+
+
+def test_rpn_losses_are_divided_by_the_sampling_size_however_many_there_are() -> None:
+    images, targets = [picture(0, 32, 32)], [ground_truth(0, 32, 32, objects=1, kind="polygon", classes=3)]
+    small, large = (
+        frozen_norms(dataclasses.replace(TINY, rpn_batch=count))(images, targets, generators(1)) for count in (100, 200)
+    )
+    for name in ("loss_rpn_cls", "loss_rpn_loc"):  # all of the 24 anchors are taken either way
+        assert small[name].item() == pytest.approx(2 * large[name].item(), rel=1e-5)
 
 
 def test_nothing_detected_is_an_empty_result() -> None:
@@ -145,7 +154,7 @@ def test_bfloat16_is_near_float32() -> None:
 
 
 def test_channels_last_computes_the_same() -> None:
-    # 16 channels and more: with fewer, oneDNN's strided channels-last convolutions write past their buffers (torch 2.15).
+    # With fewer than 16 channels oneDNN's strided channels-last convolutions write past their buffers (torch 2.15).
     model = frozen_norms(dataclasses.replace(TINY, width=16))
     images, targets = equal_images()
     exact = model(images, targets, generators(4))

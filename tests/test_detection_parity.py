@@ -50,19 +50,35 @@ def detectron2() -> None:
     pytest.importorskip("detectron2")
 
 
-def both_small(masks: bool = True) -> tuple[Values, Values]:
-    """What the built-in detector and Detectron2 compute on the small batch: training, then inference."""
-    config = dataclasses.replace(SMALL, masks=masks)
-    images, targets = batch(config)
+def both(
+    config: ModelConfig, images: list[Tensor], targets: list[Target], sizes: list[tuple[int, int]]
+) -> tuple[Values, Values]:
+    """What the built-in detector and Detectron2 compute with the same weights: training, then inference."""
     ours = small_model(config)
     theirs = detectron2_model(config, ours.state_dict())
     values = training_values(ours, images, targets), detectron2_training_values(theirs, images, targets)
     calibrate(ours, images, targets)
     theirs.load_state_dict(ours.state_dict())
     return (
-        values[0] | inference_values(ours, images, FILE_SIZES),
-        values[1] | detectron2_inference_values(theirs, images, FILE_SIZES),
+        values[0] | inference_values(ours, images, sizes),
+        values[1] | detectron2_inference_values(theirs, images, sizes),
     )
+
+
+def both_small(masks: bool = True) -> tuple[Values, Values]:
+    config = dataclasses.replace(SMALL, masks=masks)
+    return both(config, *batch(config), FILE_SIZES)
+
+
+def both_float64(seed: int) -> tuple[Values, Values]:
+    """Training in float64, on any batch."""
+    ours = small_model().double()
+    ours.proposal_generator.anchors.float()
+    theirs = detectron2_model(SMALL, ours.state_dict()).double()
+    images, targets = batch(seed=seed)
+    with float32_nms():
+        values = detectron2_training_values(theirs, images, targets)
+    return training_values(ours, images, targets), values
 
 
 def mask_iou(ours: Tensor, theirs: Tensor) -> float:
@@ -89,20 +105,14 @@ def test_small_detector_agrees_with_detectron2(detectron2: None, masks: bool) ->
     assert_equal(ours, theirs, LIVE)
 
 
-def test_gradients_agree_in_float64_whatever_the_batch(detectron2: None) -> None:
+@pytest.mark.parametrize("seed", [0, 40])
+def test_gradients_agree_in_float64_whatever_the_batch(detectron2: None, seed: int) -> None:
     """The same with activations on the verge of 0, whose sign float64's rounding does not change."""
-    ours = small_model().double()
-    ours.proposal_generator.anchors.float()
-    theirs = detectron2_model(SMALL, ours.state_dict()).double()
-    for seed in (0, 40):
-        images, targets = batch(seed=seed)
-        with float32_nms():
-            values = detectron2_training_values(theirs, images, targets)
-        assert_equal(training_values(ours, images, targets), values, LIVE)
+    assert_equal(*both_float64(seed), LIVE)
 
 
 def coco_batch(test_data: Path) -> tuple[list[Tensor], list[Target]]:
-    """One real image of two people or more, shrunk to a quarter, with its polygons."""
+    """A real image of three objects or more, shrunk to a quarter, with its polygons."""
     folder = test_data / "coco_tiny"
     content = json.loads((folder / "annotations" / "instances_val2017.json").read_text())
     categories = sorted(category["id"] for category in content["categories"])
@@ -119,20 +129,19 @@ def coco_batch(test_data: Path) -> tuple[list[Tensor], list[Target]]:
     return [torch.from_numpy(np.array(small)).permute(2, 0, 1)], [Target(boxes, classes, outlines)]
 
 
-@pytest.mark.data
-def test_resnet50_agrees_with_detectron2_on_a_coco_image(detectron2: None, test_data: Path) -> None:
+def both_resnet50(test_data: Path) -> tuple[Values, Values]:
+    """`both_small` at full width on a COCO image, with few regions."""
     config = ModelConfig(roi_batch=8, post_nms_test=8, score_threshold=0.02, detections_per_image=5)
     images, targets = coco_batch(test_data)
-    ours = small_model(config)
-    theirs = detectron2_model(config, ours.state_dict())
-    values = training_values(ours, images, targets)
-    assert_equal(values, detectron2_training_values(theirs, images, targets), LIVE)
-    calibrate(ours, images, targets)
-    theirs.load_state_dict(ours.state_dict())
     sizes = [(4 * images[0].shape[1] + 1, 4 * images[0].shape[2] + 3)]
-    found = inference_values(ours, images, sizes)
-    assert len(found["scores/0"]) > 0
-    assert_equal(found, detectron2_inference_values(theirs, images, sizes), LIVE)
+    return both(config, images, targets, sizes)
+
+
+@pytest.mark.data
+def test_resnet50_agrees_with_detectron2_on_a_coco_image(detectron2: None, test_data: Path) -> None:
+    ours, theirs = both_resnet50(test_data)
+    assert len(ours["scores/0"]) > 0
+    assert_equal(ours, theirs, LIVE)
 
 
 def stored(values: Values) -> dict[str, np.ndarray]:

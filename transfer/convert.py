@@ -18,10 +18,12 @@ from typing import Any
 
 import torch
 
+from intl_bench.core import config as configs
 from intl_bench.core import files
 from intl_bench.core.errors import BenchError, InputError
 from pretrain.backbone import Backbone, BackboneConfig
 from pretrain.checkpoint import Checkpoint, export_backbone, load_backbone_checkpoint
+from pretrain.data import DataConfig, normalization
 from transfer import unpickle
 from transfer.layout_names import DETECTRON2, TORCHVISION, Names, names
 from transfer.layouts import LAYOUTS
@@ -244,6 +246,8 @@ def _load(path: Path, source: str) -> _Loaded:
         epoch = root["step"] // root["steps_per_epoch"]
         about["display"] = root["display"]
         about["backbone"] = dict(root["config"]["backbone"])
+        mean, std = normalization(configs.build(DataConfig, root["config"]["data"], f"checkpoint {path}"))
+        about["preprocessing"] = {**about["preprocessing"], "mean": list(mean), "std": list(std)}
     return _Loaded(
         path=path,
         sha256=content.sha256,
@@ -286,10 +290,11 @@ def _describe(loaded: _Loaded) -> list[str]:
     about, extracted = loaded.about, loaded.extracted
     look = about["preprocessing"]
     mean, std = (" ".join(f"{value:g}" for value in look[key]) for key in ("mean", "std"))
+    origin = "as pre-trained" if about["source"] == "intl-bench" else "by its authors' code"
     lines = [
         f"{loaded.path}: {about['source']}, {extracted.architecture} ({about['backbone']['stem']} stem) at "
         f"{loaded.found.place}, stored as {', '.join(extracted.dtypes)}",
-        f"expects {look['channels']} in {look['scale']}, mean {mean}, std {std} (by its authors' code)"
+        f"expects {look['channels']} in {look['scale']}, mean {mean}, std {std} ({origin})"
         + (f"; {look['note']}" if "note" in look else ""),
         *extracted.notes,
     ]

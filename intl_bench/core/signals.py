@@ -9,7 +9,10 @@ _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
 
 
 class StopRequest:
-    """Within the block SIGTERM, SIGUSR1 and SIGUSR2 (warnings of Slurm and submitit) and Ctrl-C only set `received`; a second Ctrl-C kills."""
+    """Within the block signals only set `received`: SIGTERM, the warnings of Slurm and submitit, and Ctrl-C.
+
+    A second Ctrl-C kills.
+    """
 
     def __init__(self) -> None:
         self.received: int | None = None

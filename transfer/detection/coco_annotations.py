@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 
 from intl_bench.core.errors import InputError, from_os_error
 from transfer.detection import image_sizes, rle
@@ -94,7 +95,11 @@ def _no_collection() -> Iterator[None]:
 
 def _load(path: Path) -> dict[str, Any]:
     try:
-        document = json.loads(path.read_bytes().decode())
+        content = path.read_bytes()
+        try:
+            document = orjson.loads(content)
+        except orjson.JSONDecodeError:  # Python's takes NaN too, whose place can then be named
+            document = json.loads(content.decode())
     except OSError as error:
         raise from_os_error(error, f"cannot read the annotations {path}") from error
     except (ValueError, RecursionError) as error:

@@ -24,7 +24,7 @@ def _decay(config: Config, iteration: int) -> float:
 
 
 def build_sgd(model: nn.Module, config: Config) -> torch.optim.SGD:
-    """SGD with momentum 0.9; the norms' scales and shifts have a weight decay of their own (0 in the paper's setting)."""
+    """SGD with momentum 0.9; the norms' scales and shifts have a weight decay of their own (the paper's: 0)."""
     norms = [p for m in model.modules() if isinstance(m, _BatchNorm) for p in m.parameters(recurse=False)]
     known = {id(p) for p in norms}
     others = [p for p in model.parameters() if id(p) not in known]
