@@ -82,7 +82,7 @@ def test_features_are_torchvisions(name: str, tmp_path: Path) -> None:
         assert relative(build(checkpoint).eval()(images()), expected) <= 1e-6
     assert (checkpoint.method, checkpoint.epoch, checkpoint.details) == ("MoCo", 200, {})
     assert checkpoint.config["backbone"]["name"] == name
-    assert (checkpoint.config["scale"], checkpoint.config["seed"]) == ("reduced", 0)
+    assert (checkpoint.config["scale"], checkpoint.config["seed"]) == ("paper", 0)
 
 
 @pytest.mark.parametrize("name", ["resnet10_narrow", "resnet18", "resnet34", "resnet50"])
@@ -266,7 +266,7 @@ def test_other_number_formats_become_float32(small: tuple[State, State], tmp_pat
 
 
 def ours(state: State) -> dict[str, Any]:
-    config = {"backbone": {"name": "resnet10_narrow", "stem": "imagenet", "zero_init_residual": True}, "seed": 3}
+    config = {"data": {"kind": "shapes"}, "backbone": {"name": "resnet10_narrow", "stem": "imagenet", "zero_init_residual": True}, "seed": 3}
     return {
         "method": {
             **prefixed("momentum_backbone.", random_state("resnet10_narrow", 1)),
@@ -293,10 +293,11 @@ def test_our_own_checkpoints_and_exports(small: tuple[State, State], tmp_path: P
     assert read(tmp_path / "out.pkl").method == "INTL"
     other = read(path, "intl-bench:momentum")
     assert torch.equal(other.backbone["conv1.weight"], random_state("resnet10_narrow", 1)["conv1.weight"])
-    config = {**ours(small[0])["config"], "method": {"name": "intl"}, "scale": "demo"}
+    config = {**ours(small[0])["config"], "method": {"name": "intl"}, "scale": "demo", "epochs": 7}
     export_backbone(tmp_path / "backbone.safetensors", small[0], config)
     exported = read(tmp_path / "backbone.safetensors")
     assert (exported.method, exported.config["seed"], exported.config["scale"]) == ("INTL", 3, "demo")
+    assert exported.epoch == 7  # what is exported was trained to its end
     convert(tmp_path / "backbone.safetensors", tmp_path / "again.pkl", to="detectron2")
     assert read(tmp_path / "again.pkl").config["scale"] == "demo"
 

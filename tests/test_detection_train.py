@@ -165,12 +165,17 @@ def test_state_of_another_run_is_refused(config: Config, tmp_path: Path) -> None
 
 
 def test_bf16_and_channels_last_stay_near(config: Config, tmp_path: Path) -> None:
-    short = dataclasses.replace(config, iterations=1)
+    short = dataclasses.replace(config, iterations=1, model=dataclasses.replace(config.model, width=16))
     run(short, tmp_path / "plain")
     run(dataclasses.replace(short, precision="bf16", channels_last=True), tmp_path / "half")
     values = [json.loads((tmp_path / name / "metrics.jsonl").read_text().splitlines()[0]) for name in ("plain", "half")]
     assert values[0]["loss"] == pytest.approx(values[1]["loss"], rel=0.03)
     assert values[0]["loss"] != values[1]["loss"]
+
+
+def test_narrow_channels_last_on_a_cpu_is_refused(config: Config, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="channels_last"):
+        run(dataclasses.replace(config, channels_last=True), tmp_path)
 
 
 def test_two_processes_share_a_batch(config: Config, tmp_path: Path) -> None:

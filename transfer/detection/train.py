@@ -148,6 +148,9 @@ def _prepare(
     model.load_backbone(backbone)
     model.to(process.device).train()
     if config.channels_last:
+        if process.device.type == "cpu" and config.model.width < 16:
+            # oneDNN 3.13 writes outside its memory in the backward pass of strided convolutions this narrow.
+            raise InputError("channels_last=true: not on a CPU with model.width below 16; set channels_last=false")
         model.to(memory_format=torch.channels_last)
     if process.world_size > 1:
         synchronize(model, process.device)
