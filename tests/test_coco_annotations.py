@@ -112,9 +112,9 @@ def test_training_leaves_out_images_without_single_objects(root: Path) -> None:
     found = read(root)
     assert [entry.image_id for entry in found.images] == [5, 20]
     assert found.notes == [
-        "1 images have no objects: not trained on",
-        "1 images have crowd regions alone: not trained on",
-        "2 crowd regions: not trained on",
+        "images without objects, not trained on: 1",
+        "images with crowd regions alone, not trained on: 1",
+        "crowd regions, not trained on: 2",
     ]
 
 
@@ -338,12 +338,12 @@ def test_crowds_alone_are_nothing_to_train_on(root: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "notes", "objects"),
     [
-        (bbox(-0.9, 0, 61.5, 50.4), ["1 boxes reach up to 1 pixel outside their image: clipped"], 4),
-        (bbox(10.5, 11, 1.03, 0.0), ["1 boxes have no width or no height: not trained on"], 4),
-        (outline([[1, 2, 3, 4], SQUARE]), ["1 polygons have fewer than three points: left out"], 4),
+        (bbox(-0.9, 0, 61.5, 50.4), ["boxes up to 1 pixel outside their image, clipped: 1"], 4),
+        (bbox(10.5, 11, 1.03, 0.0), ["boxes without width or height, not trained on: 1"], 4),
+        (outline([[1, 2, 3, 4], SQUARE]), ["polygons of fewer than three points, left out: 1"], 4),
         (
             outline([[1, 2, 3, 4], []]),
-            ["2 polygons have fewer than three points: left out", "1 objects have no other polygon: left out"],
+            ["polygons of fewer than three points, left out: 2", "objects without another polygon, left out: 1"],
             3,
         ),
     ],

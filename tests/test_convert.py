@@ -266,7 +266,11 @@ def test_other_number_formats_become_float32(small: tuple[State, State], tmp_pat
 
 
 def ours(state: State) -> dict[str, Any]:
-    config = {"data": {"kind": "shapes"}, "backbone": {"name": "resnet10_narrow", "stem": "imagenet", "zero_init_residual": True}, "seed": 3}
+    config = {
+        "data": {"kind": "shapes"},
+        "backbone": {"name": "resnet10_narrow", "stem": "imagenet", "zero_init_residual": True},
+        "seed": 3,
+    }
     return {
         "method": {
             **prefixed("momentum_backbone.", random_state("resnet10_narrow", 1)),

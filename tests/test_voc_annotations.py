@@ -65,7 +65,7 @@ def test_what_is_read(root: Path) -> None:
         [-1, 4, 61, 40],
         [9.5, 1, 33.25, 40],
     ]
-    assert found.notes == ["1 boxes reach up to 1 pixel outside their image: clipped"]
+    assert found.notes == ["boxes up to 1 pixel outside their image, clipped: 1"]
 
 
 def test_as_detectron2_reads_it(root: Path) -> None:
@@ -93,7 +93,7 @@ def test_training_leaves_out_images_without_objects(root: Path) -> None:
     (root / "VOC2007" / "Annotations" / "000007.xml").write_text(xml([]))
     found = read(root)
     assert [entry.image_id for entry in found.images] == [0, 2]
-    assert found.notes == ["1 images have no objects: not trained on"]
+    assert found.notes == ["images without objects, not trained on: 1"]
 
 
 def replaced(old: str, new: str) -> Callable[[Path], object]:

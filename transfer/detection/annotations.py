@@ -46,11 +46,11 @@ def _for_training(annotations: Annotations) -> Annotations:
     usable = single[last] > single[first]
     notes = []
     if empty := int((first == last).sum()):
-        notes.append(f"{empty} images have no objects: not trained on")
+        notes.append(f"images without objects, not trained on: {empty}")
     if crowded := int((~usable & (first < last)).sum()):
-        notes.append(f"{crowded} images have crowd regions alone: not trained on")
+        notes.append(f"images with crowd regions alone, not trained on: {crowded}")
     if crowds := int(annotations.crowd.sum()):
-        notes.append(f"{crowds} crowd regions: not trained on")
+        notes.append(f"crowd regions, not trained on: {crowds}")
     if not usable.any():
         raise InputError(
             f"{annotations.path}: no image has an object to train on ({'; '.join(notes)}); "

@@ -239,9 +239,9 @@ def _boxes(rows: _Rows, sizes: np.ndarray, notes: list[str]) -> np.ndarray:
         for index in np.flatnonzero(bad)[:1]:
             raise rows.wrong(index, "bbox", _show(lists[index]), expected.format(*sizes[index]))
     if clipped := int((outside > 0).sum()):
-        notes.append(f"{clipped} boxes reach up to {BOX_TOLERANCE:g} pixel outside their image: clipped")
+        notes.append(f"boxes up to {BOX_TOLERANCE:g} pixel outside their image, clipped: {clipped}")
     if empty := int((boxes[:, 2:] == 0).any(1).sum()):
-        notes.append(f"{empty} boxes have no width or no height: not trained on")
+        notes.append(f"boxes without width or height, not trained on: {empty}")
     corners = boxes.astype(np.float32)
     corners[:, 2:] += corners[:, :2]
     return corners.astype(np.float64)
@@ -280,9 +280,9 @@ def _outlines(rows: _Rows, sizes: np.ndarray, notes: list[str]) -> Outlines:
         numbers = numbers[np.repeat(~short, lengths)]
         parts = np.bincount(owner[~short], minlength=len(values))
         lengths = lengths[~short]
-        notes.append(f"{int(short.sum())} polygons have fewer than three points: left out")
+        notes.append(f"polygons of fewer than three points, left out: {int(short.sum())}")
         if lost := int((parts == 0).sum()):
-            notes.append(f"{lost} objects have no other polygon: left out")
+            notes.append(f"objects without another polygon, left out: {lost}")
     return Outlines(
         rows=np.arange(len(values)),
         first_part=_starts(parts),

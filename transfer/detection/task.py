@@ -98,8 +98,9 @@ def run(
     }
     with distributed.start(config.device) as process, StopRequest() as stop:
         if process.is_main:
-            for note in [*train.notes, *test.notes]:
-                print(note, file=sys.stderr)
+            for split in (train, test):
+                for note in split.notes:
+                    print(f"{split.path}: {note}", file=sys.stderr)
         results = _engine(config.engine).run(
             to_detectron2(checkpoint.backbone),
             config,

@@ -52,7 +52,7 @@ def read(lists: list[Path], root: Path, *, name: str) -> Annotations:
     owner = np.repeat(np.arange(len(files)), np.diff(counts))
     notes = []
     if clipped := int((np.maximum(-boxes[:, :2], boxes[:, 2:] - np.array(sizes)[owner]) > 0).any(1).sum()):
-        notes.append(f"{clipped} boxes reach up to {BOX_TOLERANCE:g} pixel outside their image: clipped")
+        notes.append(f"boxes up to {BOX_TOLERANCE:g} pixel outside their image, clipped: {clipped}")
     return Annotations(
         name=name,
         path=lists[0],
