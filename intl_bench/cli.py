@@ -62,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
             default="checkpoint",
             help="random: the checkpoint's architecture, freshly initialised by each seed",
         )
+        task.add_argument("--device", choices=("auto", "cpu", "cuda"), help="auto: a GPU if there is one")
         if name in _DETECTION:
             task.add_argument(
                 "--engine", choices=("auto", "builtin", "detectron2"), help="auto: Detectron2 if it is there"
@@ -139,7 +140,7 @@ def _task(args: argparse.Namespace) -> None:
 
     name, overrides = _split(args.words, "CHECKPOINT")
     overrides += [
-        f"{key}={value}" for key in ("engine", "visualize") if (value := getattr(args, key, None)) is not None
+        f"{key}={value}" for key in ("device", "engine", "visualize") if (value := getattr(args, key, None)) is not None
     ]
     without = args.init == "random" and args.command in _DETECTION  # then there is an architecture by default
     plan = runs.Plan(
@@ -156,9 +157,8 @@ def _task(args: argparse.Namespace) -> None:
     )
     if args.dry_run:
         _, checkpoint, config = runs.prepare(plan)
-        _print_plan(
-            {"task": plan.task, "checkpoint": str(checkpoint.path), "seeds": list(plan.seeds), "config": config}
-        )
+        start = str(checkpoint.path) if args.init == "checkpoint" else f"random {checkpoint.config['backbone']['name']}"
+        _print_plan({"task": plan.task, "checkpoint": start, "seeds": list(plan.seeds), "config": config})
     elif args.parallel or args.slurm is not None:
         from intl_bench import spread
 
@@ -179,6 +179,7 @@ def _one_seed(args: argparse.Namespace) -> list[str]:
         ("--from", args.layout),
         ("--method", args.method),
         ("--init", args.init),
+        ("--device", args.device),
         ("--engine", getattr(args, "engine", None)),
         ("--visualize", getattr(args, "visualize", None)),
         ("--results", args.results),

@@ -95,9 +95,14 @@ def prepare(plan: Plan) -> tuple[ModuleType, Checkpoint, Any]:
         values = {"data": {} if own else checkpoint.config.get("data", {})}
         asked = configs.build(DataConfig, values["data"], "data", changes)
         path = configs.find(plan.config, plan.task) if plan.config else _default_config(plan.task, asked)
-    for key, value in configs.read(path).items():
-        values[key] = {**values[key], **value} if key in values else value
-    return module, checkpoint, configs.build(module.Config, values, f"config {plan.task}/{path.name}", plan.overrides)
+    return module, checkpoint, _build(module, values, path, plan.overrides)
+
+
+def _build(module: ModuleType, values: dict[str, Any], path: Path, overrides: Sequence[str]) -> Any:
+    """The configuration of a file on top of `values`, under `overrides`."""
+    content = configs.read(path)
+    merged = values | {key: {**values.get(key, {}), **v} if isinstance(v, dict) else v for key, v in content.items()}
+    return configs.build(module.Config, merged, f"config {path.parent.name}/{path.name}", overrides)
 
 
 def _checkpoint(plan: Plan) -> Checkpoint:
@@ -166,7 +171,9 @@ def _run_seed(
         shutil.rmtree(folder, ignore_errors=True)
     done = None if plan.fresh else store.find(record.key)
     if done is not None:
-        _report(done, "already there")
+        if is_main_process():
+            undrawn = getattr(config, "visualize", 0) and "picture" not in done.details
+            _report(done, "already there; add --fresh to draw" if undrawn else "already there")
         return done
     started = time.perf_counter()
     outcome = module.run(checkpoint, config, seed, folder=folder)
@@ -234,10 +241,21 @@ def _scale(plan: Plan, checkpoint: Checkpoint, config: Any, train_images: int) -
         data = stored["data"]
         whole &= checkpoint.details.get("images") == _PAPER_IMAGES.get(data["name"] or data["kind"])
         whole &= checkpoint.epoch == stored["epochs"]
-    usual = getattr(config, "schedule", "1x") in ("1x", "2x", "24k")
-    harmless = {"data.root", "engine", *_neutral(plan.task)}
-    changes = {change.partition("=")[0] for change in plan.overrides} - harmless
-    return "paper" if whole and usual and not changes else "reduced"
+    return "paper" if whole and _is_packaged(plan.task, checkpoint, config) else "reduced"
+
+
+def _is_packaged(task: str, checkpoint: Checkpoint, config: Any) -> bool:
+    """Whether a configuration is one of those that come along, for a demonstration aside."""
+    module = importlib.import_module(TASKS[task])
+    own = {"data": checkpoint.config.get("data", {})}
+    values = module.from_checkpoint(checkpoint) if hasattr(module, "from_checkpoint") else own
+
+    def compared(config: Any) -> dict[str, Any]:
+        shown = {key: value for key, value in _identity(task, config).items() if key not in ("engine", "channels_last")}
+        return shown | {"data": {key: value for key, value in shown["data"].items() if key != "root"}}
+
+    paths = [path for path in (configs.CONFIGS / task).glob("*.yaml") if path.stem != "demo"]
+    return any(compared(config) == compared(_build(module, values, path, ())) for path in paths)
 
 
 def _pretrain_stamp(checkpoint: Checkpoint) -> dict[str, Any]:

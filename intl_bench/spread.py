@@ -84,7 +84,7 @@ class SeedJob:
 
         os.chdir(self.folder)
         if submitit.JobEnvironment().num_tasks > 1:
-            submitit.helpers.TorchDistributedEnvironment().export()
+            submitit.helpers.TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
         return subprocess.run([*_COMMAND, *self.arguments, "--seeds", f"{self.seed},"]).returncode
 
     def checkpoint(self) -> Any:
@@ -133,7 +133,7 @@ def on_cluster(arguments: Sequence[str], seeds: Sequence[int], options: str, log
         raise
     for seed, job in jobs.items():
         failure = job.exception()  # the job's own, such as a lost machine; the command's is its exit code
-        codes[seed] = 1 if failure is not None else int(job.result())
+        codes[seed] = 1 if failure is not None else max(job.results())
         if codes[seed]:
             lines = job.paths.stderr.read_text().splitlines() if job.paths.stderr.exists() else []
             print(f"seed {seed}: {lines[-1] if lines else failure} ({job.paths.stderr})", file=sys.stderr)

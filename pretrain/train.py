@@ -272,6 +272,7 @@ def _loop(training: Training, source: Any, stop: StopRequest) -> None:
                 checkpoint.save(recipe.checkpoint, training.state())
         if stopping and training.step < training.total_steps:
             progress.close()
+            distributed.barrier()  # the launcher ends all processes when one ends; the first may still be writing
             raise stop.error(f"after step {training.step} of {training.total_steps}, saved in {recipe.checkpoint}")
         ended = time.perf_counter()
     progress.close()

@@ -340,12 +340,6 @@ def test_crowds_alone_are_nothing_to_train_on(root: Path) -> None:
     [
         (bbox(-0.9, 0, 61.5, 50.4), ["boxes up to 1 pixel outside their image, clipped: 1"], 4),
         (bbox(10.5, 11, 1.03, 0.0), ["boxes without width or height, not trained on: 1"], 4),
-        (outline([[1, 2, 3, 4], SQUARE]), ["polygons of fewer than three points, left out: 1"], 4),
-        (
-            outline([[1, 2, 3, 4], []]),
-            ["polygons of fewer than three points, left out: 2", "objects without another polygon, left out: 1"],
-            3,
-        ),
     ],
 )
 def test_mended_and_counted(root: Path, change: Change, notes: list[str], objects: int) -> None:
@@ -359,6 +353,29 @@ def test_mended_and_counted(root: Path, change: Change, notes: list[str], object
     assert kept[34].outline is not None
     assert [len(part) for part in kept[34].outline] == [8, 6]
     assert kept[33].outline == {"size": [40, 30], "counts": [0, 100, 1100]}
+
+
+@pytest.mark.parametrize(
+    ("polygons", "notes"),
+    [
+        ([[1, 2, 3, 4], SQUARE], ["polygons of fewer than three points, left out: 1"]),
+        (
+            [[1, 2, 3, 4], []],
+            ["polygons of fewer than three points, left out: 2", "objects without another polygon, left out: 1"],
+        ),
+    ],
+)
+def test_short_polygons_are_left_out_of_training_and_refused_in_test(
+    root: Path, polygons: list[list[int]], notes: list[str]
+) -> None:
+    document = copy.deepcopy(good())
+    outline(polygons)(document, root)
+    put(root, json.dumps(document))
+    whole = read(root).notes
+    assert whole[: len(notes)] == notes
+    put(root, json.dumps(document), "val2017")
+    with pytest.raises(InputError, match="a polygon of 4 numbers; expected at least 6"):
+        read(root, "test")
 
 
 def test_outlines_are_not_looked_at_without_masks(root: Path) -> None:

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from intl_bench import cli, runs
+from intl_bench.core import config as configs
 from intl_bench.core.errors import InputError
 from intl_bench.records import RecordStore
 from pretrain import checkpoint as checkpoints
 from pretrain import train
-from pretrain.data import DataConfig
 from pretrain.recipe import load_recipe
-from transfer.knn import Config
+from transfer import knn
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICK = ["epochs=3", "batch_size=64"]
@@ -144,7 +144,8 @@ def test_scale_is_the_papers_only_with_all_its_images_and_epochs(
     config = checkpoint.config | {"scale": stored, "epochs": epochs, "data": data}
     checkpoint = dataclasses.replace(checkpoint, config=config, details={"images": pretrain_images})
     plan = runs.Plan(task="knn", checkpoint=trained, overrides=overrides)
-    evaluation = Config(data=DataConfig(kind="cifar10"))
+    path = configs.CONFIGS / "knn" / "cifar10.yaml"
+    evaluation = runs._build(knn, {"data": checkpoint.config["data"]}, path, overrides)
     assert runs._scale(plan, checkpoint, evaluation, train_images) == expected
 
 

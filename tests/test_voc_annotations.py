@@ -4,7 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import voc_cases
 from PIL import Image
+from voc_cases import LISTS, OBJECTS, xml
 
 from intl_bench.core.errors import InputError
 from transfer.detection import annotations
@@ -12,35 +14,10 @@ from transfer.detection.config import DataConfig
 from transfer.detection.objects import Annotations
 from transfer.detection.voc_annotations import CLASS_NAMES
 
-LISTS = ("VOC2007/ImageSets/Main/trainval.txt", "VOC2012/ImageSets/Main/trainval.txt")
-OBJECTS = {
-    ("VOC2007", "000005"): [("dog", 0, (1, 1, 60, 50)), ("cat", 1, (10, 20, 10, 20))],
-    ("VOC2007", "000007"): [("person", 0, (0, 5, 61, 40))],
-    ("VOC2012", "2008_000002"): [("tvmonitor", 0, (10.5, 2, 33.25, 40))],
-}
-
-
-def xml(objects: list[tuple[str, int, tuple[float, ...]]]) -> str:
-    def one(name: str, difficult: int, box: tuple[float, ...]) -> str:
-        corners = "".join(f"<{tag}>{v}</{tag}>" for tag, v in zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True))
-        part = "<part><name>head</name><bndbox><xmin>1</xmin></bndbox></part>" if name == "person" else ""
-        return f"<object><name>{name}</name><difficult>{difficult}</difficult><bndbox>{corners}</bndbox>{part}</object>"
-
-    size = "<size><width>60</width><height>50</height><depth>3</depth></size>"
-    return f"<annotation>{size}{''.join(one(*row) for row in objects)}</annotation>"
-
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """VOC2007 with two images and VOC2012 with one."""
-    for (year, name), objects in OBJECTS.items():
-        for folder in ("Annotations", "JPEGImages", "ImageSets/Main"):
-            (tmp_path / year / folder).mkdir(parents=True, exist_ok=True)
-        (tmp_path / year / "Annotations" / f"{name}.xml").write_text(xml(objects))
-        Image.new("RGB", (60, 50), "green").save(tmp_path / year / "JPEGImages" / f"{name}.jpg")
-        with (tmp_path / year / "ImageSets" / "Main" / "trainval.txt").open("a") as stream:
-            stream.write(f"{name}\n")
-    return tmp_path
+    return voc_cases.write(tmp_path)
 
 
 def read(root: Path, split: str = "train", lists: tuple[str, ...] = LISTS) -> Annotations:

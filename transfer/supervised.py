@@ -269,5 +269,6 @@ def _loop(run: _Run, batches: Iterator[Batch], test: ImageSource, stop: StopRequ
             run.save(path)
         if stopping and run.step < run.total_steps:
             progress.close()
+            distributed.barrier()  # the launcher ends all processes when one ends; the first may still be writing
             raise stop.error(f"after step {run.step} of {run.total_steps}, saved in {path}")
     progress.close()

@@ -2,18 +2,26 @@
 
 import contextlib
 import dataclasses
+import functools
+import itertools
 import os
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from intl_bench.core.errors import InputError, ResourceError
 
 T = TypeVar("T")
+
+_GROUPS = itertools.count()
+# One process may score while the others wait for it.
+_TIMEOUT = timedelta(hours=1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,11 +72,22 @@ def start(device: str = "auto") -> Iterator[Process]:
     if world_size == 1:
         yield Process(rank=0, world_size=1, device=where)
         return
-    dist.init_process_group("nccl" if use_cuda else "gloo")
-    try:
-        yield Process(rank=rank, world_size=world_size, device=where)
-    finally:
-        dist.destroy_process_group()
+    dist.init_process_group(
+        "nccl" if use_cuda else "gloo",
+        # The store outlives a group: a second one, for another seed, must not find the addresses of the first.
+        store=dist.PrefixStore(f"group {next(_GROUPS)}", _store()),
+        rank=rank,
+        world_size=world_size,
+        timeout=_TIMEOUT,
+    )
+    yield Process(rank=rank, world_size=world_size, device=where)
+    dist.destroy_process_group()  # not after an error: it would wait for the other processes
+
+
+@functools.cache
+def _store() -> dist.Store:
+    store: dist.Store = next(rendezvous("env://"))[0]
+    return store
 
 
 def is_main_process() -> bool:

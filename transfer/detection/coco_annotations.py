@@ -49,7 +49,7 @@ def read(path: Path, folder: Path, *, name: str, masks: bool, evaluated: bool) -
         # Before the objects: a wrong size would show as boxes outside the image.
         image_sizes.check(path, folder, image_ids.tolist(), file_names, sizes)
         objects = _objects(annotations, image_ids, sizes, category_ids, evaluated, notes)
-        outlines = _outlines(annotations, sizes[objects["image"]], notes) if masks else None
+        outlines = _outlines(annotations, sizes[objects["image"]], evaluated, notes) if masks else None
         del categories, images, annotations
     by_id, by_category = np.argsort(image_ids), np.argsort(category_ids)
     place = np.empty_like(by_id)
@@ -247,7 +247,7 @@ def _boxes(rows: _Rows, sizes: np.ndarray, notes: list[str]) -> np.ndarray:
     return corners.astype(np.float64)
 
 
-def _outlines(rows: _Rows, sizes: np.ndarray, notes: list[str]) -> Outlines:
+def _outlines(rows: _Rows, sizes: np.ndarray, evaluated: bool, notes: list[str]) -> Outlines:
     expected = "a list of polygons, or a run-length encoding"
     values = rows.column("segmentation", {list, dict}, f"{expected} (or set model.masks=false)")
     encoded = np.fromiter((type(value) is dict for value in values), bool, len(values))
@@ -276,6 +276,9 @@ def _outlines(rows: _Rows, sizes: np.ndarray, notes: list[str]) -> Outlines:
         at = int(owner[np.searchsorted(lengths.cumsum(), index, side="right")])
         raise rows.wrong(at, "segmentation", _show(float(numbers[index])), "finite coordinates")
     short = polygonal & (lengths < 6)
+    for index in np.flatnonzero(short)[:1] if evaluated else ():
+        found = f"a polygon of {lengths[index]} numbers"
+        raise rows.wrong(int(owner[index]), "segmentation", found, "at least 6, for COCO's metric takes no fewer")
     if short.any():
         numbers = numbers[np.repeat(~short, lengths)]
         parts = np.bincount(owner[~short], minlength=len(values))

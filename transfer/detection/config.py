@@ -117,7 +117,8 @@ class Config:
         test_min_size, test_max_size: the same for test images.
         precise_bn: iterations that estimate the batch norms' statistics at the end; 0 keeps the running ones.
         precision: "fp32", or "bf16" for autocast.
-        checkpoint_every, eval_every: iterations; 0 evaluates at the end only.
+        checkpoint_every, eval_every: iterations; 0 evaluates at the end only. In between the running statistics of the
+            batch norms are used, at the end those of `precise_bn`.
         evaluator: "pycocotools" or "faster-coco-eval", for evaluations during training; the reported one is
             pycocotools'.
         visualize: how many of the worst test images to draw.
@@ -182,4 +183,7 @@ class Config:
             (24_000, 18_000, 22_000): "24k",
         }
         name = usual.get((self.iterations, *self.milestones))
-        return name if name and self.batch_size == 16 else f"{self.iterations} iterations of {self.batch_size}"
+        if name and self.batch_size == 16:
+            return name
+        drops = ", ".join(map(str, self.milestones))
+        return f"{self.iterations} iterations of {self.batch_size}{f', drops at {drops}' if drops else ''}"

@@ -65,7 +65,7 @@ def evaluate_coco(
     for iou_type in iou_types:
         if iou_type not in _FIELDS:
             raise InputError(f"iou_types: {iou_type!r} is unknown; expected {' or '.join(_FIELDS)}")
-    kinds = _import(evaluator)
+    kinds = import_evaluator(evaluator)
     truth = _read_truth(Path(annotations_json), iou_types)
     name = "detections"
     if isinstance(detections, str | Path):
@@ -98,7 +98,7 @@ def image_precisions(annotations: Annotations, results: Sequence[Result]) -> np.
     Returns:
         (n,) float64 from 0 to 100; NaN for an image without objects.
     """
-    make, evaluator = _import("pycocotools")
+    make, evaluator = import_evaluator("pycocotools")
     ids = annotations.image_ids.tolist()
     aside = annotations.crowd | annotations.difficult
     truth: dict[str, list[dict[str, Any]]] = {
@@ -192,7 +192,7 @@ def check_results(
     return list(results)
 
 
-def _import(evaluator: str) -> tuple[Callable[[], Any], Callable[..., Any]]:
+def import_evaluator(evaluator: str) -> tuple[Callable[[], Any], Callable[..., Any]]:
     """The data set class and the evaluator class."""
     if evaluator == "pycocotools":
         from pycocotools.coco import COCO

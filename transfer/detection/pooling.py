@@ -95,5 +95,5 @@ def pool(features: Tensor, bins: Bins) -> Tensor:
     """
     rows = features.to(bins.weights.dtype).permute(0, 2, 3, 1).flatten(0, 2)
     sums = F.embedding_bag(bins.positions, rows, bins.starts, mode="sum", per_sample_weights=bins.weights)
-    pooled = sums.unflatten(0, (-1, bins.side, bins.side)).permute(0, 3, 1, 2)
+    pooled = sums.to(features.dtype).unflatten(0, (-1, bins.side, bins.side)).permute(0, 3, 1, 2)
     return pooled.contiguous() if torch.is_grad_enabled() and features.is_contiguous() else pooled

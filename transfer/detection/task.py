@@ -20,6 +20,7 @@ from transfer.convert import to_detectron2
 from transfer.detection import annotations
 from transfer.detection.annotations import Annotations
 from transfer.detection.config import Config, ModelConfig
+from transfer.detection.evaluation import import_evaluator
 from transfer.detection.visualize import draw_worst
 from transfer.outcome import Outcome
 
@@ -88,7 +89,15 @@ def run(
         raise InputError(
             f"{test.path}: its category ids are not those of {train.path}; train and test on one list of categories"
         )
-    config = dataclasses.replace(config, model=dataclasses.replace(config.model, num_classes=len(train.category_ids)))
+    if config.eval_every:
+        import_evaluator(config.evaluator)  # said now, not after thousands of steps
+    classes = len(train.category_ids)
+    if config.model.num_classes not in (ModelConfig().num_classes, classes):
+        raise InputError(
+            f"model.num_classes={config.model.num_classes}: {train.path} has {classes} categories; leave it out, the "
+            "annotations tell"
+        )
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, num_classes=classes))
     identity = {
         "checkpoint": checkpoint.sha256,
         "seed": seed,
@@ -118,9 +127,10 @@ def run(
         details["categories"] = len(train.category_ids)
         if process.is_main and config.visualize:
             picture = folder / f"worst_seed{seed}.png"
-            draw_worst(test, results, config.visualize, picture)
+            count = min(config.visualize, len(test))
+            draw_worst(test, results, count, picture)
             details["picture"] = str(picture)
-            print(f"pictures of the {config.visualize} worst images: {picture}")
+            print(f"pictures of the {count} worst images: {picture}")
     return Outcome(metrics=metrics, details=details)
 
 

@@ -221,6 +221,7 @@ def _loop(
             run.save(folder / "state.pt")
         if stopping and not last:
             progress.close()
+            distributed.barrier()  # the launcher ends all processes when one ends; the first may still be writing
             raise stop.error(f"after step {run.iteration} of {config.iterations}, saved in {folder / 'state.pt'}")
         if config.eval_every and run.iteration % config.eval_every == 0 and not last:
             results = _detect(run, test, stop)
