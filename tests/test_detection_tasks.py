@@ -82,7 +82,7 @@ def test_coco_from_checkpoint_to_table(capsys: pytest.CaptureFixture[str]) -> No
         assert all(0 <= value <= 100 for value in record.metrics.values())
         stamp = {"protocol": "coco", "engine": "builtin", "evaluator": "pycocotools", "pretrain_epochs": 1}
         assert stamp.items() <= record.protocol.items()
-        assert record.protocol["schedule"] == "4 iterations of 2"
+        assert record.protocol["schedule"] == "4 iterations of 2, drops at 3"
         assert (record.protocol["train_images"], record.protocol["test_images"]) == (12, 4)
         assert (record.method, record.dataset, record.backbone) == ("INTL", "figures", "resnet10_narrow")
         assert (record.scale, record.details["categories"]) == ("demo", 5)
@@ -147,6 +147,7 @@ def test_stopped_at_any_step_the_same_command_ends_in_the_same_detector() -> Non
         _, errors = process.communicate(timeout=60)
         assert process.returncode == code, errors
         assert not (folder / "detector.pth").exists()
+        begun = (folder / "metrics.jsonl").read_text().splitlines()[0]  # with its speed, so that no other run has it
         if number == signal.SIGTERM:
             last = errors.splitlines()[-1]
             assert last.startswith("intl-bench: stopped by SIGTERM")
@@ -155,6 +156,7 @@ def test_stopped_at_any_step_the_same_command_ends_in_the_same_detector() -> Non
         (record,) = records(number.name)
         assert record.metrics == whole.metrics
         assert same(detector(record), expected)
+        assert (folder / "metrics.jsonl").read_text().startswith(begun)
         assert not list(folder.glob("state.pt*"))
 
 

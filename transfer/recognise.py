@@ -89,8 +89,8 @@ def find(content: Content, source: str = "auto") -> Found:
     name, _, branch = source.partition(":")
     if name != "auto" and name not in _BY_NAME:
         near = difflib.get_close_matches(name, SOURCES, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise InputError(f"--from {source}: unknown layout{hint} Known: auto, {', '.join(SOURCES)}")
+        hint = f"did you mean {near[0]}?" if near else f"known: auto, {', '.join(SOURCES)}"
+        raise InputError(f"--from {source}: unknown layout; {hint}")
     if name == "torchvision" and branch and branch not in _BY_NAME[name].branches:
         places = tuple(Place(container, re.escape(branch)) for container in _containers(root))
         layout = dataclasses.replace(_BY_NAME[name], branches={branch: places})

@@ -67,10 +67,8 @@ class Progress:
         elif self.enabled and (now - self.line_at >= self.every or self.steps == self.total):
             self.line_at = now
             left = (now - self.started) / (self.steps - self.first) * (self.total - self.steps)
-            print(
-                f"{self.label}: {self.steps}/{self.total}, {_clock(left)} left, {self._details(values)}",
-                file=sys.stderr,
-            )
+            parts = [f"{self.label}: {self.steps}/{self.total}", f"{_clock(left)} left", self._details(values)]
+            print(", ".join(filter(None, parts)), file=sys.stderr)
 
     def close(self) -> None:
         """Leaves the bar as it stands."""

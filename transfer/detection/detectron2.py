@@ -373,8 +373,8 @@ def _precise_batch_norm(run: _Run, train: Annotations) -> None:
     def batches() -> Iterator[Any]:
         for batch in run.batches(train):
             run.stop_between("while estimating batch norm statistics, after all steps were saved")
-            yield batch
             progress.step()
+            yield batch
 
     hooks.PreciseBN(0, run.model, batches(), count).update_stats()
     progress.close()

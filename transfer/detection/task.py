@@ -28,7 +28,7 @@ Result = dict[str, Any]
 
 # Where and how fast, not what: these do not change a result.
 NEUTRAL = ("workers", "device", "checkpoint_every", "eval_every", "evaluator", "visualize")
-_FROM_CHECKPOINT = ("blocks", "bottleneck", "width", "stem", "pixel_mean", "pixel_std")
+_FROM_CHECKPOINT = ("blocks", "bottleneck", "width", "stem")
 
 
 def from_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -84,6 +84,7 @@ def run(
     Raises:
         InputError: annotations, images, weights or a state that do not fit; also the engine's other errors.
     """
+    engine = _engine(config.engine)  # first: reading large annotations takes a while
     train, test = (annotations.read(config.data, split, masks=config.model.masks) for split in ("train", "test"))
     if train.category_ids != test.category_ids:
         raise InputError(
@@ -110,7 +111,7 @@ def run(
             for split in (train, test):
                 for note in split.notes:
                     print(f"{split.path}: {note}", file=sys.stderr)
-        results = _engine(config.engine).run(
+        results = engine.run(
             to_detectron2(checkpoint.backbone),
             config,
             seed,
