@@ -133,7 +133,7 @@ def on_cluster(arguments: Sequence[str], seeds: Sequence[int], options: str, log
         raise
     for seed, job in jobs.items():
         failure = job.exception()  # the job's own, such as a lost machine; the command's is its exit code
-        codes[seed] = 1 if failure is not None else max(job.results())
+        codes[seed] = 1 if failure is not None else next((code for code in job.results() if code), 0)
         if codes[seed]:
             lines = job.paths.stderr.read_text().splitlines() if job.paths.stderr.exists() else []
             print(f"seed {seed}: {lines[-1] if lines else failure} ({job.paths.stderr})", file=sys.stderr)

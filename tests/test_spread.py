@@ -72,6 +72,15 @@ def test_a_signal_is_passed_on(folder: Path) -> None:
     assert "the same command goes on from there" in errors
 
 
+def test_two_processes_score_one_seed_after_the_other(folder: Path) -> None:
+    """A second process group must not meet what is left of the first."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = ["-m", "intl_bench", "knn", "checkpoint.pt", "--init", "random", "--seeds", "3", "--results", "together"]
+    done = subprocess.run([*launch, *command], cwd=folder, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert seeds(folder / "together") == [0, 1, 2]
+
+
 def test_jobs_of_the_local_executor(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
