@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from safetensors.torch import save as safetensors_bytes
 
+from intl_bench.core import config as configs
 from intl_bench.core import files
 from intl_bench.core.errors import InputError, from_os_error
 
@@ -73,6 +74,19 @@ def load(path: Path) -> tuple[dict[str, Any], str]:
     if state["format"] != FORMAT:
         raise InputError(f"checkpoint {path}: format {state['format']}, this version reads {FORMAT}; update intl-bench")
     return state, digest
+
+
+def load_own(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
+    """The state at `path`, saved with an `identity`, of the run that has this one.
+
+    Raises:
+        InputError: as `load`, or it belongs to another run.
+    """
+    state, _ = load(path)
+    changed = configs.differences(state["identity"], identity)
+    if changed:
+        raise InputError(f"{path} belongs to another run ({changed[0]}); add --fresh to start over")
+    return state
 
 
 def load_backbone_checkpoint(path: Path) -> Checkpoint:

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from intl_bench.core import config as configs
 from intl_bench.core import distributed
-from intl_bench.core.errors import DivergedError, InputError
+from intl_bench.core.errors import DivergedError
 from intl_bench.core.progress import Progress
 from intl_bench.core.seeding import torch_seed
 from intl_bench.core.signals import StopRequest
@@ -160,10 +160,7 @@ class _Run:
         checkpoints.save(path, state)
 
     def restore(self, path: Path) -> None:
-        state, _ = checkpoints.load(path)
-        changed = configs.differences(state["identity"], self.identity)
-        if changed:
-            raise InputError(f"{path} belongs to another run ({changed[0]}); add --fresh to start over")
+        state = checkpoints.load_own(path, self.identity)
         self.classifier.trained.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.history, self.bad_files = state["step"], state["history"], state["bad_files"]

@@ -16,7 +16,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from intl_bench.core import config as configs
 from intl_bench.core import distributed, files
 from intl_bench.core.errors import DivergedError, InputError
 from intl_bench.core.progress import Progress
@@ -86,10 +85,7 @@ class _Run:
         checkpoints.save(path, state)
 
     def restore(self, path: Path) -> None:
-        state, _ = checkpoints.load(path)
-        changed = configs.differences(state["identity"], self.identity)
-        if changed:
-            raise InputError(f"{path} belongs to another run ({changed[0]}); add --fresh to start over")
+        state = checkpoints.load_own(path, self.identity)
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.iteration = state["iteration"]
