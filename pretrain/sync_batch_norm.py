@@ -1,11 +1,62 @@
 """Batch normalisation over the batch of all processes, on GPUs (PyTorch's own) and on CPUs (which that refuses)."""
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from intl_bench.core.distributed import stack
+from intl_bench.core.distributed import stack, total
+
+
+class _Normalize(torch.autograd.Function):
+    """Normalises by the statistics of all processes, with PyTorch's own kernels and one message each way.
+
+    Returns the output and the statistics: mean (C,), variance (C,) with divisor n, n ().
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        channels, count = x.shape[1], x.numel() // x.shape[1]
+        # Half precision (autocast) is for the values alone; statistics are float32, as in PyTorch's own.
+        values = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+        part = values.new_zeros(2 * channels + 1)
+        if count:
+            part[:channels], part[channels:-1] = torch.batch_norm_update_stats(values, None, None, 0.0)
+            part[-1] = count
+        parts = stack(part)
+        means, variances, counts = parts[:, :channels], parts[:, channels:-1], parts[:, -1:]
+        # The parts' own variances and the distances of their means keep the digits that a sum of squares loses where
+        # the mean is large (Chan, Golub & LeVeque, "Algorithms for computing the sample variance", 1983).
+        n = counts.sum()
+        mean = (counts * means).sum(0) / n
+        variance = (counts * (variances + (means - mean).square())).sum(0) / n
+        ctx.save_for_backward(x, weight, mean, (variance + eps).rsqrt(), n)
+        ctx.mark_non_differentiable(mean, variance, n)
+        # PyTorch's kernels divide by the number of samples, and crash where there are none.
+        output = F.batch_norm(x, mean, variance, weight, bias, eps=eps) if count else torch.empty_like(x)
+        return output, mean, variance, n
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, weight, mean, inverse, n = ctx.saved_tensors
+        gradient = gradients[0]
+        for_weight, for_bias = torch.zeros_like(weight), torch.zeros_like(weight)
+        if len(x):
+            _, for_weight, for_bias = torch.ops.aten.native_batch_norm_backward(
+                gradient, x, weight, None, None, mean, inverse, True, 0.0, [False, True, True]
+            )
+        along_bias, along_weight = total(torch.stack([for_bias, for_weight])) / n
+        # weight / std * (gradient - along_bias - (x - mean) / std * along_weight), as two passes over memory
+        shape = [1, -1, *[1] * (x.ndim - 2)]
+        scale = weight * inverse
+        slope = -scale * inverse * along_weight
+        offset = -scale * along_bias - slope * mean
+        for_x = torch.addcmul(offset.view(shape), x, slope.view(shape)).addcmul_(gradient, scale.view(shape))
+        return for_x.to(x.dtype), for_weight, for_bias, None
 
 
 class CPUSyncBatchNorm(nn.BatchNorm2d):
@@ -19,21 +70,12 @@ class CPUSyncBatchNorm(nn.BatchNorm2d):
         self._check_input_dim(x)
         if not self.training:
             return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
-        dims = [0, *range(2, x.ndim)]
-        shape = [1, -1, *[1] * (x.ndim - 2)]
-        # Half precision (autocast) is for the values alone; statistics are float32, as in PyTorch's own.
-        values = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-        # Two passes: the variance from centred values keeps its digits where the mean is large.
-        n = int(stack(torch.tensor(x.numel() // x.shape[1])).sum())
-        mean = stack(values.sum(dims)).sum(0) / n
-        centered = values - mean.view(shape)
-        variance = stack(centered.square().sum(dims)).sum(0) / n
+        output, mean, variance, n = _Normalize.apply(x, self.weight, self.bias, self.eps)
         if self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
-            self.running_mean.lerp_(mean.detach(), self.momentum or 0.1)
-            self.running_var.lerp_(variance.detach() * n / (n - 1), self.momentum or 0.1)
-        scale = (variance + self.eps).rsqrt() * self.weight
-        return (centered * scale.view(shape) + self.bias.view(shape)).to(x.dtype)
+            self.running_mean.lerp_(mean, self.momentum or 0.1)
+            self.running_var.lerp_(variance * (n / (n - 1)), self.momentum or 0.1)
+        return output
 
 
 def synchronize(module: nn.Module, device: torch.device) -> nn.Module:

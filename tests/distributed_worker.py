@@ -13,10 +13,10 @@ import authors
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from intl_bench.core import distributed
 from pretrain.backbone import build_backbone
+from pretrain.gram import gram_products
 from pretrain.methods import intl
 from pretrain.optim import build_sgd
 from pretrain.projector import ProjectorConfig, build_projector
@@ -63,7 +63,7 @@ def training(case: str, rank: int = 0, world_size: int = 1) -> Results:
     model: nn.Module = method
     if world_size > 1:
         method = synchronize(method, CPU)
-        model = DistributedDataParallel(method.to(dtype), broadcast_buffers=False)
+        model = distributed.Process(rank=rank, world_size=world_size, device=CPU).parallel(method.to(dtype))
     method.to(dtype).train()
     optimizer = build_sgd(method, momentum=0.9, weight_decay=1e-2, decay_one_dimensional=False)
     results = {}
@@ -107,6 +107,21 @@ def batch_norm(case: str, dtype: torch.dtype, rank: int = 0, world_size: int = 1
     return results | {f"state/{name}": value.clone() for name, value in module.state_dict().items()}
 
 
+def uneven_batch_norm(rank: int = 0, world_size: int = 1) -> Results:
+    """A batch norm of seven samples, of which the last process has all but one a process, the first none."""
+    module: nn.Module = nn.Sequential(authors.fill(nn.BatchNorm2d(6), "norm")).double()
+    module = synchronize(module, CPU) if world_size > 1 else module
+    sizes = [0, *[1] * (world_size - 2), 9 - world_size] if world_size > 1 else [7]
+    x, direction = (
+        authors.noise(name, 7, 6, *rest).double().split(sizes)[rank]
+        for name, rest in (("x", (5, 4)), ("direction", ()))
+    )
+    x = x.clone().requires_grad_()
+    y = module.double()(x)
+    (y.square().mean((2, 3)) * direction).sum().backward()
+    return {"output": y.detach(), "input_gradient": x.grad}
+
+
 def gathering(rank: int, world_size: int) -> Results:
     """What `core.distributed` does to a (2, 3) matrix of each process, and the gradients that come back."""
     x = (10 * rank + torch.arange(6.0).view(2, 3)).requires_grad_()
@@ -119,6 +134,14 @@ def gathering(rank: int, world_size: int) -> Results:
     return results | {"any_process": torch.tensor(flags), "x": x.detach()}
 
 
+def products(rank: int = 0, world_size: int = 1) -> Results:
+    """The samples' products of three views with an odd number of features, and the gradients of a function of them."""
+    views = [my_part(authors.noise(f"products/{i}", BATCH, 37), rank, world_size).double() for i in range(3)]
+    gram, cross = gram_products([view.requires_grad_() for view in views])
+    (gram.pow(3).sum() + cross.pow(2).sum()).backward()
+    return {"gram": gram.detach(), "cross": cross.detach()} | {f"gradient{i}": v.grad for i, v in enumerate(views)}
+
+
 def _work(rank: int, world_size: int, folder: str) -> None:
     torch.set_num_threads(1)
     rendezvous = f"file://{folder}/rendezvous"
@@ -126,9 +149,11 @@ def _work(rank: int, world_size: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=world_size, timeout=timeout)
     try:
         done = {f"gather/{name}": value for name, value in gathering(rank, world_size).items()}
+        done |= {f"products/{name}": value for name, value in products(rank, world_size).items()}
         for case, dtype in itertools.product(NORMS, (torch.float32, torch.float64, torch.bfloat16)):
             norm = batch_norm(case, dtype, rank, world_size)
             done |= {f"norm/{case}/{dtype}/{name}": value for name, value in norm.items()}
+        done |= {f"uneven/{name}": value for name, value in uneven_batch_norm(rank, world_size).items()}
         for case in TRAININGS:
             done |= {f"{case}/{name}": value for name, value in training(case, rank, world_size).items()}
         torch.save(done, Path(folder) / f"{rank}.pt")

@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import itertools
 import os
+import socket
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any, TypeVar, cast
@@ -16,12 +17,17 @@ from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from intl_bench.core.errors import InputError, ResourceError
+from intl_bench.core.memory import keep_freed_memory
 
 T = TypeVar("T")
 
 _GROUPS = itertools.count()
 # One process may score while the others wait for it.
 _TIMEOUT = timedelta(hours=1)
+_PLAIN_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+# What tells processes that their launcher keeps the store at MASTER_ADDR:MASTER_PORT, as torchrun does.
+LAUNCHER = {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,7 +46,16 @@ class Process:
         """`module` with its gradients averaged over all processes; itself where there is one process."""
         if self.world_size == 1:
             return module
-        return DistributedDataParallel(module, device_ids=[self.device.index] if self.device.type == "cuda" else None)
+        parallel = DistributedDataParallel(
+            module,
+            device_ids=[self.device.index] if self.device.type == "cuda" else None,
+            # Gradients live where they are averaged, instead of being copied there and back.
+            gradient_as_bucket_view=True,
+        )
+        # Plain batch norms have the statistics of their own part: all take the first process's. Synchronised ones are
+        # equal anyway. (An argument of this meaning has another name in each version of PyTorch.)
+        parallel.broadcast_buffers = any(type(child) in _PLAIN_NORMS for child in module.modules())
+        return parallel
 
 
 @contextlib.contextmanager
@@ -68,6 +83,8 @@ def start(device: str = "auto") -> Iterator[Process]:
                 "start fewer processes with torchrun --nproc-per-node"
             )
         torch.cuda.set_device(local_rank)
+    else:
+        keep_freed_memory()
     where = torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
     if world_size == 1:
         yield Process(rank=0, world_size=1, device=where)
@@ -90,6 +107,33 @@ def _store() -> dist.Store:
     return store
 
 
+def _failure_key() -> str:
+    return f"intl-bench failure {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
+
+
+def first_to_fail(exit_code: int) -> bool:
+    """Whether this process is the first of a run to fail, which has to say why; the exit code is noted.
+
+    The others fail alike, or because this one does. Where no launcher keeps a store that can be asked, every process is
+    taken for the first.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return True
+    note = f"{os.environ['RANK']} {exit_code}"
+    try:
+        where = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        socket.create_connection(where, timeout=10).close()  # where nobody answers, a TCPStore says much and tries long
+        store = dist.TCPStore(*where, is_master=False, timeout=timedelta(seconds=10))
+        return bool(store.compare_set(_failure_key(), "", note) == note.encode())
+    except (OSError, RuntimeError):  # it is gone
+        return True
+
+
+def reported_exit_code(store: dist.Store) -> int | None:
+    """The exit code of the first process that failed and said why, for the launcher that keeps the store."""
+    return int(store.get(_failure_key()).split()[1]) if store.check([_failure_key()]) else None
+
+
 def is_main_process() -> bool:
     """Whether this process is the first, also before `start`."""
     return int(os.environ.get("RANK", 0)) == 0
@@ -105,15 +149,13 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
-        parts = [torch.empty_like(x) for _ in range(world_size())]
-        dist.all_gather(parts, x)
-        return torch.stack(parts)
+        parts = x.new_empty((world_size(), *x.shape))
+        dist.all_gather_into_tensor(parts, x[None])
+        return parts
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
-        summed = gradients[0].clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(summed)
-        return summed[dist.get_rank()]
+        return total(gradients[0])[dist.get_rank()]
 
 
 def stack(x: torch.Tensor) -> torch.Tensor:
@@ -125,18 +167,72 @@ def stack(x: torch.Tensor) -> torch.Tensor:
     return x[None] if world_size() == 1 else cast(torch.Tensor, _Gather.apply(x.contiguous()))
 
 
+class _Exchange(torch.autograd.Function):
+    """(parts, samples, d) -> (parts, samples of all, d / processes): columns of all instead of all columns of some."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        ctx.d, processes = x.shape[-1], world_size()
+        padded = nn.functional.pad(x, (0, -ctx.d % processes))
+        return _swap(padded.unflatten(2, (processes, -1)).movedim(2, 0)).movedim(0, 1).flatten(1, 2)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
+        swapped = _swap(gradients[0].unflatten(1, (world_size(), -1)).movedim(1, 0))
+        return swapped.movedim(0, 2).flatten(2)[..., : ctx.d]
+
+
+def _swap(parts: torch.Tensor) -> torch.Tensor:
+    """Sends the p-th part to process p; returns what came from all, in rank order."""
+    sent = parts.contiguous()
+    received = torch.empty_like(sent)
+    dist.all_to_all_single(received, sent)
+    return received
+
+
+def exchange(x: torch.Tensor) -> torch.Tensor:
+    """Of every process's `x` (parts, samples, d), of one shape everywhere: (parts, samples of all, columns).
+
+    Process p receives the p-th of equal runs of columns, filled up with zeros where d does not divide. With gradients,
+    each value's from where it went.
+    """
+    return x if world_size() == 1 else cast(torch.Tensor, _Exchange.apply(x))
+
+
+class _Total(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        summed = x.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(summed)
+        return summed
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
+        return _Total.forward(ctx, gradients[0])
+
+
+def total(x: torch.Tensor) -> torch.Tensor:
+    """The sum of `x` over all processes, on each; gradients as in `stack`."""
+    return x if world_size() == 1 else cast(torch.Tensor, _Total.apply(x))
+
+
 def gather(x: torch.Tensor, dim: int = 0) -> torch.Tensor:
     """Concatenates `x` of every process along `dim`, in rank order; gradients as in `stack`."""
     return torch.cat(tuple(stack(x)), dim=dim)
+
+
+def largest(x: torch.Tensor) -> torch.Tensor:
+    """The elementwise largest of all processes' `x`, which it overwrites; a GPU's host does not wait for it."""
+    if world_size() > 1:
+        dist.all_reduce(x, op=dist.ReduceOp.MAX)
+    return x
 
 
 def any_process(flag: bool, device: torch.device) -> bool:
     """True on every process as soon as it is true on one."""
     if world_size() == 1:
         return flag
-    value = torch.tensor(float(flag), device=device)
-    dist.all_reduce(value, op=dist.ReduceOp.MAX)
-    return bool(value.item())
+    return bool(largest(torch.tensor(float(flag), device=device)).item())
 
 
 def union(items: set[str]) -> set[str]:

@@ -9,8 +9,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from intl_bench.core.distributed import gather
-from pretrain.iternorm import AXES, VARIANTS, Whitening, center, covariance, whiten
+from intl_bench.core.distributed import gather, world_size
+from pretrain.gram import gram_products
+from pretrain.iternorm import AXES, VARIANTS, Whitening, center, covariance, require_embedding, whiten
 from pretrain.methods import Encoder
 from pretrain.schedules import cosine_momentum
 
@@ -59,8 +60,8 @@ def default_beta(m: int, d: int, axis: str) -> float:
 
 
 def trace_loss(variance: torch.Tensor) -> torch.Tensor:
-    """Sum over the whitened axis of (1 - variance)^2 (Eqn. 6): (n,) -> scalar."""
-    return (1 - variance).square().sum()
+    """Sum over the whitened axis of (1 - variance)^2 (Eqn. 6): (..., n) -> (...)."""
+    return (1 - variance).square().sum(dim=-1)
 
 
 class INTLLoss(nn.Module):
@@ -70,8 +71,8 @@ class INTLLoss(nn.Module):
     whose sum is the mean over the views i > 0 of [ 2 - 2 cos(whitened_i, whitened_0) + beta (trace_i + trace_0) ].
     With `momentum_target` view 0 is the target (pass it without gradient) and has no trace term.
 
-    Channel whitening needs only Gram matrices (m x m): with C_ab = X_a X_b^T the products of whitened samples are the
-    diagonal of Phi_a C_ab Phi_b, so the whitened (m, d) output is never formed.
+    Channel whitening needs only the samples' products (m x m): with C_a = X_a X_0^T those of whitened samples are the
+    diagonal of Phi_a C_a Phi_0, so the whitened (m, d) output is never formed.
 
     Args:
         iterations, axis, variant: see `pretrain.iternorm.iter_norm`.
@@ -98,36 +99,37 @@ class INTLLoss(nn.Module):
             raise ValueError(f"expected the embeddings of at least two views, got {len(embeddings)}")
         if len({z.shape for z in embeddings}) > 1:
             raise ValueError(f"expected views of one shape, got {', '.join(str(tuple(z.shape)) for z in embeddings)}")
-        axis = self.config.axis
+        shape = (len(embeddings[0]) * world_size(), *embeddings[0].shape[1:])
+        require_embedding(shape)
+        m, d = shape[0], shape[1]
+        beta = default_beta(m, d, self.config.axis) if self.config.beta is None else self.config.beta
         with torch.autocast(embeddings[0].device.type, enabled=False):
-            # One gather for all views: (views, m_local, d) -> (views, m, d).
-            x = [center(z, axis) for z in gather(torch.stack(tuple(embeddings)), dim=1)]
-            m, d = x[0].shape
-            beta = default_beta(m, d, axis) if self.config.beta is None else self.config.beta
-            white = [
-                whiten(covariance(v, axis), iterations=self.config.iterations, variant=self.config.variant) for v in x
-            ]
-            cosines = _channel_cosines(x, white) if axis == "channel" else _batch_cosines(x, white)
-            alignment = torch.stack([2 - 2 * cosine.mean() for cosine in cosines]).mean()
-            traces = torch.stack([trace_loss(w.variance) for w in white])
-            trace = traces[1:].mean() if self.config.momentum_target else traces[1:].mean() + traces[0]
-            return {"alignment": alignment, "trace": beta * trace}
+            variance, cosine = (self._channel if self.config.axis == "channel" else self._batch)(embeddings)
+            trace = trace_loss(variance)
+            trace = trace[1:].mean() if self.config.momentum_target else trace[1:].mean() + trace[0]
+            return {"alignment": 2 - 2 * cosine.mean(), "trace": beta * trace}
 
+    def _whiten(self, sigma: torch.Tensor) -> Whitening:
+        return whiten(sigma, iterations=self.config.iterations, variant=self.config.variant)
 
-def _channel_cosines(x: Sequence[torch.Tensor], white: Sequence[Whitening]) -> list[torch.Tensor]:
-    """Cosines of the samples' whitened views i and 0, (m,) each; rows of Phi X have squared norm (d - 1) variance."""
-    d = x[0].shape[1]
-    cosines = []
-    for view, w in zip(x[1:], white[1:], strict=True):
-        products = ((w.matrix @ (view @ x[0].T)) * white[0].matrix.T).sum(dim=1)
-        norms = (d - 1) * (w.variance * white[0].variance).clamp_min(1e-30).sqrt()
-        cosines.append(products / norms)
-    return cosines
+    def _channel(self, embeddings: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Variances of the whitened samples, (views, m), and cosines of those of views i > 0 and 0, (views - 1, m).
 
+        A whitened sample has the squared norm (d - 1) variance.
+        """
+        degrees = embeddings[0].shape[1] - 1
+        gram, cross = gram_products(embeddings)
+        white = self._whiten(gram / degrees)
+        products = ((white.matrix[1:] @ (cross / degrees)) * white.matrix[0].T).sum(dim=-1)
+        return white.variance, products / (white.variance[1:] * white.variance[0]).clamp_min(1e-30).sqrt()
 
-def _batch_cosines(x: Sequence[torch.Tensor], white: Sequence[Whitening]) -> list[torch.Tensor]:
-    outputs = [F.normalize(view @ w.matrix, dim=1) for view, w in zip(x, white, strict=True)]
-    return [(output * outputs[0]).sum(dim=1) for output in outputs[1:]]
+    def _batch(self, embeddings: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Variances of the whitened features, (views, d), and the samples' cosines, (views - 1, m)."""
+        # One gather for all views: (views, m_local, d) -> (views, m, d).
+        x = torch.stack([center(z, "batch") for z in gather(torch.stack(tuple(embeddings)), dim=1)])
+        white = self._whiten(covariance(x, "batch"))
+        output = F.normalize(x @ white.matrix, dim=-1)
+        return white.variance, (output[1:] * output[0]).sum(dim=-1)
 
 
 class INTL(nn.Module):

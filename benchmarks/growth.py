@@ -1,0 +1,186 @@
+"""How the cost of a training step grows with batch, views, embedding dimension d, iterations T and processes.
+
+    python benchmarks/growth.py --plot growth.png                   a small ResNet, under 5 minutes on 2 cores
+    python benchmarks/growth.py --plot growth.png --device cuda     ResNet-50 at ImageNet size
+
+One factor at a time is changed, the others are the base recipe's. Each point is a run of its own on generated images:
+steps on one batch that is there already, so that the data loader does not count; the best of `--repeats` after two to
+warm up. The batch is that of all processes, which share the cores, or have a GPU each. Memory is the peak of the
+process that needs most: resident, without what PyTorch itself takes, or allocated on the GPU.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+import torch
+
+from intl_bench.core import distributed
+from pretrain import train
+from pretrain.data import ArraySource
+from pretrain.loader import training_batches
+from pretrain.recipe import load_recipe
+
+RECIPES = {"cpu": "cifar10_small_intl", "cuda": "imagenet_r50_intl"}
+IMAGES = 50_000
+# factor -> label, values; the base is what the recipe has
+FACTORS: dict[str, dict[str, tuple[str, list[int]]]] = {
+    "cpu": {
+        "batch": ("batch", [32, 64, 128, 256]),
+        "views": ("views", [2, 3, 4, 6]),
+        "d": ("d, the projector's output", [256, 1024, 4096, 8192]),
+        "iterations": ("T, iterations", [1, 4, 8, 16]),
+        "processes": ("processes", [1, 2]),
+    },
+    "cuda": {
+        "batch": ("batch", [64, 128, 256, 512]),
+        "views": ("views", [2, 3, 4, 6]),
+        "d": ("d, the projector's output", [1024, 4096, 8192, 16384]),
+        "iterations": ("T, iterations", [1, 4, 8, 16]),
+        "processes": ("processes", [n for n in (1, 2, 4, 8) if n <= max(torch.cuda.device_count(), 1)]),
+    },
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Point:
+    """One run."""
+
+    batch: int
+    views: int
+    d: int
+    iterations: int
+    processes: int
+
+
+def base(device: str) -> Point:
+    recipe = load_recipe(RECIPES[device])
+    return Point(
+        batch=recipe.batch_size,
+        views=len(recipe.views),
+        d=recipe.projector.out,
+        iterations=recipe.method["iterations"],
+        processes=1,
+    )
+
+
+def measure(point: Point, device: str, repeats: int) -> None:
+    """In each process of a run: takes the steps; the first prints images a second, and MiB of the greediest."""
+    overrides = [f"batch_size={point.batch}", f"projector.out={point.d}", f"method.iterations={point.iterations}"]
+    recipe = load_recipe(RECIPES[device], overrides)
+    recipe = dataclasses.replace(recipe, views=(recipe.views[0],) * point.views)
+    side = recipe.views[0].size
+    pixels = np.random.default_rng(0).integers(0, 256, (point.batch, side, side, 3), np.uint8)
+    source = ArraySource(pixels, np.zeros(point.batch, np.int64), ["none"], "noise")
+    with distributed.start(device) as process:
+        share = {"rank": process.rank, "world_size": process.world_size}
+        batches = training_batches(source, recipe.views, seed=0, batch_size=point.batch, last_step=1, **share)
+        (batch,) = list(batches)
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak, VmHWM
+        before = status("VmRSS")
+        training = train.build(recipe, process, IMAGES)
+        seconds = []
+        for _ in range(2 + repeats):
+            distributed.barrier()
+            started = time.perf_counter()
+            training.take_step(batch)
+            if device == "cuda":
+                torch.cuda.synchronize()
+            seconds.append(time.perf_counter() - started)
+        used = torch.cuda.max_memory_allocated() / 2**20 if device == "cuda" else (status("VmHWM") - before) / 1024
+        memory = distributed.collect([used])
+        if process.is_main:
+            print(json.dumps([point.batch / min(seconds[2:]), max(memory)]))
+
+
+def status(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
+
+
+def run(point: Point, options: argparse.Namespace) -> tuple[float, float]:
+    """Images a second, and MiB of the process that needs most."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(point.processes)]
+    arguments = ["--device", options.device, "--repeats", str(options.repeats)]
+    command = [sys.executable, *(launcher if point.processes > 1 else []), __file__, *arguments]
+    command += ["--point", json.dumps(dataclasses.asdict(point))]
+    threads = max(1, len(os.sched_getaffinity(0)) // point.processes)
+    environment = {"OMP_NUM_THREADS": str(threads)} | dict(os.environ)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{point} failed:\n{done.stderr}")
+    speed, memory = json.loads(done.stdout.splitlines()[-1])
+    return speed, memory
+
+
+def draw(path: str, title: str, device: str, start: Point, results: dict[Point, tuple[float, float]]) -> None:
+    """A column for each factor: images a second above, memory below; the base recipe is marked."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+    from matplotlib.ticker import NullLocator, ScalarFormatter
+
+    factors = FACTORS[device]
+    figure, axes = pyplot.subplots(2, len(factors), figsize=(3 * len(factors), 5.2), sharex="col", sharey="row")
+    for column, (factor, (label, values)) in enumerate(factors.items()):
+        points = [dataclasses.replace(start, **{factor: value}) for value in values]
+        for row, colour in enumerate(("tab:blue", "tab:red")):
+            panel = axes[row, column]
+            panel.plot(values, [results[point][row] for point in points], "o-", color=colour, markersize=4)
+            panel.plot(getattr(start, factor), results[start][row], "o", color=colour, markersize=9)
+            panel.set_xscale("log", base=2)
+            panel.set_xticks(values)
+            panel.xaxis.set_major_formatter(ScalarFormatter())
+            panel.xaxis.set_minor_locator(NullLocator())
+            panel.set_ylim(0, 1.08 * max(result[row] for result in results.values()))
+            panel.grid(alpha=0.3)
+        axes[1, column].set_xlabel(label)
+    axes[0, 0].set_ylabel("images a second")
+    axes[1, 0].set_ylabel("peak MiB a process")
+    figure.suptitle(title, fontsize=10)
+    figure.tight_layout()
+    figure.savefig(path, dpi=130)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--plot", metavar="PATH", help="a PNG file")
+    parser.add_argument("--repeats", type=int, default=4)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--point", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.point:
+        measure(Point(**json.loads(options.point)), options.device, options.repeats)
+        return
+    start = base(options.device)
+    device = torch.cuda.get_device_name() if options.device == "cuda" else f"{len(os.sched_getaffinity(0))} CPU cores"
+    title = (
+        f"{RECIPES[options.device]}: batch {start.batch}, {start.views} views, d {start.d}, T {start.iterations}, "
+        f"1 process; {device}, PyTorch {torch.__version__}"
+    )
+    print(f"{title}\n")
+    print("| factor | value | img/s | / base | MiB a process | / base |\n| --- | --- | --- | --- | --- | --- |")
+    results = {start: run(start, options)}
+    for factor, (_, values) in FACTORS[options.device].items():
+        for value in values:
+            point = dataclasses.replace(start, **{factor: value})
+            speed, memory = results[point] if point in results else results.setdefault(point, run(point, options))
+            ratios = speed / results[start][0], memory / results[start][1]
+            print(
+                f"| {factor} | {value} | {speed:.1f} | {ratios[0]:.2f} | {memory:.0f} | {ratios[1]:.2f} |", flush=True
+            )
+    if options.plot:
+        draw(options.plot, title, options.device, start, results)
+
+
+if __name__ == "__main__":
+    main()
