@@ -1,9 +1,11 @@
 """Batches of images: one loader for a whole run, whose worker processes each make whole batches.
 
 What a batch holds is a function of the seed and the step alone, the same for any number of workers and processes, and
-for a run that starts anywhere in between.
+for a run that starts anywhere in between. Small images in memory are sent to a GPU once and cut into views there, which
+gives the same pixels and needs no workers.
 """
 
+import dataclasses
 import functools
 import itertools
 import math
@@ -17,12 +19,19 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from intl_bench.core.errors import BenchError, InputError, ResourceError
-from intl_bench.core.seeding import generator, permutation
-from pretrain.data import BadImageError, ImageSource
-from pretrain.views import PARAMETERS, ViewConfig, centre, crop, draw_parameters, normalize, random_resized_crop_box
+from intl_bench.core.seeding import permutation, uniforms
+from pretrain import crops
+from pretrain.data import ArraySource, BadImageError, ImageSource
+from pretrain.views import PARAMETER_DRAWS, ViewConfig, draw_parameters, normalize
+
+# On a CPU, resizing small images one by one is faster than by the matrices of `crops.ResidentImages`; on a GPU these
+# grow with the square of the side, and larger images are no burden for workers.
+_RESIDENT_SIDE = 128  # pixels
+_RESIDENT_BYTES = 4 * 2**30
+_CPU = torch.device("cpu")
 
 
 class Batch(NamedTuple):
@@ -30,9 +39,9 @@ class Batch(NamedTuple):
 
     Attributes:
         step: number of the batch, from 0 on over all epochs.
-        crops: for each view (b, 3, S, S) uint8.
-        parameters: for each view (b, PARAMETERS) float32, for `views.augment`.
-        labels: (b,) int64.
+        crops: for each view (b, 3, S, S) uint8, in channels-last order; on the GPU already if its images are.
+        parameters: for each view (b, PARAMETERS) float32 on the CPU, for `views.augment`.
+        labels: (b,) int64 on the CPU.
         bad_files: files of this batch that could not be decoded, in whose place the next image stands.
     """
 
@@ -67,7 +76,7 @@ def training_batches(
     rank: int = 0,
     world_size: int = 1,
     workers: int = 0,
-    pin: bool = False,
+    device: torch.device = _CPU,
 ) -> Iterator[Batch]:
     """The batches first_step, ..., last_step - 1 of a run.
 
@@ -77,7 +86,8 @@ def training_batches(
         views: how to make each view; an image is decoded once for all of them.
         batch_size: images in a batch over all processes.
         workers: processes that make batches; 0 makes them here.
-        pin: puts batches into page-locked memory, from which a GPU copies without waiting.
+        device: where the batches will be used. For a GPU they come in page-locked memory, from which it copies without
+            waiting; small images of an `ArraySource` are kept on it, and workers are not started.
 
     Raises:
         InputError: the data set is smaller than a batch, a batch cannot be shared out evenly, or (while iterating) an
@@ -89,11 +99,20 @@ def training_batches(
             f"batch_size={batch_size}: cannot be shared out evenly among {world_size} processes; "
             f"set batch_size to a multiple of {world_size}"
         )
-    steps = steps_per_epoch(len(source), batch_size)
-    make = functools.partial(
-        _training_batch, source, tuple(views), seed, steps, batch_size // world_size, rank, world_size
+    sampler = _Sampler(
+        images=len(source),
+        views=tuple(views),
+        seed=seed,
+        steps=steps_per_epoch(len(source), batch_size),
+        share=batch_size // world_size,
+        rank=rank,
+        world_size=world_size,
     )
-    return iterate(make, range(first_step, last_step), workers, pin)
+    steps, on_gpu = range(first_step, last_step), device.type == "cuda"
+    if on_gpu and isinstance(source, ArraySource) and _is_small(source.images):
+        images = crops.ResidentImages(source.images, device)
+        return (_resident_batch(source, images, sampler, step) for step in steps)
+    return iterate(functools.partial(_decoded_batch, source, sampler), steps, workers, on_gpu)
 
 
 def evaluation_batches(
@@ -107,6 +126,7 @@ def evaluation_batches(
     first: int = 0,
     last: int | None = None,
     workers: int = 0,
+    device: torch.device = _CPU,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Images first, ..., last - 1 in order and without randomness, with their labels: (b, 3, H, W) float32, (b,) int64.
 
@@ -116,6 +136,7 @@ def evaluation_batches(
         mean, std: three values each, for pixels in 0..1.
         batch_size: images in a batch; the last one holds what is left.
         workers: as for `training_batches`.
+        device: where the images are normalised and handed out; they travel as bytes. The labels stay on the CPU.
 
     Raises:
         InputError: (while iterating) an image cannot be read, whatever `data.on_bad_image` says, for a score must not
@@ -125,7 +146,8 @@ def evaluation_batches(
     indices = range(len(source))[first:last]
     make = functools.partial(_evaluation_batch, source, indices, batch_size, resize, crop)
     steps = range(math.ceil(len(indices) / batch_size))
-    for images, labels in iterate(make, steps, workers, False):
+    for images, labels in iterate(make, steps, workers, device.type == "cuda"):
+        images = images.to(device, non_blocking=True)
         yield normalize(images.to(torch.float32).div_(255), mean, std), labels
 
 
@@ -214,30 +236,67 @@ def _order(seed: int, epoch: int, images: int) -> np.ndarray:
     return permutation(seed, "order", epoch, images)
 
 
-def _training_batch(
-    source: ImageSource,
-    views: Sequence[ViewConfig],
-    seed: int,
-    steps: int,
-    share: int,
-    rank: int,
-    world_size: int,
-    step: int,
-) -> Batch:
-    epoch, position = divmod(step, steps)
-    start = (position * world_size + rank) * share
-    crops = [torch.empty((share, 3, view.size, view.size), dtype=torch.uint8) for view in views]
-    parameters = [torch.empty((share, PARAMETERS)) for _ in views]
-    labels, bad_files = torch.empty(share, dtype=torch.int64), list[str]()
-    for row, index in enumerate(_order(seed, epoch, len(source))[start : start + share].tolist()):
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Sampler:
+    """Which images a process's part of a batch is made of, and the random numbers of their views."""
+
+    images: int
+    views: tuple[ViewConfig, ...]
+    seed: int
+    steps: int
+    share: int
+    rank: int
+    world_size: int
+
+    def draw(self, step: int) -> tuple[np.ndarray, list[np.ndarray], list[np.ndarray]]:
+        """Numbers of the images (share,); for each view its shapes (share, BOX_DRAWS) and rows (share, PARAMETERS)."""
+        epoch, position = divmod(step, self.steps)
+        start = (position * self.world_size + self.rank) * self.share
+        indices = _order(self.seed, epoch, self.images)[start : start + self.share]
+        shapes, parameters = [], []
+        for number, view in enumerate(self.views):
+            draws = PARAMETER_DRAWS + crops.BOX_DRAWS
+            uniform = uniforms(self.seed, "views", epoch, indices, number, draws)
+            parameters.append(draw_parameters(view, uniform[:, :PARAMETER_DRAWS]))
+            shapes.append(crops.draw_shapes(view, uniform[:, PARAMETER_DRAWS:]))
+        return indices, shapes, parameters
+
+
+def _decoded_batch(source: ImageSource, sampler: _Sampler, step: int) -> Batch:
+    indices, shapes, parameters = sampler.draw(step)
+    made = [_empty((len(indices), view.size, view.size, 3), torch.uint8).permute(0, 3, 1, 2) for view in sampler.views]
+    labels, bad_files = _empty((len(indices),), torch.int64), list[str]()
+    for row, (index, of_views) in enumerate(zip(indices.tolist(), np.stack(shapes, axis=1), strict=True)):
         image, labels[row], bad = _readable(source, index)
         bad_files += bad
-        for number, view in enumerate(views):
-            stream = generator(seed, "views", epoch, index, number)
-            box = random_resized_crop_box(image.shape[0], image.shape[1], view, stream)
-            crops[number][row] = crop(image, box, view.size, view.interpolation)
-            parameters[number][row] = torch.from_numpy(draw_parameters(view, stream))
-    return Batch(step, crops, parameters, labels, bad_files)
+        boxes = crops.fit_boxes(of_views, *image.shape[:2])
+        for view, box, pixels in zip(sampler.views, boxes.tolist(), made, strict=True):
+            pixels[row] = crops.crop(image, box, view.size, view.interpolation)
+    rows = [_empty(part.shape, torch.float32).copy_(torch.from_numpy(part)) for part in parameters]
+    return Batch(step, made, rows, labels, bad_files)
+
+
+def _resident_batch(source: ArraySource, images: crops.ResidentImages, sampler: _Sampler, step: int) -> Batch:
+    indices, shapes, parameters = sampler.draw(step)
+    made = [
+        images.crops(indices, crops.fit_boxes(of_view, *source.images.shape[1:3]), view.size, view.interpolation)
+        for view, of_view in zip(sampler.views, shapes, strict=True)
+    ]
+    return Batch(
+        step, made, [torch.from_numpy(rows) for rows in parameters], torch.from_numpy(source.labels[indices]), []
+    )
+
+
+def _is_small(images: np.ndarray) -> bool:
+    return max(images.shape[1:3]) <= _RESIDENT_SIDE and images.nbytes <= _RESIDENT_BYTES
+
+
+def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """A new tensor; a worker's is in the memory that it shares with the main process, which gets it without a copy."""
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=dtype)
+    storage = torch.UntypedStorage._new_shared(math.prod(shape) * dtype.itemsize)
+    return torch.empty(0, dtype=torch.uint8).set_(storage).view(dtype).view(shape)
 
 
 def _readable(source: ImageSource, index: int) -> tuple[np.ndarray, int, list[str]]:
@@ -257,7 +316,8 @@ def _evaluation_batch(
     source: ImageSource, indices: range, batch_size: int, resize: int | None, crop: int | None, step: int
 ) -> tuple[Tensor, Tensor]:
     some = indices[step * batch_size : (step + 1) * batch_size]
-    images = [centre(source.image(index), resize, crop) for index in some]
+    images = [crops.centre(source.image(index), resize, crop) for index in some]
     if len({image.shape for image in images}) > 1:
         raise InputError(f"{source.file(some[0])} and the images after it differ in size; set resize and crop")
-    return torch.stack(images), torch.from_numpy(source.labels[some.start : some.stop])
+    labels = _empty((len(some),), torch.int64).copy_(torch.from_numpy(source.labels[some.start : some.stop]))
+    return torch.stack(images, out=_empty((len(some), *images[0].shape), torch.uint8)), labels

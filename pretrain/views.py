@@ -1,28 +1,28 @@
-"""Random views of an image: a data worker crops, the device does the rest for a whole batch at once.
+"""Random views of an image: a crop (`pretrain.crops`), and what the device does with a whole batch of them at once.
 
-A worker draws every random number of a view (`random_resized_crop_box`, `draw_parameters`) and ships the crop as uint8
-with one row of parameters; `augment` applies these on the device: colour jitter, grayscale, blur, solarisation, flip
-and normalisation, in the order of the authors' src/transform.py and with torchvision's definitions.
+A crop comes as uint8 with a row of parameters (`draw_parameters`); `augment` applies these on the device: colour
+jitter, grayscale, blur, solarisation, flip and normalisation, in the order of the authors' src/transform.py and with
+torchvision's definitions.
 """
 
 import dataclasses
-import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.transforms.v2 import functional
 
 # The columns of a row of parameters. FACTORS are brightness, contrast, saturation and hue; ORDER says which of these
 # four comes first, second, ...; SIGMA is 0 where there is no blur; the others are flags, 0 or 1.
 JITTER, FACTORS, ORDER, GRAY, SIGMA, SOLARIZE, FLIP = 0, slice(1, 5), slice(5, 9), 9, 10, 11, 12
 PARAMETERS = 13
+PARAMETER_DRAWS = PARAMETERS + 1  # random numbers that a row is made of
 
-_RATIO = (3 / 4, 4 / 3)
-_PART = 16 * 224 * 224  # pixels; a CPU takes a batch in parts of this size, whose intermediate results fit its cache
+_CONTRAST, _SATURATION, _HUE = 1, 2, 3  # numbers of factors
+_PART = 8 * 224 * 224  # pixels; a CPU takes a batch in parts of this size, whose intermediate results fit its cache
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -82,65 +82,26 @@ class ViewConfig:
             )
 
 
-def random_resized_crop_box(
-    height: int, width: int, config: ViewConfig, generator: np.random.Generator
-) -> tuple[int, int, int, int]:
-    """A random crop (top, left, height, width) of an image, distributed as torchvision's `RandomResizedCrop` draws it.
+def draw_parameters(config: ViewConfig, uniform: np.ndarray) -> np.ndarray:
+    """Random parameters for `augment`, with torchvision's distributions.
 
-    The area is uniform, the logarithm of the aspect ratio is uniform between 3/4 and 4/3; after ten crops that do not
-    fit, the largest central one with such a ratio is taken.
+    Args:
+        uniform: (m, PARAMETER_DRAWS), in [0, 1).
+
+    Returns:
+        (m, PARAMETERS) float32, a row for each view.
     """
-    low, high = math.log(_RATIO[0]), math.log(_RATIO[1])
-    for _ in range(10):
-        area = height * width * generator.uniform(config.min_scale, config.max_scale)
-        ratio = math.exp(generator.uniform(low, high))
-        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
-        if 0 < w <= width and 0 < h <= height:
-            return int(generator.integers(height - h + 1)), int(generator.integers(width - w + 1)), h, w
-    w, h = min(width, round(height * _RATIO[1])), min(height, round(width / _RATIO[0]))
-    return (height - h) // 2, (width - w) // 2, h, w
-
-
-def draw_parameters(config: ViewConfig, generator: np.random.Generator) -> np.ndarray:
-    """One row of random parameters for `augment`, shape (PARAMETERS,) float32, with torchvision's distributions."""
-    u = generator.random(PARAMETERS + 1)
-    row = np.empty(PARAMETERS, np.float32)
+    rows = np.empty((len(uniform), PARAMETERS), np.float32)
     strengths = np.array([config.brightness, config.contrast, config.saturation, config.hue])
     centres = np.array([1.0, 1.0, 1.0, 0.0])
     lows = np.maximum(centres - strengths, [0, 0, 0, -0.5])
-    row[JITTER] = u[JITTER] < config.jitter_p
-    row[FACTORS] = lows + (centres + strengths - lows) * u[FACTORS]
-    row[ORDER] = np.argsort(u[ORDER])
-    row[GRAY] = u[GRAY] < config.grayscale_p
-    sigma = config.blur_sigma_min + (config.blur_sigma_max - config.blur_sigma_min) * u[SIGMA]
-    row[SIGMA] = sigma if u[PARAMETERS] < config.blur_p else 0
-    row[SOLARIZE] = u[SOLARIZE] < config.solarize_p
-    row[FLIP] = u[FLIP] < config.flip_p
-    return row
-
-
-def crop(image: np.ndarray, box: tuple[int, int, int, int], size: int, interpolation: str = "bicubic") -> Tensor:
-    """Cuts `box` (top, left, height, width) out of a uint8 image (H, W, 3) and resizes it to (3, size, size) uint8.
-
-    With antialiasing, as PIL: of many photos' pixels, one or two in 100,000 differ by more than two levels (bicubic).
-    """
-    top, left, height, width = box
-    # The picture stays in channels-last order, which torch resizes without unpacking it.
-    pixels = torch.from_numpy(image[top : top + height, left : left + width])[None].permute(0, 3, 1, 2)
-    return F.interpolate(pixels, (size, size), mode=interpolation, antialias=True)[0]
-
-
-def centre(image: np.ndarray, resize: int | None, crop: int | None) -> Tensor:
-    """The one view of a uint8 image (H, W, 3) that is tested on, (3, height, width) uint8, without randomness.
-
-    Args:
-        resize: length of the shorter side after torchvision's antialiased bilinear `Resize`; None leaves the image's.
-        crop: side of torchvision's `CenterCrop`; None leaves the whole.
-    """
-    pixels = torch.from_numpy(image).permute(2, 0, 1)
-    if resize is not None:
-        pixels = functional.resize(pixels, [resize], antialias=True)
-    return pixels if crop is None else functional.center_crop(pixels, [crop, crop])
+    rows[:, FACTORS] = lows + (centres + strengths - lows) * uniform[:, FACTORS]
+    rows[:, ORDER] = uniform[:, ORDER].argsort(axis=1)
+    sigma = config.blur_sigma_min + (config.blur_sigma_max - config.blur_sigma_min) * uniform[:, SIGMA]
+    rows[:, SIGMA] = np.where(uniform[:, PARAMETERS] < config.blur_p, sigma, 0)
+    flags = [JITTER, GRAY, SOLARIZE, FLIP]
+    rows[:, flags] = uniform[:, flags] < [config.jitter_p, config.grayscale_p, config.solarize_p, config.flip_p]
+    return rows
 
 
 @torch.no_grad()
@@ -157,10 +118,9 @@ def augment(crops: Tensor, parameters: Tensor, mean: Sequence[float], std: Seque
     """
     part = max(1, _PART // crops[0, 0].numel()) if crops.device.type == "cpu" else len(crops)
     output = torch.empty(crops.shape, dtype=torch.float32, device=crops.device)
-    for pixels, rows, images in zip(crops.split(part), parameters.split(part), output.split(part), strict=True):
-        images.copy_(pixels).div_(255)
-        _augment(images, rows)
-    return normalize(output, mean, std)
+    for pixels, rows, views in zip(crops.split(part), parameters.split(part), output.split(part), strict=True):
+        _augment(pixels.contiguous(), rows, mean, std, views)
+    return output
 
 
 def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
@@ -170,71 +130,129 @@ def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
     return images
 
 
-def _augment(images: Tensor, parameters: Tensor) -> None:
-    """Everything between the crop and the normalisation, in place on `images` (B, 3, S, S) in 0..1."""
-    jitter, order, sigma = parameters[:, JITTER] > 0, parameters[:, ORDER], parameters[:, SIGMA]
-    blur = functools.partial(_blur, radius=_reach(sigma.max()))
-    steps: list[tuple[Callable[[Tensor, Tensor], Tensor], int, Tensor]] = [
-        (operation, FACTORS.start + number, jitter & (order[:, turn] == number))
-        for turn in range(4)
-        for number, operation in enumerate((_brightness, _contrast, _saturation, _hue))
-    ]
-    steps += [
-        (operation, column, parameters[:, column] > 0)
-        for operation, column in ((_grayscale, GRAY), (blur, SIGMA), (_solarize, SOLARIZE), (_flip, FLIP))
-    ]
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """`tensor` of the CPU on `device`, without waiting: a GPU copies from page-locked memory only in the background."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+
+class _Sorted(NamedTuple):
+    """Parameters in the order in which a batch is worked on: by the turn at which a sample's hue comes.
+
+    Brightness, contrast and saturation are one operation with different numbers, `_blend`. Of these three, a sample's
+    first, second and third come before its hue or after it: so all samples' first blends are two runs of neighbours.
+
+    Attributes:
+        order: (B,) the samples, as sorted; those without jitter come last.
+        jittered: number of those with jitter.
+        blended_after: for the first, second and third blend, the number of samples for which it comes after the hue.
+        rows: (B, PARAMETERS), sorted.
+        blends: (B, 9), the arguments of each sample's three blends.
+    """
+
+    order: Tensor
+    jittered: int
+    blended_after: list[int]
+    rows: Tensor
+    blends: Tensor
+
+
+def _sort(parameters: Tensor) -> _Sorted:
+    turn = (parameters[:, ORDER] == _HUE).int().argmax(dim=1).where(parameters[:, JITTER] > 0, 4)
+    order = turn.argsort(stable=True)
+    rows = parameters[order]
+    numbers = rows[:, ORDER][rows[:, ORDER] != _HUE].view(-1, 3).long()
+    own = rows[:, FACTORS].gather(1, numbers)
+    blends = torch.stack([own, (1 - own) * (numbers == _CONTRAST), (1 - own) * (numbers == _SATURATION)], dim=2)
+    *blended_after, jittered = [int((turn <= last).sum()) for last in range(4)]
+    return _Sorted(order, jittered, blended_after, rows, blends.flatten(1))
+
+
+def _augment(crops: Tensor, parameters: Tensor, mean: Sequence[float], std: Sequence[float], views: Tensor) -> None:
+    """Everything between the crops (B, 3, S, S) and the `views` that it writes, (B, 3, S, S)."""
+    order, jittered, blended_after, parameters, blends = _sort(parameters)
     # Which samples a step changes is known on the CPU and sent in one go, so that the device is never waited for.
-    chosen = [mask.nonzero().flatten() for _, _, mask in steps]
-    rows = torch.cat(chosen).to(images.device, non_blocking=True).split([len(some) for some in chosen])
-    values = parameters.to(images.device, non_blocking=True)
-    for (operation, column, _), some in zip(steps, rows, strict=True):
-        if len(some):
-            changed = operation(images.index_select(0, some), values[some, column, None, None, None])
-            images.index_copy_(0, some, changed)
+    flipped, *chosen = ((parameters[:, column] > 0).nonzero().flatten() for column in (FLIP, GRAY, SIGMA, SOLARIZE))
+    origin = order.clone()
+    origin[flipped] = len(order) + torch.arange(len(flipped))  # the flipped crops are put behind all others
+    numbers = [order[flipped], origin, order.argsort(), *chosen]
+    sent = send(torch.cat(numbers), crops.device).split([len(some) for some in numbers])
+    flipped, origin, back, gray, blurred, solarized = sent
+    values = torch.cat([blends, parameters[:, [FACTORS.start + _HUE, SIGMA]]], dim=1)
+    values = send(values, crops.device)[..., None, None, None]
+    blends, turn, sigma = values[:, :9].unflatten(1, (3, 3)), values[:, 9], values[:, 10]
+
+    crops = torch.cat([crops, crops.index_select(0, flipped).flip(3)]).index_select(0, origin)
+    images = crops.to(torch.float32).div_(255)
+    for blend, after in enumerate(blended_after):
+        if after < jittered:
+            _blend(images[after:jittered], *blends[after:jittered, blend].unbind(1))
+    if jittered:
+        _turn_hue(images[:jittered], turn[:jittered])
+    for blend, after in enumerate(blended_after):
+        if after:
+            _blend(images[:after], *blends[:after, blend].unbind(1))
+    if len(gray):
+        _replace(images, gray, _luma(images.index_select(0, gray)).expand(-1, 3, -1, -1))
+    if len(blurred):
+        radius = math.ceil(4 * float(parameters[:, SIGMA].max()))
+        changed = _blur(images.index_select(0, blurred), sigma.index_select(0, blurred), radius=radius)
+        _replace(images, blurred, changed)
+    if len(solarized):
+        # What is brighter than its negative becomes that: torchvision's threshold is the first level above one half.
+        some = images.index_select(0, solarized)
+        _replace(images, solarized, torch.minimum(some, 1 - some))
+    torch.index_select(normalize(images, mean, std), 0, back, out=views)
 
 
-# Each takes its own copy of the chosen images (b, 3, S, S) and a value for each (b, 1, 1, 1).
+def _replace(images: Tensor, rows: Tensor, changed: Tensor) -> None:
+    """Writes `changed` over images `rows`."""
+    if images.is_cuda:
+        images.index_copy_(0, rows, changed)
+        return
+    for row, image in zip(rows.tolist(), changed, strict=True):  # on a CPU `index_copy_` is five times slower
+        images[row] = image
 
 
-def _brightness(images: Tensor, factor: Tensor) -> Tensor:
-    return images.mul_(factor).clamp_(0, 1)
+def _blend(images: Tensor, own: Tensor, mean: Tensor, luma: Tensor) -> None:
+    """`own` of the pixel, `mean` of the image's mean brightness, `luma` of the pixel's, cut off at 0 and 1, in place.
+
+    Args:
+        images: (b, 3, S, S).
+        own, mean, luma: (b, 1, 1, 1), torchvision's factor and one minus it (contrast: mean, saturation: luma).
+    """
+    target = _luma(images)
+    mean = target.mean(dim=(2, 3), keepdim=True).mul_(mean)
+    images.mul_(own).add_(target.mul_(luma).add_(mean)).clamp_(0, 1)
 
 
-def _contrast(images: Tensor, factor: Tensor) -> Tensor:
-    mean = _luma(images).mean(dim=(1, 2, 3), keepdim=True)
-    return images.mul_(factor).add_(mean * (1 - factor)).clamp_(0, 1)
+def _turn_hue(images: Tensor, turn: Tensor) -> None:
+    """Turns the hue of `images` (b, 3, S, S) by `turn` circles (b, 1, 1, 1), in place.
 
-
-def _saturation(images: Tensor, factor: Tensor) -> Tensor:
-    luma = _luma(images).mul_(1 - factor)
-    return images.mul_(factor).add_(luma).clamp_(0, 1)
-
-
-def _hue(images: Tensor, turn: Tensor) -> Tensor:
-    """Turns the hue by `turn` circles, at the same largest and smallest channel of each pixel.
-
-    With the hue in sixths of the circle, red is at its largest around 0, green around 2 and blue around 4; each keeps
-    it for one sixth to either side and falls to its smallest within the next.
+    Each pixel keeps its largest and smallest channel. Red is largest where the hue is within a sixth of the circle of
+    0, and falls to the smallest within the next sixth; green is so around one third, and blue around two.
     """
     red, green, blue = images.split(1, dim=1)
     high, low = images.amax(1, keepdim=True), images.amin(1, keepdim=True)
     chroma = high - low
-    blue_or_green = torch.where(high == green, (blue - red).add_(chroma, alpha=2), (red - green).add_(chroma, alpha=4))
-    sixths = torch.where(high == red, green - blue, blue_or_green).div_(chroma.clamp_(min=1e-12)).add_(6 * turn)
-    for channel, peak in ((red, 0), (green, 2), (blue, 4)):
-        # The distance from the peak the short way round; 9 makes the dividend positive.
-        torch.sub(sixths, peak - 9, out=channel).fmod_(6).sub_(3).abs_().neg_().add_(2)
-    return images.clamp_(0, 1).mul_(chroma).add_(low)
-
-
-def _grayscale(images: Tensor, _: Tensor) -> Tensor:
-    return _luma(images).expand_as(images)
+    scale = chroma.clamp(min=1e-12).reciprocal_()
+    redness, side = (red - low).mul_(scale), (green - blue).mul_(scale)
+    # The distance from red is (2 - redness + (1 - |side|) (1 - 2 redness)) / 6, for `side` is 1 or -1 where red is
+    # neither the largest nor the smallest; its sign says whether green or blue is the larger.
+    even = side.abs()
+    hue = torch.rsub(even, 1 / 2, alpha=1 / 6).addcmul_(redness, torch.rsub(even, 1 / 2, alpha=1 / 3), value=-1)
+    peaks = torch.arange(3, device=images.device).view(3, 1, 1) / 3
+    torch.add(hue.copysign_(side), turn - peaks, out=images)
+    images.sub_(images.round()).abs_().mul_(-6).add_(2).clamp_(0, 1).mul_(chroma).add_(low)
 
 
 def _blur(images: Tensor, sigma: Tensor, *, radius: int) -> Tensor:
     """Gaussian of standard deviation `sigma` pixels (PIL's `radius` is that too), edges mirrored.
 
     All are cut at `radius`, where the widest reaches 4 sigma; the taps beyond one's own 4 sigma add less than 1e-5.
+
+    Args:
+        images: (b, 3, S, S).
+        sigma: (b, 1, 1, 1).
     """
     b, c, height, width = images.shape
     offsets = torch.arange(-radius, radius + 1, device=images.device)
@@ -246,19 +264,7 @@ def _blur(images: Tensor, sigma: Tensor, *, radius: int) -> Tensor:
         return F.conv2d(rows, weights.mT, groups=b * c).view(b, c, height, width)
 
 
-def _solarize(images: Tensor, _: Tensor) -> Tensor:
-    return torch.where(images >= 128 / 255, 1 - images, images)
-
-
-def _flip(images: Tensor, _: Tensor) -> Tensor:
-    return images.flip(3)
-
-
 def _luma(images: Tensor) -> Tensor:
     """Brightness (b, 1, S, S) with torchvision's weights."""
     red, green, blue = images.split(1, dim=1)
     return red.mul(0.2989).add_(green, alpha=0.587).add_(blue, alpha=0.114)
-
-
-def _reach(sigma: Tensor) -> int:
-    return math.ceil(4 * float(sigma))

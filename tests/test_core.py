@@ -18,11 +18,12 @@ import pytest
 from intl_bench.core import config, files
 from intl_bench.core.errors import InputError, Preempted, ResourceError, from_os_error
 from intl_bench.core.progress import Progress
-from intl_bench.core.seeding import generator, permutation, torch_seed
+from intl_bench.core.seeding import generator, permutation, philox, torch_seed, uniforms
 from intl_bench.core.signals import StopRequest
 
 PINNED = [0.2746967703669049, 0.20583410700675053]
 PINNED_ORDER = [4, 3, 5, 2, 7, 6, 1, 0]
+PINNED_UNIFORMS = [0.9321938299108297, 0.5943029725458473, 0.04700485896319151]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -245,6 +246,54 @@ class TestSeeding:
     def test_refuses_negative(self) -> None:
         with pytest.raises(ValueError, match="seed"):
             generator(-1, "a")
+
+
+class TestUniforms:
+    @pytest.mark.parametrize(
+        ("counter", "key", "expected"),
+        [
+            ([0] * 4, (0, 0), [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]),
+            ([2**32 - 1] * 4, (2**32 - 1, 2**32 - 1), [0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD]),
+            (
+                [0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344],
+                (0xA4093822, 0x299F31D0),
+                [0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1],
+            ),
+        ],
+    )
+    def test_known_answers(self, counter: list[int], key: tuple[int, int], expected: list[int]) -> None:
+        """Those published with the Random123 library, also among other columns."""
+        columns = np.array([[7, 1, 2, 3], counter, [4, 4, 4, 4]], np.uint64).T
+        assert philox(columns, key)[:, 1].tolist() == expected
+
+    def test_pinned(self) -> None:
+        """May never change: results would no longer be reproducible."""
+        assert uniforms(0, "views", 3, np.array([5]), 1, 3).tolist() == [PINNED_UNIFORMS]
+
+    def test_a_row_is_a_function_of_its_position_alone(self) -> None:
+        indices = np.array([9, 0, 70_000, 3, 3])
+        rows = uniforms(1, "a", 2, indices, 4, 7)
+        for row, index in zip(rows, indices, strict=True):
+            assert np.array_equal(uniforms(1, "a", 2, np.array([index]), 4, 7), [row])
+        assert np.array_equal(uniforms(1, "a", 2, indices, 4, 3), rows[:, :3])
+        assert rows.shape == (5, 7)
+
+    def test_every_argument_matters(self) -> None:
+        changed = [(0, "a", 1, 2, 3), (1, "a", 1, 2, 3), (0, "b", 1, 2, 3), (0, "a", 2, 2, 3), (0, "a", 1, 3, 3)]
+        draws = [
+            uniforms(seed, purpose, epoch, np.array([index]), view, 9)
+            for seed, purpose, epoch, index, view in [*changed, (0, "a", 1, 2, 4), (2**62, "a", 1, 2, 3)]
+        ]
+        assert len(np.unique(draws)) == 7 * 9
+
+    def test_uniform(self) -> None:
+        rows = uniforms(0, "a", 1, np.arange(4000), 0, 5)
+        assert rows.min() >= 0
+        assert rows.max() < 1
+        expected = (np.arange(4000) + 0.5) / 4000
+        distance = np.abs(np.sort(rows, axis=0) - expected[:, None]).max()
+        assert distance < 1.81 / 4000**0.5  # Kolmogorov-Smirnov, p = 0.01 for the worst of five columns
+        assert np.abs(np.corrcoef(rows.T) - np.eye(5)).max() < 4 / 4000**0.5
 
 
 class TestProgress:

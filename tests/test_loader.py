@@ -15,11 +15,11 @@ from PIL import Image
 from torchvision.transforms.v2 import functional as reference
 
 from intl_bench.core.errors import InputError, ResourceError
-from intl_bench.core.seeding import generator, permutation
-from pretrain import views as view_functions
+from intl_bench.core.seeding import permutation, uniforms
+from pretrain import crops, loader
 from pretrain.data import ArraySource, DataConfig, ImageSource, open_source
 from pretrain.loader import Batch, evaluation_batches, steps_per_epoch, training_batches
-from pretrain.views import ViewConfig
+from pretrain.views import PARAMETER_DRAWS, PARAMETERS, ViewConfig, augment, draw_parameters
 
 VIEWS = [ViewConfig(size=16), ViewConfig(size=24, blur_p=0.5, solarize_p=0.2)]
 
@@ -57,9 +57,10 @@ def test_what_a_batch_holds() -> None:
     batches = list(training_batches(source, VIEWS, seed=3, batch_size=8, last_step=4))
     assert [batch.step for batch in batches] == [0, 1, 2, 3]
     for batch in batches:
-        assert [tuple(crops.shape) for crops in batch.crops] == [(8, 3, 16, 16), (8, 3, 24, 24)]
-        assert all(crops.dtype == torch.uint8 and crops.is_contiguous() for crops in batch.crops)
-        assert [tuple(rows.shape) for rows in batch.parameters] == [(8, view_functions.PARAMETERS)] * 2
+        assert [tuple(view.shape) for view in batch.crops] == [(8, 3, 16, 16), (8, 3, 24, 24)]
+        assert all(view.dtype == torch.uint8 for view in batch.crops)
+        assert all(view.is_contiguous(memory_format=torch.channels_last) for view in batch.crops)
+        assert [tuple(rows.shape) for rows in batch.parameters] == [(8, PARAMETERS)] * 2
         assert all(rows.dtype == torch.float32 for rows in batch.parameters)
         assert batch.labels.dtype == torch.int64
         assert batch.bad_files == []
@@ -67,11 +68,11 @@ def test_what_a_batch_holds() -> None:
     index = int(permutation(3, "order", 1, 22)[5])
     assert batches[2].labels[5] == index
     for number, view in enumerate(VIEWS):
-        stream = generator(3, "views", 1, index, number)
-        box = view_functions.random_resized_crop_box(32, 40, view, stream)
-        assert torch.equal(batches[2].crops[number][5], view_functions.crop(source.images[index], box, view.size))
-        row = torch.from_numpy(view_functions.draw_parameters(view, stream))
-        assert torch.equal(batches[2].parameters[number][5], row)
+        uniform = uniforms(3, "views", 1, np.array([index]), number, PARAMETER_DRAWS + crops.BOX_DRAWS)
+        (box,) = crops.fit_boxes(crops.draw_shapes(view, uniform[:, PARAMETER_DRAWS:]), 32, 40)
+        assert torch.equal(batches[2].crops[number][5], crops.crop(source.images[index], box, view.size))
+        (row,) = draw_parameters(view, uniform[:, :PARAMETER_DRAWS])
+        assert torch.equal(batches[2].parameters[number][5], torch.from_numpy(row))
 
 
 @pytest.mark.parametrize("workers", [1, 4])
@@ -115,18 +116,18 @@ def test_every_image_once_an_epoch_in_a_new_order() -> None:
 
 
 def test_views_are_independent_of_each_other() -> None:
-    def crops(views: list[ViewConfig], seed: int = 1) -> Batch:
+    def made(views: list[ViewConfig], seed: int = 1) -> Batch:
         (batch,) = training_batches(arrays(), views, seed=seed, batch_size=8, last_step=1)
         return batch
 
-    both, other = crops(VIEWS), crops([VIEWS[0], ViewConfig(size=20, min_scale=0.5)])
+    both, other = made(VIEWS), made([VIEWS[0], ViewConfig(size=20, min_scale=0.5)])
     assert torch.equal(both.crops[0], other.crops[0])
     assert torch.equal(both.parameters[0], other.parameters[0])
-    twins = crops([VIEWS[0], VIEWS[0]])
+    twins = made([VIEWS[0], VIEWS[0]])
     assert torch.equal(twins.crops[0], both.crops[0])
     assert (twins.crops[0] != twins.crops[1]).flatten(1).any(dim=1).all()
     assert (twins.parameters[0] != twins.parameters[1]).any(dim=1).all()
-    assert (crops(VIEWS, seed=2).parameters[0] != both.parameters[0]).any()
+    assert (made(VIEWS, seed=2).parameters[0] != both.parameters[0]).any()
 
 
 def test_the_images_and_the_global_generator_stay_as_they_are() -> None:
@@ -137,6 +138,56 @@ def test_the_images_and_the_global_generator_stay_as_they_are() -> None:
         list(training_batches(source, VIEWS, seed=1, batch_size=4, last_step=5, workers=workers))
     assert np.array_equal(source.images, before)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_worker_makes_its_batch_in_shared_memory(folder: Path) -> None:
+    """So that handing it over copies nothing."""
+    source = open_source(DataConfig(root=str(folder)), "train")
+    steps = steps_per_epoch(10, 5)
+    sampler = loader._Sampler(images=10, views=tuple(VIEWS), seed=1, steps=steps, share=5, rank=0, world_size=1)
+
+    def tensors(batch: Batch) -> list[torch.Tensor]:
+        return [*batch.crops, *batch.parameters, batch.labels]
+
+    def are_shared(step: int) -> list[bool]:
+        return [tensor.is_shared() for tensor in tensors(loader._decoded_batch(source, sampler, step))]
+
+    assert list(loader.iterate(are_shared, range(3), 2, False)) == [[True] * 5] * 3
+    assert are_shared(0) == [False] * 5
+
+    def evaluated(step: int) -> list[bool]:
+        return [tensor.is_shared() for tensor in loader._evaluation_batch(source, range(10), 5, 28, 24, step)]
+
+    assert list(loader.iterate(evaluated, range(2), 2, False)) == [[True] * 2] * 2
+    (batch,) = training_batches(source, VIEWS, seed=1, batch_size=5, last_step=1, workers=1)
+    assert all(tensor.is_shared() for tensor in tensors(batch))
+
+
+def test_resident_images_make_the_same_batches() -> None:
+    source = arrays()
+    expected = list(training_batches(source, VIEWS, seed=1, batch_size=8, last_step=5, rank=1, world_size=2))
+    sampler = loader._Sampler(images=22, views=tuple(VIEWS), seed=1, steps=2, share=4, rank=1, world_size=2)
+    resident = crops.ResidentImages(source.images, torch.device("cpu"))
+    assert_identical([loader._resident_batch(source, resident, sampler, step) for step in range(5)], expected)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("side", [32, 200])
+def test_a_gpu_gets_the_same_batches_without_waiting(side: int) -> None:
+    """From images that are kept there, and from those too large for that, by workers."""
+    images = np.random.default_rng(0).integers(0, 256, (22, side, 40, 3), np.uint8)
+    source = ArraySource(images, np.arange(22), ["none"], "random images")
+    options = {"seed": 1, "batch_size": 8, "last_step": 5}
+    batches = training_batches(source, VIEWS, **options, workers=1, device=torch.device("cuda"))
+    for expected in training_batches(source, VIEWS, **options):
+        batch = next(batches)
+        assert batch.crops[0].is_cuda == (side == 32)
+        assert batch.crops[0].is_cuda or batch.crops[0].is_pinned()
+        assert_identical([batch._replace(crops=[view.cpu() for view in batch.crops])], [expected])
+        torch.cuda.set_sync_debug_mode("error")
+        for view, rows in zip(batch.crops, batch.parameters, strict=True):
+            augment(view.to("cuda", non_blocking=True), rows, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
+        torch.cuda.set_sync_debug_mode("default")
 
 
 def test_batch_larger_than_the_data_set() -> None:

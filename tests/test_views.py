@@ -1,4 +1,4 @@
-"""Views against torchvision and PIL: each operation, each distribution, and what a batch must not change."""
+"""What is done with crops against torchvision and PIL: each operation, all together, what a batch must not change."""
 
 import itertools
 import math
@@ -6,15 +6,12 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from PIL import Image, ImageFilter
-from torchvision.transforms import ColorJitter, RandomResizedCrop
+from PIL import ImageFilter
 from torchvision.transforms.v2 import functional as reference
 
-from intl_bench.core.seeding import generator
+from intl_bench.core.seeding import uniforms
 from pretrain import views
-from pretrain.views import ViewConfig, augment, centre, crop, draw_parameters, random_resized_crop_box
+from pretrain.views import PARAMETER_DRAWS, ViewConfig, augment, draw_parameters
 
 JITTER = (
     reference.adjust_brightness,
@@ -23,7 +20,6 @@ JITTER = (
     reference.adjust_hue,
 )
 AS_IS = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
-DRAWS = 10_000
 
 
 def pictures(count: int, size: int = 48) -> torch.Tensor:
@@ -108,6 +104,12 @@ def test_each_flag_as_torchvision(column: int, values: float) -> None:
     assert torch.equal(ours[[1, 2, 4]], crops[[1, 2, 4]].float().div(255))
 
 
+def test_channels_last_as_channels_first() -> None:
+    crops, parameters = pictures(20), drawn(20)
+    last = crops.contiguous(memory_format=torch.channels_last)
+    assert torch.equal(augment(last, parameters, **AS_IS), augment(crops, parameters, **AS_IS))
+
+
 def test_solarisation_turns_level_128_and_above() -> None:
     crops = torch.tensor([127, 128, 255], dtype=torch.uint8).view(1, 1, 1, 3).expand(1, 3, 3, 3)
     parameters = rows(1)
@@ -142,7 +144,8 @@ def test_blur_as_pil_inside(sigma: float) -> None:
 
 def drawn(count: int, size: int = 48) -> torch.Tensor:
     config = ViewConfig(size=size, blur_p=0.5, solarize_p=0.3)
-    return torch.from_numpy(np.stack([draw_parameters(config, generator(7, "test", index)) for index in range(count)]))
+    uniform = uniforms(7, "test", 0, np.arange(count), 0, PARAMETER_DRAWS)
+    return torch.from_numpy(draw_parameters(config, uniform))
 
 
 def test_everything_together_as_torchvision() -> None:
@@ -191,138 +194,6 @@ def test_gpu_as_cpu_without_waiting() -> None:
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert_same(result.cpu(), augment(crops, parameters, **AS_IS), most=1.01 / 255)
-
-
-@pytest.mark.data
-def test_crops_of_photos_as_pil(test_data) -> None:
-    files = sorted((test_data / "imagenet_sample").glob("*/*/*.JPEG"))
-    assert files
-    wrong = total = 0
-    for index, file in enumerate(files):
-        with Image.open(file) as photo:
-            image = photo.convert("RGB")
-        pixels = np.array(image)
-        before = pixels.copy()
-        for size in (224, 96, 32):
-            box = random_resized_crop_box(image.height, image.width, ViewConfig(size=size), generator(0, "test", index))
-            ours = crop(pixels, box, size)
-            theirs = reference.resized_crop(image, *box, [size, size], reference.InterpolationMode.BICUBIC)
-            wrong += int(((ours.int() - reference.pil_to_tensor(theirs).int()).abs() > 2).sum())
-            total += ours.numel()
-        assert np.array_equal(pixels, before)
-    assert wrong / total < 2e-4
-
-
-@pytest.mark.data
-def test_test_view_of_photos_as_pil(test_data) -> None:
-    for file in sorted((test_data / "imagenet_sample").glob("val/*/*.JPEG")):
-        with Image.open(file) as photo:
-            image = photo.convert("RGB")
-        theirs = reference.center_crop(reference.resize(image, [256]), [224, 224])
-        ours = centre(np.array(image), 256, 224)
-        assert (ours.int() - reference.pil_to_tensor(theirs).int()).abs().max() <= 2
-
-
-def test_whole_image_is_its_own_crop() -> None:
-    image = pictures(1)[0].permute(1, 2, 0).contiguous().numpy()
-    result = crop(image, (0, 0, 48, 48), 48)
-    assert np.array_equal(result.permute(1, 2, 0).numpy(), image)
-    result.zero_()
-    assert image.any()
-
-
-def assert_same_distribution(ours: list[float], theirs: list[float]) -> None:
-    """Two-sample Kolmogorov-Smirnov test, p > 0.01 by the asymptotic critical value sqrt(-ln(0.01 / 2) / 2)."""
-    a, b = np.sort(ours), np.sort(theirs)
-    points = np.concatenate([a, b])
-    distance = np.abs(np.searchsorted(a, points, "right") / len(a) - np.searchsorted(b, points, "right") / len(b)).max()
-    assert distance * math.sqrt(len(a) * len(b) / (len(a) + len(b))) < math.sqrt(-math.log(0.01 / 2) / 2)
-
-
-@pytest.mark.parametrize(("height", "width", "scale"), [(375, 500, (0.08, 1.0)), (300, 100, (0.2, 0.857))])
-def test_boxes_are_distributed_as_torchvisions(height: int, width: int, scale: tuple[float, float]) -> None:
-    torch.manual_seed(0)
-    image = torch.empty(3, height, width)
-    theirs = np.array([RandomResizedCrop.get_params(image, list(scale), [3 / 4, 4 / 3]) for _ in range(DRAWS)])
-    config, stream = ViewConfig(min_scale=scale[0], max_scale=scale[1]), generator(0, "test")
-    ours = np.array([random_resized_crop_box(height, width, config, stream) for _ in range(DRAWS)])
-    for column in range(4):
-        assert_same_distribution(ours[:, column], theirs[:, column])
-    assert_same_distribution(ours[:, 2] * ours[:, 3], theirs[:, 2] * theirs[:, 3])
-    assert_same_distribution(ours[:, 3] / ours[:, 2], theirs[:, 3] / theirs[:, 2])
-
-
-def test_boxes_reach_every_edge() -> None:
-    torch.manual_seed(0)
-    theirs = {RandomResizedCrop.get_params(torch.empty(3, 3, 4), [0.08, 1.0], [3 / 4, 4 / 3]) for _ in range(DRAWS)}
-    stream = generator(0, "test")
-    assert {random_resized_crop_box(3, 4, ViewConfig(), stream) for _ in range(DRAWS)} == theirs
-
-
-@pytest.mark.parametrize(("height", "width"), [(10, 1000), (1000, 11), (1, 1), (30, 45), (1, 7)])
-def test_central_crop_where_none_fits(height: int, width: int) -> None:
-    config = ViewConfig(min_scale=1.0, max_scale=1.0)
-    ratio = [3 / 4, 4 / 3]
-    theirs = RandomResizedCrop.get_params(torch.empty(3, height, width), [1.0, 1.0], ratio)
-    assert random_resized_crop_box(height, width, config, generator(0, "test")) == theirs
-
-
-@settings(max_examples=200, deadline=None)
-@given(st.integers(1, 3000), st.integers(1, 3000), st.floats(1e-6, 1), st.floats(1e-6, 1), st.integers(0, 2**62))
-def test_boxes_lie_inside(height: int, width: int, a: float, b: float, seed: int) -> None:
-    config = ViewConfig(min_scale=min(a, b), max_scale=max(a, b))
-    top, left, h, w = random_resized_crop_box(height, width, config, generator(seed, "test"))
-    assert 0 <= top <= top + h <= height
-    assert 0 <= left <= left + w <= width
-    assert min(h, w) >= 1
-
-
-@pytest.mark.parametrize("strengths", [(0.4, 0.4, 0.2, 0.1), (1.5, 0.8, 0.0, 0.5)])
-def test_jitter_factors_are_distributed_as_torchvisions(strengths: tuple[float, float, float, float]) -> None:
-    torch.manual_seed(0)
-    jitter = ColorJitter(*strengths)
-    ranges = [jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue]
-    theirs = [ColorJitter.get_params(*ranges) for _ in range(DRAWS)]
-    names = ("brightness", "contrast", "saturation", "hue")
-    config, stream = ViewConfig(**dict(zip(names, strengths, strict=True))), generator(0, "test")
-    ours = np.stack([draw_parameters(config, stream) for _ in range(DRAWS)])
-    for number in range(4):
-        off = 0.0 if number == 3 else 1.0
-        expected = [off if values[1 + number] is None else values[1 + number] for values in theirs]
-        assert_same_distribution(ours[:, views.FACTORS][:, number], np.float32(expected))
-        assert_same_distribution(ours[:, views.ORDER][:, number], [float(values[0][number]) for values in theirs])
-
-
-def test_all_orders_are_equally_likely() -> None:
-    stream = generator(0, "test")
-    orders = [tuple(draw_parameters(ViewConfig(), stream)[views.ORDER]) for _ in range(24 * 500)]
-    counts = np.unique(orders, axis=0, return_counts=True)[1]
-    assert len(counts) == 24
-    assert ((counts - 500) ** 2 / 500).sum() < 41.6  # chi square with 23 degrees of freedom, p = 0.01
-
-
-def test_probabilities_and_sigma() -> None:
-    config = ViewConfig(jitter_p=0.8, grayscale_p=0.2, blur_p=0.5, solarize_p=0.1, flip_p=0.35)
-    stream = generator(0, "test")
-    ours = np.stack([draw_parameters(config, stream) for _ in range(DRAWS)])
-    flags = ours[:, [views.JITTER, views.GRAY, views.SIGMA, views.SOLARIZE, views.FLIP]] > 0
-    for share, p in zip(flags.mean(axis=0), (0.8, 0.2, 0.5, 0.1, 0.35), strict=True):
-        assert abs(share - p) < 3 * math.sqrt(p * (1 - p) / DRAWS)
-    # No two of the decisions go together.
-    correlation = np.corrcoef(flags.T) - np.eye(5)
-    assert np.abs(correlation).max() < 4 / math.sqrt(DRAWS)
-    sigma = ours[flags[:, 2], views.SIGMA]
-    uniform = np.linspace(0.1, 2.0, DRAWS)
-    assert_same_distribution(sigma, uniform)
-
-
-@pytest.mark.parametrize(("p", "flag"), [(0.0, False), (1.0, True)])
-def test_certain_and_impossible(p: float, flag: bool) -> None:
-    config = ViewConfig(jitter_p=p, grayscale_p=p, blur_p=p, solarize_p=p, flip_p=p)
-    stream = generator(0, "test")
-    ours = np.stack([draw_parameters(config, stream) for _ in range(500)])
-    columns = [views.JITTER, views.GRAY, views.SIGMA, views.SOLARIZE, views.FLIP]
-    assert ((ours[:, columns] > 0) == flag).all()
 
 
 @pytest.mark.parametrize(

@@ -205,7 +205,7 @@ def train_classifier(
             rank=process.rank,
             world_size=process.world_size,
             workers=workers,
-            pin=process.device.type == "cuda",
+            device=process.device,
         )
         _loop(run, batches, test, stop, workers, path)
     metrics, best_epoch = last_and_best(run.history)

@@ -1,13 +1,19 @@
 """Counter-based randomness: every draw is a function of (seed, purpose, counters) and of nothing else.
 
 So the numbers do not depend on the worker count, the process count or on where a run was interrupted, and there is no
-generator state to save. The generator is NumPy's Philox (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3",
-SC 2011), whose key is the seed and purpose and whose counter holds the position.
+generator state to save. The generator is Philox (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC
+2011), whose key is made of the seed and purpose and whose counter holds the position: NumPy's for one stream at a time,
+and a vectorised one for many samples at once.
 """
 
+import functools
 import zlib
 
 import numpy as np
+
+_MULTIPLIERS = np.array([[0xD2511F53], [0xCD9E8D57]], np.uint64)
+_INCREMENTS = np.array([[0x9E3779B9], [0xBB67AE85]], np.uint64)
+_WORD = np.uint64(0xFFFFFFFF)
 
 
 def generator(seed: int, purpose: str, *counters: int) -> np.random.Generator:
@@ -34,3 +40,37 @@ def permutation(seed: int, purpose: str, epoch: int, n: int) -> np.ndarray:
 def torch_seed(seed: int, purpose: str, *counters: int) -> int:
     """A seed for `torch.Generator.manual_seed`, below 2**63."""
     return int(generator(seed, purpose, *counters).integers(2**63))
+
+
+def uniforms(seed: int, purpose: str, epoch: int, indices: np.ndarray, view: int, n: int) -> np.ndarray:
+    """Random numbers of many samples at once, each row a function of (seed, purpose, epoch, its index, view) alone.
+
+    Args:
+        indices: (m,) numbers of the samples; like `epoch` and `view`, below 2**32.
+
+    Returns:
+        (m, n) float64, uniform in [0, 1), multiples of 2**-32. The first numbers of a row are the same for every n.
+    """
+    blocks = -(-n // 4)
+    counters = np.empty((4, len(indices), blocks), np.uint64)
+    counters[0], counters[1] = np.arange(blocks), np.reshape(indices, (-1, 1))
+    counters[2], counters[3] = epoch, view
+    words = philox(counters.reshape(4, -1), _key(seed, purpose))
+    return np.ascontiguousarray(words.T).reshape(len(indices), -1)[:, :n] * 2.0**-32
+
+
+@functools.lru_cache
+def _key(seed: int, purpose: str) -> tuple[int, int]:
+    first, second = generator(seed, purpose).integers(2**32, size=2).tolist()
+    return first, second
+
+
+def philox(counters: np.ndarray, key: tuple[int, int]) -> np.ndarray:
+    """Philox4x32-10: four random words, (4, m), for each column of `counters`, (4, m); all are uint64 below 2**32."""
+    even, odd = counters[0::2], counters[1::2]
+    keys = np.array(key, np.uint64)[:, None]
+    for _ in range(10):
+        products = even * _MULTIPLIERS
+        even, odd = (products[::-1] >> np.uint64(32)) ^ odd ^ keys, products[::-1] & _WORD
+        keys = (keys + _INCREMENTS) & _WORD
+    return np.stack([even[0], odd[0], even[1], odd[1]])
