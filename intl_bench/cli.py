@@ -1,10 +1,12 @@
 """The command line. Everything heavy is imported inside the commands: `--help` must not import torch."""
 
 import argparse
+import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from intl_bench import __version__
 from intl_bench.core.errors import BUG, INTERRUPTED, OK, BenchError, InputError, ResourceError, from_os_error
@@ -29,11 +31,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def add(name: str, what: str, run: Callable[[argparse.Namespace], None]) -> argparse.ArgumentParser:
+    def add(
+        name: str, what: str, run: Callable[[argparse.Namespace], int | None], commands: Any = commands
+    ) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=what, description=what[0].upper() + what[1:] + ".")
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
         command.set_defaults(run=run)
-        return command
+        added: argparse.ArgumentParser = command
+        return added
 
     add("demo", "the whole path on generated images, on a CPU, offline, in minutes", _demo)
 
@@ -42,6 +47,16 @@ def _parser() -> argparse.ArgumentParser:
         "words", nargs="*", metavar="CONFIG | key=value", help="a recipe (default: imagenet_r50_intl) and overrides"
     )
     pretrain.add_argument("--fresh", action="store_true", help="start over, discarding what the run's folder holds")
+    pretrain.add_argument(
+        "--processes", type=int, metavar="N", help="train in N processes of this machine (default: one for each GPU)"
+    )
+    pretrain.add_argument(
+        "--slurm",
+        nargs="?",
+        const="",
+        metavar="OPTIONS",
+        help="as a job through submitit; options as timeout_min=4320,nodes=2,gpus_per_node=8",
+    )
     pretrain.add_argument("--dry-run", action="store_true", help="print the resolved plan and write nothing")
 
     for name, what in _TASKS.items():
@@ -86,6 +101,17 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("--to", required=True, choices=("detectron2", "torchvision", "timm", "safetensors"))
     convert.add_argument("--from", dest="layout", default="auto", help="whose it is (default: told by its keys)")
 
+    data = commands.add_parser("data", help="prepare data sets", description="Prepare data sets.")
+    pack = add(
+        "pack",
+        "an image folder as a few large files, read in its place with data.root=OUT",
+        _pack,
+        data.add_subparsers(dest="step", required=True, metavar="COMMAND"),
+    )
+    pack.add_argument("source", type=Path, metavar="SOURCE", help="holds train/CLASS/* and val/CLASS/*, or one of them")
+    pack.add_argument("out", type=Path, metavar="OUT", help="gets train.pack and val.pack; complete ones are kept")
+    pack.add_argument("--dry-run", action="store_true", help="print what would be packed and write nothing")
+
     tables = add("tables", "the paper's tables with the measured rows beside the published ones", _tables)
     tables.add_argument("--format", default="markdown", help="markdown, latex, csv, json or html")
     tables.add_argument("--table", nargs="+", metavar="N", help="which (default: 1 2 3, or those of --schedule)")
@@ -119,20 +145,42 @@ def _demo(args: argparse.Namespace) -> None:
     demo.run()
 
 
-def _pretrain(args: argparse.Namespace) -> None:
+def _pretrain(args: argparse.Namespace) -> int:
     from pretrain import recipe as recipes
 
     name, overrides = _split(args.words, "CONFIG")
     recipe = recipes.load_recipe(name or "imagenet_r50_intl", overrides)
+    from intl_bench import launch
+
     if args.dry_run:
-        _print_plan({"recipe": recipe, "writes": str(recipe.folder)})
-        return
+        from pretrain import plan
+
+        count = args.processes
+        if count is None:  # as many as there would be
+            count = launch.processes(None, device=recipe.device, batch_size=recipe.batch_size)
+            count = int(os.environ.get("WORLD_SIZE", count))
+        cost = plan.format_plan(plan.make_plan(recipe, processes=count))
+        if int(os.environ.get("RANK", 0)) == 0:
+            _print_plan({"recipe": recipe, "writes": str(recipe.folder)})
+            print(f"\n{cost}")
+        return OK
+    command = ["pretrain", *args.words] + ["--fresh"] * args.fresh + ["--debug"] * args.debug
+    command += [] if args.processes is None else ["--processes", str(args.processes)]
+    if args.slurm is not None:
+        from intl_bench import spread
+
+        spread.on_cluster({"pretrain": command}, args.slurm, Path("runs") / "jobs")
+        return OK
+    processes = launch.processes(args.processes, device=recipe.device, batch_size=recipe.batch_size)
+    if processes > 1:
+        return launch.run(command, processes)
     from intl_bench.core.distributed import is_main_process
     from pretrain import train
 
     path = train.run(recipe, fresh=args.fresh)
     if is_main_process():
         print(f"checkpoint: {path}")
+    return OK
 
 
 def _task(args: argparse.Namespace) -> None:
@@ -166,7 +214,8 @@ def _task(args: argparse.Namespace) -> None:
         if args.slurm is None:
             spread.in_parallel(_one_seed(args), plan.seeds)
         else:
-            spread.on_cluster(_one_seed(args), plan.seeds, args.slurm, Path("runs") / "jobs")
+            jobs = {f"seed {seed}": [*_one_seed(args), "--seeds", f"{seed},"] for seed in plan.seeds}
+            spread.on_cluster(jobs, args.slurm, Path("runs") / "jobs")
     else:
         runs.run(plan)
 
@@ -192,6 +241,15 @@ def _convert(args: argparse.Namespace) -> None:
     from transfer import convert
 
     print("\n".join(convert.convert(args.checkpoint, args.out, to=args.to, source=args.layout).lines))
+
+
+def _pack(args: argparse.Namespace) -> None:
+    from pretrain import packing
+
+    parts = packing.prepare(args.source, args.out)
+    if not args.dry_run:
+        packing.write(parts)
+    print("\n".join(map(str, parts)))
 
 
 def _default_checkpoint() -> Path:
@@ -226,20 +284,35 @@ def _translate(error: Exception) -> BenchError | None:
     if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
         # A worker that dies is noticed wherever the main process happens to be.
         return ResourceError(f"a data worker died: {error}; use fewer workers, or check memory and /dev/shm")
+    if isinstance(error, RuntimeError) and ("gloo/" in str(error) or type(error).__name__.startswith("Dist")):
+        reason = " ".join(str(error).split())[:200]
+        return ResourceError(f"lost another process, which ended or was killed, perhaps for its memory: {reason}")
     if isinstance(error, OSError):
         return from_os_error(error, f"cannot use {error.filename or 'a file'}")
     return None
 
 
+def _say(line: str, exit_code: int) -> int:
+    """Puts the one line on stderr; of several processes the first that fails does, for the others follow it."""
+    if "RANK" in os.environ:
+        from intl_bench.core.distributed import first_to_fail
+
+        if not first_to_fail(exit_code):
+            return exit_code
+    print(f"intl-bench: {line}", file=sys.stderr)
+    return exit_code
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code, with one line on stderr where it is not 0."""
     args = _parse(arguments)
+    from intl_bench import launch
+
+    launch.heed_parent()
     try:
-        args.run(args)
-        return OK
+        return args.run(args) or OK
     except KeyboardInterrupt:
-        print("intl-bench: interrupted", file=sys.stderr)
-        return INTERRUPTED
+        return _say("interrupted", INTERRUPTED)
     except BrokenPipeError:
         return OK  # the reader of our output, such as `head`, has seen enough
     except Exception as error:
@@ -249,10 +322,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if known is None:
             where = traceback.extract_tb(error.__traceback__)[-1]
             message = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-            print(
-                f"intl-bench: bug: {message} ({Path(where.filename).name}:{where.lineno}); --debug shows more",
-                file=sys.stderr,
-            )
-            return BUG
-        print(f"intl-bench: {' '.join(str(known).split())}", file=sys.stderr)
-        return known.exit_code
+            return _say(f"bug: {message} ({Path(where.filename).name}:{where.lineno}); --debug shows more", BUG)
+        return _say(" ".join(str(known).split()), known.exit_code)

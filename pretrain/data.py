@@ -1,21 +1,27 @@
-"""Labelled images by number: CIFAR's own files, an .npz archive, a folder a class (ImageNet), or generated shapes."""
+"""Labelled images by number: CIFAR's own files, an .npz archive, a folder a class (ImageNet), or generated shapes.
+
+A packed image folder (see pack.py) is read wherever the folder itself could be.
+"""
 
 import abc
 import dataclasses
-import io
 import os
 import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Self
 
 import numpy as np
-from PIL import Image
 from torchvision.datasets import CIFAR10, CIFAR100
 from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
 from intl_bench.core.errors import InputError, from_os_error
 from pretrain import shapes
+from pretrain.decode import decode
+from pretrain.pack import Pack, index_of
+
+FOLDERS = {"train": "train", "test": "val"}  # of an imagefolder's splits
 
 IMAGENET_NORMALIZATION = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _NORMALIZATION = {
@@ -24,6 +30,8 @@ _NORMALIZATION = {
     "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
     "shapes": ((0.5, 0.5, 0.5), (0.29, 0.29, 0.29)),
 }
+# Of the paper's data sets.
+TRAINING_IMAGES = {"imagenet": 1_281_167, "imagenet100": 126_689, "cifar10": 50_000, "cifar100": 50_000}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,8 +39,8 @@ class DataConfig:
     """Which images, and where.
 
     Attributes:
-        kind: "imagefolder" (`train/CLASS/*.jpg`, `val/CLASS/*.jpg`), "cifar10" or "cifar100" (the Python version's
-            files, unpacked), "npz" (arrays train_x, train_y, test_x, test_y) or "shapes" (generated).
+        kind: "imagefolder" (`train/CLASS/*.jpg`, `val/CLASS/*.jpg`, or these packed), "cifar10" or "cifar100" (the
+            Python version's files, unpacked), "npz" (arrays train_x, train_y, test_x, test_y) or "shapes" (generated).
         root: the folder that holds them, or the .npz file.
         name: the data set's name in results; None means the kind, and "imagenet" for an imagefolder.
         classes: a file with one class folder a line, to use those only (imagefolder).
@@ -134,36 +142,88 @@ class ArraySource(ImageSource):
         return self.images[index]
 
 
-class FolderSource(ImageSource):
-    """Image files, decoded when they are asked for; as torchvision's `ImageFolder`, EXIF orientation is not applied."""
+class FileSource(ImageSource):
+    """Image files, decoded when they are asked for; as torchvision's `ImageFolder`, EXIF orientation is not applied.
 
-    def __init__(
-        self, folder: Path, files: list[str], labels: np.ndarray, class_names: list[str], skip_bad: bool
-    ) -> None:
-        super().__init__(labels, class_names)
-        self.folder, self.skip_bad = folder, skip_bad
-        # One array instead of a million strings, whose reference counts would copy their memory into every worker.
-        self.files = np.array([os.fsencode(file) for file in files])
+    Attributes:
+        files: (n,) bytes, the name of each below the split's folder.
+        place: that folder, or the pack that they are in.
+    """
 
-    def file(self, index: int) -> str:
-        return str(self.folder / os.fsdecode(self.files[index]))
+    files: np.ndarray
+    place: Path
+
+    @abc.abstractmethod
+    def content(self, index: int) -> bytes:
+        """The bytes of image file `index`.
+
+        Raises:
+            InputError: they cannot be read.
+        """
+
+    @abc.abstractmethod
+    def choose(self, indices: np.ndarray) -> Self:
+        """The images of these numbers alone, in this order."""
 
     def image(self, index: int) -> np.ndarray:
-        file = self.file(index)
+        content = self.content(index)
         try:
-            content = Path(file).read_bytes()
-        except OSError as error:
-            raise from_os_error(error, f"cannot read {file}") from error
-        try:
-            with Image.open(io.BytesIO(content)) as image:
-                return np.array(image.convert("RGB"))
+            return decode(content)
         except MemoryError:
             raise
         except Exception as error:  # Pillow's decoders raise many kinds on damaged bytes
             raise BadImageError(
-                f"{file}: not a readable image ({' '.join(str(error).split())}); replace it, "
+                f"{self.file(index)}: not a readable image ({' '.join(str(error).split())}); replace it, "
                 "or pre-train with data.on_bad_image=skip to let the next image stand in"
             ) from error
+
+
+class FolderSource(FileSource):
+    """The files of an image folder."""
+
+    def __init__(
+        self, folder: Path, files: np.ndarray, labels: np.ndarray, class_names: list[str], skip_bad: bool
+    ) -> None:
+        super().__init__(labels, class_names)
+        # One array instead of a million strings, whose reference counts would copy their memory into every worker.
+        self.place, self.files, self.skip_bad = folder, files, skip_bad
+
+    def file(self, index: int) -> str:
+        return os.path.join(self.place, os.fsdecode(self.files[index]))
+
+    def content(self, index: int) -> bytes:
+        file = self.file(index)
+        try:
+            with open(file, "rb", buffering=0) as stream:  # a buffer would only copy
+                return stream.read()
+        except OSError as error:
+            raise from_os_error(error, f"cannot read {file}") from error
+
+    def choose(self, indices: np.ndarray) -> Self:
+        return type(self)(self.place, self.files[indices], self.labels[indices], self.class_names, self.skip_bad)
+
+
+class PackedSource(FileSource):
+    """The images of a pack, or some of them: `rows` says which of its records each one is."""
+
+    def __init__(
+        self, pack: Pack, rows: np.ndarray, labels: np.ndarray, class_names: list[str], skip_bad: bool
+    ) -> None:
+        super().__init__(labels, class_names)
+        self.pack, self.rows, self.place, self.skip_bad = pack, rows, pack.path, skip_bad
+
+    @property
+    def files(self) -> np.ndarray:  # type: ignore[override]
+        return self.pack.images["name"][self.rows]
+
+    def file(self, index: int) -> str:
+        return f"{self.place}, {os.fsdecode(self.pack.images['name'][self.rows[index]])}"
+
+    def content(self, index: int) -> bytes:
+        return self.pack.read(int(self.rows[index]))
+
+    def choose(self, indices: np.ndarray) -> Self:
+        return type(self)(self.pack, self.rows[indices], self.labels[indices], self.class_names, self.skip_bad)
 
 
 def open_source(config: DataConfig, split: str) -> ImageSource:
@@ -229,7 +289,10 @@ def _open_npz(config: DataConfig, split: str) -> ImageSource:
 
 def _open_folder(config: DataConfig, split: str) -> ImageSource:
     root = Path(config.root).expanduser()
-    folder = root / ("train" if split == "train" else "val")
+    packs = [path for name in FOLDERS.values() if (path := root / f"{name}.pack").exists() or index_of(path).exists()]
+    if packs:
+        return _open_pack(config, root, split, packs)
+    folder = root / FOLDERS[split]
     present = _class_folders(folder)
     # Labels are numbered by the training folders, so that a class without validation images shifts none of them.
     expected = _class_folders(root / "train") if (root / "train").is_dir() else present
@@ -244,8 +307,24 @@ def _open_folder(config: DataConfig, split: str) -> ImageSource:
             f"{folder / class_names[number]}: no images of this class; expected files that end in "
             f"{', '.join(IMG_EXTENSIONS)}"
         )
-    files = [file.removeprefix(f"{folder}{os.sep}") for file, _ in samples]
+    files = np.array([os.fsencode(file.removeprefix(f"{folder}{os.sep}")) for file, _ in samples])
     return FolderSource(folder, files, labels, class_names, skip_bad=config.on_bad_image == "skip")
+
+
+def _open_pack(config: DataConfig, root: Path, split: str, packs: list[Path]) -> PackedSource:
+    if folder := next((root / name for name in FOLDERS.values() if (root / name).is_dir()), None):
+        raise InputError(f"{root}: holds {packs[0].name} and the folder {folder.name}; expected only one of the two")
+    pack = Pack(root / f"{FOLDERS[split]}.pack")
+    # As in folders, labels are numbered by the training images' classes.
+    expected = (pack if pack.path == packs[0] else Pack(packs[0])).class_names
+    if pack.class_names != expected:
+        raise InputError(f"{pack.path}: its classes are not those of {packs[0].name}; expected packs of one data set")
+    class_names = expected if config.classes is None else _listed_classes(Path(config.classes), expected)
+    numbers = np.full(len(expected), -1)
+    numbers[np.isin(expected, class_names)] = np.arange(len(class_names))  # both are in alphabetical order
+    labels = numbers[pack.images["label"]]
+    rows = np.flatnonzero(labels >= 0)
+    return PackedSource(pack, rows, labels[rows], class_names, skip_bad=config.on_bad_image == "skip")
 
 
 def _class_folders(folder: Path) -> list[str]:

@@ -6,9 +6,11 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from intl_bench.core.errors import InputError
 from pretrain.checkpoint import Checkpoint
-from pretrain.data import DataConfig, FolderSource, normalization, open_source
+from pretrain.data import DataConfig, FileSource, normalization, open_source
 from transfer.outcome import Outcome, describe_normalization
 from transfer.supervised import Settings, train_classifier
 
@@ -84,7 +86,7 @@ def run(checkpoint: Checkpoint, config: Config, seed: int, *, folder: Path) -> O
         InputError: no list, a listed file that is not there, or what `train_classifier` raises; also its other errors.
     """
     train, test = (open_source(config.data, split) for split in ("train", "test"))
-    assert isinstance(train, FolderSource)
+    assert isinstance(train, FileSource)
     mean, std = normalization(config.data)
     settings = Settings(
         seed=seed,
@@ -120,7 +122,7 @@ def find_list(config: Config) -> Path:
     raise InputError(f"file list: not at {' or '.join(map(str, places))}; set file_list=PATH; {_ORIGIN}")
 
 
-def listed_images(source: FolderSource, path: Path, percent: int) -> FolderSource:
+def listed_images(source: FileSource, path: Path, percent: int) -> FileSource:
     """The images that the file list at `path` names, in its order; a name's class is what precedes its first "_".
 
     Raises:
@@ -141,8 +143,7 @@ def listed_images(source: FolderSource, path: Path, percent: int) -> FolderSourc
     missing = [file for file in files if file not in found]
     if missing:
         raise InputError(
-            f"file list {path}: {len(missing)} of its {len(files)} files are not in {source.folder}, the first of them "
+            f"file list {path}: {len(missing)} of its {len(files)} files are not in {source.place}, the first of them "
             f"{missing[0]}; use the data set that the list was made for"
         )
-    labels = source.labels[[found[file] for file in files]]
-    return FolderSource(source.folder, files, labels, source.class_names, source.skip_bad)
+    return source.choose(np.array([found[file] for file in files]))

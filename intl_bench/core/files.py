@@ -57,6 +57,12 @@ def write_bytes(path: Path, content: bytes) -> None:
         temporary.write_bytes(content)
 
 
+def write_stream(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Lets `write` fill a binary stream and puts the result at `path`, atomically; raises as `write_text`."""
+    with _replacement(path) as temporary, temporary.open("wb") as stream:
+        write(stream)
+
+
 def create_json(path: Path, value: Any) -> bool:
     """Writes indented JSON with sorted keys and no NaN, atomically, if `path` does not exist yet; else returns False.
 
