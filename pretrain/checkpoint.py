@@ -3,7 +3,9 @@
 import dataclasses
 import json
 import pickle
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -46,6 +48,47 @@ def save(path: Path, state: dict[str, Any]) -> str:
         ResourceError: the disk is full; the checkpoint that was there stays.
     """
     return files.write_digested(path, lambda stream: torch.save({"format": FORMAT, **state}, stream))
+
+
+class Writer:
+    """Writes training states in the background, one at a time; at the end of the block all are written.
+
+    `save` returns as soon as the state is copied, so that training may change it.
+    """
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(max_workers=1)
+        self._writing: Future[str] | None = None
+
+    def __enter__(self) -> "Writer":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._thread.shutdown()
+        if error is None:
+            self.wait()
+
+    def save(self, path: Path, state: dict[str, Any]) -> None:
+        """As the function `save`; what it raises, the next call of this class raises."""
+        self.wait()
+        self._writing = self._thread.submit(save, path, _copy(state))
+
+    def wait(self) -> None:
+        """Returns when the state is on the disk; raises what `save` raised."""
+        if self._writing is not None:
+            writing, self._writing = self._writing, None
+            writing.result()
+
+
+def _copy(state: Any) -> Any:
+    """The same on the CPU, sharing no tensor with `state`."""
+    if isinstance(state, torch.Tensor):
+        return state.detach().to("cpu", copy=True)
+    if isinstance(state, dict):
+        return {key: _copy(value) for key, value in state.items()}
+    return [_copy(value) for value in state] if isinstance(state, list) else state
 
 
 def load(path: Path) -> tuple[dict[str, Any], str]:

@@ -16,7 +16,7 @@ from pretrain.views import ViewConfig
 SCALES = ("paper", "reduced", "demo")
 PRECISIONS = ("fp32", "bf16", "fp16")
 # Keys that do not change what is learnt; a run may be resumed with other values of these.
-_FREE = {"workers", "device", "log_every", "spectrum_every", "scale"}
+_FREE = {"workers", "device", "log_every", "spectrum_every", "save_minutes", "scale"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,7 +25,7 @@ class Recipe:
 
     `base_lr` is multiplied by batch_size / 256; `batch_size` is the global one. `scale` says whether the run is the
     paper's ("paper"), a cut-down one ("reduced") or a demonstration ("demo"); any override that matters makes a
-    "paper" recipe "reduced".
+    "paper" recipe "reduced". A checkpoint is written whenever `save_minutes` have passed since the last one.
     """
 
     name: str
@@ -45,6 +45,7 @@ class Recipe:
     workers: int = 8
     log_every: int = 50
     spectrum_every: int = 500
+    save_minutes: float = 10
     method: dict[str, Any] = dataclasses.field(default_factory=lambda: {"name": "intl"})
     backbone: BackboneConfig = dataclasses.field(default_factory=BackboneConfig)
     projector: ProjectorConfig = dataclasses.field(default_factory=ProjectorConfig)
@@ -63,6 +64,7 @@ class Recipe:
             "seed": 0,
             "workers": 0,
             "spectrum_every": 0,
+            "save_minutes": 0,
             "warmup_epochs": 0,
             "base_lr": 0,
             "weight_decay": 0,

@@ -2,12 +2,16 @@
 
 Killed at any step, the same command goes on and ends with the same weights, bit for bit on a CPU: the order of the
 images and every random parameter are functions of (seed, epoch, image, view), and a checkpoint holds the rest.
+
+The device is not waited for: the numbers of a step are read while the next one is computed, and a checkpoint is written
+in the background.
 """
 
 import dataclasses
 import shutil
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +21,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from intl_bench.core import config as configs
 from intl_bench.core import distributed, files
-from intl_bench.core.errors import DivergedError, InputError
+from intl_bench.core.errors import InputError
 from intl_bench.core.progress import Progress
 from intl_bench.core.seeding import torch_seed
 from intl_bench.core.signals import StopRequest
@@ -27,6 +31,7 @@ from pretrain.data import normalization, open_source
 from pretrain.loader import Batch, steps_per_epoch, training_batches
 from pretrain.optim import build_sgd
 from pretrain.projector import build_projector
+from pretrain.reading import Reading, send
 from pretrain.recipe import Recipe, check_same_run
 from pretrain.schedules import warmup_cosine
 from pretrain.sync_batch_norm import synchronize
@@ -58,11 +63,25 @@ class Training:
     def total_steps(self) -> int:
         return self.recipe.epochs * self.steps_per_epoch
 
-    def take_step(self, batch: Batch) -> dict[str, float]:
-        """One step on this process's part of a global batch; returns the loss terms, their sum, LR and gradient norm.
+    def take_step(self, batch: Batch, *, stop: bool = False, save: bool = False) -> Reading:
+        """`optimize` on the views of this process's part of a global batch."""
+        device = self.process.device
+        views = [
+            augment(crops.to(device, non_blocking=True), parameters, *self.normalization)
+            for crops, parameters in zip(batch.crops, batch.parameters, strict=True)
+        ]
+        self.bad_files.update(batch.bad_files)
+        return self.optimize(views, stop=stop, save=save)
 
-        Raises:
-            DivergedError: a loss term or a gradient is not finite; the weights are as they were before the step.
+    def optimize(self, views: list[torch.Tensor], *, stop: bool = False, save: bool = False) -> Reading:
+        """One step, without waiting for the device.
+
+        Args:
+            views: each (m, 3, S, S), of this process's images.
+            stop, save: what this process asks of all of them.
+
+        Returns:
+            The loss terms, their sum, the gradient's norm, and what any process asked for.
         """
         recipe, device = self.recipe, self.process.device
         lr = warmup_cosine(
@@ -74,39 +93,36 @@ class Training:
         )
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        views = [
-            augment(crops.to(device, non_blocking=True), parameters, *self.normalization)
-            for crops, parameters in zip(batch.crops, batch.parameters, strict=True)
-        ]
         if recipe.channels_last:
             views = [view.contiguous(memory_format=torch.channels_last) for view in views]
 
         with torch.autocast(device.type, dtype=self.autocast, enabled=self.autocast is not None):
             terms = self.model(views)
         loss = torch.stack(list(terms.values())).sum()
-        values = {name: float(term.detach()) for name, term in terms.items()} | {"loss": float(loss.detach())}
-        self._require_finite(values)
 
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
         self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.get_total_norm(p.grad for p in self.model.parameters() if p.grad is not None)
-        if not self.scaler.is_enabled():  # the scaler skips a step whose half-precision gradients overflow
-            self._require_finite({"gradient norm": float(norm)})
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.step += 1
         self.method.after_step(self.step / self.total_steps)
-        self.bad_files.update(batch.bad_files)
-        return {**values, "lr": lr, "gradient_norm": float(norm)}
 
-    def _require_finite(self, values: dict[str, float]) -> None:
-        bad = [f"{name} = {value}" for name, value in values.items() if value - value != 0]
-        if bad:
-            raise DivergedError(
-                f"diverged at step {self.step} (epoch {self.step // self.steps_per_epoch}): {', '.join(bad)}; "
-                "the weights were left as before this step; lower base_lr, or use precision=fp32"
-            )
+        asked = distributed.largest(torch.tensor([stop, save], dtype=torch.float32).to(device, non_blocking=True))
+        numbers = [*(term.detach().float() for term in terms.values()), loss.detach().float(), norm.float()]
+        host, copied = send(torch.cat([torch.stack(numbers), asked]))
+        finite = {*terms, "loss"}
+        return Reading(
+            step=self.step,
+            epoch=(self.step - 1) // self.steps_per_epoch,
+            lr=lr,
+            names=[*terms, "loss", "gradient_norm"],
+            host=host,
+            copied=copied,
+            # The scaler skips a step whose half-precision gradients overflow, and goes on.
+            finite=finite if self.scaler.is_enabled() else finite | {"gradient_norm"},
+        )
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds."""
@@ -206,7 +222,7 @@ def build(recipe: Recipe, process: distributed.Process, n_images: int) -> Traini
 def run(recipe: Recipe, *, fresh: bool = False) -> Path:
     """Trains to the last epoch, or goes on from where the run's folder stands; returns the checkpoint's path.
 
-    The folder receives `checkpoint.pt` after every epoch and on a signal, `backbone.safetensors` at the end,
+    The folder receives `checkpoint.pt` every `save_minutes` and on a signal, `backbone.safetensors` at the end,
     `metrics.jsonl` and TensorBoard events.
 
     Raises:
@@ -232,14 +248,6 @@ def run(recipe: Recipe, *, fresh: bool = False) -> Path:
 
 def _loop(training: Training, source: Any, stop: StopRequest) -> None:
     recipe, process = training.recipe, training.process
-    log = _Log(recipe.folder, training.step) if process.is_main else None
-    progress = Progress(
-        training.total_steps,
-        done=training.step,
-        images_per_step=recipe.batch_size,
-        label=f"pretrain {recipe.name}",
-        enabled=process.is_main,
-    )
     batches = training_batches(
         source,
         recipe.views,
@@ -250,34 +258,38 @@ def _loop(training: Training, source: Any, stop: StopRequest) -> None:
         rank=process.rank,
         world_size=process.world_size,
         workers=recipe.workers,
-        pin=process.device.type == "cuda",
+        device=process.device,
     )
-    ended = time.perf_counter()
-    for batch in batches:
-        waited = time.perf_counter() - ended
-        values = training.take_step(batch)
-        if recipe.spectrum_every and (
-            training.step % recipe.spectrum_every == 0 or training.step == training.total_steps
-        ):
-            values |= _spectrum(training)
-        epoch_done = training.step % training.steps_per_epoch == 0
-        stopping = distributed.any_process(stop.received is not None, process.device)
-        progress.step(waited, {"loss": values["loss"]})
-        if log is not None and (training.step % recipe.log_every == 0 or epoch_done or stopping):
-            log.write(training.step, values | {"img/s": progress.images_per_second, "data": progress.data_share})
-        training.seconds += time.perf_counter() - ended
-        if epoch_done or stopping:
-            training.bad_files = distributed.union(training.bad_files)
-            if process.is_main:
-                checkpoint.save(recipe.checkpoint, training.state())
-        if stopping and training.step < training.total_steps:
-            progress.close()
-            distributed.barrier()  # the launcher ends all processes when one ends; the first may still be writing
-            raise stop.error(f"after step {training.step} of {training.total_steps}, saved in {recipe.checkpoint}")
-        ended = time.perf_counter()
-    progress.close()
-    if log is not None:
-        log.close()
+    log = _Log(training)
+    before: Reading | None = None
+    ended = saved = time.perf_counter()
+    with checkpoint.Writer() as writer:
+        for batch in batches:
+            log.waited += time.perf_counter() - ended
+            save = time.perf_counter() - saved >= 60 * recipe.save_minutes
+            reading = training.take_step(batch, stop=stop.received is not None, save=save)
+            if before is not None:  # read while the device computes this step
+                log.write(before)
+            # One process knows at once what it asked for, several learn it of the step before.
+            asking = reading if process.world_size == 1 else before
+            stopping, saving = asking.asked() if asking is not None else (False, False)
+            last = training.step == training.total_steps
+            if recipe.spectrum_every and (last or training.step % recipe.spectrum_every == 0):
+                log.write(reading, _spectrum(training))
+            training.seconds += time.perf_counter() - ended
+            if last or stopping or saving:
+                log.write(reading)  # a state that has diverged is not saved
+                training.bad_files = distributed.union(training.bad_files)
+                if process.is_main:
+                    writer.save(recipe.checkpoint, training.state())
+                saved = time.perf_counter()
+            if stopping and not last:
+                writer.wait()
+                log.close()
+                distributed.barrier()  # the launcher ends all processes when one ends; the first may still be writing
+                raise stop.error(f"after step {training.step} of {training.total_steps}, saved in {recipe.checkpoint}")
+            before, ended = reading, time.perf_counter()
+    log.close()
 
 
 def _spectrum(training: Training) -> dict[str, float]:
@@ -292,18 +304,50 @@ def _spectrum(training: Training) -> dict[str, float]:
 
 
 class _Log:
-    """`metrics.jsonl` and TensorBoard events; on resume both forget the steps that will be done again."""
+    """What a run says of itself: progress, `metrics.jsonl` and TensorBoard events, of the first process.
 
-    def __init__(self, folder: Path, step: int) -> None:
-        self.lines = files.JsonLines(folder / "metrics.jsonl", keep=lambda row: row["step"] <= step)
-        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
+    On resume the files forget the steps that will be done again.
+    """
 
-    def write(self, step: int, values: dict[str, float]) -> None:
-        self.lines.append(
-            {"step": step, **{key: value if value - value == 0 else None for key, value in values.items()}}
+    def __init__(self, training: Training) -> None:
+        self.training, recipe, self.waited = training, training.recipe, 0.0
+        self.reported = training.step
+        self.progress = Progress(
+            training.total_steps,
+            done=training.step,
+            images_per_step=recipe.batch_size,
+            label=f"pretrain {recipe.name}",
+            enabled=training.process.is_main,
         )
-        for name, value in values.items():
-            self.board.add_scalar(name, value, step)
+        if training.process.is_main:
+            self.lines = files.JsonLines(recipe.folder / "metrics.jsonl", keep=lambda row: row["step"] <= training.step)
+            self.board = SummaryWriter(
+                str(recipe.folder / "tensorboard"), purge_step=training.step + 1 if training.step else None
+            )
+
+    def write(self, reading: Reading, more: Mapping[str, float] | None = None) -> None:
+        """Counts a step, and logs every so many; once more for the same step does nothing.
+
+        Raises:
+            DivergedError: on every process.
+        """
+        values = reading.values()
+        if reading.step == self.reported:
+            return
+        self.reported = reading.step
+        self.progress.step(self.waited, {"loss": values["loss"]})
+        self.waited = 0.0
+        due = reading.step % self.training.recipe.log_every == 0 or reading.step % self.training.steps_per_epoch == 0
+        if self.training.process.is_main and (due or more is not None):
+            rates = {"img/s": self.progress.images_per_second, "data": self.progress.data_share}
+            row = {**values, **rates, **(more or {})}
+            self.lines.append(
+                {"step": reading.step, **{key: value if value - value == 0 else None for key, value in row.items()}}
+            )
+            for name, value in row.items():
+                self.board.add_scalar(name, value, reading.step)
 
     def close(self) -> None:
-        self.board.close()
+        self.progress.close()
+        if self.training.process.is_main:
+            self.board.close()

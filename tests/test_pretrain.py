@@ -90,7 +90,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.T
 def test_signals_save_and_the_same_command_goes_on(
     number: signal.Signals, code: int, uninterrupted: dict[str, torch.Tensor]
 ) -> None:
-    words = ["pretrain", "demo", *TINY, "epochs=6", "workers=1", "name=broken"]
+    words = ["pretrain", "demo", *TINY, "epochs=6", "workers=1", "name=broken", "save_minutes=0"]
     process = subprocess.Popen(
         [sys.executable, "-m", "intl_bench", *words],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -179,7 +179,7 @@ def test_divergence_leaves_the_weights(capsys: pytest.CaptureFixture[str]) -> No
     assert len(done.stderr.strip().splitlines()) == 1
 
 
-def test_nothing_changes_in_the_step_that_diverges() -> None:
+def test_the_numbers_of_a_diverged_step_are_refused() -> None:
     recipe = tiny()
     with distributed.start("cpu") as process:
         source = open_source(recipe.data, "train")
@@ -187,12 +187,34 @@ def test_nothing_changes_in_the_step_that_diverges() -> None:
         (batch,) = training_batches(source, recipe.views, seed=0, batch_size=32, last_step=1)
         with torch.no_grad():
             training.method.projector[-1].bias.fill_(float("nan"))
-        before = {name: value.clone() for name, value in training.method.named_parameters()}
         with pytest.raises(DivergedError, match=r"at step 0 .*alignment = nan, trace = nan"):
-            training.take_step(batch)
-    assert training.step == 0
-    for name, value in training.method.named_parameters():
-        torch.testing.assert_close(value, before[name], rtol=0, atol=0, equal_nan=True)
+            training.take_step(batch).values()
+
+
+def test_a_diverged_state_is_never_saved() -> None:
+    recipe = tiny("base_lr=1e30", "warmup_epochs=0", "save_minutes=0")
+    with pytest.raises(DivergedError, match=r"step \d") as caught:
+        train.run(recipe)
+    state, _ = checkpoint.load(recipe.checkpoint)
+    assert f"at step {state['step']} " in str(caught.value)
+    assert all(torch.isfinite(value).all() for value in state["method"].values() if value.is_floating_point())
+
+
+def test_a_state_is_saved_as_it_was_when_it_was_handed_over(tmp_path: Path) -> None:
+    state = {"method": {"a": torch.zeros(1 << 20)}, "optimizer": {"groups": [{"b": torch.ones(3)}]}, "step": 1}
+    with checkpoint.Writer() as writer:
+        writer.save(tmp_path / "x.pt", state)
+        state["method"]["a"].fill_(1)
+        state["optimizer"]["groups"][0]["b"].zero_()
+    saved, _ = checkpoint.load(tmp_path / "x.pt")
+    assert not saved["method"]["a"].any()
+    assert saved["optimizer"]["groups"][0]["b"].all()
+
+
+def test_a_state_that_could_not_be_saved_is_told_of(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(InputError, match="cannot write"), checkpoint.Writer() as writer:
+        writer.save(tmp_path / "file" / "x.pt", {"step": 1})
 
 
 @pytest.mark.parametrize(

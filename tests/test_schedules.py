@@ -91,3 +91,27 @@ def test_step_is_sgds_with_decay_on_matrices_only() -> None:
     optimizer.step()
     torch.testing.assert_close(linear.weight.data, before["weight"] - 0.5 * (1 + 0.1 * before["weight"]))
     torch.testing.assert_close(linear.bias.data, before["bias"] - 0.5)
+
+
+def test_a_first_step_that_the_scaler_skips_changes_nothing() -> None:
+    skipping, plain = nn.Linear(4, 3), nn.Linear(4, 3)
+    plain.load_state_dict(skipping.state_dict())
+    optimizer = build_sgd(skipping, momentum=0.9, weight_decay=0.1, decay_one_dimensional=False)
+    reference = torch.optim.SGD(plain.parameters(), lr=0.5, momentum=0.9)
+    reference.param_groups[0]["weight_decay"] = 0.0
+    for group in optimizer.param_groups:
+        group.update(lr=0.5, weight_decay=0.0)
+    before = [parameter.clone() for parameter in skipping.parameters()]
+    for parameter in skipping.parameters():
+        parameter.grad = torch.full_like(parameter, torch.inf)
+    optimizer.found_inf = torch.ones(())  # as torch.amp.GradScaler hands it over
+    optimizer.step()
+    del optimizer.found_inf
+    assert all(torch.equal(a, b) for a, b in zip(before, skipping.parameters(), strict=True))
+    for _ in range(2):
+        for a, b in zip(skipping.parameters(), plain.parameters(), strict=True):
+            a.grad = b.grad = torch.ones_like(a)
+        optimizer.step()
+        reference.step()
+    for a, b in zip(skipping.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(a, b)

@@ -1,0 +1,65 @@
+"""The numbers of a training step, on their way from the device to the host."""
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from intl_bench.core.errors import DivergedError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reading:
+    """What one step measured; it is copied behind the step's own work, and only reading it waits for that.
+
+    Attributes:
+        step: number of the step, from 1 on; it is in epoch `epoch`, from 0 on.
+        lr: its learning rate.
+        names: of the numbers.
+        host: the numbers, one float32 each, then whether any process asked to stop, and to save.
+        copied: when they have arrived; None where they were on the host all the time.
+        finite: names of the numbers that must be finite.
+    """
+
+    step: int
+    epoch: int
+    lr: float
+    names: list[str]
+    host: Tensor
+    copied: torch.cuda.Event | None
+    finite: set[str]
+
+    def values(self) -> dict[str, float]:
+        """The numbers by name, and `lr`.
+
+        Raises:
+            DivergedError: one that must be finite is not.
+        """
+        values = dict(zip(self.names, self._read(), strict=False))
+        bad = [f"{name} = {value}" for name, value in values.items() if name in self.finite and value - value != 0]
+        if bad:
+            raise DivergedError(
+                f"diverged at step {self.step - 1} (epoch {self.epoch}): {', '.join(bad)}; the checkpoint is of before "
+                "this step; lower base_lr, or use precision=fp32"
+            )
+        return values | {"lr": self.lr}
+
+    def asked(self) -> tuple[bool, bool]:
+        """Whether any process asked to stop, and to save."""
+        stop, save = self._read()[-2:]
+        return stop > 0, save > 0
+
+    def _read(self) -> list[float]:
+        if self.copied is not None:
+            self.copied.synchronize()
+        return self.host.tolist()
+
+
+def send(numbers: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
+    """`numbers` on the host, as soon as the event (where there is one) has come."""
+    if numbers.device.type != "cuda":
+        return numbers, None
+    host = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True).copy_(numbers, non_blocking=True)
+    copied = torch.cuda.Event()
+    copied.record()
+    return host, copied
