@@ -1,32 +1,35 @@
-"""Spreads the seeds of a task: over the GPUs of this machine, or over the jobs of a cluster.
+"""Spreads commands: the seeds of a task over the GPUs of this machine, seeds and pre-training over a cluster's jobs.
 
-Each seed is a process of its own that runs the same command with that seed alone, so that finished seeds are kept and
-a stopped one resumes, however it was started.
+Each is a process of its own that runs the same command, with one seed alone, so that finished seeds are kept and a
+stopped one resumes, however it was started.
 """
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from intl_bench.core.errors import BenchError, InputError, Preempted
+from intl_bench import launch
+from intl_bench.core.errors import PREEMPTED, BenchError, InputError, Preempted
 from intl_bench.core.signals import StopRequest
 
-_COMMAND = [sys.executable, "-m", "intl_bench"]
+# How long a job that was told to stop waits for the signal that queues it again, which may follow.
+_REQUEUE_SECONDS = 60
 
 
-class SeedError(BenchError):
-    """Some seeds did not finish; the exit code is that of the first of them, whose own line stands above."""
+class UnfinishedError(BenchError):
+    """Some commands did not finish; the exit code is that of the first of them, whose own line stands above."""
 
-    def __init__(self, codes: dict[int, int]) -> None:
-        bad = {seed: code for seed, code in codes.items() if code}
+    def __init__(self, codes: Mapping[str, int]) -> None:
+        bad = {name: code for name, code in codes.items() if code}
         self.exit_code = next(iter(bad.values()))
-        listed = ", ".join(f"seed {seed} (exit {code})" for seed, code in bad.items())
-        super().__init__(f"not finished: {listed}; their own lines are above; the same command goes on")
+        listed = ", ".join(f"{name} (exit {code})" for name, code in bad.items())
+        super().__init__(f"not finished: {listed}; what went wrong is said above; the same command goes on")
 
 
 def in_parallel(arguments: Sequence[str], seeds: Sequence[int]) -> None:
@@ -35,7 +38,7 @@ def in_parallel(arguments: Sequence[str], seeds: Sequence[int]) -> None:
     Without a GPU all run at once and share the cores. A signal is passed on, and each seed saves its state.
 
     Raises:
-        SeedError: a seed failed; the others were run to their end.
+        UnfinishedError: a seed failed; the others were run to their end.
         Preempted: a signal came.
     """
     import torch
@@ -43,7 +46,7 @@ def in_parallel(arguments: Sequence[str], seeds: Sequence[int]) -> None:
     gpus = torch.cuda.device_count()
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")
     free: list[str | None] = list(visible[:gpus]) if gpus else [None] * len(seeds)
-    threads = max(1, (os.cpu_count() or 1) // max(1, min(len(free), len(seeds))))
+    threads = launch.threads(max(1, min(len(free), len(seeds))))
     waiting, running, codes = list(seeds), dict[int, tuple[subprocess.Popen[bytes], str | None]](), dict[int, int]()
     with StopRequest() as stop:
         while running or (waiting and stop.received is None):
@@ -52,9 +55,7 @@ def in_parallel(arguments: Sequence[str], seeds: Sequence[int]) -> None:
                 environment = {"OMP_NUM_THREADS": str(threads)} | os.environ
                 if slot is not None:
                     environment["CUDA_VISIBLE_DEVICES"] = slot
-                command = [*_COMMAND, *arguments, "--seeds", f"{seed},"]
-                # A session of its own: a Ctrl-C reaches it through us alone, once.
-                running[seed] = subprocess.Popen(command, env=environment, start_new_session=True), slot
+                running[seed] = launch.start([*arguments, "--seeds", f"{seed},"], environment), slot
             time.sleep(0.2)
             if stop.received is not None:
                 for process, _ in running.values():
@@ -69,42 +70,64 @@ def in_parallel(arguments: Sequence[str], seeds: Sequence[int]) -> None:
         if stop.received is not None and (waiting or any(codes.values())):
             raise stop.error("; every seed saved its state")
     if any(codes.values()):
-        raise SeedError(codes)
+        raise UnfinishedError({f"seed {seed}": code for seed, code in codes.items()})
 
 
-class SeedJob:
-    """One seed as a submitit job; preempted, it is queued again and resumes."""
+class Job:
+    """One command as a submitit job; preempted, it saves its state, is queued again and resumes."""
 
-    def __init__(self, arguments: Sequence[str], seed: int, folder: Path) -> None:
-        self.arguments, self.seed, self.folder = list(arguments), seed, folder
+    def __init__(self, arguments: Sequence[str], folder: Path) -> None:
+        self.arguments, self.folder = list(arguments), folder
 
     def __call__(self) -> int:
-        """Runs the seed, all tasks of the job together where there are several (one a GPU); returns the exit code."""
+        """Runs the command, all tasks of the job together where there are several (one a GPU); returns the exit code.
+
+        Raises:
+            SystemExit: stopped, in a task that has no say in what becomes of the job.
+        """
         import submitit
 
         os.chdir(self.folder)
-        if submitit.JobEnvironment().num_tasks > 1:
-            submitit.helpers.TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
-        return subprocess.run([*_COMMAND, *self.arguments, "--seeds", f"{self.seed},"]).returncode
+        task = submitit.JobEnvironment()
+        if task.num_tasks > 1:
+            submitit.helpers.TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
+        self.process = launch.start(self.arguments, os.environ)
+        try:
+            while self.process.poll() is None:
+                time.sleep(0.2)
+        finally:
+            self.process.send_signal(signal.SIGTERM)  # cancelled: it saves its state; nothing where it has ended
+        code = self.process.returncode
+        if code == PREEMPTED and task.global_rank:
+            sys.exit(code)
+        if code == PREEMPTED:
+            time.sleep(_REQUEUE_SECONDS)
+        return code
 
     def checkpoint(self) -> Any:
-        """Called by submitit when the job is about to be preempted or timed out."""
+        """Called by submitit in the first task when the job is about to be preempted or timed out."""
         import submitit
 
-        return submitit.helpers.DelayedSubmission(self)
+        self.process.send_signal(signal.SIGTERM)
+        with contextlib.suppress(ChildProcessError):  # it ended before
+            os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)
+        again = [word for word in self.arguments if word != "--fresh"]  # what it has done since is kept
+        return submitit.helpers.DelayedSubmission(Job(again, self.folder))
 
 
-def on_cluster(arguments: Sequence[str], seeds: Sequence[int], options: str, logs: Path) -> None:
-    """Submits each seed as a job through submitit and waits for all; interrupted, it cancels them.
+def on_cluster(commands: Mapping[str, Sequence[str]], options: str, logs: Path) -> None:
+    """Submits each command as a job through submitit and waits for all; interrupted, it cancels them.
 
     Args:
+        commands: what each job is called here, and its arguments for `intl-bench`.
         options: "name=value,name=value" of submitit's executor, such as "timeout_min=4320,slurm_partition=gpu,
-            gpus_per_node=8,tasks_per_node=8"; "cluster=local" runs the jobs on this machine.
+            nodes=2,gpus_per_node=8,tasks_per_node=8"; "cluster=local" runs the jobs on this machine. Several nodes have
+            one task for each GPU unless said otherwise.
         logs: folder for the jobs' output.
 
     Raises:
         InputError: submitit is not installed, no cluster here, or an option that it does not know.
-        SeedError: a seed failed.
+        UnfinishedError: a job failed.
         Preempted: interrupted.
     """
     try:
@@ -113,14 +136,19 @@ def on_cluster(arguments: Sequence[str], seeds: Sequence[int], options: str, log
         raise InputError("--slurm: submitit is not installed; pip install 'intl-bench[slurm]'") from None
     pairs = [option.partition("=") for option in options.split(",") if option]
     values: dict[str, Any] = {name: int(value) if value.isdigit() else value for name, _, value in pairs}
+    if values.get("nodes", 1) != 1 and "gpus_per_node" in values:
+        values.setdefault("tasks_per_node", values["gpus_per_node"])
+    cluster = values.pop("cluster", "slurm")
     try:
-        executor = submitit.AutoExecutor(folder=logs, cluster=values.pop("cluster", "slurm"))
+        # A long run is timed out many times, and gets on each time.
+        executor = submitit.AutoExecutor(folder=logs, cluster=cluster, **{f"{cluster}_max_num_timeout": 100})
         executor.update_parameters(name="intl-bench", **values)
     except (RuntimeError, ValueError, TypeError, NameError) as error:
         raise InputError(f"--slurm {options}: {' '.join(str(error).split())}") from error
-    jobs = {seed: executor.submit(SeedJob(arguments, seed, Path.cwd())) for seed in seeds}
-    print("\n".join(f"seed {seed}: job {job.job_id}, output in {job.paths.stdout}" for seed, job in jobs.items()))
-    codes = {}
+    jobs = {name: executor.submit(Job(command, Path.cwd())) for name, command in commands.items()}
+    print(
+        "\n".join(f"{name}: job {job.job_id}, output in {job.paths.stdout}" for name, job in jobs.items()), flush=True
+    )
     try:
         with StopRequest() as stop:
             while not all(job.done() for job in jobs.values()):
@@ -131,11 +159,22 @@ def on_cluster(arguments: Sequence[str], seeds: Sequence[int], options: str, log
         for job in jobs.values():
             job.cancel()
         raise
-    for seed, job in jobs.items():
-        failure = job.exception()  # the job's own, such as a lost machine; the command's is its exit code
-        codes[seed] = 1 if failure is not None else next((code for code in job.results() if code), 0)
-        if codes[seed]:
-            lines = job.paths.stderr.read_text().splitlines() if job.paths.stderr.exists() else []
-            print(f"seed {seed}: {lines[-1] if lines else failure} ({job.paths.stderr})", file=sys.stderr)
+    codes = {name: _exit_code(name, job) for name, job in jobs.items()}
     if any(codes.values()):
-        raise SeedError(codes)
+        raise UnfinishedError(codes)
+
+
+def _exit_code(name: str, job: Any) -> int:
+    """The exit code of a job that has ended; says what went wrong."""
+    tasks = [job.task(number) for number in range(job.num_tasks)]
+    # An exception is the job's own, such as a lost machine; the command's errors are its exit code.
+    failures = [task.exception() for task in tasks]
+    codes = [1 if failure else task.result() for task, failure in zip(tasks, failures, strict=True)]
+    if not any(codes):
+        return 0
+    number, code = max(enumerate(codes), key=lambda item: (item[1] > 1, item[1] > 0))  # 1 may follow from another's
+    path = tasks[number].paths.stderr
+    lines = path.read_text().splitlines() if path.exists() else []
+    ours = [line for line in lines if line.startswith("intl-bench: ")] or lines or [failures[number]]
+    print(f"{name}: {ours[-1]} ({path})", file=sys.stderr)
+    return code

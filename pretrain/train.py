@@ -234,9 +234,9 @@ def run(recipe: Recipe, *, fresh: bool = False) -> Path:
         training = build(recipe, process, len(source))
         if fresh and process.is_main:  # only now that nothing stands in the way of the new run
             shutil.rmtree(recipe.folder, ignore_errors=True)
-        distributed.barrier()
-        if recipe.checkpoint.exists():
-            state, _ = checkpoint.load(recipe.checkpoint)
+        # The first process alone needs the file: the others may be on machines that do not share its disk.
+        state = distributed.from_main(lambda: _saved(recipe.checkpoint))
+        if state is not None:
             training.restore(state)
         if training.step < training.total_steps:
             _loop(training, source, stop)
@@ -244,6 +244,10 @@ def run(recipe: Recipe, *, fresh: bool = False) -> Path:
         if process.is_main and not exported.exists():
             checkpoint.export_backbone(exported, training.method.backbone.state_dict(), configs.to_dict(recipe))
     return recipe.checkpoint
+
+
+def _saved(path: Path) -> dict[str, Any] | None:
+    return checkpoint.load(path)[0] if path.exists() else None
 
 
 def _loop(training: Training, source: Any, stop: StopRequest) -> None:

@@ -1,6 +1,8 @@
 """Seeds spread over processes: side by side, and as jobs of submitit's local executor."""
 
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -8,11 +10,12 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from intl_bench import cli, spread
 from intl_bench.core.errors import InputError
 from intl_bench.records import RecordStore
-from pretrain import train
+from pretrain import checkpoint, train
 from pretrain.recipe import load_recipe
 
 TINY = ["data.size=160", "batch_size=32", "epochs=1", "warmup_epochs=0", "projector.hidden=32", "projector.out=32"]
@@ -97,4 +100,69 @@ def test_bad_options_are_one_line(folder: Path, options: str, monkeypatch: pytes
     pytest.importorskip("submitit")
     monkeypatch.chdir(folder)
     with pytest.raises(InputError, match=f"--slurm {options}"):
-        spread.on_cluster(["knn", "checkpoint.pt"], [0], options, folder / "logs")
+        spread.on_cluster({"seed 0": ["knn", "checkpoint.pt"]}, options, folder / "logs")
+
+
+def test_a_failed_job_says_why(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("submitit")
+    monkeypatch.chdir(folder)
+    words = ["pretrain", "demo", *TINY, "batch_size=4096", "device=cpu"]
+    assert cli.main([*words, "--slurm", "cluster=local,timeout_min=5"]) == 2
+    first, last = capsys.readouterr().err.strip().splitlines()
+    assert first.startswith("pretrain: intl-bench: batch_size=4096")
+    assert "not finished: pretrain (exit 2)" in last
+
+
+def tasks_of_jobs(folder: Path) -> list[int]:
+    """The processes that submitit has started for the jobs whose logs are in `folder`."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_bytes().split(b"\0")
+        except OSError:  # it has ended meanwhile
+            continue
+        if b"submitit.core._submit" in words and os.fsencode(folder) in words:
+            found.append(int(path.parent.name))
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="looks for processes in /proc")
+def test_a_preempted_job_is_queued_again_and_ends_in_the_same_weights(tmp_path: Path) -> None:
+    """Two tasks, warned as a cluster warns them: the first process saves, the job starts anew and goes on."""
+    pytest.importorskip("submitit")
+    command = [sys.executable, "-m", "intl_bench", "pretrain", "demo", *TINY, "epochs=8", "log_every=1", "device=cpu"]
+    whole = [*command, "name=whole", "--processes", "2"]
+    done = subprocess.run(whole, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    options = "cluster=local,timeout_min=60,tasks_per_node=2"
+    job = subprocess.Popen(
+        [*command, "name=broken", "--fresh", "--slurm", options],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    runs = tmp_path / "runs"
+    log = runs / "pretrain/broken/seed0/metrics.jsonl"
+    deadline = time.monotonic() + 90
+    while not (log.exists() and len(log.read_text().splitlines()) >= 4):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    tasks = tasks_of_jobs(runs / "jobs")
+    assert len(tasks) == 2
+    for task in tasks:
+        os.kill(task, signal.SIGUSR2)
+    errors = job.communicate(timeout=180)[1]
+    assert job.returncode == 0, errors
+    said = "".join(path.read_text() for path in (runs / "jobs").glob("*_log.*"))
+    assert said.count("stopped by SIGTERM after step") == 2  # each in its own log
+    assert said.count("Requeued job") == 1
+    assert re.search(r"stopped by SIGTERM after step ([4-9]|[1-3]\d) of 40", said)
+    broken, whole_state = (
+        checkpoint.load(runs / f"pretrain/{name}/seed0/checkpoint.pt")[0] for name in ("broken", "whole")
+    )
+    assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == list(range(1, 41))
+    for name, value in whole_state["method"].items():
+        assert torch.equal(broken["method"][name], value), name

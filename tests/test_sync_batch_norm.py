@@ -33,6 +33,15 @@ def test_equals_the_norm_of_the_whole_batch(world_size: int, dtype: torch.dtype,
 
 
 @world_sizes
+def test_parts_of_different_sizes_also_none_at_all(world_size: int) -> None:
+    everyone = distributed_worker.results(world_size)
+    for name, expected in distributed_worker.uneven_batch_norm().items():
+        parts = [results[f"uneven/{name}"] for results in everyone]
+        assert len(parts[0]) == 0
+        torch.testing.assert_close(torch.cat(parts), expected)
+
+
+@world_sizes
 def test_half_precision_is_for_the_values_alone(world_size: int) -> None:
     """Under autocast as PyTorch's: bfloat16 in and out, float32 statistics of the values as they came in."""
     whole = distributed_worker.batch_norm("images", torch.bfloat16)

@@ -7,6 +7,7 @@ import errno
 
 OK = 0
 BUG = 1
+PREEMPTED = 75
 INTERRUPTED = 130
 
 
@@ -37,7 +38,7 @@ class ResourceError(BenchError):
 class Preempted(BenchError):
     """Stopped by a signal after writing a checkpoint; the same command resumes (exit 75, or 130 after Ctrl-C)."""
 
-    exit_code = 75
+    exit_code = PREEMPTED
 
     def __init__(self, message: str, *, interrupted: bool = False) -> None:
         super().__init__(message)
