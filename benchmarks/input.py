@@ -53,7 +53,7 @@ class PillowBlur:
         return image.filter(ImageFilter.GaussianBlur(random.uniform(self.low, self.high)))
 
 
-def with_v1(view: ViewConfig) -> Transform:
+def with_v1(view: ViewConfig, mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> Transform:
     """The reference: torchvision's first transforms on a Pillow image."""
     jitter = v1.ColorJitter(view.brightness, view.contrast, view.saturation, view.hue)
     return v1.Compose(
@@ -67,7 +67,7 @@ def with_v1(view: ViewConfig) -> Transform:
             v1.RandomSolarize(128, view.solarize_p),
             v1.RandomHorizontalFlip(view.flip_p),
             v1.ToTensor(),
-            v1.Normalize(MEAN, STD),
+            v1.Normalize(mean, std),
         ]
     )
 

@@ -20,17 +20,13 @@ from intl_bench.core.errors import InputError
 from intl_bench.records import RecordStore, ResultRecord
 from pretrain.backbone import BackboneConfig
 from pretrain.checkpoint import Checkpoint
-from pretrain.data import DataConfig
+from pretrain.data import TRAINING_IMAGES, DataConfig
 from transfer import TASKS
 from transfer.convert import read
 from transfer.features import RANDOM, random_init
 
 # Training images of the paper's data sets: a smaller set under the same name is not the paper's scale.
-_PAPER_IMAGES = {
-    "imagenet": 1_281_167,
-    "imagenet100": 126_689,
-    "cifar10": 50_000,
-    "cifar100": 50_000,
+_PAPER_IMAGES = TRAINING_IMAGES | {
     "coco2017": 117_266,  # those with an object that is no crowd
     "voc0712": 16_551,
 }

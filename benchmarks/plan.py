@@ -1,0 +1,192 @@
+"""The plan's model of time and memory against measurements: predicted, measured, and the error.
+
+    python benchmarks/plan.py                     on this CPU, two minutes on 2 cores
+    python benchmarks/plan.py --device cuda
+
+The model of `intl-bench pretrain --dry-run` is given this machine's own rates, of a large product and a large copy, as
+those of a device, and predicts the steps of some small runs; then these are taken. A step is the best of `--repeats`.
+Memory is measured in a process of its own for each run: the peak of building it and taking two steps, minus what was
+there before; the C library is told to give back at once what is freed (it keeps some 25% more).
+
+The last rows compare the model, with a data sheet's rates, with what NVIDIA published about supervised training of a
+ResNet-50 on one A100 80GB (DeepLearningExamples, PyTorch/Classification/ConvNets/resnet50v1.5/README.md).
+"""
+
+import argparse
+import ctypes
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from torch.nn import functional as F
+from torchvision.models import resnet50
+
+from intl_bench.core.distributed import Process
+from pretrain import costs, plan, train
+from pretrain.data import open_source
+from pretrain.loader import training_batches
+from pretrain.recipe import Recipe, load_recipe
+
+SMALL = ["data.kind=shapes", "data.name=shapes", "data.size=512", "workers=0"]
+R50 = "views=[{size: 96, min_scale: 0.2}, {size: 96, min_scale: 0.2}]"
+RUNS = {
+    "ResNet-18, 32 px, batch 64": ("cifar10_r18_intl", ["batch_size=64"]),
+    "the same, batch 128": ("cifar10_r18_intl", ["batch_size=128"]),
+    "the same, bf16": ("cifar10_r18_intl", ["batch_size=128", "precision=bf16"]),
+    "the same, momentum target": ("cifar10_r18_intl", ["batch_size=128", "method.momentum_target=true"]),
+    "small ResNet, 32 px, batch 128": ("cifar10_small_intl", ["precision=fp32"]),
+    "ResNet-50, 96 px, batch 16": ("imagenet_r50_intl", ["batch_size=16", "precision=fp32", R50]),
+}
+PUBLISHED = {"mixed precision": (True, 2470), "TF32": (False, 938)}  # images a second
+
+
+def recipe_of(name: str) -> Recipe:
+    base, overrides = RUNS[name]
+    return load_recipe(base, [*overrides, *SMALL])
+
+
+def steps(recipe: Recipe, device: str) -> Callable[[], object]:
+    """A run at step 0, and one batch for all its steps; each call takes a step and waits for it."""
+    source = open_source(recipe.data, "train")
+    training = train.build(recipe, Process(rank=0, world_size=1, device=torch.device(device)), len(source))
+    (batch,) = training_batches(source, recipe.views, seed=0, batch_size=recipe.batch_size, last_step=1)
+
+    def step() -> None:
+        training.take_step(batch)
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    return step
+
+
+def best(work: Callable[[], object], repeats: int) -> float:
+    times = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - started)
+    return min(times)
+
+
+def machine(device: str) -> costs.Device:
+    """This machine's rates, the best of a few: products of 2048 (a GPU: 8192), the copy of 256 MiB (a GPU: 4 GiB)."""
+    gpu = device == "cuda"
+
+    def wait(work: Callable[[], object]) -> Callable[[], object]:
+        return lambda: (work(), torch.cuda.synchronize()) if gpu else work()
+
+    def product(dtype: torch.dtype) -> float:
+        n = 8192 if gpu else 2048
+        a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
+        return 2 * n**3 / best(wait(lambda: a @ b), 5)
+
+    source = torch.ones((1 << 30) if gpu else (1 << 26), device=device)
+    target = torch.empty_like(source)
+    copy = best(wait(lambda: target.copy_(source)), 5)
+    single, half = product(torch.float32), product(torch.bfloat16)
+    conv = single
+    if gpu:  # where a convolution may use TF32
+        torch.set_float32_matmul_precision("high")
+        conv = product(torch.float32)
+        torch.set_float32_matmul_precision("highest")
+    return costs.Device(
+        name="this machine",
+        flops={"half": half, "conv32": conv, "matmul32": single},
+        bandwidth=2 * source.numel() * 4 / copy,
+        memory=float("inf"),
+    )
+
+
+def added_bytes(name: str, device: str) -> int:
+    """How far building a run and taking two steps drives this process's (or the GPU's) memory up."""
+    steps(load_recipe("demo", ["batch_size=16", *SMALL]), device)()  # libraries load at the first step
+    if device == "cuda":
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        ctypes.CDLL(None).malloc_trim(0)  # what was freed before must not be there to be used again unseen
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak, VmHWM
+        before = _status("VmRSS")
+    step = steps(recipe_of(name), device)
+    step()
+    step()
+    return (torch.cuda.max_memory_allocated() if device == "cuda" else _status("VmHWM")) - before
+
+
+def _status(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
+
+
+def supervised(half: bool) -> float:
+    """Images a second that the model predicts for a ResNet-50 with 1000 classes on an A100."""
+    with torch.device("meta"):
+        network = resnet50()
+    with costs.without_data():
+        costs.strip(network)
+        images, labels = torch.empty(256, 3, 224, 224), torch.empty(256, dtype=torch.int64)
+
+        def forward() -> torch.Tensor:
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
+                return F.cross_entropy(network(images).float(), labels)
+
+        cost = costs.count(forward)
+    weights = sum(parameter.numel() * 4 for parameter in network.parameters())
+    return 256 / costs.step_seconds(cost, costs.GPUS[0], trained=weights)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--runs", nargs="+", choices=list(RUNS), default=list(RUNS))
+    parser.add_argument("--memory-of", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.memory_of:
+        print(json.dumps(added_bytes(options.memory_of, options.device)))
+        return
+    print("| run | img/s predicted | measured | error | MiB predicted | measured | error |")
+    print("| --- | --- | --- | --- | --- | --- | --- |", flush=True)
+    rates, errors = [], []
+    for name in options.runs:
+        command = [sys.executable, __file__, "--device", options.device, "--memory-of", name]
+        environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
+        used = json.loads(done.stdout)
+        recipe = recipe_of(name)
+        step = steps(recipe, options.device)
+        step()
+        rates.append(machine(options.device))  # right before the steps: other work slows both
+        measured = recipe.batch_size / best(step, options.repeats)
+        made = plan.make_plan(recipe, devices=rates[-1:])
+        predicted = made.estimates[0].images_per_second
+        errors.append((predicted / measured - 1, made.peak / used - 1))
+        print(
+            f"| {name} | {predicted:.1f} | {measured:.1f} | {errors[-1][0]:+.0%} "
+            f"| {made.peak / 2**20:.0f} | {used / 2**20:.0f} | {errors[-1][1]:+.0%} |",
+            flush=True,
+        )
+    for name, (half, published) in PUBLISHED.items():
+        predicted = supervised(half)
+        print(
+            f"| supervised ResNet-50, A100, {name} (published) | {predicted:.0f} | {published} "
+            f"| {predicted / published - 1:+.0%} | – | – | – |"
+        )
+    best_rates = {unit: max(rate.flops[unit] for rate in rates) / 1e9 for unit in rates[0].flops}
+    print(
+        f"{options.device}, {torch.get_num_threads()} threads; products {best_rates['matmul32']:.0f} (float32) and "
+        f"{best_rates['half']:.0f} (bf16) GFLOP/s, copy {max(rate.bandwidth for rate in rates) / 1e9:.1f} GB/s"
+    )
+    for what, some in zip(("img/s", "memory"), zip(*errors, strict=True), strict=True):
+        print(f"errors of {what}: {min(some):+.0%} to {max(some):+.0%}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,216 @@
+"""What a forward and backward pass costs, counted operation by operation on tensors without data.
+
+Under PyTorch's `FakeTensorMode` every operation yields the shape, type and layout of its result and computes nothing,
+so that a pass of any size is counted in a second or two. What is counted is what PyTorch would do: the multiplications
+of autocast's half-precision copies, the gradients that are needed and no others, and the memory that is in use at each
+moment.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+_aten = torch.ops.aten
+# An operation reads its operands and writes its results once, these aside: the batch norm needs its input for the
+# statistics and again for the output, its gradient likewise; a convolution's two gradients both read the output's.
+_PASSES: dict[Any, float] = {
+    _aten.native_batch_norm: 3 / 2,
+    _aten.native_batch_norm_backward: 5 / 3,
+    _aten.convolution_backward: 4 / 3,
+}
+_NO_WORK = {_aten.empty, _aten.empty_like, _aten.empty_strided, _aten.new_empty, _aten.new_empty_strided}
+
+
+# What training is assumed to reach of a data sheet's rates: products and convolutions, and memory traffic.
+PRODUCT_SHARE = 0.6
+MEMORY_SHARE = 0.7
+
+
+class Operation(NamedTuple):
+    """One operation on a device.
+
+    Attributes:
+        flops: floating-point operations of products and convolutions, a multiply-add counting as two.
+        unit: what they run on: "half" (bf16 or fp16 operands), "conv32" (a float32 convolution) or "matmul32".
+        bytes: what it reads and writes.
+    """
+
+    flops: int
+    unit: str
+    bytes: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What was counted of a forward and backward pass.
+
+    Attributes:
+        operations: how often each operation was done.
+        saved: bytes that the forward pass leaves for the backward pass, what was there before it aside.
+        peak: the most bytes in use at one time during both passes, what was there before them aside.
+    """
+
+    operations: collections.Counter[Operation]
+    saved: int
+    peak: int
+
+    @property
+    def flops(self) -> int:
+        return sum(operation.flops * n for operation, n in self.operations.items())
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Device:
+    """The rates that a processor is taken to reach.
+
+    Attributes:
+        flops: a second, of products and convolutions, for each `Operation.unit`.
+        bandwidth: bytes a second of its memory, read and written.
+        memory: bytes.
+        link: bytes a second to another one, in one direction.
+        launch: seconds that starting one operation from Python takes.
+    """
+
+    name: str
+    flops: dict[str, float]
+    bandwidth: float
+    memory: float
+    link: float = float("inf")
+    launch: float = 10e-6
+
+
+def _gpu(name: str, *, half: float, tf32: float, fp32: float, bandwidth: float, gib: float, link: float) -> Device:
+    """A GPU from its data sheet, in TFLOP/s and TB/s. PyTorch lets a float32 convolution use TF32, a product not."""
+    rates = {"half": half, "conv32": tf32, "matmul32": fp32}
+    return Device(
+        name=name,
+        flops={unit: PRODUCT_SHARE * rate * 1e12 for unit, rate in rates.items()},
+        bandwidth=MEMORY_SHARE * bandwidth * 1e12,
+        memory=gib * 2**30,
+        link=MEMORY_SHARE * link * 1e12,
+    )
+
+
+# Dense rates and bandwidths of NVIDIA's data sheets for the A100 80GB, H100 and H200 (SXM), and of the Ada
+# architecture's white paper for the RTX 4090 (half precision with float32 sums). The link is one direction of NVLink,
+# of PCIe 4.0 x16 for the RTX 4090.
+GPUS = (
+    _gpu("A100 80GB", half=312, tf32=156, fp32=19.5, bandwidth=2.039, gib=80, link=0.3),
+    _gpu("H100 SXM", half=989, tf32=494, fp32=67, bandwidth=3.35, gib=80, link=0.45),
+    _gpu("H200", half=989, tf32=494, fp32=67, bandwidth=4.8, gib=140, link=0.45),
+    _gpu("RTX 4090", half=165.2, tf32=82.6, fp32=82.6, bandwidth=1.008, gib=24, link=0.032),
+)
+
+
+def step_seconds(cost: Cost, device: Device, *, trained: int = 0, target: int = 0, processes: int = 1) -> float:
+    """Estimated time of a training step of one of several processes, each with a device of its own.
+
+    Each operation takes as long as its arithmetic or its memory traffic, whichever is longer. The gradients'
+    norm reads them; the optimiser reads weights, gradients and momentum and writes two of them; a moving average reads
+    two and writes one. All of it takes at least as long as starting the operations one by one. Then the gradients are
+    averaged around a ring, nothing of which is hidden behind the backward pass. Loading, augmentation and logging are
+    left out.
+
+    Args:
+        trained, target: bytes of the trained parameters and of a momentum target's.
+    """
+    computing = sum(
+        n * max(operation.flops / device.flops[operation.unit], operation.bytes / device.bandwidth)
+        for operation, n in cost.operations.items()
+    )
+    computing += (6 * trained + 3 * target) / device.bandwidth
+    starting = device.launch * sum(cost.operations.values())
+    averaging = 2 * (processes - 1) / processes * trained / device.link
+    return max(computing, starting) + averaging
+
+
+class _Tally(TorchDispatchMode):
+    """Counts the operations that pass through, and the memory of their results."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations: collections.Counter[Operation] = collections.Counter()
+        self.used = self.peak = 0
+        self._known: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        operands, results = _tensors((args, kwargs)), _tensors(result)
+        before = {tensor.untyped_storage()._cdata for tensor in operands}
+        for tensor in results:
+            storage = tensor.untyped_storage()
+            if storage._cdata not in before and storage not in self._known:
+                self._known.add(storage)
+                self._use(storage.nbytes())
+                weakref.finalize(storage, self._use, -storage.nbytes()).atexit = False
+        kind: Any = getattr(_aten, func.overloadpacket.__name__.removesuffix("_"), None)  # of an in-place one its twin
+        if results and kind not in _NO_WORK and not _is_view(func):
+            flops = int(flop_registry[kind](*args, **(kwargs or {}), out_val=result)) if kind in flop_registry else 0
+            moved = sum(tensor.numel() * tensor.element_size() for tensor in (*operands, *results))
+            self.operations[Operation(flops, _unit(kind, operands), int(moved * _PASSES.get(kind, 1)))] += 1
+        return result
+
+    def _use(self, n: int) -> None:
+        self.used += n
+        self.peak = max(self.peak, self.used)
+
+
+def _tensors(values: Any) -> list[torch.Tensor]:
+    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, torch.Tensor)]
+
+
+def _is_view(func: Any) -> bool:
+    return any(value.alias_info is not None and not value.alias_info.is_write for value in func._schema.returns)
+
+
+def _unit(kind: Any, operands: list[torch.Tensor]) -> str:
+    if any(tensor.dtype in (torch.bfloat16, torch.float16) for tensor in operands):
+        return "half"
+    return "conv32" if "convolution" in str(kind) else "matmul32"
+
+
+def count(forward: Callable[[], torch.Tensor]) -> Cost:
+    """The cost of `forward`, which returns a scalar, and of its gradients.
+
+    To be called where tensors have no data (`without_data`), or with real ones, which is as slow as the computation.
+    """
+    with _Tally() as tally:
+        loss = forward()
+        saved = tally.used
+        loss.backward()
+    return Cost(operations=tally.operations, saved=saved, peak=tally.peak)
+
+
+@contextlib.contextmanager
+def without_data() -> Iterator[None]:
+    """Within it new tensors have a shape, a type and a layout, but no memory and no values."""
+    with FakeTensorMode():
+        yield
+
+
+def strip(module: nn.Module) -> None:
+    """Replaces the parameters and buffers of `module`, on whatever device, by CPU ones as `without_data` makes them.
+
+    To be called inside of it. Gradients are lost.
+    """
+    for part in module.modules():
+        for name, parameter in part.named_parameters(recurse=False):
+            setattr(part, name, nn.Parameter(_twin(parameter), requires_grad=parameter.requires_grad))
+        for name, buffer in part.named_buffers(recurse=False):
+            setattr(part, name, _twin(buffer))
+
+
+def _twin(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
