@@ -66,6 +66,7 @@ def run(
     test: Annotations,
     weights: dict[str, torch.Tensor] | None = None,
     signalled: int | None = None,
+    seed: int = 0,
 ) -> list[dict[str, Any]]:
     from transfer.detection import detectron2
 
@@ -74,11 +75,11 @@ def run(
         return detectron2.run(
             backbone() if weights is None else weights,
             config,
-            0,
+            seed,
             folder=folder,
             train=train,
             test=test,
-            identity={"seed": 0},
+            identity={"seed": seed},
             evaluate=lambda results: evaluate_coco(test.path, results),
             process=process,
             stop=stop,

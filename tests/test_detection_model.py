@@ -23,6 +23,7 @@ from torch import nn
 from intl_bench.core.errors import DivergedError, InputError
 from transfer.detection import MaskRCNN, build_model
 from transfer.detection.config import ModelConfig
+from transfer.detection.resnet import load_backbone
 from transfer.detection.structures import Target
 
 VARIANTS = {
@@ -215,7 +216,7 @@ def test_a_backbone_is_loaded_whole() -> None:
     source, model = small_model(TINY), build_model(TINY)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     state = backbone_state(source)
-    model.load_backbone(state)
+    load_backbone(model, state)
     after = model.state_dict()
     for name, value in backbone_state(model).items():
         assert torch.equal(value, state[name])
@@ -239,7 +240,7 @@ def test_a_backbone_that_does_not_fit_is_refused(change: Any, message: str) -> N
     state = backbone_state(model)
     change(state)
     with pytest.raises(InputError, match=message):
-        model.load_backbone(state)
+        load_backbone(model, state)
 
 
 def target(**changes: Any) -> Target:

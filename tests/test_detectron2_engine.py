@@ -149,7 +149,7 @@ def test_stopped_run_goes_on_with_its_weights_and_its_schedule(
     assert [row["iteration"] for row in rows(tmp_path)] == [1, 3, 6]
     assert [row["lr"] for row in rows(tmp_path)] == pytest.approx([learning_rate(CONFIG, i) for i in (0, 2, 5)])
     with pytest.raises(InputError, match=r"belongs to another run .*--fresh"):
-        engine._read_state(tmp_path / "state.pt", {"seed": 1})
+        run(CONFIG, tmp_path, train, test, seed=1)
 
 
 @pytest.mark.data

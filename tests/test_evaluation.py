@@ -155,6 +155,17 @@ def test_published_numbers_of_cocoapi(evaluator: str) -> None:
 
 
 @pytest.mark.parametrize("evaluator", ["pycocotools", "faster-coco-eval"])
+def test_objects_of_unlisted_images_and_categories_do_not_count(tmp_path: Path, evaluator: str) -> None:
+    if evaluator != "pycocotools":
+        pytest.importorskip("faster_coco_eval")
+    truth, results = random_case(2)
+    expected = evaluate_coco(write(tmp_path, truth), results, evaluator=evaluator)
+    for change in ({"image_id": 4}, {"category_id": 2}):
+        truth["annotations"].append({**truth["annotations"][0], **change})
+    assert evaluate_coco(write(tmp_path, truth), results, evaluator=evaluator) == expected
+
+
+@pytest.mark.parametrize("evaluator", ["pycocotools", "faster-coco-eval"])
 def test_no_detections_score_zero(tmp_path: Path, evaluator: str) -> None:
     if evaluator != "pycocotools":
         pytest.importorskip("faster_coco_eval")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,9 @@ from intl_bench.core import config as configs
 from intl_bench.core import files
 from intl_bench.core.errors import InputError
 from pretrain import backbone as backbones
+from pretrain import packing
 from pretrain.data import DataConfig, normalization, open_source
-from transfer import features, knn
+from transfer import features, knn, linear
 from transfer.knn import chunk_shape, knn_predict
 
 
@@ -167,6 +169,43 @@ def test_features_are_those_of_the_backbone_in_eval_mode(workplace: Path) -> Non
             torch.testing.assert_close(extract(checkpoint, data, "test")[index], expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["resnet10_narrow", "resnet50"])
+def test_folded_norms_change_nothing(name: str) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = backbones.build_backbone(name).eval()
+        for module in model.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                for tensor, low, high in (
+                    (module.running_mean, -0.5, 0.5),
+                    (module.running_var, 0.1, 2),
+                    (module.weight.data, 0.5, 2),
+                    (module.bias.data, -0.5, 0.5),
+                ):
+                    tensor.uniform_(low, high)
+        images = torch.randn(3, 3, 64, 64)
+    with torch.no_grad():
+        expected = model(images)
+        features.fold_norms(model)
+        found = model(images)
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in model.modules())
+    assert float((found - expected).norm() / expected.norm()) < 1e-5
+
+
+def test_neighbours_and_probe_share_the_features(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = DataConfig(kind="shapes", size=80)
+    knn.run(make_checkpoint(), knn.Config(data=data, workers=0, device="cpu"), 0, folder=workplace)
+    written = {path: path.stat().st_mtime_ns for path in features.FOLDER.iterdir()}
+    assert "there already" not in capsys.readouterr().err
+    probe = linear.Config(data=data, workers=0, device="cpu", epochs=2, batch_size=20)
+    linear.run(make_checkpoint(), probe, 0, folder=workplace)
+    assert {path: path.stat().st_mtime_ns for path in features.FOLDER.iterdir()} == written
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(",")[0] for line in lines] == [
+        f"features: those of {n} images are there already" for n in (80, 20)
+    ]
+
+
 def test_the_second_call_reads_the_cache(workplace: Path) -> None:
     checkpoint, data = make_checkpoint(), DataConfig(kind="imagefolder", root=str(make_folder(workplace / "data")))
     first = extract(checkpoint, data)
@@ -206,11 +245,27 @@ def test_changed_pixels_of_an_archive_are_noticed(workplace: Path) -> None:
     assert [i for i in range(6) if not torch.equal(before[i], after[i])] == [3]
 
 
+def test_a_changed_pack_is_noticed(workplace: Path) -> None:
+    found = []
+    for number in range(2):  # the second time the first and the last image have changed places
+        folder = make_folder(workplace / str(number))
+        if number:
+            first, *_, last = sorted((folder / "train").rglob("*.png"))
+            content = first.read_bytes()
+            first.write_bytes(last.read_bytes())
+            last.write_bytes(content)
+        packing.write(packing.prepare(folder, workplace / "pack"))
+        found.append(extract(make_checkpoint(), DataConfig(kind="imagefolder", root="pack")))
+        shutil.rmtree("pack")
+    same = [torch.equal(*pair) for pair in zip(*found, strict=True)]
+    assert same == [False] + [True] * (len(same) - 2) + [False]
+
+
 @pytest.mark.parametrize("damage", ["flipped bit", "truncated", "no digest"])
 def test_a_damaged_cache_file_is_computed_anew(workplace: Path, damage: str) -> None:
     checkpoint, data = make_checkpoint(), DataConfig(kind="shapes", size=40)
     first = extract(checkpoint, data, crop=None)
-    (path,) = features.FOLDER.glob("*.safetensors")
+    (path,) = features.FOLDER.glob("*.npy")
     content = bytearray(path.read_bytes())
     content[-3] ^= 64
     path.write_bytes(content[:-20] if damage == "truncated" else content)
@@ -237,7 +292,7 @@ def test_weights_that_are_not_finite_are_refused(workplace: Path) -> None:
     broken = {**checkpoint.backbone, "conv1.weight": checkpoint.backbone["conv1.weight"] * torch.nan}
     with pytest.raises(InputError, match="not finite"):
         extract(dataclasses.replace(checkpoint, backbone=broken), DataConfig(kind="shapes", size=40), crop=None)
-    assert not list(workplace.rglob("*.safetensors"))
+    assert not list(workplace.rglob("*.npy"))
 
 
 def test_random_init_is_a_function_of_the_seed() -> None:

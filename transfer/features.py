@@ -1,19 +1,21 @@
 """Features of a frozen backbone, computed once and kept under runs/features/."""
 
 import dataclasses
+import functools
 import hashlib
-import json
+import itertools
 import math
 import os
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from torch import nn
 from torch.nn import functional
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from intl_bench.core import config as configs
 from intl_bench.core import distributed, files
@@ -21,22 +23,27 @@ from intl_bench.core.errors import InputError, from_os_error
 from intl_bench.core.progress import Progress
 from intl_bench.core.seeding import torch_seed
 from pretrain import backbone as backbones
-from pretrain import data as data_module
-from pretrain import loader, views
 from pretrain.backbone import Backbone, BackboneConfig
 from pretrain.checkpoint import Checkpoint
-from pretrain.data import ArraySource, ImageSource, normalization, open_source
+from pretrain.data import ArraySource, ImageSource, PackedSource, normalization, open_source
 from pretrain.loader import evaluation_batches
 
 FOLDER = Path("runs") / "features"
 RANDOM = "Random init"
-_BATCH = 256
+# On a CPU a batch that fits the caches is half as long again as quick as a large one.
+_BATCH = {"cpu": 32, "cuda": 256}
 # Whatever changes in these may change a feature.
-_CODE = [Path(str(module.__file__)) for module in (backbones, data_module, loader, views)] + [Path(__file__)]
+_CODE = [
+    Path(__file__),
+    *(
+        Path(backbones.__file__).with_name(f"{name}.py")
+        for name in ("backbone", "crops", "data", "decode", "loader", "pack", "views")
+    ),
+]
 
 
 class Features(NamedTuple):
-    """features (n, F) float32 and labels (n,) int64, both on the CPU."""
+    """features (n, F) float32, not to be written to, and labels (n,) int64, both on the CPU."""
 
     features: torch.Tensor
     labels: torch.Tensor
@@ -49,10 +56,10 @@ def build(checkpoint: Checkpoint) -> Backbone:
         InputError: the weights do not fit the architecture that the checkpoint names.
     """
     config = checkpoint.config["backbone"]
-    model = Backbone(configs.build(BackboneConfig, config, f"checkpoint {checkpoint.path}"))
-    expected, given = (
-        {k: tuple(v.shape) for k, v in state.items()} for state in (model.state_dict(), checkpoint.backbone)
-    )
+    with torch.device("meta"):  # no weights are drawn that would be replaced at once
+        model = Backbone(configs.build(BackboneConfig, config, f"checkpoint {checkpoint.path}"))
+    own = model.state_dict()
+    expected, given = ({k: tuple(v.shape) for k, v in state.items()} for state in (own, checkpoint.backbone))
     wrong = [
         f"{key} is {given.get(key, 'missing')}, expected {shape}"
         for key, shape in expected.items()
@@ -65,7 +72,8 @@ def build(checkpoint: Checkpoint) -> Backbone:
             f"checkpoint {checkpoint.path}: its weights are not those of a {config['name']} with the {config['stem']} "
             f"stem: {'; '.join(wrong[:3])}{more}"
         )
-    model.load_state_dict(checkpoint.backbone)
+    copies = {key: value.to(own[key].dtype, copy=True) for key, value in checkpoint.backbone.items()}
+    model.load_state_dict(copies, assign=True)
     return model
 
 
@@ -124,8 +132,9 @@ def extract(
 ) -> Features:
     """Features of all images of a source, from the cache or computed, each process doing its share.
 
-    The cache is keyed by the weights, the images (their bytes; of image folders the names, sizes and times of change),
-    the preprocessing and the code; a damaged file in it is written anew.
+    The cache is keyed by the weights, the images (their bytes or checksums; of image folders names, sizes and times of
+    change), the preprocessing and the code, so that k-NN and probe share what either computed; a damaged file in it is
+    written anew. Features from the cache stay in the file until they are used.
 
     Args:
         normalization: mean and standard deviation per channel, for pixels in 0..1.
@@ -143,9 +152,12 @@ def extract(
         "code": [files.sha256(path) for path in _CODE],
         "computed_by": [process.device.type, torch.__version__],
     }
-    path = FOLDER / f"{configs.digest(about)}.safetensors"
+    path = FOLDER / f"{configs.digest(about)}.npy"
     features = _cached(path)
-    if distributed.any_process(features is None, process.device):
+    if not distributed.any_process(features is None, process.device):
+        if process.is_main:
+            print(f"features: those of {len(source)} images are there already, in {path}", file=sys.stderr)
+    else:
         mean, std = normalization
         share = math.ceil(len(source) / process.world_size)
         first = min(len(source), process.rank * share)
@@ -156,10 +168,11 @@ def extract(
             crop=crop,
             mean=mean,
             std=std,
-            batch_size=_BATCH,
+            batch_size=_BATCH[process.device.type],
             first=first,
             last=last,
             workers=0 if isinstance(source, ArraySource) else workers,  # what is in memory is quicker taken than sent
+            device=process.device,
         )
         features = _forward(build(checkpoint), batches, last - first, process)
         if process.world_size > 1:
@@ -170,8 +183,7 @@ def extract(
                 f"checkpoint {checkpoint.path}: its features are not finite: the weights are damaged or diverged"
             )
         if process.is_main:
-            content = save({"features": features}, metadata={"about": json.dumps(about)})
-            files.write_digested(path, lambda stream: stream.write(content))
+            files.write_digested(path, functools.partial(_write, features.numpy()))
     assert features is not None
     return Features(features, torch.from_numpy(source.labels))
 
@@ -181,19 +193,37 @@ def _forward(
     model: Backbone, batches: Iterable[tuple[torch.Tensor, torch.Tensor]], n: int, process: distributed.Process
 ) -> torch.Tensor:
     """Features of the n images in `batches`, (n, F) float32 on the CPU."""
-    model.to(process.device, memory_format=torch.channels_last).eval()
+    fold_norms(model.eval())
+    model.to(process.device, memory_format=torch.channels_last)
     features = torch.empty((n, model.num_features))
+    size = _BATCH[process.device.type]
     progress = Progress(
-        math.ceil(n / _BATCH), images_per_step=_BATCH * process.world_size, label="features", enabled=process.is_main
+        math.ceil(n / size), images_per_step=size * process.world_size, label="features", enabled=process.is_main
     )
+    computed = (model(images.contiguous(memory_format=torch.channels_last)) for images, _ in batches)
     done = 0
-    for images, _ in batches:
-        images = images.to(process.device, memory_format=torch.channels_last)
-        features[done : done + len(images)] = model(images)
-        done += len(images)
+    # One batch behind: while a GPU's results are waited for, it has the next batch to compute.
+    for batch, _ in itertools.pairwise(itertools.chain(computed, [None])):
+        features[done : done + len(batch)] = batch
+        done += len(batch)
         progress.step()
     progress.close()
     return features
+
+
+def fold_norms(model: nn.Module) -> None:
+    """Multiplies every batch norm into the convolution that it follows, in place; for a model in eval mode."""
+    for module in model.modules():
+        for (name, convolution), (norm_name, norm) in itertools.pairwise([*module.named_children()]):
+            if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                setattr(module, name, fuse_conv_bn_eval(convolution, norm))
+                setattr(module, norm_name, nn.Identity())
+
+
+def _write(features: np.ndarray, stream: Any) -> None:
+    """NumPy's own format, without a copy of the array in between."""
+    np.lib.format.write_array_header_1_0(stream, np.lib.format.header_data_from_array_1_0(features))
+    stream.write(features.data)
 
 
 def _cached(path: Path) -> torch.Tensor | None:
@@ -202,8 +232,8 @@ def _cached(path: Path) -> torch.Tensor | None:
         return None
     try:
         files.verify(path)
-        return load_file(path)["features"]
-    except (InputError, SafetensorError, KeyError):
+        return torch.from_numpy(np.load(path, mmap_mode="c"))
+    except (InputError, ValueError, OSError):
         return None
 
 
@@ -213,6 +243,8 @@ def _fingerprint(source: ImageSource) -> str:
     if isinstance(source, ArraySource):
         digest.update(f"{source.images.shape}".encode())
         digest.update(np.ascontiguousarray(source.images).data)
+    elif isinstance(source, PackedSource):
+        digest.update(source.pack.sha256.encode() + source.rows.tobytes())
     else:
         for index in range(len(source)):
             file = source.file(index)

@@ -4,6 +4,7 @@ import dataclasses
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from intl_bench.core.errors import DivergedError
 from intl_bench.core.seeding import permutation, torch_seed
@@ -56,23 +57,26 @@ def train_probe(
     weight.grad, bias.grad = torch.empty_like(weight), torch.empty_like(bias)
     optimizer = torch.optim.Adam(classifier.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
     batch_size = min(batch_size, len(features))
-    batch = features.new_empty((batch_size, features.shape[1]))
+    rows = torch.arange(batch_size, device=features.device)
     one = features.new_full((1, batch_size), 1.0)
-    history = []
+    counts = []
     for epoch in range(epochs):
         optimizer.param_groups[0]["lr"] = lr * (final_lr / lr) ** (epoch / epochs)
         order = torch.from_numpy(permutation(seed, "probe", epoch, len(features))).to(device)
-        for chosen in order[: len(order) // batch_size * batch_size].split(batch_size):
+        whole = order[: len(order) // batch_size * batch_size]
+        for chosen, wanted in zip(whole.split(batch_size), labels[whole].split(batch_size), strict=True):
+            # Sums of one row each: the same as `features[chosen]`, but a CPU reads ahead.
+            batch = functional.embedding_bag(chosen, features, rows, mode="sum")
             # The gradient by hand, softmax minus one-hot, and classes first: for ten classes autograd's bookkeeping and
             # a softmax along the short side would take as long as the matrix products.
-            torch.index_select(features, 0, chosen, out=batch)
             error = torch.addmm(bias[:, None], weight, batch.T).softmax(0)
-            error.scatter_add_(0, labels[chosen][None], -one).div_(batch_size)
+            error.scatter_add_(0, wanted[None], -one).div_(batch_size)
             torch.mm(error, batch, out=weight.grad)
             torch.sum(error, 1, out=bias.grad)
             optimizer.step()
-        counts = correct(classifier(test_features), test_labels).tolist()
-        history.append(percentages(counts, len(test_labels), classes))
+        counts.append(correct(classifier(test_features), test_labels))
     if not torch.isfinite(weight).all():
         raise DivergedError(f"the classifier's weights are not finite after {epochs} epochs; lower lr={lr}")
+    # Read only now: after every epoch a GPU would have to be waited for.
+    history = [percentages(count, len(test_labels), classes) for count in torch.stack(counts).tolist()]
     return Probe(classifier=classifier, history=history)

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from intl_bench.core import config as configs
 from intl_bench.core import distributed, files
 from intl_bench.core.errors import DivergedError, InputError, ResourceError
 from intl_bench.core.progress import Progress
@@ -28,6 +27,7 @@ from pretrain import checkpoint as checkpoints
 from transfer.detection import detectron2_settings as names
 from transfer.detection.annotations import Annotations
 from transfer.detection.config import Config
+from transfer.detection.resnet import load_backbone, require_same
 
 try:
     from detectron2.config import CfgNode, get_cfg
@@ -118,27 +118,11 @@ def backbone_features(state: dict[str, Tensor], images: Tensor, depth: int) -> T
     cfg.MODEL.RESNETS.OUT_FEATURES = ["res5"]
     with torch.random.fork_rng(devices=[]):
         resnet = build_resnet_backbone(cfg, ShapeSpec(channels=3)).eval()
-    names.require_same(state, resnet.state_dict())
+    require_same(state, resnet.state_dict())
     resnet.load_state_dict(state, strict=False)
     with torch.no_grad():
         features: Tensor = resnet(images)["res5"].mean((2, 3))
     return features
-
-
-def load_backbone(model: nn.Module, state: dict[str, Tensor]) -> None:
-    """Puts a backbone's weights (stem.*, res2.* ... res5.*) into Detectron2's detector; raises as `backbone_features`.
-
-    Detectron2's own checkpointer only warns of what does not fit.
-    """
-    named = {
-        f"roi_heads.{key}" if key.startswith("res5.") else f"backbone.{key}": value for key, value in state.items()
-    }
-    wanted = model.state_dict()
-    own = ("backbone.", "roi_heads.res5.")
-    names.require_same(
-        named, {key: value for key, value in wanted.items() if key.startswith(own) and ".res5.norm." not in key}
-    )
-    model.load_state_dict(named, strict=False)
 
 
 class _Images(Dataset[dict[str, Any]]):
@@ -297,7 +281,8 @@ def run(
     comm._get_global_gloo_group.cache_clear()  # of a process group that an earlier run in this process has left
     cfg = settings(config, seed=seed, output=folder, processes=process.world_size)
     _require_polygons(train)
-    state = _read_state(folder / "state.pt", identity)
+    path = folder / "state.pt"
+    state = checkpoints.load_own(path, identity) if path.exists() else None
     first = state["iteration"] if state else 0
     session_seed = torch_seed(seed, "detectron2 resumed", first) % 2**31 if first else seed
     seed_all_rng(session_seed + process.rank)
@@ -329,16 +314,6 @@ def run(
         weights = {"model": {key: value.cpu() for key, value in model.state_dict().items()}}
         files.write_digested(folder / "detector.pth", lambda stream: torch.save(weights, stream))
     return results
-
-
-def _read_state(path: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
-    if not path.exists():
-        return None
-    state, _ = checkpoints.load(path)
-    changed = configs.differences(state["identity"], identity)
-    if changed:
-        raise InputError(f"{path} belongs to another run ({changed[0]}); add --fresh to start over")
-    return state
 
 
 def _require_polygons(train: Annotations) -> None:

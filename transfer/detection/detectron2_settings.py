@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from intl_bench.core.errors import InputError
 from transfer.detection.config import Config, ModelConfig
 
@@ -141,24 +139,3 @@ def _detector(model: ModelConfig) -> dict[str, Any]:
         "ROI_BOX_HEAD": {"POOLER_RESOLUTION": model.pool_size},
         "ROI_MASK_HEAD": {"POOLER_RESOLUTION": model.pool_size, "CONV_DIM": model.mask_channels},
     }
-
-
-def require_same(given: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
-    """Compares a backbone's weights with the wanted ones: all names, though batch counters may lack, and all shapes.
-
-    Raises:
-        InputError: naming the first difference.
-    """
-    needed = {key for key in wanted if not key.endswith(".num_batches_tracked")}
-    for problem, keys in (("missing", needed - set(given)), ("unknown", set(given) - set(wanted))):
-        if keys:
-            raise InputError(
-                f"backbone weights: {len(keys)} {problem}, such as {min(keys)}; "
-                "expected those of this detector's backbone; set model.* as it was pre-trained"
-            )
-    for key, value in given.items():
-        if value.shape != wanted[key].shape:
-            raise InputError(
-                f"backbone weights: {key} has shape {tuple(value.shape)}, expected {tuple(wanted[key].shape)}; "
-                "set model.* as the backbone was pre-trained"
-            )

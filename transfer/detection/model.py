@@ -81,30 +81,6 @@ class MaskRCNN(nn.Module):
         found = self.roi_heads.detect(features, proposals, seen)
         return [_rescale(*parts) for parts in zip(found, seen, sizes, strict=True)]
 
-    def load_backbone(self, state: dict[str, Tensor]) -> None:
-        """Takes a backbone's weights, named stem.*, res2.*, ..., res5.*; res5 becomes the stage of the regions.
-
-        Raises:
-            InputError: a weight is missing, left over or of another shape.
-        """
-        wanted = self.state_dict()
-        own = {key: f"roi_heads.{key}" if key.startswith("res5.") else f"backbone.{key}" for key in state}
-        named = {own[key]: value for key, value in state.items()}
-        needed = {key for key in wanted if key.startswith(("backbone.", "roi_heads.res5.")) and "res5.norm." not in key}
-        for problem, keys in (("missing", needed - set(named)), ("unknown", set(named) - needed)):
-            if keys:
-                raise InputError(
-                    f"backbone weights: {len(keys)} {problem}, such as {min(keys)}; "
-                    "expected those of this detector's backbone; set model.* as it was pre-trained"
-                )
-        for key, value in named.items():
-            if value.shape != wanted[key].shape:
-                raise InputError(
-                    f"backbone weights: {key} has shape {tuple(value.shape)}, expected {tuple(wanted[key].shape)}; "
-                    "set model.* as the backbone was pre-trained"
-                )
-        self.load_state_dict(named, strict=False)
-
     def _batch(self, images: list[Tensor]) -> Tensor:
         """Normalised images, padded with zeros on the right and below to the largest height and width: (N, 3, H, W)."""
         height, width = max(image.shape[1] for image in images), max(image.shape[2] for image in images)

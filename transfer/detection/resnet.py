@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from intl_bench.core.errors import InputError
 from transfer.detection.config import ModelConfig
 from transfer.detection.pooling import Bins, find_bins, pool
 
@@ -43,11 +44,16 @@ class BasicBlock(nn.Module):
         shortcut = x if self.shortcut is None else self.shortcut(x)
         return self._end(F.relu_(self.conv1(x)), shortcut)
 
-    def on_regions(self, features: Tensor, every: Bins, second: Bins) -> Tensor:
+    def project(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """The maps that the block's two branches are pooled from; see `Res5`."""
+        assert self.shortcut is not None
+        return features, self.shortcut.project(features)
+
+    def on_regions(self, maps: tuple[Tensor, Tensor], every: Bins, second: Bins) -> Tensor:
         """The block, with stride 2, on pooled regions; see `Res5`."""
         assert self.shortcut is not None
-        shortcut = self.shortcut.norm(pool(self.shortcut.project(features), second))
-        return self._end(F.relu_(self.conv1(pool(features, every))), shortcut)
+        shortcut = self.shortcut.norm(pool(maps[1], second))
+        return self._end(F.relu_(self.conv1(pool(maps[0], every))), shortcut)
 
     def _end(self, x: Tensor, shortcut: Tensor) -> Tensor:
         return F.relu_(self.conv2(x).add_(shortcut))
@@ -67,11 +73,16 @@ class Bottleneck(nn.Module):
         shortcut = x if self.shortcut is None else self.shortcut(x)
         return self._end(F.relu_(self.conv1(x)), shortcut)
 
-    def on_regions(self, features: Tensor, every: Bins, second: Bins) -> Tensor:
+    def project(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """The maps that the block's two branches are pooled from; see `Res5`."""
+        assert self.shortcut is not None
+        return self.conv1.project(features), self.shortcut.project(features)
+
+    def on_regions(self, maps: tuple[Tensor, Tensor], every: Bins, second: Bins) -> Tensor:
         """The block, with stride 2, on pooled regions; see `Res5`."""
         assert self.shortcut is not None
-        shortcut = self.shortcut.norm(pool(self.shortcut.project(features), second))
-        return self._end(F.relu_(self.conv1.norm(pool(self.conv1.project(features), every))), shortcut)
+        shortcut = self.shortcut.norm(pool(maps[1], second))
+        return self._end(F.relu_(self.conv1.norm(pool(maps[0], every))), shortcut)
 
     def _end(self, x: Tensor, shortcut: Tensor) -> Tensor:
         return F.relu_(self.conv3(F.relu_(self.conv2(x))).add_(shortcut))
@@ -131,17 +142,65 @@ class Res5(nn.Sequential):
         self.norm = nn.BatchNorm2d(stage_channels(config, 5))
         self.size, self.stride = config.pool_size, config.stride
 
-    def forward(self, features: Tensor, boxes: list[Tensor]) -> Tensor:  # type: ignore[override]
-        """Features (N, C, H, W) and each image's boxes (r_i, 4) in pixels -> (sum of r_i, 2 C, s, s), s = size / 2."""
+    def project(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (N, C, H, W) -> the maps that any number of regions are pooled from."""
+        first = self[0]
+        assert isinstance(first, (BasicBlock, Bottleneck))
+        return first.project(features)
+
+    def forward(self, maps: tuple[Tensor, Tensor], boxes: list[Tensor]) -> Tensor:  # type: ignore[override]
+        """Maps of `project` and each image's boxes (r_i, 4) in pixels -> (sum of r_i, 2 C, s, s), s = size / 2."""
         # Half precision has too few digits for places in an image.
-        dtype = torch.promote_types(features.dtype, torch.float32)
+        dtype = torch.promote_types(maps[0].dtype, torch.float32)
         every, second = (
-            find_bins(boxes, features.shape, size=self.size, stride=self.stride, step=step, dtype=dtype)
+            find_bins(boxes, maps[0].shape, size=self.size, stride=self.stride, step=step, dtype=dtype)
             for step in (1, 2)
         )
         first, *others = self
         assert isinstance(first, (BasicBlock, Bottleneck))
-        x = first.on_regions(features, every, second)
+        x = first.on_regions(maps, every, second)
         for module in others:
             x = module(x)
         return x
+
+
+def load_backbone(detector: nn.Module, state: dict[str, Tensor]) -> None:
+    """Puts a backbone's weights into a detector of either engine; res5 becomes the stage of the regions.
+
+    Args:
+        state: named stem.*, res2.*, ..., res5.*.
+
+    Raises:
+        InputError: a weight is missing, left over or of another shape.
+    """
+    named = {
+        f"roi_heads.{key}" if key.startswith("res5.") else f"backbone.{key}": value for key, value in state.items()
+    }
+    wanted = {
+        key: value
+        for key, value in detector.state_dict().items()
+        if key.startswith(("backbone.", "roi_heads.res5.")) and ".res5.norm." not in key
+    }
+    require_same(named, wanted)
+    detector.load_state_dict(named, strict=False)
+
+
+def require_same(given: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
+    """Compares a backbone's weights with the wanted ones: all names, though batch counters may lack, and all shapes.
+
+    Raises:
+        InputError: naming the first difference.
+    """
+    needed = {key for key in wanted if not key.endswith(".num_batches_tracked")}
+    for problem, keys in (("missing", needed - set(given)), ("unknown", set(given) - set(wanted))):
+        if keys:
+            raise InputError(
+                f"backbone weights: {len(keys)} {problem}, such as {min(keys)}; "
+                "expected those of this detector's backbone; set model.* as it was pre-trained"
+            )
+    for key, value in given.items():
+        if value.shape != wanted[key].shape:
+            raise InputError(
+                f"backbone weights: {key} has shape {tuple(value.shape)}, expected {tuple(wanted[key].shape)}; "
+                "set model.* as the backbone was pre-trained"
+            )

@@ -110,7 +110,7 @@ class RoIHeads(nn.Module):
             (region.objects.cpu(), region.boxes[:count].cpu())
             for region, count in zip(regions, foreground, strict=True)
         ]
-        shared = self.res5(features, [region.boxes for region in regions])
+        shared = self.res5(self.res5.project(features), [region.boxes for region in regions])
         logits, deltas = self.box_predictor(shared.mean(dim=(2, 3)))
         classes = torch.cat([region.classes for region in regions])
         count = max(1, len(classes))
@@ -153,7 +153,8 @@ class RoIHeads(nn.Module):
         Args:
             sizes: (height, width) of the images before padding.
         """
-        shared = self.res5(features, proposals)
+        maps = self.res5.project(features)
+        shared = self.res5(maps, proposals)
         logits, deltas = self.box_predictor(shared.mean(dim=(2, 3)))
         del shared
         counts = [len(boxes) for boxes in proposals]
@@ -163,7 +164,7 @@ class RoIHeads(nn.Module):
         if self.mask_head is None:
             return found
         classes = torch.cat([detections.classes for detections in found])
-        shared = self.res5(features, [detections.boxes for detections in found])
+        shared = self.res5(maps, [detections.boxes for detections in found])
         logits = self.mask_head(shared)[torch.arange(len(classes), device=classes.device), classes]
         masks = logits.float().sigmoid().split([len(detections.boxes) for detections in found])
         return [detections._replace(masks=mask) for detections, mask in zip(found, masks, strict=True)]

@@ -29,6 +29,7 @@ from transfer.detection.config import Config
 from transfer.detection.data import Batch, test_images, training_batches
 from transfer.detection.evaluation import to_results
 from transfer.detection.optim import build_sgd, learning_rate
+from transfer.detection.resnet import load_backbone
 from transfer.detection.structures import Target
 
 _LOG_EVERY = 20
@@ -141,7 +142,7 @@ def _prepare(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch_seed(seed, "detector init"))
         model = build_model(config.model)
-    model.load_backbone(backbone)
+    load_backbone(model, backbone)
     model.to(process.device).train()
     if config.channels_last:
         if process.device.type == "cpu" and config.model.width < 16:
