@@ -4,8 +4,8 @@
     python benchmarks/gpu.py --cifar PATH       then trains cifar10_r18_intl as long as the time lasts, and scores it
     python benchmarks/gpu.py --device cpu --small 32      the same code paths on a CPU, to see that they run
 
-Times are medians of steps between two synchronisations. A share of the ceiling is floating-point operations (fvcore's
-multiply-adds x 2, forward and twice that backward) per second over those of a bf16 matrix product of 8192 x 8192.
+Times are medians of steps between two synchronisations. A share of the ceiling is floating-point operations (those of
+`pretrain --dry-run`) per second over those of a bf16 matrix product of 8192 x 8192.
 """
 
 import argparse
@@ -27,7 +27,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 import numpy as np
 import torch
 from detection_cases import ground_truth, picture
-from fvcore.nn import FlopCountAnalysis
 from torch import nn
 from torchvision.models.detection import maskrcnn_resnet50_fpn
 
@@ -37,7 +36,8 @@ from pretrain import train
 from pretrain.data import ArraySource
 from pretrain.loader import training_batches
 from pretrain.methods.intl import INTLLoss
-from pretrain.recipe import Recipe, load_recipe
+from pretrain.plan import make_plan
+from pretrain.recipe import load_recipe
 from pretrain.views import augment
 from transfer.detection import build_model
 from transfer.detection.config import ModelConfig
@@ -76,20 +76,6 @@ def ceiling(options: argparse.Namespace) -> float:
     n = 8192 if options.small == 1 else 512
     a, b = (torch.randn(n, n, device=options.device, dtype=torch.bfloat16) for _ in range(2))
     return 2 * n**3 / seconds(lambda: a @ b, options.device, 10)
-
-
-def gigaflops(training: train.Training, recipe: Recipe) -> float:
-    """Of the forward and backward pass of one image in all its views, the loss aside."""
-    model = nn.Sequential(training.method.backbone, training.method.projector).eval()
-
-    def forward(size: int) -> float:
-        analysis = FlopCountAnalysis(model, torch.zeros(1, 3, size, size, device=next(model.parameters()).device))
-        return 2 * analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).total() / 1e9
-
-    target = getattr(training.method, "target", None) is not None
-    total = sum(forward(view.size) * (1 if target and n == 0 else 3) for n, view in enumerate(recipe.views))
-    model.train()
-    return total
 
 
 def training_step(options: argparse.Namespace, name: str, overrides: list[str], peak: float) -> Iterator[str]:
@@ -135,13 +121,15 @@ def training_step(options: argparse.Namespace, name: str, overrides: list[str], 
         "optimiser": training.optimizer.step,
     }
     times = {part: seconds(work, device, repeats) for part, work in parts.items()}
+    views.clear()
+    z.clear()
     peak_mib(device)
     whole = {"whole step": seconds(lambda: training.take_step(batch), device, repeats)}
     memory = peak_mib(device)
-    if device == "cuda":
+    if device == "cuda" and left() > 150:
         training.model = torch.compile(training.model)
         whole["whole step, torch.compile"] = seconds(lambda: training.take_step(batch), device, repeats)
-    flops = 1e9 * gigaflops(training, recipe) * recipe.batch_size
+    flops = make_plan(recipe).flops * recipe.batch_size
     yield f"\n{name}, batch {recipe.batch_size}, views {sizes}, {recipe.precision}, peak memory {memory} MiB"
     yield "| part | ms | share of the step | img/s | share of the ceiling |\n| --- | --- | --- | --- | --- |"
     for part, time_ in (times | whole).items():
@@ -210,25 +198,30 @@ def detection(options: argparse.Namespace, peak: float) -> Iterator[str]:
         for target in targets
     ]
     draws = [torch.Generator(options.device).manual_seed(number) for number in range(n)]
-    ours = build_model(ModelConfig()).to(options.device).train()
-    theirs = maskrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=81).to(options.device).train()
-    ways = {
-        "built-in, R50-C4": lambda: sum(ours(images, targets, draws).values()).backward(),
-        "torchvision, R50-FPN": lambda: sum(theirs([image / 255 for image in images], labelled).values()).backward(),
-    }
+
+    def built_in() -> Callable[[], object]:
+        model = build_model(ModelConfig()).to(options.device).train()
+        return lambda: sum(model(images, targets, draws).values()).backward()
+
+    def torchvisions() -> Callable[[], object]:
+        model = maskrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=81).to(options.device).train()
+        return lambda: sum(model([image / 255 for image in images], labelled).values()).backward()
+
     yield f"\nMask R-CNN training step, {n} images of {size[0]} x {size[1]}, bf16"
     yield "| detector | ms | peak MiB |\n| --- | --- | --- |"
-    for name, work in ways.items():
+    for name, make in {"built-in, R50-C4": built_in, "torchvision, R50-FPN": torchvisions}.items():
+        work = make()
         peak_mib(options.device)
         with torch.autocast(options.device, torch.bfloat16):
             time_ = seconds(work, options.device, 10 if options.device == "cuda" else 1)
         yield f"| {name} | {1e3 * time_:.1f} | {peak_mib(options.device)} |"
+        del work
 
 
 def accuracy(options: argparse.Namespace, peak: float) -> Iterator[str]:
     """As many epochs of cifar10_r18_intl as the time that is left allows, then 5-NN and the linear probe."""
-    if options.cifar is None:
-        yield "CIFAR-10 accuracy: not measured (no --cifar)"
+    if options.cifar is None or left() < 150:
+        yield "CIFAR-10 accuracy: not measured (no --cifar, or the time is up)"
         return
     root = Path(options.cifar)
     data = [f"data.kind={'npz' if root.suffix == '.npz' else 'cifar10'}", f"data.root={root}", "data.name=cifar10"]
@@ -244,7 +237,7 @@ def accuracy(options: argparse.Namespace, peak: float) -> Iterator[str]:
             yield f"{task}: {record.metrics}"
 
 
-PARTS = {"cifar": cifar, "r50": r50, "loss": loss_alone, "detection": detection, "accuracy": accuracy}
+PARTS = {"cifar": cifar, "loss": loss_alone, "detection": detection, "r50": r50, "accuracy": accuracy}
 
 
 def main() -> None:

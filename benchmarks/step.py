@@ -69,6 +69,11 @@ def ours(options: argparse.Namespace) -> dict[str, Step]:
     }
 
 
+def wait(options: argparse.Namespace) -> None:
+    if options.device == "cuda":
+        torch.cuda.synchronize()
+
+
 def authors(options: argparse.Namespace) -> dict[str, Step]:
     if options.authors is None:
         return {}
@@ -153,9 +158,11 @@ def solo_learn(options: argparse.Namespace) -> dict[str, Step]:
         seconds = 0.0
 
         def on_train_batch_start(self, *args: object) -> None:
+            wait(options)
             self.seconds = time.perf_counter()
 
         def on_train_batch_end(self, *args: object) -> None:
+            wait(options)
             self.seconds = time.perf_counter() - self.seconds
 
     def step() -> float:
@@ -185,15 +192,14 @@ def main() -> None:
         for name, step in ways.items():
             started = time.perf_counter()
             own = step()
-            if options.device == "cuda":
-                torch.cuda.synchronize()
+            wait(options)
             seconds = own if isinstance(own, float) else time.perf_counter() - started
             if number:
                 times[name].append(seconds)
     median = {name: statistics.median(values) for name, values in times.items()}
     reference, floor = median.get("authors' step"), median["floor: backbone and projector alone"]
     print(
-        f"ResNet-18, CIFAR stem, batch {options.batch}, 2 views, {options.device}, {options.precision}, torch "
+        f"ResNet-18, CIFAR stem, batch {options.batch}, 2 views, {options.device}, ours in {options.precision}, torch "
         f"{torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}\n"
         "| step | seconds | img/s | speed against the authors' | time / floor |\n| --- | --- | --- | --- | --- |"
     )

@@ -279,7 +279,7 @@ def _translate(error: Exception) -> BenchError | None:
     if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
         return ResourceError(
             f"out of memory: {str(error).splitlines()[0] if str(error) else 'no more to give'}; "
-            "smaller batches need less; so do more GPUs with torchrun, each with its part of a batch"
+            "smaller batches need less; so do more GPUs, each with its part of a batch"
         )
     if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
         # A worker that dies is noticed wherever the main process happens to be.

@@ -111,38 +111,43 @@ def run(arguments: Sequence[str], count: int) -> int:
         try:
             ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
             workers.extend(start(arguments, environment | rank) for rank in ranks)
-            _wait(workers, stop)
+            failed = _wait(workers, stop)
         finally:
             for worker in workers:
                 worker.kill()
                 worker.wait()
-    codes = [worker.returncode for worker in workers]
-    if not any(codes):
+    if failed is None:
         return 0
     reported = distributed.reported_exit_code(store)
     if reported is not None:
         return reported
-    if stop.received is not None:
+    code = workers[failed].returncode
+    if stop.received is not None and code == -stop.received:  # it had not begun to heed signals
         raise stop.error("before there was anything to save")
-    number, code = next((number, code) for number, code in enumerate(codes) if code)
     if code > 0:
         return code
     raise ResourceError(
-        f"process {number} of {count} was killed by {signal.Signals(-code).name}, perhaps for its memory; "
+        f"process {failed} of {count} was killed by {signal.Signals(-code).name}, perhaps for its memory; "
         "the same command goes on from the last checkpoint"
     )
 
 
-def _wait(workers: Sequence["subprocess.Popen[bytes]"], stop: StopRequest) -> None:
-    """Until all have ended; or until the first that failed has been followed by the others, at most `_PATIENCE`."""
+def _wait(workers: Sequence["subprocess.Popen[bytes]"], stop: StopRequest) -> int | None:
+    """Until all have ended, or `_PATIENCE` after the first that failed, which ends the others; returns its number."""
     passed_on: int | None = None
+    failed: int | None = None
     deadline = float("inf")
-    while any(worker.poll() is None for worker in workers) and time.monotonic() < deadline:
+    while True:
+        codes = [worker.poll() for worker in workers]
+        if failed is None:
+            failed = next((number for number, code in enumerate(codes) if code), None)
+        if None not in codes or time.monotonic() > deadline:
+            return failed
         if stop.received is not None and stop.received != passed_on:
             passed_on = stop.received
             for worker in workers:
                 worker.send_signal(passed_on)
-        elif deadline == float("inf") and any(worker.returncode for worker in workers):
+        elif failed is not None and deadline == float("inf"):
             deadline = time.monotonic() + _PATIENCE
             for worker in workers:
                 worker.send_signal(signal.SIGTERM)

@@ -70,7 +70,7 @@ def in_parallel(arguments: Sequence[str], seeds: Sequence[int]) -> None:
         if stop.received is not None and (waiting or any(codes.values())):
             raise stop.error("; every seed saved its state")
     if any(codes.values()):
-        raise UnfinishedError({f"seed {seed}": code for seed, code in codes.items()})
+        raise UnfinishedError({f"seed {seed}": codes[seed] for seed in seeds})
 
 
 class Job:
@@ -98,10 +98,10 @@ class Job:
         finally:
             self.process.send_signal(signal.SIGTERM)  # cancelled: it saves its state; nothing where it has ended
         code = self.process.returncode
-        if code == PREEMPTED and task.global_rank:
-            sys.exit(code)
         if code == PREEMPTED:
-            time.sleep(_REQUEUE_SECONDS)
+            time.sleep(_REQUEUE_SECONDS)  # a task that ends may take the first one along, which queues the job again
+            if task.global_rank:
+                sys.exit(code)
         return code
 
     def checkpoint(self) -> Any:

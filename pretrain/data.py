@@ -45,6 +45,7 @@ class DataConfig:
         name: the data set's name in results; None means the kind, and "imagenet" for an imagefolder.
         classes: a file with one class folder a line, to use those only (imagefolder).
         on_bad_image: "stop" at an image that cannot be decoded, or "skip" it while training: the next one stands in.
+            A pack whose bytes have changed always stops.
         mean, std: per channel, for pixels in 0..1; None means the data set's own, or ImageNet's where it is not known.
         size: number of training images (shapes); a quarter as many are for testing.
     """

@@ -295,7 +295,13 @@ def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """A new tensor; a worker's is in the memory that it shares with the main process, which gets it without a copy."""
     if get_worker_info() is None:
         return torch.empty(shape, dtype=dtype)
-    storage = torch.UntypedStorage._new_shared(math.prod(shape) * dtype.itemsize)
+    try:
+        storage = torch.UntypedStorage._new_shared(math.prod(shape) * dtype.itemsize)
+    except RuntimeError as error:
+        raise ResourceError(
+            f"a data worker cannot share its batch ({' '.join(str(error).split())[:150]}); /dev/shm may be too small: "
+            "give it more room, or use fewer workers or a smaller batch"
+        ) from error
     return torch.empty(0, dtype=torch.uint8).set_(storage).view(dtype).view(shape)
 
 

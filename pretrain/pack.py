@@ -50,6 +50,8 @@ class Pack:
         try:
             self.sha256 = files.verify(index)
         except InputError as error:
+            if isinstance(error.__cause__, OSError):  # it could not be read at all
+                raise
             raise InputError(f"{index}: not the bytes that were written; {_AGAIN}") from error
         try:
             with index.open("rb") as stream:

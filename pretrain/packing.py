@@ -52,17 +52,14 @@ def _part(root: Path, path: Path, split: str) -> Part:
     source = open_source(DataConfig(root=str(root)), split)
     if not isinstance(source, FolderSource):
         raise InputError(f"{root}: packed already; expected a folder with a folder of images for each class")
+    sizes = [Path(source.file(index)).stat().st_size for index in range(len(source))]
     complete = pack.index_of(path).exists()
     if complete:
         there = pack.Pack(path)
-        same = (there.class_names, there.images["name"].tolist(), there.images["label"].tolist()) == (
-            source.class_names,
-            source.files.tolist(),
-            source.labels.tolist(),
-        )
-        if not same:
+        wanted = {"name": source.files.tolist(), "label": source.labels.tolist(), "size": sizes}
+        same = all(there.images[field].tolist() == values for field, values in wanted.items())
+        if not same or there.class_names != source.class_names:
             raise InputError(f"{path}: holds other images than {source.place}; remove it, or choose another place")
-    sizes = (Path(source.file(index)).stat().st_size for index in range(len(source)))
     return Part(path=path, source=source, size=sum(sizes), complete=complete)
 
 

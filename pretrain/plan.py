@@ -182,8 +182,8 @@ def make_plan(recipe: Recipe, *, processes: int = 1, devices: Sequence[Device] =
 def _count_step(method: Any, recipe: Recipe, processes: int = 1) -> tuple[Cost, Cost]:
     """The cost of one process's forward and backward pass, and what of it is the loss's; takes `method`'s data away.
 
-    A process makes the embeddings of its part of the batch, and the loss of the whole batch as all others do. The loss
-    is `method.loss`, a module that is called with a list of embeddings.
+    A process makes the embeddings of its part of the batch, and is charged with the loss of the whole batch, which it
+    really shares with the others. The loss is `method.loss`, a module that is called with a list of embeddings.
     """
     share = recipe.batch_size // processes
     embeddings: list[tuple[int, torch.dtype, bool]] = []

@@ -55,7 +55,7 @@ class Reading:
         return self.host.tolist()
 
 
-def send(numbers: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
+def fetch(numbers: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
     """`numbers` on the host, as soon as the event (where there is one) has come."""
     if numbers.device.type != "cuda":
         return numbers, None

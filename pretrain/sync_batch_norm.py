@@ -79,7 +79,10 @@ class CPUSyncBatchNorm(nn.BatchNorm2d):
 
 
 def synchronize(module: nn.Module, device: torch.device) -> nn.Module:
-    """Replaces every batch norm of `module` by one over all processes; parameter names stay."""
+    """Replaces every batch norm of `module` by one over all processes; parameter names stay.
+
+    On GPUs it is PyTorch's, whose forward pass waits for the device once a layer (it looks for empty parts).
+    """
     if device.type != "cpu":
         return nn.SyncBatchNorm.convert_sync_batchnorm(module)
     for name, child in module.named_children():

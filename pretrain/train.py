@@ -31,11 +31,11 @@ from pretrain.data import normalization, open_source
 from pretrain.loader import Batch, steps_per_epoch, training_batches
 from pretrain.optim import build_sgd
 from pretrain.projector import build_projector
-from pretrain.reading import Reading, send
+from pretrain.reading import Reading, fetch
 from pretrain.recipe import Recipe, check_same_run
 from pretrain.schedules import warmup_cosine
 from pretrain.sync_batch_norm import synchronize
-from pretrain.views import augment
+from pretrain.views import augment, send
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -109,9 +109,9 @@ class Training:
         self.step += 1
         self.method.after_step(self.step / self.total_steps)
 
-        asked = distributed.largest(torch.tensor([stop, save], dtype=torch.float32).to(device, non_blocking=True))
+        asked = distributed.largest(send(torch.tensor([stop, save], dtype=torch.float32), device))
         numbers = [*(term.detach().float() for term in terms.values()), loss.detach().float(), norm.float()]
-        host, copied = send(torch.cat([torch.stack(numbers), asked]))
+        host, copied = fetch(torch.cat([torch.stack(numbers), asked]))
         finite = {*terms, "loss"}
         return Reading(
             step=self.step,
@@ -270,13 +270,17 @@ def _loop(training: Training, source: Any, stop: StopRequest) -> None:
     with checkpoint.Writer() as writer:
         for batch in batches:
             log.waited += time.perf_counter() - ended
-            save = time.perf_counter() - saved >= 60 * recipe.save_minutes
-            reading = training.take_step(batch, stop=stop.received is not None, save=save)
+            wanted = stop.received is not None
+            save = process.is_main and time.perf_counter() - saved >= 60 * recipe.save_minutes
+            saved = time.perf_counter() if save else saved
+            reading = training.take_step(batch, stop=wanted, save=save)
             if before is not None:  # read while the device computes this step
                 log.write(before)
-            # One process knows at once what it asked for, several learn it of the step before.
-            asking = reading if process.world_size == 1 else before
-            stopping, saving = asking.asked() if asking is not None else (False, False)
+            # One process knows what it wants; several learn of the step before what any of them wanted.
+            if process.world_size == 1:
+                stopping, saving = wanted, save
+            else:
+                stopping, saving = before.asked() if before is not None else (False, False)
             last = training.step == training.total_steps
             if recipe.spectrum_every and (last or training.step % recipe.spectrum_every == 0):
                 log.write(reading, _spectrum(training))
@@ -286,7 +290,6 @@ def _loop(training: Training, source: Any, stop: StopRequest) -> None:
                 training.bad_files = distributed.union(training.bad_files)
                 if process.is_main:
                     writer.save(recipe.checkpoint, training.state())
-                saved = time.perf_counter()
             if stopping and not last:
                 writer.wait()
                 log.close()

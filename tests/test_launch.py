@@ -136,6 +136,25 @@ def test_a_killed_process_ends_the_other_and_is_named(tmp_path: Path) -> None:
 
 @linux
 @pytest.mark.slow
+def test_the_death_of_any_process_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the others hang, as in a wait of NCCL's, and take no notice of a signal."""
+    script = tmp_path / "hangs.py"
+    script.write_text(
+        "import os, signal, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: None)\n"
+        "if os.environ['RANK'] == '2':\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "while True:\n"
+        "    time.sleep(1)\n"
+    )
+    monkeypatch.setattr(launch, "_COMMAND", [sys.executable, str(script)])
+    monkeypatch.setattr(launch, "_PATIENCE", 1.0)
+    with pytest.raises(ResourceError, match="process 2 of 3 was killed by SIGKILL"):
+        launch.run([], 3)
+
+
+@linux
+@pytest.mark.slow
 def test_nothing_is_left_running_when_the_launcher_is_killed(tmp_path: Path) -> None:
     process = pretrain(*LONG, "--processes", "2", folder=tmp_path)
     wait(lambda: steps(tmp_path) >= 1)

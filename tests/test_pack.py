@@ -319,6 +319,15 @@ def test_packs_of_two_data_sets(folder: Path, packed: Path) -> None:
 # The command
 
 
+def test_a_pack_of_an_image_since_replaced_is_not_taken_for_complete(
+    folder: Path, packed: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = next((folder / "train").glob("*/*"))
+    image.write_bytes(image.read_bytes() + b"more")
+    assert main(["data", "pack", str(folder), str(packed)]) == 2
+    assert "train.pack: holds other images" in capsys.readouterr().err
+
+
 def test_the_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = folder.parent / "new" / "place"
     words = ["data", "pack", str(folder), str(out)]

@@ -185,7 +185,7 @@ def test_the_peak_is_what_real_tensors_reach() -> None:
     assert counted.flops == 2 * 512 * (3 * (64 * 256 + 256 * 256 + 256) - 64 * 256)  # the input needs no gradient
 
 
-def test_processes_share_the_batch_but_not_the_loss() -> None:
+def test_processes_share_the_batch_and_are_each_charged_with_the_loss() -> None:
     one, two = planned("method.momentum_target=False"), planned(processes=2)
     assert two.flops == one.flops
     assert two.steps_per_epoch == one.steps_per_epoch

@@ -200,12 +200,10 @@ def _forward(
     progress = Progress(
         math.ceil(n / size), images_per_step=size * process.world_size, label="features", enabled=process.is_main
     )
-    computed = (model(images.contiguous(memory_format=torch.channels_last)) for images, _ in batches)
     done = 0
-    # One batch behind: while a GPU's results are waited for, it has the next batch to compute.
-    for batch, _ in itertools.pairwise(itertools.chain(computed, [None])):
-        features[done : done + len(batch)] = batch
-        done += len(batch)
+    for images, _ in batches:
+        features[done : done + len(images)] = model(images.contiguous(memory_format=torch.channels_last))
+        done += len(images)
         progress.step()
     progress.close()
     return features

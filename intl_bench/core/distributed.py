@@ -16,7 +16,7 @@ from torch import nn
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from intl_bench.core.errors import InputError, ResourceError
+from intl_bench.core.errors import BenchError, InputError, ResourceError
 from intl_bench.core.memory import keep_freed_memory
 
 T = TypeVar("T")
@@ -96,6 +96,7 @@ def start(device: str = "auto") -> Iterator[Process]:
         rank=rank,
         world_size=world_size,
         timeout=_TIMEOUT,
+        device_id=where if use_cuda else None,
     )
     yield Process(rank=rank, world_size=world_size, device=where)
     dist.destroy_process_group()  # not after an error: it would wait for the other processes
@@ -254,11 +255,18 @@ def collect(items: list[Any]) -> list[Any]:
 
 
 def from_main(compute: Callable[[], T]) -> T:
-    """What `compute` returns on the first process, on every process; the others do not call it."""
+    """What `compute` returns, or raises of ours, on the first process, on every process; the others do not call it."""
     if world_size() == 1:
         return compute()
-    box = [compute() if dist.get_rank() == 0 else None]
+    box: list[Any] = [None, None]
+    if dist.get_rank() == 0:
+        try:
+            box[0] = compute()
+        except BenchError as error:
+            box[1] = error
     dist.broadcast_object_list(box)
+    if box[1] is not None:
+        raise box[1]
     return cast(T, box[0])
 
 

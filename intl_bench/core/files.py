@@ -15,6 +15,10 @@ from typing import IO, Any
 
 from intl_bench.core.errors import InputError, from_os_error
 
+# Read once: the call changes the whole process's, and files are written in the background too.
+_UMASK = os.umask(0)
+os.umask(_UMASK)
+
 
 @contextlib.contextmanager
 def _replacement(path: Path) -> Iterator[Path]:
@@ -28,9 +32,7 @@ def _replacement(path: Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb+") as stream:
             os.fsync(stream.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
+        temporary.chmod(0o666 & ~_UMASK)
         temporary.replace(path)
         temporary = None
     except OSError as error:
