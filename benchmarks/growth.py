@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 import torch
+from peak_memory import Rise
 
 from intl_bench.core import distributed
 from pretrain import train
@@ -84,8 +85,7 @@ def measure(point: Point, device: str, repeats: int) -> None:
         share = {"rank": process.rank, "world_size": process.world_size}
         batches = training_batches(source, recipe.views, seed=0, batch_size=point.batch, last_step=1, **share)
         (batch,) = list(batches)
-        Path("/proc/self/clear_refs").write_text("5")  # resets the peak, VmHWM
-        before = status("VmRSS")
+        rise = Rise(device)
         training = train.build(recipe, process, IMAGES)
         seconds = []
         for _ in range(2 + repeats):
@@ -95,15 +95,9 @@ def measure(point: Point, device: str, repeats: int) -> None:
             if device == "cuda":
                 torch.cuda.synchronize()
             seconds.append(time.perf_counter() - started)
-        used = torch.cuda.max_memory_allocated() / 2**20 if device == "cuda" else (status("VmHWM") - before) / 1024
-        memory = distributed.collect([used])
+        memory = distributed.collect([rise.mib()])
         if process.is_main:
             print(json.dumps([point.batch / min(seconds[2:]), max(memory)]))
-
-
-def status(field: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
 
 
 def run(point: Point, options: argparse.Namespace) -> tuple[float, float]:

@@ -9,7 +9,6 @@ minus what was there before the call, features included in neither.
 """
 
 import argparse
-import ctypes
 import json
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
+from peak_memory import Rise
 
 from transfer.knn import knn_predict
 
@@ -70,21 +70,9 @@ def added_mib(name: str, options: argparse.Namespace) -> float:
     """How far a call drives this process's (or the GPU's) memory above where it stood."""
     arguments = problem(options)
     WAYS[name](arguments[0][:50], arguments[1][:50], arguments[2][:50])  # libraries load at the first call
-    if options.device == "cuda":
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        WAYS[name](*arguments)
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
-    ctypes.CDLL(None).malloc_trim(0)  # what was freed before must not be there to be used again unseen
-    Path("/proc/self/clear_refs").write_text("5")  # resets the peak, VmHWM
-    before = _status("VmRSS")
+    rise = Rise(options.device)
     WAYS[name](*arguments)
-    return (_status("VmHWM") - before) / 1024
-
-
-def _status(field: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
+    return rise.mib()
 
 
 def main() -> None:

@@ -12,7 +12,6 @@ minus what was there before the call; the embeddings are not in it, their gradie
 
 import argparse
 import contextlib
-import ctypes
 import functools
 import json
 import math
@@ -27,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 import torch.distributed as dist
+from peak_memory import Rise
 from torch.nn import functional as F
 
 from pretrain.methods.intl import INTLLoss
@@ -126,21 +126,9 @@ def added_mib(name: str, options: argparse.Namespace) -> float:
     loss = ways(count, options)[name]()
     step(loss, embeddings(count, 32, 64, options.device))  # libraries load at the first call
     views = embeddings(count, options.samples, options.features, options.device)
-    if options.device == "cuda":
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        step(loss, views)
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
-    ctypes.CDLL(None).malloc_trim(0)  # what was freed before must not be there to be used again unseen
-    Path("/proc/self/clear_refs").write_text("5")  # resets the peak, VmHWM
-    before = _status("VmRSS")
+    rise = Rise(options.device)
     step(loss, views)
-    return (_status("VmHWM") - before) / 1024
-
-
-def _status(field: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
+    return rise.mib()
 
 
 def memory_of(name: str, views: int) -> float:

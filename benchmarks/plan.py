@@ -13,7 +13,6 @@ ResNet-50 on one A100 80GB (DeepLearningExamples, PyTorch/Classification/ConvNet
 """
 
 import argparse
-import ctypes
 import json
 import os
 import subprocess
@@ -25,6 +24,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
+from peak_memory import Rise
 from torch.nn import functional as F
 from torchvision.models import resnet50
 
@@ -107,22 +107,11 @@ def machine(device: str) -> costs.Device:
 def added_bytes(name: str, device: str) -> int:
     """How far building a run and taking two steps drives this process's (or the GPU's) memory up."""
     steps(load_recipe("demo", ["batch_size=16", *SMALL]), device)()  # libraries load at the first step
-    if device == "cuda":
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-    else:
-        ctypes.CDLL(None).malloc_trim(0)  # what was freed before must not be there to be used again unseen
-        Path("/proc/self/clear_refs").write_text("5")  # resets the peak, VmHWM
-        before = _status("VmRSS")
+    rise = Rise(device)
     step = steps(recipe_of(name), device)
     step()
     step()
-    return (torch.cuda.max_memory_allocated() if device == "cuda" else _status("VmHWM")) - before
-
-
-def _status(field: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
+    return round(rise.mib() * 2**20)
 
 
 def supervised(half: bool) -> float:

@@ -34,7 +34,7 @@ def read(path: Path, folder: Path, *, name: str, masks: bool, evaluated: bool) -
     Raises:
         InputError: the file, an entry or an image file is not as the format demands; the first problem, in one line.
     """
-    with _no_collection():
+    with no_collection():
         document = _load(path)
         categories = _Rows(path, document, "categories", "category")
         images = _Rows(path, document, "images", "image")
@@ -82,7 +82,7 @@ def read(path: Path, folder: Path, *, name: str, masks: bool, evaluated: bool) -
 
 
 @contextlib.contextmanager
-def _no_collection() -> Iterator[None]:
+def no_collection() -> Iterator[None]:
     """Without the garbage collector, which looks at all these objects again and again and finds nothing."""
     enabled = gc.isenabled()
     gc.disable()

@@ -5,14 +5,13 @@ evaluations during training.
 """
 
 import contextlib
-import gc
 import io
 import itertools
 import json
 import math
 import operator
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from pycocotools import mask as rle
 from intl_bench.core.errors import InputError, from_os_error
 from transfer.detection import masks
 from transfer.detection.annotations import Annotations
+from transfer.detection.coco_annotations import no_collection
 from transfer.detection.rle import counts_of
 from transfer.detection.structures import Detections
 
@@ -69,7 +69,7 @@ def evaluate_coco(
         if iou_type not in _FIELDS:
             raise InputError(f"iou_types: {iou_type!r} is unknown; expected {' or '.join(_FIELDS)}")
     kinds = import_evaluator(evaluator)
-    with _no_collection():
+    with no_collection():
         truth = _read_truth(Path(annotations_json), iou_types)
         name = "detections"
         if isinstance(detections, str | Path):
@@ -195,20 +195,6 @@ def check_results(
             if problem:
                 raise InputError(f"{name}[{position}]: {problem}")
     return list(results)
-
-
-@contextlib.contextmanager
-def _no_collection() -> Iterator[None]:
-    """Pauses Python's search for reference cycles: here are none, but a million objects to be searched again and again,
-    a fifth of the time.
-    """
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def import_evaluator(evaluator: str) -> tuple[Callable[[], Any], Callable[..., Any]]:
