@@ -44,19 +44,22 @@ class _Products(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, centering: bool, *views: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         dtype = torch.float64 if any(z.dtype == torch.float64 for z in views) else torch.float32
-        means = torch.stack([z.mean(dim=1, keepdim=True, dtype=dtype) for z in views]) * centering
-        left = torch.zeros_like(means)
         m = len(views[0])
+        means = views[0].new_zeros((len(views), m, 1), dtype=dtype)
+        if centering:
+            torch.stack([z.mean(dim=1, keepdim=True, dtype=dtype) for z in views], out=means)
+        left = torch.zeros_like(means)
         rows = _CPU_ROWS if means.device.type == "cpu" else m
         gram = means.new_zeros(len(views), m, m)
         cross = means.new_zeros((len(views) - 1) * m, m)
         for _, x in _centered(views, means):
-            left += x.sum(dim=2, keepdim=True)
+            if centering:
+                left += x.sum(dim=2, keepdim=True)
             cross.addmm_(x[1:].flatten(0, 1), x[0].T)
             for end in range(rows, m + rows, rows):
                 block = slice(end - rows, min(end, m))
                 gram[:, block, : block.stop].baddbmm_(x[:, block], x[:, : block.stop].mT)
-        ctx.save_for_backward(*views, means, left * (centering / views[0].shape[1]))
+        ctx.save_for_backward(*views, means, left / views[0].shape[1])
         return gram.tril() + gram.tril(-1).mT, cross.view(-1, m, m)
 
     @staticmethod
