@@ -25,6 +25,8 @@ from transfer import TASKS
 from transfer.convert import read
 from transfer.features import RANDOM, random_init
 
+# Of a method's settings, those that a record says elsewhere.
+_STATED = {"name", "momentum_target"}
 # Training images of the paper's data sets: a smaller set under the same name is not the paper's scale.
 _PAPER_IMAGES = TRAINING_IMAGES | {
     "coco2017": 117_266,  # those with an object that is no crowd
@@ -273,5 +275,10 @@ def _pretrain_stamp(checkpoint: Checkpoint) -> dict[str, Any]:
         "pretrain_batch_size": stored["batch_size"],
         "pretrain_lr": stored["base_lr"],
         "pretrain_crops": "+".join(f"{sizes.count(size)}x{size}" for size in dict.fromkeys(sizes)),
-        "pretrain_momentum_target": bool(stored["method"].get("momentum_target", False)),
+        "pretrain_momentum_target": checkpoint.details.get(
+            "momentum_target", bool(stored["method"].get("momentum_target"))
+        ),
+        "pretrain_embedding_dim": stored["projector"]["out"],
+        # Methods differ in what they can be told, and rows of one method in what they were.
+        **{f"pretrain_method_{key}": value for key, value in stored["method"].items() if key not in _STATED},
     }

@@ -1,27 +1,115 @@
-"""The optimiser: SGD with or without weight decay on one-dimensional parameters (the authors' `main.py`)."""
+"""Optimisers: SGD as INTL's authors use it (their `main.py`), LARS and Adam for the other methods' recipes."""
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
 
+NAMES = ("sgd", "lars", "adam", "adamw")
 
-def build_sgd(
-    module: nn.Module, *, momentum: float, weight_decay: float, decay_one_dimensional: bool
-) -> torch.optim.SGD:
-    """SGD over the trainable parameters, learning rate 0 until the loop sets it.
 
-    Without `decay_one_dimensional` the biases and batch-norm parameters form a group of their own, without decay.
-    The fused kernel is the one that a gradient scaler does not have to wait for.
+def build_optimizer(
+    module: nn.Module,
+    *,
+    name: str = "sgd",
+    momentum: float,
+    weight_decay: float,
+    decay_one_dimensional: bool,
+    one_dimensional_lr_ratio: float = 1.0,
+    trust_coefficient: float = 0.001,
+    clip_trust: bool = False,
+    constant_lr: Sequence[nn.Parameter] = (),
+) -> torch.optim.Optimizer:
+    """The optimiser of the trainable parameters, learning rate 0 until the loop sets it to `group_lr`.
+
+    Args:
+        name: one of `NAMES`.
+        momentum: of SGD and LARS.
+        decay_one_dimensional: whether biases and batch norms decay, and LARS scales them, like all others.
+        one_dimensional_lr_ratio: their learning rate, as a share of the others'.
+        trust_coefficient, clip_trust: see `LARS`.
+        constant_lr: parameters whose learning rate follows no schedule.
     """
+    unscheduled = {id(parameter) for parameter in constant_lr}
     trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    if decay_one_dimensional:
-        groups = [{"params": trainable, "weight_decay": weight_decay}]
+    groups: list[dict[str, Any]] = []
+    for constant, one_dimensional in itertools.product((False, True), (True, False)):
+        like_others = decay_one_dimensional or not one_dimensional
+        own = [p for p in trainable if (id(p) in unscheduled) is constant and (p.ndim == 1) is one_dimensional]
+        if own:
+            groups.append(
+                {
+                    "params": own,
+                    "weight_decay": weight_decay if like_others else 0.0,
+                    "scaled": like_others,
+                    "constant": constant,
+                    "lr_ratio": one_dimensional_lr_ratio if one_dimensional else 1.0,
+                }
+            )
+    if name in ("adam", "adamw"):
+        optimizer: torch.optim.Optimizer = (torch.optim.Adam if name == "adam" else torch.optim.AdamW)(
+            groups, lr=0.0, fused=True
+        )
+        for parameter in trainable:  # from the start, so that a checkpoint has one size
+            optimizer.state[parameter] = {
+                "step": torch.zeros((), device=parameter.device),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }
+        return optimizer
+    if name == "lars":
+        optimizer = LARS(groups, momentum=momentum, trust_coefficient=trust_coefficient, clip_trust=clip_trust)
     else:
-        groups = [
-            {"params": [parameter for parameter in trainable if parameter.ndim == 1], "weight_decay": 0.0},
-            {"params": [parameter for parameter in trainable if parameter.ndim != 1], "weight_decay": weight_decay},
-        ]
-    optimizer = torch.optim.SGD(groups, lr=0.0, momentum=momentum, fused=True)
+        # The fused kernel is the one that a gradient scaler does not have to wait for.
+        optimizer = torch.optim.SGD(groups, lr=0.0, momentum=momentum, fused=True)
     # A first step that the scaler skips would leave PyTorch's momentum uninitialised; from zero it is the gradient.
     for parameter in trainable:
         optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer
+
+
+def group_lr(group: dict[str, Any], *, scheduled: float, base: float) -> float:
+    """The learning rate of a group of `build_optimizer` where the schedule of `base` stands at `scheduled`."""
+    return float(group["lr_ratio"] * (base if group["constant"] else scheduled))
+
+
+class LARS(torch.optim.Optimizer):
+    """SGD with momentum whose gradients are scaled tensor by tensor (You et al., arXiv 1708.03888, Eqn. 6).
+
+    A gradient, weight decay included, is multiplied by trust |w| / (|g| + decay |w|); with `clip_trust` it never
+    moves a weight further than SGD would (solo-learn's `clip_lr`, solo/utils/lars.py). Groups without "scaled" are
+    left to SGD.
+    """
+
+    def __init__(
+        self, groups: list[dict[str, Any]], *, momentum: float, trust_coefficient: float, clip_trust: bool
+    ) -> None:
+        super().__init__(groups, {"lr": 0.0, "momentum": momentum})
+        self.trust_coefficient, self.clip_trust = trust_coefficient, clip_trust
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """One step."""
+        for group in self.param_groups:
+            weights = [p for p in group["params"] if p.grad is not None]
+            if not weights:
+                continue
+            gradients, decay = [p.grad for p in weights], group["weight_decay"]
+            updates = torch._foreach_add(gradients, weights, alpha=decay)
+            if group["scaled"]:
+                torch._foreach_mul_(updates, self._trust(weights, gradients, decay, group["lr"]))
+            moments = [self.state[p]["momentum_buffer"] for p in weights]
+            torch._foreach_mul_(moments, group["momentum"])
+            torch._foreach_add_(moments, updates)
+            torch._foreach_add_(weights, moments, alpha=-group["lr"])
+
+    def _trust(self, weights: Any, gradients: Any, decay: float, lr: float) -> list[torch.Tensor]:
+        sizes = zip(torch._foreach_norm(weights), torch._foreach_norm(gradients), strict=True)
+        trusts = []
+        for weight, gradient in sizes:
+            trust = self.trust_coefficient * weight / (gradient + decay * weight + 1e-8)
+            trust = (trust / lr).clamp_max(1) if self.clip_trust else trust
+            trusts.append(torch.where((weight > 0) & (gradient > 0), trust, 1.0))
+        return trusts

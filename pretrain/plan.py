@@ -4,6 +4,7 @@ Parameters, FLOPs, memory and the checkpoint's size are counted. Hours on a GPU 
 (`costs.step_seconds`) whose errors against measurements are printed beside them.
 """
 
+import copy
 import dataclasses
 import io
 import logging
@@ -19,10 +20,9 @@ from torch.utils._pytree import tree_map_only
 from intl_bench.core.distributed import Process
 from intl_bench.core.errors import BenchError, InputError
 from pretrain import costs, train
-from pretrain.backbone import Backbone
 from pretrain.costs import Cost, Device
 from pretrain.data import TRAINING_IMAGES, DataConfig, open_source
-from pretrain.projector import build_projector
+from pretrain.methods.intl import INTLLoss
 from pretrain.recipe import Recipe
 
 _MODEL = (
@@ -68,11 +68,13 @@ class Plan:
         images: of an epoch; None where they are not known.
         images_from: where that number is from.
         steps_per_epoch: None where the number of images is not known.
-        parameters: of the "backbone", the "projector", all that is "trained", and the momentum "target" (0: none).
+        parameters: of the "backbone", the "projector" (and whatever other heads), all that is "trained", and the
+            momentum "target" (0: none).
         view_flops: of the forward pass of one view of one image, by its size; a multiply-add counts as two.
         forward_flops: of all views of one image, the loss aside.
-        loss_flops: of the loss and its gradient, an image's part.
-        flops: of an image in all: three forward passes for a trained view, one for a target's, and the loss.
+        loss_flops: of the loss and its gradient, an image's part; None where they are not told apart.
+        flops: of an image in all: three forward passes for a trained view, one for a target's, and the loss. Of a
+            method other than INTL: counted, operation by operation.
         memory: bytes of one process, by part; the peak is their sum.
         checkpoint: bytes of the file.
     """
@@ -85,7 +87,7 @@ class Plan:
     parameters: dict[str, int]
     view_flops: dict[int, int]
     forward_flops: int
-    loss_flops: int
+    loss_flops: int | None
     flops: int
     memory: dict[str, int]
     checkpoint: int
@@ -120,7 +122,7 @@ def make_plan(recipe: Recipe, *, processes: int = 1, devices: Sequence[Device] =
     trained = [parameter for parameter in method.parameters() if parameter.requires_grad]
     target = [parameter for parameter in method.parameters() if not parameter.requires_grad]
     backbone = sum(parameter.numel() for parameter in method.backbone.parameters())
-    view_flops, encoder = _forward_flops(recipe)
+    view_flops = _forward_flops(method, recipe)
     forward = [view_flops[view.size] for view in recipe.views]
     persistent = {
         "weights": _bytes(trained) + _bytes(method.buffers()),
@@ -128,12 +130,13 @@ def make_plan(recipe: Recipe, *, processes: int = 1, devices: Sequence[Device] =
         "gradients": _bytes(trained),
         "momentum": _bytes(value for state in training.optimizer.state.values() for value in state.values()),
     }
-    cost, loss = _count_step(method, recipe, processes)  # takes the tensors away
+    target_views = [bool(target) and number == 0 for number in range(len(forward))]
+    cost, loss = _count_step(training, processes)  # takes the tensors away
     share = recipe.batch_size // processes
     memory = persistent | {
         "pictures": sum(share * 3 * view.size**2 * 4 for view in recipe.views),
-        "activations": cost.saved - loss.saved,
-        "loss": loss.saved,
+        "activations": cost.saved - (loss.saved if loss else 0),
+        "loss": loss.saved if loss else 0,
         # What the backward pass needs at its worst moment beyond what the forward pass leaves. While that lasts the
         # gradients of the step before are there; the counted peak holds the new ones as far as they were made.
         "temporary": max(0, cost.peak - cost.saved - persistent["gradients"]),
@@ -155,8 +158,8 @@ def make_plan(recipe: Recipe, *, processes: int = 1, devices: Sequence[Device] =
             fits=sum(memory.values()) + _RESERVED <= device.memory,
         )
 
-    passes = [1 if target and number == 0 else 3 for number in range(len(forward))]
-    loss_flops = loss.flops // recipe.batch_size
+    loss_flops = loss.flops // recipe.batch_size if loss else None
+    encoding = sum((1 if of_target else 3) * n for of_target, n in zip(target_views, forward, strict=True))
     return Plan(
         recipe=recipe,
         processes=processes,
@@ -165,26 +168,27 @@ def make_plan(recipe: Recipe, *, processes: int = 1, devices: Sequence[Device] =
         steps_per_epoch=steps,
         parameters={
             "backbone": backbone,
-            "projector": encoder - backbone,
+            "projector": sum(parameter.numel() for parameter in trained) - backbone,
             "trained": sum(parameter.numel() for parameter in trained),
             "target": sum(parameter.numel() for parameter in target),
         },
         view_flops=view_flops,
         forward_flops=sum(forward),
         loss_flops=loss_flops,
-        flops=sum(n * flops for n, flops in zip(passes, forward, strict=True)) + loss_flops,
+        flops=cost.flops // share if loss_flops is None else encoding + loss_flops,
         memory=memory,
         checkpoint=checkpoint,
         estimates=tuple(estimate(device) for device in devices),
     )
 
 
-def _count_step(method: Any, recipe: Recipe, processes: int = 1) -> tuple[Cost, Cost]:
-    """The cost of one process's forward and backward pass, and what of it is the loss's; takes `method`'s data away.
+def _count_step(training: train.Training, processes: int = 1) -> tuple[Cost, Cost | None]:
+    """The cost of one process's forward and backward pass, and what of it is the loss's; takes the method's data away.
 
-    A process makes the embeddings of its part of the batch, and is charged with the loss of the whole batch, which it
-    really shares with the others. The loss is `method.loss`, a module that is called with a list of embeddings.
+    A process makes the embeddings of its part of a batch, and is charged with INTL's loss of the whole batch, which it
+    really shares with the others. Other methods' losses are those of the part, and not told apart.
     """
+    method, recipe = training.method, training.recipe
     share = recipe.batch_size // processes
     embeddings: list[tuple[int, torch.dtype, bool]] = []
 
@@ -194,7 +198,7 @@ def _count_step(method: Any, recipe: Recipe, processes: int = 1) -> tuple[Cost, 
     def forward() -> torch.Tensor:
         # bf16 stands for fp16 too: the same operations in the same number of bytes.
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=recipe.precision != "fp32"):
-            return _total(method(views))
+            return _total(method(views, labels) if training.labelled else method(views))
 
     def loss(batch: int) -> Cost:
         z = [torch.empty(batch, d, dtype=dtype, requires_grad=grad) for d, dtype, grad in embeddings]
@@ -203,6 +207,9 @@ def _count_step(method: Any, recipe: Recipe, processes: int = 1) -> tuple[Cost, 
     with costs.without_data():
         costs.strip(method)
         views = [torch.empty(share, 3, view.size, view.size) for view in recipe.views]
+        labels = torch.empty(share, dtype=torch.int64)
+        if not isinstance(getattr(method, "loss", None), INTLLoss):
+            return costs.count(forward), None
         hook = method.loss.register_forward_pre_hook(look)
         whole = costs.count(forward)
         hook.remove()
@@ -220,6 +227,7 @@ def format_plan(plan: Plan) -> str:
     recipe, parameters = plan.recipe, plan.parameters
     target = f"{_millions(parameters['target'])} of a momentum target" if parameters["target"] else "no momentum target"
     passes = "3 forward passes for a trained view, 1 for the target's" if parameters["target"] else "3 forward passes"
+    step = "counted" if plan.loss_flops is None else f"{passes}, and {plan.loss_flops / 1e9:.3f} for the loss"
     sizes = [view.size for view in recipe.views]
     lines = [
         f"parameters           {_millions(parameters['trained'])} trained: backbone "
@@ -230,7 +238,7 @@ def format_plan(plan: Plan) -> str:
             for size, flops in plan.view_flops.items()
         ),
         f"  all views forward  {plan.forward_flops / 1e9:8.3f}",
-        f"  a training step    {plan.flops / 1e9:8.3f}: {passes}, and {plan.loss_flops / 1e9:.3f} for the loss",
+        f"  a training step    {plan.flops / 1e9:8.3f}: {step}",
         *textwrap.wrap(
             f"images               {'' if plan.images is None else f'{plan.images:,}, '}{plan.images_from}",
             118,
@@ -277,16 +285,13 @@ def _images(config: DataConfig) -> tuple[int | None, str]:
         return known, f"{'as published' if known else 'not known'}; cannot count them: {' '.join(str(error).split())}"
 
 
-def _forward_flops(recipe: Recipe) -> tuple[dict[int, int], int]:
-    """FLOPs of backbone and projector for one view of each size, and their number of parameters.
+def _forward_flops(method: Any, recipe: Recipe) -> dict[int, int]:
+    """FLOPs of backbone and projector for one view of each size.
 
     fvcore counts multiply-adds; those of convolutions and products are taken, as papers do, the few operations of batch
     norms and pooling left aside. It follows a real pass, here of one image with whatever weights the memory holds.
     """
-    with torch.device("meta"):
-        backbone = Backbone(recipe.backbone)
-        encoder = nn.Sequential(backbone, build_projector(backbone.num_features, recipe.projector)).eval()
-    encoder.to_empty(device="cpu")
+    encoder = copy.deepcopy(nn.Sequential(method.backbone, method.projector)).eval().to_empty(device="cpu")
     found = {}
     logging.getLogger("fvcore").setLevel(logging.ERROR)
     with warnings.catch_warnings():
@@ -296,7 +301,7 @@ def _forward_flops(recipe: Recipe) -> tuple[dict[int, int], int]:
         for size in dict.fromkeys(view.size for view in recipe.views):
             operators = FlopCountAnalysis(encoder, torch.zeros(1, 3, size, size)).by_operator()
             found[size] = 2 * int(operators["conv"] + operators["linear"])
-    return found, sum(parameter.numel() for parameter in encoder.parameters())
+    return found
 
 
 def _bytes(tensors: Iterable[torch.Tensor]) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 
 from intl_bench.core import config as configs
 from intl_bench.core.errors import InputError
-from pretrain import methods
+from pretrain import methods, optim
 from pretrain.backbone import BackboneConfig
 from pretrain.data import DataConfig
 from pretrain.projector import ProjectorConfig
@@ -23,7 +23,8 @@ _FREE = {"workers", "device", "log_every", "spectrum_every", "save_minutes", "sc
 class Recipe:
     """Everything a pre-training run depends on; see configs/pretrain/ for the published ones.
 
-    `base_lr` is multiplied by batch_size / 256; `batch_size` is the global one. `scale` says whether the run is the
+    `base_lr` is multiplied by batch_size / 256; `batch_size` is the global one. The optimiser's settings are those of
+    `pretrain.optim.build_optimizer`. `scale` says whether the run is the
     paper's ("paper"), a cut-down one ("reduced") or a demonstration ("demo"); any override that matters makes a
     "paper" recipe "reduced". A checkpoint is written whenever `save_minutes` have passed since the last one.
     """
@@ -36,9 +37,13 @@ class Recipe:
     base_lr: float = 0.3
     final_lr_ratio: float = 0.001
     warmup_epochs: int = 2
+    optimizer: str = "sgd"
     momentum: float = 0.9
     weight_decay: float = 1e-5
     decay_one_dimensional: bool = False
+    one_dimensional_lr_ratio: float = 1.0
+    trust_coefficient: float = 0.001
+    clip_trust: bool = False
     precision: str = "fp32"
     channels_last: bool = True
     device: str = "auto"
@@ -68,11 +73,15 @@ class Recipe:
             "warmup_epochs": 0,
             "base_lr": 0,
             "weight_decay": 0,
+            "one_dimensional_lr_ratio": 0,
+            "trust_coefficient": 0,
         }.items():
             if getattr(self, key) < least:
                 raise ValueError(f"{key}={getattr(self, key)}: expected at least {least}")
-        if len(self.views) < 2:
-            raise ValueError(f"views: expected at least two, got {len(self.views)}")
+        if self.optimizer not in optim.NAMES:
+            raise ValueError(f"optimizer={self.optimizer!r}: expected one of {', '.join(optim.NAMES)}")
+        if not self.views:
+            raise ValueError("views: expected at least one")
         if not self.name or "/" in self.name:
             raise ValueError(f"name={self.name!r}: expected a folder name")
 

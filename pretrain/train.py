@@ -29,8 +29,7 @@ from pretrain import checkpoint, methods, spectrum
 from pretrain.backbone import Backbone
 from pretrain.data import normalization, open_source
 from pretrain.loader import Batch, steps_per_epoch, training_batches
-from pretrain.optim import build_sgd
-from pretrain.projector import build_projector
+from pretrain.optim import build_optimizer, group_lr
 from pretrain.reading import Reading, fetch
 from pretrain.recipe import Recipe, check_same_run
 from pretrain.schedules import warmup_cosine
@@ -47,9 +46,10 @@ class Training:
     recipe: Recipe
     process: distributed.Process
     display: str
+    labelled: bool
     method: Any
     model: nn.Module
-    optimizer: torch.optim.SGD
+    optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     autocast: torch.dtype | None
     steps_per_epoch: int
@@ -71,33 +71,39 @@ class Training:
             for crops, parameters in zip(batch.crops, batch.parameters, strict=True)
         ]
         self.bad_files.update(batch.bad_files)
-        return self.optimize(views, stop=stop, save=save)
+        labels = send(batch.labels, device) if self.labelled else None
+        return self.optimize(views, labels, stop=stop, save=save)
 
-    def optimize(self, views: list[torch.Tensor], *, stop: bool = False, save: bool = False) -> Reading:
+    def optimize(
+        self, views: list[torch.Tensor], labels: torch.Tensor | None = None, *, stop: bool = False, save: bool = False
+    ) -> Reading:
         """One step, without waiting for the device.
 
         Args:
             views: each (m, 3, S, S), of this process's images.
+            labels: (m,) int64, for a method that learns from them.
             stop, save: what this process asks of all of them.
 
         Returns:
             The loss terms, their sum, the gradient's norm, and what any process asked for.
         """
         recipe, device = self.recipe, self.process.device
+        base = recipe.base_lr * recipe.batch_size / 256
         lr = warmup_cosine(
             self.step,
             total=self.total_steps,
             warmup=recipe.warmup_epochs * self.steps_per_epoch,
-            base=recipe.base_lr * recipe.batch_size / 256,
+            base=base,
             final_ratio=recipe.final_lr_ratio,
         )
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = group_lr(group, scheduled=lr, base=base)
         if recipe.channels_last:
             views = [view.contiguous(memory_format=torch.channels_last) for view in views]
 
         with torch.autocast(device.type, dtype=self.autocast, enabled=self.autocast is not None):
-            terms = self.model(views)
+            self.method.step = self.step
+            terms = self.model(views) if labels is None else self.model(views, labels)
         loss = torch.stack(list(terms.values())).sum()
 
         self.optimizer.zero_grad(set_to_none=True)
@@ -139,6 +145,7 @@ class Training:
                 "seconds": round(self.seconds, 1),
                 "bad_images": len(self.bad_files),
                 "bad_files": sorted(self.bad_files),
+                "momentum_target": getattr(self.method, "target", None) is not None,
             },
         }
 
@@ -169,25 +176,35 @@ class Training:
         self.bad_files = set(state["details"]["bad_files"])
 
 
-def build(recipe: Recipe, process: distributed.Process, n_images: int) -> Training:
+def build(recipe: Recipe, process: distributed.Process, n_images: int, n_classes: int = 1000) -> Training:
     """A run at step 0, initialised from the recipe's seed alone.
 
+    Args:
+        n_images, n_classes: of the training set; only a method that learns from labels heeds the latter.
+
     Raises:
-        InputError: the batch does not fit the data set or the method.
+        InputError: the batch does not fit the data set, or the method not the rest of the recipe.
     """
     module, config = methods.parse(recipe.method, "method")
+    labelled = getattr(module, "LABELLED", False)
+    if len(recipe.views) < 2 and not labelled:
+        raise InputError(f"views: {module.DISPLAY} compares at least two of each image, got {len(recipe.views)}")
     steps = steps_per_epoch(n_images, recipe.batch_size)
-
-    def make_encoder() -> tuple[nn.Module, nn.Module]:
-        backbone = Backbone(recipe.backbone)
-        return backbone, build_projector(backbone.num_features, recipe.projector)
-
+    setup = methods.Setup(
+        make_backbone=lambda: Backbone(recipe.backbone),
+        projector=recipe.projector,
+        batch_size=recipe.batch_size,
+        images=n_images,
+        classes=n_classes,
+        epochs=recipe.epochs,
+        steps_per_epoch=steps,
+        views=len(recipe.views),
+        seed=recipe.seed,
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch_seed(recipe.seed, "init"))
         try:
-            method = module.build(
-                config, make_encoder, batch_size=recipe.batch_size, embedding_dim=recipe.projector.out
-            )
+            method = module.build(config, setup)
         except ValueError as error:
             raise InputError(f"method {config.name}: {error}") from error
     autocast = _DTYPES.get(recipe.precision)
@@ -203,13 +220,19 @@ def build(recipe: Recipe, process: distributed.Process, n_images: int) -> Traini
         recipe=recipe,
         process=process,
         display=module.DISPLAY,
+        labelled=labelled,
         method=method,
         model=process.parallel(method),
-        optimizer=build_sgd(
+        optimizer=build_optimizer(
             method,
+            name=recipe.optimizer,
             momentum=recipe.momentum,
             weight_decay=recipe.weight_decay,
             decay_one_dimensional=recipe.decay_one_dimensional,
+            one_dimensional_lr_ratio=recipe.one_dimensional_lr_ratio,
+            trust_coefficient=recipe.trust_coefficient,
+            clip_trust=recipe.clip_trust,
+            constant_lr=getattr(method, "constant_lr", ()),
         ),
         scaler=torch.amp.GradScaler(process.device.type, enabled=autocast == torch.float16),
         autocast=autocast,
@@ -231,7 +254,7 @@ def run(recipe: Recipe, *, fresh: bool = False) -> Path:
     """
     with distributed.start(recipe.device) as process, StopRequest() as stop:
         source = open_source(recipe.data, "train")
-        training = build(recipe, process, len(source))
+        training = build(recipe, process, len(source), len(source.class_names))
         if fresh and process.is_main:  # only now that nothing stands in the way of the new run
             shutil.rmtree(recipe.folder, ignore_errors=True)
         # The first process alone needs the file: the others may be on machines that do not share its disk.

@@ -12,13 +12,14 @@ from typing import NamedTuple
 import authors
 import torch
 import torch.distributed as dist
+from method_cases import setup
 from torch import nn
 
 from intl_bench.core import distributed
 from pretrain.backbone import build_backbone
 from pretrain.gram import gram_products
 from pretrain.methods import intl
-from pretrain.optim import build_sgd
+from pretrain.optim import build_optimizer
 from pretrain.projector import ProjectorConfig, build_projector
 from pretrain.sync_batch_norm import synchronize
 
@@ -59,13 +60,13 @@ def training(case: str, rank: int = 0, world_size: int = 1) -> Results:
     config = intl.Config(momentum_target=momentum_target, base_momentum=0.5)
     backbone = authors.fill(build_backbone("resnet10_narrow", stem="cifar"), "backbone")
     projector = authors.fill(build_projector(backbone.num_features, ProjectorConfig(hidden=64, out=64)), "projector")
-    method = intl.build(config, lambda: (backbone, projector), batch_size=BATCH, embedding_dim=64)
+    method = intl.build(config, setup(encoder=(backbone, projector)))
     model: nn.Module = method
     if world_size > 1:
         method = synchronize(method, CPU)
         model = distributed.Process(rank=rank, world_size=world_size, device=CPU).parallel(method.to(dtype))
     method.to(dtype).train()
-    optimizer = build_sgd(method, momentum=0.9, weight_decay=1e-2, decay_one_dimensional=False)
+    optimizer = build_optimizer(method, momentum=0.9, weight_decay=1e-2, decay_one_dimensional=False)
     results = {}
     for step in range(2):
         images = [authors.noise(f"step{step}/view{i}", BATCH, 3, s, s).to(dtype) for i, s in enumerate(sizes)]

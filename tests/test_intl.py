@@ -7,12 +7,14 @@ import distributed_worker
 import pytest
 import torch
 from authors import GOLDEN
+from method_cases import setup
 from torch import nn
 
 from pretrain import methods
 from pretrain.methods import intl
 from pretrain.methods.intl import INTLLoss
-from pretrain.optim import build_sgd
+from pretrain.optim import build_optimizer
+from pretrain.projector import ProjectorConfig
 from pretrain.schedules import cosine_momentum, warmup_cosine
 
 
@@ -48,7 +50,7 @@ def tiny_method(*, momentum_target: bool) -> intl.INTL:
     """The linear network that the authors' INTL and INTL_M were trained with for the golden numbers."""
     config = intl.Config(momentum_target=momentum_target, base_momentum=authors.TINY_MOMENTUM)
     encoder = authors.fill(nn.Linear(12, 16), "tiny/backbone"), authors.fill(nn.Linear(16, 20), "tiny/projector")
-    return intl.build(config, lambda: encoder, batch_size=32, embedding_dim=20).double()
+    return intl.build(config, setup(encoder=encoder, projector=ProjectorConfig(out=20))).double()
 
 
 @pytest.mark.parametrize("momentum_target", [False, True])
@@ -56,7 +58,7 @@ def test_training_goes_as_the_authors(momentum_target: bool) -> None:
     """Ten steps of SGD: schedules, weight decay, loss and the moving average together."""
     golden = GOLDEN["tiny"]["intl_m" if momentum_target else "intl"]
     method = tiny_method(momentum_target=momentum_target)
-    optimizer = build_sgd(method, momentum=0.9, weight_decay=authors.TINY_DECAY, decay_one_dimensional=False)
+    optimizer = build_optimizer(method, momentum=0.9, weight_decay=authors.TINY_DECAY, decay_one_dimensional=False)
     losses, targets = [], []
     for step in range(authors.TINY_STEPS):
         for group in optimizer.param_groups:
@@ -89,7 +91,7 @@ def test_moving_average_after_the_step_is_the_authors_before_the_forward() -> No
         seen_by_theirs.append(theirs)
 
     method = intl.INTL(
-        intl.Config(momentum_target=True, base_momentum=0.9), lambda: (nn.Linear(12, 16), nn.Identity())
+        intl.Config(momentum_target=True, base_momentum=0.9), setup(encoder=(nn.Linear(12, 16), nn.Identity()))
     ).double()
     method.backbone.weight.data = online[0].clone()
     method.target[0].weight.data = online[0].clone()
@@ -107,7 +109,7 @@ def test_target_is_frozen_and_not_optimised() -> None:
     total(method([view.double() for view in authors.embeddings("tiny/0", 3, 32, 12)])).backward()
     assert all(p.grad is None and not p.requires_grad for p in frozen)
     assert all(p.grad is not None for p in trained)
-    groups = build_sgd(method, momentum=0.9, weight_decay=0.1, decay_one_dimensional=False).param_groups
+    groups = build_optimizer(method, momentum=0.9, weight_decay=0.1, decay_one_dimensional=False).param_groups
     optimised = {id(p) for group in groups for p in group["params"]}
     assert optimised == {id(p) for p in trained}
     assert all(a is not b and torch.equal(a, b) for a, b in zip(frozen, trained, strict=True))
@@ -157,8 +159,8 @@ def test_processes_together_do_what_one_does_in_float32(world_size: int) -> None
 
 def test_building_for_a_small_batch_is_refused_before_training() -> None:
     def build(batch_size: int, embedding_dim: int, **settings: object) -> intl.INTL:
-        encoder = nn.Linear(4, 4), nn.Linear(4, embedding_dim)
-        return intl.build(intl.Config(**settings), lambda: encoder, batch_size=batch_size, embedding_dim=embedding_dim)
+        widths = ProjectorConfig(hidden=4, out=embedding_dim)
+        return intl.build(intl.Config(**settings), setup(batch_size=batch_size, projector=widths))
 
     with pytest.raises(ValueError, match="global batch size 8"):
         build(8, 64)

@@ -1,9 +1,11 @@
-"""Self-supervised methods, one file each.
+"""Methods of pre-training, one file each.
 
 A method file defines `Config` (its dataclass, with a `name`), `DISPLAY` (its name in tables) and
-`build(config, make_encoder, *, batch_size) -> Method`.
+`build(config, setup) -> Method`; `LABELLED = True` where the method learns from labels, which it then gets as a second
+argument. docs/add_a_method.md shows one.
 """
 
+import dataclasses
 import importlib
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
@@ -15,12 +17,51 @@ from torch import nn
 
 from intl_bench.core import config as configs
 from intl_bench.core.errors import InputError
+from pretrain.backbone import Backbone
+from pretrain.projector import ProjectorConfig, build_projector
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Setup:
+    """What a run tells its method, to build itself from.
+
+    Attributes:
+        make_backbone: makes a new backbone, randomly initialised.
+        projector: widths of the recipe's `projector` section, for whatever head the method has.
+        batch_size: images of a batch, over all processes.
+        images, classes: of the training set; there are no fewer than one batch.
+        views: how many each image gets.
+        seed: of the run, for draws of the method's own (`core.seeding`).
+    """
+
+    make_backbone: Callable[[], Backbone]
+    projector: ProjectorConfig
+    batch_size: int
+    images: int
+    classes: int
+    epochs: int
+    steps_per_epoch: int
+    views: int
+    seed: int
+
+    def make_encoder(self) -> tuple[Backbone, nn.Sequential]:
+        """A new backbone, and INTL's projector for its features."""
+        backbone = self.make_backbone()
+        return backbone, build_projector(backbone.num_features, self.projector)
 
 
 class Method(Protocol):
-    """What the training loop needs of a method; it is a `torch.nn.Module` as well."""
+    """What the training loop needs of a method; it is a `torch.nn.Module` as well.
+
+    A method may also have, and the loop and the diagnostics then heed:
+    `step`, set to the number of the step, from 0, before each `forward`: what depends on time or chance is a function
+    of it, so that nothing needs saving; `constant_lr`, parameters whose learning rate stays at the recipe's base;
+    `target`, a momentum network; `transform(z)`, the whitened output (m, d) of an embedding (m, d).
+    """
 
     backbone: nn.Module
+    projector: nn.Module
+    """Features (N, F) -> embedding (N, d)."""
     embedding: torch.Tensor | None
     """Detached embedding of the last step's first trained view, (m, d) of this process; for diagnostics."""
 
@@ -29,10 +70,6 @@ class Method(Protocol):
 
     def after_step(self, progress: float) -> None:
         """Called after each optimiser step with the share of the run that is done, in (0, 1]."""
-
-
-Encoder = Callable[[], tuple[nn.Module, nn.Module]]
-"""Makes a new backbone and projector."""
 
 
 def names() -> list[str]:

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from intl_bench.core.distributed import gather, world_size
 from pretrain.gram import gram_products
-from pretrain.iternorm import AXES, VARIANTS, Whitening, center, covariance, require_embedding, whiten
-from pretrain.methods import Encoder
+from pretrain.iternorm import AXES, VARIANTS, Whitening, center, covariance, iter_norm, require_embedding, whiten
+from pretrain.methods import Setup
 from pretrain.schedules import cosine_momentum
 
 DISPLAY = "INTL"
@@ -135,9 +135,9 @@ class INTLLoss(nn.Module):
 class INTL(nn.Module):
     """Backbone, projector and `INTLLoss`; with `momentum_target` also their moving averages, which see view 0."""
 
-    def __init__(self, config: Config, make_encoder: Encoder) -> None:
+    def __init__(self, config: Config, setup: Setup) -> None:
         super().__init__()
-        self.backbone, self.projector = make_encoder()
+        self.backbone, self.projector = setup.make_encoder()
         self.loss = INTLLoss(
             iterations=config.iterations,
             axis=config.axis,
@@ -161,6 +161,11 @@ class INTL(nn.Module):
         self.embedding = z[0 if self.target is None else 1].detach()
         return self.loss(z)
 
+    def transform(self, z: torch.Tensor) -> torch.Tensor:
+        """IterNorm's output (m, d) of an embedding (m, d)."""
+        config = self.loss.config
+        return iter_norm(z, iterations=config.iterations, axis=config.axis, variant=config.variant)
+
     @torch.no_grad()
     def after_step(self, progress: float) -> None:
         """Moves the target towards the trained network: target <- m target + (1 - m) online."""
@@ -171,17 +176,23 @@ class INTL(nn.Module):
         torch._foreach_lerp_(list(self.target.parameters()), online, 1 - momentum)
 
 
-def build(config: Config, make_encoder: Encoder, *, batch_size: int, embedding_dim: int) -> INTL:
-    """The method for a global batch of `batch_size` and embeddings of `embedding_dim`.
-
-    Raises:
-        ValueError: these give the trace loss no positive weight, or `axis="batch"` has more features than samples.
-    """
-    if config.beta is None:
-        default_beta(batch_size, embedding_dim, config.axis)
-    if config.axis == "batch" and embedding_dim > batch_size - 1:
+def require_samples(axis: str, *, batch_size: int, embedding_dim: int) -> None:
+    """Raises ValueError where `axis="batch"` would whiten more features than the batch has degrees of freedom."""
+    if axis == "batch" and embedding_dim > batch_size - 1:
         raise ValueError(
             f"axis=batch whitens {embedding_dim} features over {batch_size} samples: the covariance is singular; "
             "use a batch larger than projector.out, or axis=channel"
         )
-    return INTL(config, make_encoder)
+
+
+def build(config: Config, setup: Setup) -> INTL:
+    """The method of a run.
+
+    Raises:
+        ValueError: batch and embedding give the trace loss no positive weight, or `axis="batch"` has more features than
+            samples.
+    """
+    if config.beta is None:
+        default_beta(setup.batch_size, setup.projector.out, config.axis)
+    require_samples(config.axis, batch_size=setup.batch_size, embedding_dim=setup.projector.out)
+    return INTL(config, setup)
