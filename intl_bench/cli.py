@@ -112,6 +112,37 @@ def _parser() -> argparse.ArgumentParser:
     pack.add_argument("out", type=Path, metavar="OUT", help="gets train.pack and val.pack; complete ones are kept")
     pack.add_argument("--dry-run", action="store_true", help="print what would be packed and write nothing")
 
+    ablation = add(
+        "ablation", "a grid of pre-trainings and seeds, scored and drawn; the same command resumes", _ablation
+    )
+    ablation.add_argument(
+        "words",
+        nargs="*",
+        metavar="NAME | key=value",
+        help="power, trace_loss, embedding_dim, batch_size, methods, ...",
+    )
+    ablation.add_argument("--seeds", help="how many, 3 = seeds 0, 1, 2; or which, 3,7,11 (default: the grid's)")
+    ablation.add_argument("--parallel", action="store_true", help="the seeds side by side, one on each GPU")
+    ablation.add_argument(
+        "--slurm",
+        nargs="?",
+        const="",
+        metavar="OPTIONS",
+        help="a job for each seed through submitit; options as timeout_min=4320,slurm_partition=gpu",
+    )
+    ablation.add_argument("--results", type=Path, help="folder of its results (default: results/ablations/NAME)")
+    ablation.add_argument("--fresh", action="store_true", help="start over, replacing the records that there are")
+    ablation.add_argument("--dry-run", action="store_true", help="print the plan and write nothing")
+
+    spectrum = add("spectrum", "eigenvalues, rank and collapse of checkpoints, as a table and a plot", _spectrum)
+    spectrum.add_argument(
+        "words", nargs="*", metavar="CHECKPOINT | data.key=value", help="checkpoints, anybody's, and overrides"
+    )
+    spectrum.add_argument("--images", type=int, metavar="N", help="how many test images (default: 2048)")
+    spectrum.add_argument("--out", type=Path, default=Path("spectrum.png"), help="the plot (default: spectrum.png)")
+    spectrum.add_argument("--format", default="markdown", help="of the table: markdown, csv or json")
+    spectrum.add_argument("--from", dest="layout", default="auto", help="whose checkpoints they are, as for convert")
+
     tables = add("tables", "the paper's tables with the measured rows beside the published ones", _tables)
     tables.add_argument("--format", default="markdown", help="markdown, latex, csv, json or html")
     tables.add_argument("--table", nargs="+", metavar="N", help="which (default: 1 2 3, or those of --schedule)")
@@ -237,6 +268,37 @@ def _one_seed(args: argparse.Namespace) -> list[str]:
     return words + ["--fresh"] * args.fresh + ["--debug"] * args.debug
 
 
+def _ablation(args: argparse.Namespace) -> None:
+    from intl_bench import runs
+    from intl_bench.ablations import grid
+
+    name, overrides = _split(args.words, "NAME")
+    if name is None:
+        raise InputError("ablation: which? Give the name of a grid in configs/ablation/, such as power_reduced")
+    ablation = grid.load(name)
+    seeds = runs.parse_seeds(args.seeds or str(ablation.seeds))
+    results = args.results or Path("results") / "ablations" / ablation.name
+    cells = grid.recipes(ablation, seeds[0], overrides)  # what is wrong with one is said before any is run
+    if args.dry_run:
+        plan = {"cells": [recipe.name for recipe in cells], "seeds": seeds, "tasks": list(ablation.tasks)}
+        _print_plan({"ablation": ablation.name, **plan, "writes": str(results)})
+        return
+    if args.parallel or args.slurm is not None:
+        from intl_bench import spread
+
+        words = (
+            ["ablation", *args.words, "--results", str(results)] + ["--fresh"] * args.fresh + ["--debug"] * args.debug
+        )
+        if args.slurm is None:
+            spread.in_parallel(words, seeds)
+        else:
+            jobs = {f"seed {seed}": [*words, "--seeds", f"{seed},"] for seed in seeds}
+            spread.on_cluster(jobs, args.slurm, Path("runs") / "jobs")
+    else:
+        grid.run(ablation, seeds=seeds, results=results, overrides=overrides, fresh=args.fresh)
+    print(grid.finish(ablation, results))
+
+
 def _convert(args: argparse.Namespace) -> None:
     from transfer import convert
 
@@ -250,6 +312,20 @@ def _pack(args: argparse.Namespace) -> None:
     if not args.dry_run:
         packing.write(parts)
     print("\n".join(map(str, parts)))
+
+
+def _spectrum(args: argparse.Namespace) -> None:
+    from intl_bench import spectra
+
+    table = spectra.run(
+        [Path(word) for word in args.words if "=" not in word],
+        layout=args.layout,
+        overrides=[word for word in args.words if "=" in word],
+        images=spectra.IMAGES if args.images is None else args.images,
+        out=args.out,
+        format=args.format,
+    )
+    print(table, end="")
 
 
 def _default_checkpoint() -> Path:

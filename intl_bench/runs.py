@@ -152,7 +152,7 @@ def _run_seed(
         details={},
         pretrain_seed=seed if random else checkpoint.config["seed"],
         transfer_seed=seed,
-        protocol=_stated(module.protocol(config)) | _pretrain_stamp(checkpoint),
+        protocol=_stated(module.protocol(config)) | pretrain_stamp(checkpoint),
         scale=trained.config["scale"],
         checkpoint_sha256=checkpoint.sha256,
         config=configs.to_dict(config),
@@ -162,7 +162,7 @@ def _run_seed(
         hardware=machine.hardware(),
         wall_time_s=0.0,
         peak_memory_mib=0.0,
-        created=_now(),
+        created=now(),
     )
     folder = Path("runs") / plan.task / record.key
     if plan.fresh:
@@ -184,7 +184,7 @@ def _run_seed(
         details={"pretrain": checkpoint.details, **outcome.details},
         wall_time_s=round(time.perf_counter() - started, 2),
         peak_memory_mib=round(machine.peak_memory_mib(), 1),
-        created=_now(),
+        created=now(),
     )
     if is_main_process():
         if plan.fresh:  # only now: a run that fails leaves the earlier result
@@ -207,7 +207,8 @@ def _stated(protocol: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in protocol.items() if value is not None}
 
 
-def _now() -> str:
+def now() -> str:
+    """The time, as records have it."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
@@ -231,15 +232,19 @@ def _scale(plan: Plan, checkpoint: Checkpoint, config: Any, train_images: int) -
 
     How somebody else's checkpoint was trained is not for us to say: there the evaluation alone decides.
     """
-    stored = checkpoint.config
-    if stored["scale"] != "paper":
-        return str(stored["scale"])
+    scale = pretrain_scale(checkpoint)
     whole = plan.task == "finetune" or train_images == _PAPER_IMAGES.get(config.data.dataset)
-    if "epochs" in stored:
-        data = stored["data"]
-        whole &= checkpoint.details.get("images") == _PAPER_IMAGES.get(data["name"] or data["kind"])
-        whole &= checkpoint.epoch == stored["epochs"]
-    return "paper" if whole and _is_packaged(plan.task, checkpoint, config) else "reduced"
+    return "reduced" if scale == "paper" and not (whole and _is_packaged(plan.task, checkpoint, config)) else scale
+
+
+def pretrain_scale(checkpoint: Checkpoint) -> str:
+    """The scale of a pre-training: its recipe's, and the paper's only where all of the images were seen to the end."""
+    stored = checkpoint.config
+    if stored["scale"] != "paper" or "epochs" not in stored:
+        return str(stored["scale"])
+    data = stored["data"]
+    whole = checkpoint.details.get("images") == _PAPER_IMAGES.get(data["name"] or data["kind"])
+    return "paper" if whole and checkpoint.epoch == stored["epochs"] else "reduced"
 
 
 def _is_packaged(task: str, checkpoint: Checkpoint, config: Any) -> bool:
@@ -256,7 +261,7 @@ def _is_packaged(task: str, checkpoint: Checkpoint, config: Any) -> bool:
     return any(compared(config) == compared(_build(module, values, path, ())) for path in paths)
 
 
-def _pretrain_stamp(checkpoint: Checkpoint) -> dict[str, Any]:
+def pretrain_stamp(checkpoint: Checkpoint) -> dict[str, Any]:
     """How the backbone was pre-trained, as protocol keys."""
     stored = checkpoint.config
     if checkpoint.method == RANDOM:
@@ -280,5 +285,9 @@ def _pretrain_stamp(checkpoint: Checkpoint) -> dict[str, Any]:
         ),
         "pretrain_embedding_dim": stored["projector"]["out"],
         # Methods differ in what they can be told, and rows of one method in what they were.
-        **{f"pretrain_method_{key}": value for key, value in stored["method"].items() if key not in _STATED},
+        **{
+            f"pretrain_method_{key}": str(value) if isinstance(value, list | dict) else value
+            for key, value in stored["method"].items()
+            if key not in _STATED and value is not None
+        },
     }

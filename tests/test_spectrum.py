@@ -1,4 +1,4 @@
-"""Spectra against NumPy and known spectra, and the sentences about collapse."""
+"""Spectra against NumPy and known spectra, the power law's exponent, and the names of collapse."""
 
 import math
 
@@ -7,8 +7,19 @@ import pytest
 import torch
 
 from intl_bench.core.seeding import generator
-from pretrain.iternorm import AXES
-from pretrain.spectrum import collapse, condition_number, effective_rank, eigenvalues, singular_values, summary
+from pretrain.iternorm import AXES, iter_norm
+from pretrain.spectrum import (
+    alpha,
+    collapse,
+    condition_number,
+    effective_rank,
+    eigenvalues,
+    kind,
+    numbers,
+    of,
+    singular_values,
+    summary,
+)
 
 
 def normal(*shape: int) -> torch.Tensor:
@@ -30,6 +41,84 @@ def test_eigenvalues_are_numpys(shape: tuple[int, int]) -> None:
     assert values.shape == (min(m - 1, d),)
     np.testing.assert_allclose(values, expected[: len(values)], rtol=1e-9)
     np.testing.assert_allclose(expected[len(values) :], 0, atol=1e-12)
+    np.testing.assert_allclose(singular_values(z).numpy(), np.linalg.svd(z.numpy(), compute_uv=False), rtol=1e-9)
+
+
+@pytest.mark.parametrize("shape", [(64, 32), (32, 64)])
+def test_a_large_mean_costs_no_digits(shape: tuple[int, int]) -> None:
+    """The embedding of a nearly collapsed network: small differences on top of a large common part, in float32."""
+    z = (100 + 0.01 * normal(*shape)).float()
+    expected = np.linalg.svd((z.double() - z.double().mean(dim=0)).numpy(), compute_uv=False) ** 2 / (shape[0] - 1)
+    values = eigenvalues(z)
+    np.testing.assert_allclose(values.numpy(), expected[: len(values)], rtol=1e-9)
+
+
+def test_zeros_by_construction_are_left_out() -> None:
+    """Whitening samples centres each over its features: a direction of the features is gone, whatever the embedding."""
+    z = normal(60, 20)
+    assert len(eigenvalues(z)) == 20
+    white = iter_norm(z.float(), axis="channel")
+    assert len(eigenvalues(white)) == 19
+    assert condition_number(eigenvalues(white)) < 20
+    assert len(eigenvalues(iter_norm(z, axis="batch"))) == 20
+    assert len(eigenvalues(z[:15])) == 14
+
+
+def test_exact_zeros_stay_zero() -> None:
+    values = eigenvalues(with_spectrum([3, 2, 1]))
+    assert (values[3:] == 0).all()
+    assert numbers(values)["inverse_condition"] == 0
+    assert numbers(values)["condition"] == math.inf
+
+
+@pytest.mark.parametrize("shape", [(1, 8), (0, 8), (8,), (2, 3, 4)])
+def test_what_is_no_matrix_of_samples_is_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="expected a matrix of at least 2 samples"):
+        of(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("exponent", [0.5, 1.0, 2.0])
+def test_alpha_recovers_a_power_law(exponent: float) -> None:
+    values = 7 * torch.arange(1, 300, dtype=torch.float64) ** -exponent
+    assert alpha(values) == pytest.approx(exponent, abs=1e-9)
+    assert alpha(values[:20]) == pytest.approx(exponent, abs=1e-9)
+    samples = torch.from_numpy(generator(1, "test_spectrum").standard_normal((60_000, 120))) * values[:120].sqrt()
+    assert alpha(eigenvalues(samples)) == pytest.approx(exponent, abs=1e-2)
+
+
+def test_alpha_is_weighted_least_squares() -> None:
+    """Against NumPy's, whose weights multiply the residuals before they are squared."""
+    values = np.sort(generator(2, "test_spectrum").exponential(size=150))[::-1].copy()
+    rank = np.arange(4, 101)
+    slope = np.polyfit(np.log(rank), np.log(values[3:100]), 1, w=rank**-0.5)[0]
+    assert alpha(torch.from_numpy(values)) == pytest.approx(-slope, rel=1e-9)
+
+
+def test_alpha_needs_eigenvalues() -> None:
+    assert math.isnan(alpha(torch.ones(5)))
+    assert math.isnan(alpha(torch.tensor([1.0] * 5 + [0.0] * 20)))
+    assert alpha(torch.ones(6)) == pytest.approx(0, abs=1e-12)
+
+
+def test_numbers_of_equal_eigenvalues() -> None:
+    found = numbers(torch.full((30,), 0.25))
+    assert found["rank"] == pytest.approx(30, rel=1e-4)
+    assert found["condition"] == found["inverse_condition"] == 1
+    assert found["alpha"] == pytest.approx(0, abs=1e-12)
+    assert found["largest"] == pytest.approx(1 / 30)
+    assert found["vanishing"] == 0
+    assert found["trace"] == pytest.approx(7.5)
+
+
+def test_numbers_of_a_matrix_are_those_of_its_eigenvalues() -> None:
+    """RankMe aside, which is of the matrix as it is: with a common part it is lower."""
+    z = normal(50, 12) + 5
+    found, alone = of(z).numbers(), numbers(eigenvalues(z))
+    assert found["rank"] == effective_rank(z)
+    assert found["rank"] < 0.5 * alone["rank"]
+    centred = of(z - z.mean(dim=0)).numbers()
+    assert centred["rank"] == pytest.approx(alone["rank"], rel=1e-5)
+    assert {key: found[key] for key in alone if key != "rank"} == {key: alone[key] for key in alone if key != "rank"}
 
 
 def test_condition_number_is_numpys() -> None:
@@ -60,44 +149,72 @@ def test_singular_values_are_those_put_in() -> None:
 
 
 def test_summary_of_a_spread_out_embedding() -> None:
-    numbers = summary(normal(256, 32).requires_grad_(), iterations=12, axis="batch")
-    assert numbers["embedding/rank"] > 30
-    assert 1 < numbers["embedding/condition"] < 10
-    assert 1 / 32 < numbers["embedding/largest"] < 0.1
-    assert numbers["embedding/std"] == pytest.approx(1, abs=0.02)
-    assert numbers["whitened/rank"] == pytest.approx(32, rel=1e-3)
-    assert numbers["whitened/condition"] == pytest.approx(1, rel=1e-3)
-    assert collapse(numbers) is None
+    z = normal(256, 32).requires_grad_()
+    found = summary(z, iter_norm(z, iterations=12, axis="batch"))
+    assert found["embedding/rank"] > 30
+    assert 1 < found["embedding/condition"] < 10
+    assert found["embedding/inverse_condition"] == pytest.approx(1 / found["embedding/condition"])
+    assert 1 / 32 < found["embedding/largest"] < 0.1
+    assert found["embedding/std"] == pytest.approx(1, abs=0.02)
+    assert found["transformed/rank"] == pytest.approx(32, rel=1e-3)
+    assert found["transformed/condition"] == pytest.approx(1, rel=1e-3)
+    assert found["transformed/alpha"] == pytest.approx(0, abs=1e-3) != pytest.approx(found["embedding/alpha"])
+    assert collapse(found) is None
+    assert summary(z) == {key: value for key, value in found.items() if key.startswith("embedding/")}
 
 
 @pytest.mark.parametrize("axis", AXES)
 def test_whitening_raises_the_rank(axis: str) -> None:
     z = normal(24, 48) if axis == "channel" else normal(48, 24)
-    numbers = summary(z * 10 ** -torch.linspace(0, 2, z.shape[1]), iterations=4, axis=axis)
-    assert numbers["embedding/rank"] < 0.9 * numbers["whitened/rank"]
+    z = z * 10 ** -torch.linspace(0, 2, z.shape[1])
+    found = summary(z, iter_norm(z, axis=axis))
+    assert found["embedding/rank"] < 0.9 * found["transformed/rank"]
 
 
-@pytest.mark.parametrize("axis", AXES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("value", [0.0, 1.0, None])
-def test_complete_collapse(axis: str, value: float | None) -> None:
+def test_complete_collapse(value: float | None, dtype: torch.dtype) -> None:
     """Also where whitening has nothing left to whiten."""
     z = normal(1, 16).expand(32, 16) if value is None else torch.full((32, 16), value)
-    numbers = summary(z, axis=axis)
-    assert numbers["embedding/std"] == pytest.approx(0, abs=1e-6)
-    assert collapse(numbers) == "complete collapse: all images get the same embedding"
+    z = z.to(dtype)
+    found = summary(z, iter_norm(z))
+    assert found["embedding/std"] == pytest.approx(0, abs=1e-6)
+    assert found["embedding/trace"] == pytest.approx(0, abs=1e-25)
+    assert kind(of(z).numbers()) == "complete"
+    assert collapse(found) == "complete collapse: all images get the same embedding"
 
 
-@pytest.mark.parametrize("axis", AXES)
-def test_dimensional_collapse(axis: str) -> None:
-    numbers = summary(normal(32, 1) @ normal(1, 16) + 0.01 * normal(32, 16), axis=axis)
-    assert numbers["embedding/largest"] > 0.99
-    sentence = collapse(numbers)
-    assert sentence is not None
-    assert sentence.startswith("dimensional collapse: the embedding's effective rank is 1.")
+def test_a_little_noise_is_complete_collapse_still() -> None:
+    common = normal(1, 16)
+    noise = torch.from_numpy(generator(3, "test_spectrum").standard_normal((64, 16)))
+    assert kind(of(common + 0.005 * noise).numbers()) == "complete"
+    assert kind(of(common + 0.05 * noise).numbers()) == "none"
 
 
-def test_no_collapse_is_claimed_of_the_borderline() -> None:
-    numbers = summary(with_spectrum([1.0, 1.0, 1.0]), axis="channel")
-    assert collapse(numbers) is None
-    assert collapse({**numbers, "embedding/rank": 1.99}) is not None
-    assert collapse({**numbers, "embedding/std": 0.009}) is not None
+@pytest.mark.parametrize(("kept", "name"), [(1, "dimensional"), (8, "dimensional"), (11, "none"), (20, "none")])
+def test_dimensional_collapse_is_most_directions_gone(kept: int, name: str) -> None:
+    """`kept` of 20 directions, the others a thousandth as strong."""
+    z = normal(200, 20) * torch.tensor([1.0] * kept + [1e-3] * (20 - kept))
+    found = of(z).numbers()
+    assert found["vanishing"] == (20 - kept) / 20
+    assert kind(found) == name
+    sentence = collapse(summary(z))
+    if name == "none":
+        assert sentence is None
+    else:
+        assert sentence == f"dimensional collapse: {100 - 5 * kept}% of the embedding's eigenvalues vanish"
+
+
+def test_a_steep_power_law_is_not_collapse() -> None:
+    rank = torch.arange(1, 61, dtype=torch.float64)
+    assert kind(of(normal(500, 60) / rank).numbers()) == "none"  # alpha 2
+    assert kind(of(normal(500, 60) / rank**3).numbers()) == "dimensional"
+
+
+def test_what_is_not_finite_is_undefined() -> None:
+    z = normal(32, 16)
+    z[3, 4] = math.inf
+    found = of(z).numbers()
+    assert all(math.isnan(value) for value in found.values())
+    assert kind(found) == "undefined"
+    assert collapse(summary(normal(32, 16), z)) is None

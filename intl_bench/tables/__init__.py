@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Sequence
 
 from intl_bench.core.errors import InputError
 from intl_bench.records import ResultRecord
-from intl_bench.tables import table1, table2, table3, table4, voc
+from intl_bench.tables import ablation, table1, table2, table3, table4, voc
 from intl_bench.tables.formats import FORMATS
 from intl_bench.tables.frame import build
 from intl_bench.tables.model import Table
@@ -18,6 +18,7 @@ TABLES: dict[str, Table] = {
     "3": table3.TABLE,
     "4": table4.TABLE,
     "voc": voc.TABLE,
+    "ablation": ablation.TABLE,
 }
 _DEFAULT = ("1", "2", "3")
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import pandas as pd
 
@@ -55,13 +55,13 @@ def build(table: Table, records: Sequence[ResultRecord]) -> BuiltTable:
         for column in columns
     ]
     frame = pd.DataFrame(lines, columns=_FIELDS).astype({"mean": "float64", "std": "float64", "n": "Int64"})
-    _embolden(frame)
+    _embolden(frame, {column.key for column in columns if column.ranked})
     return BuiltTable(number=table.number, caption=caption, columns=columns, frame=frame, notes=notes)
 
 
-def _embolden(frame: pd.DataFrame) -> None:
+def _embolden(frame: pd.DataFrame, ranked_columns: Collection[str]) -> None:
     """Marks the best of each column among the measured cells that may be ranked together, where there are two."""
-    ranked = frame[frame["rank_with"].notna()]
+    ranked = frame[frame["rank_with"].notna() & frame["column"].isin(ranked_columns)]
     contests = ranked.groupby(["column", "rank_with"])["mean"]
     printed = frame["cell"].str.split().str[0]
     best = printed.loc[contests.transform("idxmax")].to_numpy()

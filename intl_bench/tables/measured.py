@@ -64,7 +64,7 @@ def _by_protocol(table: Table, records: list[ResultRecord]) -> list[list[ResultR
         return _text(_pretraining(table, record))
 
     one_each = _agree(records, lambda r: r.dataset, trained)
-    rows = [records] if one_each else _partition(records, trained)
+    rows = [records] if one_each else sorted(_partition(records, trained), key=lambda row: _natural(trained(row[0])))
     return [part for row in rows for part in _by_evaluation(row)]
 
 
@@ -194,6 +194,12 @@ def _partition(items: Iterable[T], key: Callable[[T], Hashable]) -> list[list[T]
     for item in items:
         parts[key(item)].append(item)
     return [parts[key] for key in sorted(parts)]  # type: ignore[type-var]
+
+
+def _natural(text: str) -> list[tuple[float, str]]:
+    """Sorts numbers in a text as numbers: a batch of 128 before one of 1024."""
+    parts = re.split(r"(\d+(?:\.\d+)?)", text)
+    return [(float(part) if n % 2 else 0.0, part) for n, part in enumerate(parts)]
 
 
 def _text(value: Mapping[str, object]) -> str:

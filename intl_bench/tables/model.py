@@ -10,12 +10,16 @@ MISSING = "–"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Column:
-    """A column under its group's heading; `flat` is its whole heading where there is one line of headings."""
+    """A column under its group's heading; `flat` is its whole heading where there is one line of headings.
+
+    What is neither better nor worse, such as a condition number, is not `ranked`.
+    """
 
     key: str
     group: str
     name: str
     flat: str
+    ranked: bool = True
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

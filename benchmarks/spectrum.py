@@ -1,0 +1,81 @@
+"""What watching the spectrum costs in training: the numbers of a batch's embedding and of its transformed output.
+
+    python benchmarks/spectrum.py                     256 x 8192 and 256 x 2048, under a minute on 2 cores
+    python benchmarks/spectrum.py --device cuda
+
+Against singular values of the same matrices by LAPACK in float64, and against the training that lies between two looks:
+`spectrum_every` steps of the recipe cifar10_r18_intl. Times are the best of `--repeats` within one run. On a CPU the
+step is one of `--step-batch` images, times what the recipe's batch is larger: its time goes to convolutions.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+
+from intl_bench.core.distributed import Process
+from pretrain import train
+from pretrain.data import open_source
+from pretrain.iternorm import iter_norm
+from pretrain.loader import training_batches
+from pretrain.recipe import load_recipe
+from pretrain.spectrum import summary
+
+SHAPES = [(256, 8192), (256, 2048)]
+
+
+def best(work: Callable[[], object], repeats: int, device: str) -> float:
+    """Seconds, after one call to warm up."""
+    times = []
+    for _ in range(repeats + 1):
+        started = time.perf_counter()
+        work()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - started)
+    return min(times[1:])
+
+
+def singular(z: torch.Tensor, white: torch.Tensor) -> None:
+    """Eigenvalues of the centred and RankMe of the raw matrix, without their Gram matrices."""
+    for x in (z.double(), white.double()):
+        torch.linalg.svdvals(x - x.mean(dim=0))
+        torch.linalg.svdvals(x)
+
+
+def step_seconds(options: argparse.Namespace) -> tuple[float, int]:
+    """A step of the recipe's whole batch, and how many lie between two looks."""
+    recipe = load_recipe("cifar10_r18_intl", ["data.kind=shapes", "data.name=shapes"])
+    whole = recipe.batch_size
+    size = whole if options.device == "cuda" else min(whole, options.step_batch)
+    recipe = load_recipe("cifar10_r18_intl", [f"batch_size={size}", "data.kind=shapes", "data.name=shapes"])
+    source = open_source(recipe.data, "train")
+    training = train.build(recipe, Process(rank=0, world_size=1, device=torch.device(options.device)), len(source))
+    (batch,) = training_batches(source, recipe.views, seed=0, batch_size=size, last_step=1)
+    return whole / size * best(lambda: training.take_step(batch), 2, options.device), recipe.spectrum_every
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--step-batch", type=int, default=32)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    options = parser.parse_args()
+    step, every = step_seconds(options)
+    print(f"{options.device}, {torch.get_num_threads()} threads; a step of cifar10_r18_intl: {step:.2f} s\n")
+    print(f"| embedding | transform and numbers, ms | / SVD | / {every} steps |\n| --- | --- | --- | --- |")
+    for m, d in SHAPES:
+        z = torch.randn(m, d, generator=torch.Generator().manual_seed(0)).to(options.device)
+        white = iter_norm(z)
+        ours = best(lambda z=z: summary(z, iter_norm(z)), options.repeats, options.device)
+        svd = best(lambda z=z, white=white: singular(z, white), options.repeats, options.device)
+        print(f"| {m} x {d} | {1e3 * ours:.0f} | {ours / svd:.2f} | {ours / (every * step):.4%} |")
+
+
+if __name__ == "__main__":
+    main()
