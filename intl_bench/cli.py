@@ -138,7 +138,7 @@ def _parser() -> argparse.ArgumentParser:
     spectrum.add_argument(
         "words", nargs="*", metavar="CHECKPOINT | data.key=value", help="checkpoints, anybody's, and overrides"
     )
-    spectrum.add_argument("--images", type=int, metavar="N", help="how many test images (default: 2048)")
+    spectrum.add_argument("--images", type=int, default=2048, metavar="N", help="how many test images (default: 2048)")
     spectrum.add_argument("--out", type=Path, default=Path("spectrum.png"), help="the plot (default: spectrum.png)")
     spectrum.add_argument("--format", default="markdown", help="of the table: markdown, csv or json")
     spectrum.add_argument("--from", dest="layout", default="auto", help="whose checkpoints they are, as for convert")
@@ -317,15 +317,10 @@ def _pack(args: argparse.Namespace) -> None:
 def _spectrum(args: argparse.Namespace) -> None:
     from intl_bench import spectra
 
-    table = spectra.run(
-        [Path(word) for word in args.words if "=" not in word],
-        layout=args.layout,
-        overrides=[word for word in args.words if "=" in word],
-        images=spectra.IMAGES if args.images is None else args.images,
-        out=args.out,
-        format=args.format,
-    )
-    print(table, end="")
+    paths = [Path(word) for word in args.words if "=" not in word]
+    overrides = [word for word in args.words if "=" in word]
+    about = {"layout": args.layout, "images": args.images, "out": args.out, "format": args.format}
+    print(spectra.run(paths, overrides=overrides, **about), end="")
 
 
 def _default_checkpoint() -> Path:

@@ -87,7 +87,7 @@ def table(measured: Sequence[Spectra], format: str) -> str:
             row["checkpoint"].replace("|", r"\|"),
             row["of"],
             f"{row['samples']} x {row['dimension']}",
-            f"{row['rank']:.1f} of {min(row['samples'], row['dimension'])}",
+            f"{_short(row['rank'], '.1f')} of {min(row['samples'], row['dimension'])}",
             _short(row["alpha"], ".2f"),
             _short(row["condition"], ".3g"),
             _short(row["inverse_condition"], ".2g"),
@@ -159,8 +159,10 @@ def plot(axes: Any, curves: Mapping[str, Mapping[str, Any]], *, relative: bool =
         curves: as `curve` makes them, also from the details of a record.
         relative: over the mean eigenvalue, so that equal eigenvalues lie at 1.
     """
-    shown = {label: np.array(one["eigenvalues"]) / (one["mean"] if relative else 1) for label, one in curves.items()}
-    floor = _FLOOR * max((float(values.max()) for values in shown.values() if len(values)), default=1.0)
+    shown = {
+        label: np.array(one["eigenvalues"]) / (one["mean"] or 1 if relative else 1) for label, one in curves.items()
+    }
+    floor = _FLOOR * max((float(values.max()) for values in shown.values() if len(values)), default=0.0) or _FLOOR
     lines = []
     for label, values in shown.items():
         name = label if len(values) else f"{label} (not finite)"
@@ -172,6 +174,8 @@ def plot(axes: Any, curves: Mapping[str, Mapping[str, Any]], *, relative: bool =
     axes.set_yscale("log")
     if log_rank:
         axes.set_xscale("log")
+    if not any(len(values) for values in shown.values()):
+        axes.set_xlim(1, 10)  # an empty axis has no logarithms
     if relative:
         axes.axhline(1.0, color="0.6", linewidth=0.8, zorder=0)
     axes.set_xlabel("rank")
@@ -220,16 +224,20 @@ def _rows(label: str, measured: Spectra) -> list[dict[str, Any]]:
     rows = []
     for name, one in measured.spectra.items():
         numbers = one.numbers()
-        about = {"checkpoint": label, "path": str(measured.path), "dataset": measured.dataset, "of": name}
+        about: dict[str, Any] = {
+            "checkpoint": label,
+            "path": str(measured.path),
+            "dataset": measured.dataset,
+            "of": name,
+        }
         about |= {"samples": one.samples, "dimension": one.dimension, "collapse": spectrum.kind(numbers)}
         rows.append({**about, **numbers, "curve": curve(one)})
     return rows
 
 
 def _caption(numbers: Mapping[str, float]) -> str:
-    return (
-        f"RankMe {numbers['rank']:.1f}, α {_short(numbers['alpha'], '.2f')}, collapse: {spectrum.kind(dict(numbers))}"
-    )
+    rank, exponent = _short(numbers["rank"], ".1f"), _short(numbers["alpha"], ".2f")
+    return f"RankMe {rank}, α {exponent}, collapse: {spectrum.kind(numbers)}"
 
 
 def _short(value: float, form: str) -> str:

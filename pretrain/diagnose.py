@@ -46,9 +46,7 @@ class Spectra:
     spectra: dict[str, Spectrum]
 
 
-def measure(
-    path: Path, *, overrides: Sequence[str] = (), images: int = IMAGES, batch: int | None = None, device: str = "auto"
-) -> Spectra:
+def measure(path: Path, *, overrides: Sequence[str] = (), images: int = IMAGES, batch: int | None = None) -> Spectra:
     """The spectra of a checkpoint of `intl-bench pretrain`, in eval mode and float32.
 
     Features and embedding over all the images, the transformed output over the first batch of them, for a method with
@@ -58,7 +56,6 @@ def measure(
         overrides: "data.key=value", on top of the recipe's own data set.
         images: how many of the test images, chosen at random but the same ones each time; all where there are fewer.
         batch: size of the batch to transform; None takes the recipe's.
-        device: as `core.distributed.start`.
 
     Raises:
         InputError: no such file, not a pre-training checkpoint or not a whole one, weights or an output that are not
@@ -72,7 +69,7 @@ def measure(
     recipe = configs.build(Recipe, state["config"], f"checkpoint {path}")
     data = data_config(state["config"]["data"], overrides)
     source = choose(open_source(data, "test"), images)
-    with distributed.start(device) as process:
+    with distributed.start() as process:
         method = _rebuild(path, recipe, state, len(source.class_names), process)
         features, embedding = _outputs(
             method.backbone, method.projector, source, data, size=max(view.size for view in recipe.views)
@@ -118,7 +115,7 @@ def data_config(stored: dict[str, Any], overrides: Sequence[str]) -> DataConfig:
         if not change.startswith("data."):
             raise InputError(f"override {change}: expected data.key=value, such as data.root=PATH")
     changes = [change.removeprefix("data.") for change in overrides]
-    other = any(change.startswith("kind=") for change in changes)
+    other = any(change.startswith("kind=") and change != f"kind={stored.get('kind')}" for change in changes)
     return configs.build(DataConfig, {} if other else stored, "data", changes)
 
 
@@ -206,4 +203,6 @@ def _transform(path: Path, method: Any, embedding: torch.Tensor) -> torch.Tensor
 def _require_finite(path: Path, matrices: dict[str, torch.Tensor]) -> None:
     for name, matrix in matrices.items():
         if not matrix.isfinite().all():
-            raise InputError(f"checkpoint {path}: values of its {name} are not finite: the weights are damaged or diverged")
+            raise InputError(
+                f"checkpoint {path}: values of its {name} are not finite: the weights are damaged or diverged"
+            )

@@ -5,6 +5,7 @@ singular values of the matrix itself, and exact to 1e-13 of the largest, below w
 """
 
 import dataclasses
+from collections.abc import Mapping
 
 import torch
 
@@ -138,7 +139,7 @@ def numbers(eigenvalues: torch.Tensor, singular_values: torch.Tensor | None = No
     Returns:
         `rank` (RankMe), `condition` and `inverse_condition` (the paper's Figure 2), `alpha`, `largest` (share of the
         largest eigenvalue in the trace), `vanishing` (share of eigenvalues below `VANISHING` of their mean), `trace`.
-        NaN where they are not finite, or all zero.
+        NaN where they are not finite; `largest` too where all are zero.
     """
     values = eigenvalues.double()
     trace = values.sum()
@@ -164,7 +165,7 @@ def summary(z: torch.Tensor, white: torch.Tensor | None = None) -> dict[str, flo
     return {f"{what}/{name}": value for what, x in matrices.items() for name, value in of(x).numbers().items()}
 
 
-def kind(numbers: dict[str, float]) -> str:
+def kind(numbers: Mapping[str, float]) -> str:
     """The collapse that the numbers of a `Spectrum` say: "complete", "dimensional" or "none"; "undefined" for NaN.
 
     Complete: all vectors are nearly the same (`COMPLETE`). Dimensional: most directions are hardly used (`DIMENSIONAL`,
@@ -177,7 +178,7 @@ def kind(numbers: dict[str, float]) -> str:
     return "dimensional" if numbers["vanishing"] > DIMENSIONAL else "none"
 
 
-def collapse(numbers: dict[str, float]) -> str | None:
+def collapse(numbers: Mapping[str, float]) -> str | None:
     """A plain sentence where the numbers of `summary` say that the embedding has collapsed, else None."""
     of_embedding = {name: numbers[f"embedding/{name}"] for name in ("std", "vanishing")}
     found = kind(of_embedding)

@@ -70,7 +70,12 @@ class CPUSyncBatchNorm(nn.BatchNorm2d):
         self._check_input_dim(x)
         if not self.training:
             return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
-        output, mean, variance, n = _Normalize.apply(x, self.weight, self.bias, self.eps)
+        weight: torch.Tensor | None = self.weight
+        bias: torch.Tensor | None = self.bias
+        if not self.affine:
+            weight = x.new_ones(x.shape[1], dtype=torch.promote_types(x.dtype, torch.float32))
+            bias = torch.zeros_like(weight)
+        output, mean, variance, n = _Normalize.apply(x, weight, bias, self.eps)
         if self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
             self.running_mean.lerp_(mean, self.momentum or 0.1)
@@ -87,9 +92,9 @@ def synchronize(module: nn.Module, device: torch.device) -> nn.Module:
         return nn.SyncBatchNorm.convert_sync_batchnorm(module)
     for name, child in module.named_children():
         if isinstance(child, _BatchNorm):
-            norm = CPUSyncBatchNorm(child.num_features, eps=child.eps, momentum=child.momentum)
+            norm = CPUSyncBatchNorm(child.num_features, eps=child.eps, momentum=child.momentum, affine=child.affine)
             norm.load_state_dict(child.state_dict())
-            norm.requires_grad_(child.weight.requires_grad)
+            norm.requires_grad_(child.affine and child.weight.requires_grad)
             setattr(module, name, norm)
         else:
             synchronize(child, device)

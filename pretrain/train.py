@@ -7,6 +7,7 @@ The device is not waited for: the numbers of a step are read while the next one 
 in the background.
 """
 
+import contextlib
 import dataclasses
 import shutil
 import sys
@@ -54,6 +55,7 @@ class Training:
     autocast: torch.dtype | None
     steps_per_epoch: int
     images: int
+    classes: int
     normalization: tuple[tuple[float, ...], tuple[float, ...]]
     step: int = 0
     seconds: float = 0.0
@@ -142,6 +144,7 @@ class Training:
             "config": configs.to_dict(self.recipe),
             "details": {
                 "images": self.images,
+                "classes": self.classes,
                 "seconds": round(self.seconds, 1),
                 "bad_images": len(self.bad_files),
                 "bad_files": sorted(self.bad_files),
@@ -238,6 +241,7 @@ def build(recipe: Recipe, process: distributed.Process, n_images: int, n_classes
         autocast=autocast,
         steps_per_epoch=steps,
         images=n_images,
+        classes=n_classes,
         normalization=normalization(recipe.data),
     )
 
@@ -323,10 +327,16 @@ def _loop(training: Training, source: Any, stop: StopRequest) -> None:
 
 
 def _spectrum(training: Training) -> dict[str, float]:
-    embedding = distributed.gather(training.method.embedding)
+    method = training.method
+    embedding = distributed.gather(method.embedding)
     if not training.process.is_main:
         return {}
-    values = spectrum.summary(embedding)
+    white = None
+    if hasattr(method, "transform"):
+        # Watching must not end a run: what cannot be transformed has no numbers.
+        with contextlib.suppress(ValueError, torch.linalg.LinAlgError), torch.no_grad():
+            white = method.transform(embedding.float())
+    values = spectrum.summary(embedding, white)
     sentence = spectrum.collapse(values)
     if sentence:
         print(f"warning: step {training.step}: {sentence}", file=sys.stderr)

@@ -1,4 +1,7 @@
-"""The paper's theory, tested on the code: Theorem 1, Propositions 1 and 2, Eqn. 7 and Theorem 2."""
+"""The paper's theory, tested on the code: Theorems 1 and 2, Propositions 1 and 2, Eqns. 4, 5 and 7, and their limits.
+
+On h_T as a function of one number, and on the matrices that the iteration makes of a covariance, in both precisions.
+"""
 
 from fractions import Fraction
 
@@ -68,6 +71,94 @@ def test_t_whitening_function_is_theorem_1s(x: Fraction, iterations: int) -> Non
     assert float(value) == pytest.approx(float(x * f**2), rel=1e-13, abs=1e-15)
 
 
+STEPS = (1, 2, 4, 7, 9, 12, 16, 20, 30)
+# Relative errors of the whitened output's eigenvalues at a condition number of 1e4 are about 3e-13 and 1e-4 at most, at
+# every T up to 30: what rounding the covariance alone costs, times 1e4 and little more.
+TOLERANCE = {torch.float64: 2e-12, torch.float32: 5e-4}
+both_dtypes = pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+ILL_CONDITIONED = torch.logspace(0, -4, 16, dtype=torch.float64)
+
+
+def whitened(values: torch.Tensor, iterations: int, dtype: torch.dtype, variant: str = "coupled") -> torch.Tensor:
+    """Phi_T Sigma Phi_T^T in the eigenvectors of Sigma, whose eigenvalues are `values` (n,): diagonal by Theorem 1.
+
+    The iteration runs in `dtype`; what it made is judged in float64.
+    """
+    u = orthogonal(7, len(values))
+    sigma = (u * values @ u.T).to(dtype)
+    phi = whiten(sigma, iterations=iterations, variant=variant).matrix.double()
+    return u.T @ phi @ sigma.double() @ phi.T @ u
+
+
+@both_dtypes
+@pytest.mark.parametrize("iterations", STEPS)
+def test_theorem_1_on_ill_conditioned_matrices(dtype: torch.dtype, iterations: int) -> None:
+    """The eigenvectors stay and the eigenvalues become h_T's, at condition 1e4 and for every T."""
+    expected = t_whitening_function(iterations)(ILL_CONDITIONED / ILL_CONDITIONED.sum())
+    output = whitened(ILL_CONDITIONED, iterations, dtype)
+    torch.testing.assert_close(output.diagonal(), expected, rtol=TOLERANCE[dtype], atol=0)
+    assert float((output - output.diagonal().diag()).abs().max()) < TOLERANCE[dtype]
+
+
+@both_dtypes
+@pytest.mark.parametrize("iterations", STEPS)
+def test_equation_5_range_and_order_on_matrices(dtype: torch.dtype, iterations: int) -> None:
+    """0 < output eigenvalue < 1, in the order of the input; up to rounding where one is its limit."""
+    after, tolerance = whitened(ILL_CONDITIONED, iterations, dtype).diagonal(), TOLERANCE[dtype]
+    assert (after > 0).all()
+    assert (after < 1 + tolerance).all()
+    short_of_one = after[:-1] < 1 - 10 * tolerance
+    assert (after[:-1] > after[1:])[short_of_one].all()
+    assert (after[:-1] > after[1:] - tolerance).all()
+    assert short_of_one.any() == (iterations <= 12)
+
+
+@both_dtypes
+def test_proposition_2_and_equation_4_on_matrices(dtype: torch.dtype) -> None:
+    """Each eigenvalue grows with T until it is one, and with it the condition number falls to one."""
+    tolerance = TOLERANCE[dtype]
+    after = torch.stack([whitened(ILL_CONDITIONED, t, dtype).diagonal() for t in range(1, 31)])
+    now, then = after[:-1], after[1:]
+    short_of_one = now < 1 - 10 * tolerance
+    assert (then > now)[short_of_one].all()
+    assert (then > now - tolerance).all()
+    condition = after[:, 0] / after[:, -1]
+    assert (condition.diff() < tolerance).all()
+    assert condition[0] > 1e3
+    torch.testing.assert_close(after[-1], torch.ones_like(after[-1]), rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize(("dtype", "converges", "breaks"), [(torch.float32, 4, 9), (torch.float64, 9, 12)])
+def test_iteration_as_printed_breaks_the_propositions(dtype: torch.dtype, converges: int, breaks: int) -> None:
+    """Figure 3(d): Eqn. 3 as printed leaves (0, 1), from T = 9 in float32, and is NaN in the end.
+
+    So the divergence is of the arithmetic, not of the map: same covariance, same T, same precision as above.
+    """
+    good = t_whitening_function(converges)(ILL_CONDITIONED / ILL_CONDITIONED.sum())
+    before = whitened(ILL_CONDITIONED, converges, dtype, "paper").diagonal()
+    torch.testing.assert_close(before, good, rtol=TOLERANCE[dtype], atol=0)
+    for iterations in range(breaks, breaks + 3):
+        assert whitened(ILL_CONDITIONED, iterations, dtype, "paper").diagonal().max() > 10
+        assert whitened(ILL_CONDITIONED, iterations, dtype, "coupled").diagonal().max() < 1 + TOLERANCE[dtype]
+    assert whitened(ILL_CONDITIONED, 20, dtype, "paper").isnan().all()
+
+
+@pytest.mark.parametrize(("dtype", "safe", "too_many"), [(torch.float32, 16, 40), (torch.float64, 40, 80)])
+def test_range_of_validity_singular_covariance(dtype: torch.dtype, safe: int, too_many: int) -> None:
+    """An eigenvalue of zero stays zero, so Eqn. 4 excludes it; its rounding error grows by 1.5 a step in Phi_T.
+
+    The coupled iteration bears that up to about T = 16 in float32 and 40 in float64, and diverges later. Nothing at all
+    is defined for a covariance of zero, the complete collapse.
+    """
+    values = torch.cat([torch.logspace(0, -2, 8, dtype=torch.float64), torch.zeros(8, dtype=torch.float64)])
+    expected = t_whitening_function(safe)(values / values.sum())
+    assert expected[-1] == 0
+    assert float((whitened(values, safe, dtype).diagonal() - expected).abs().max()) < 1e-2
+    diverged = whitened(values, too_many, dtype).diagonal()
+    assert not (diverged - expected).abs().max() < 1
+    assert whiten(torch.zeros(4, 4, dtype=dtype)).variance.isnan().all()
+
+
 points = torch.cat(
     [torch.logspace(-8, -2, 200, dtype=torch.float64), torch.linspace(0.01, 1, 500, dtype=torch.float64)[:-1]]
 )
@@ -123,6 +214,74 @@ def test_theorem_2_strictly_convex_along_segments(seed: int, d: int, iterations:
     u, a, b = orthogonal(seed, d), on_simplex(seed, d, 0), on_simplex(seed, d, 1)
     between = intl(share * a + (1 - share) * b, u, iterations)
     assert between < share * intl(a, u, iterations) + (1 - share) * intl(b, u, iterations)
+
+
+def gradient_by_the_code(x: torch.Tensor, u: torch.Tensor, iterations: int) -> torch.Tensor:
+    """dINTL/dx (d,) through `whiten`'s own backward pass, x not held to the simplex: a covariance of trace one plus
+    x - mean(x) + 1/d, so that only the part along the simplex counts."""
+    x = x.clone().requires_grad_()
+    on_plane = x - x.mean() + 1 / len(x)
+    (gradient,) = torch.autograd.grad(trace_loss(whiten(u * on_plane @ u.T, iterations=iterations).variance), x)
+    return gradient
+
+
+def equation_7(x: torch.Tensor, u: torch.Tensor, iterations: int) -> torch.Tensor:
+    return ((1 - t_whitening_function(iterations)(x)) * u.square()).sum(dim=1).square().sum()
+
+
+@few
+@given(seed=seeds, d=st.integers(2, 5), iterations=st.integers(1, 4))
+def test_theorem_2_hessian_is_positive_definite(seed: int, d: int, iterations: int) -> None:
+    """Inside the simplex: of Eqn. 7 in all directions, and of the code along the simplex, with the same values."""
+    u, x = orthogonal(seed, d), 0.9 * on_simplex(seed, d) + 0.1 / d
+    hessian = torch.autograd.functional.hessian(lambda x: equation_7(x, u, iterations), x)
+    assert torch.linalg.eigvalsh(hessian)[0] > 0
+    along = torch.linalg.qr(torch.cat([torch.ones(d, 1, dtype=x.dtype), draw(seed, d, d - 1)], dim=1)).Q[:, 1:]
+    step = 1e-5  # `whiten` can be differentiated once; its gradients' differences are the second derivatives
+    of_code = (
+        torch.stack(
+            [
+                (gradient_by_the_code(x + step * e, u, iterations) - gradient_by_the_code(x - step * e, u, iterations))
+                for e in along.T
+            ]
+        )
+        @ along
+        / (2 * step)
+    )
+    torch.testing.assert_close(of_code, along.T @ hessian @ along, rtol=1e-5, atol=1e-6)
+    assert torch.linalg.eigvalsh((of_code + of_code.T) / 2)[0] > 0
+
+
+@few
+@given(seed=seeds, d=st.integers(2, 10), iterations=st.integers(1, 9))
+def test_theorem_2_gradient_vanishes_at_equal_eigenvalues_only(seed: int, d: int, iterations: int) -> None:
+    u, equal = orthogonal(seed, d), torch.full((d,), 1 / d, dtype=torch.float64)
+    assert float(gradient_by_the_code(equal, u, iterations).abs().max()) < 1e-12
+    x = 0.9 * on_simplex(seed, d) + 0.1 / d
+    assert float(gradient_by_the_code(x, u, iterations) @ (x - equal)) > 0  # descent leads towards the minimum
+
+
+def test_range_of_validity_descent_does_not_raise_the_rank() -> None:
+    """Theorem 2 is about eigenvalues, and the trace loss a function of Z^T Z: its gradient is Z times a matrix.
+
+    So descent on an embedding that lacks a direction exactly can turn what is there, but never gets the rank up; the
+    smallest disturbance of the lacking direction grows. The network must give it ("the range of F is wide enough").
+    """
+    loss = INTLLoss(iterations=4, axis="batch", beta=1.0)
+
+    def gradient(z: torch.Tensor) -> torch.Tensor:
+        z = z.clone().requires_grad_()
+        return torch.autograd.grad(loss([z, z])["trace"], z)[0]
+
+    u, z = orthogonal(3, 6), draw(4, 40, 5)
+    z = (z - z.mean(dim=0)) @ u[:, :5].T
+    slope = gradient(z)
+    basis = torch.linalg.svd(z, full_matrices=False).U[:, :5]
+    assert float(slope.abs().max()) > 1e-3
+    assert float((slope - basis @ (basis.T @ slope)).abs().max()) < 1e-14
+    assert float(spectrum(z - 10 * slope, "batch")[0]) < 1e-14
+    disturbed = z + 1e-3 * draw(5, 40)[:, None] * u[:, 5]
+    assert spectrum(disturbed - 0.1 * gradient(disturbed), "batch")[0] > 1.01 * spectrum(disturbed, "batch")[0]
 
 
 @pytest.mark.parametrize("iterations", [1, 4])

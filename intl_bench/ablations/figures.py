@@ -131,6 +131,8 @@ def _grouped(points: Iterable[Point], key: Setting) -> list[tuple[Any, list[Poin
 def _line(axes: Any, points: Sequence[Point], x: Setting, metric: str, label: str) -> None:
     """Mean and standard deviation (divisor n - 1) of a metric over the seeds of each x."""
     measured = [point for point in points if metric in point.metrics]
+    if not measured:
+        return
     groups = [(where, [point.metrics[metric] for point in group]) for where, group in _grouped(measured, x)]
     axes.errorbar(
         [where for where, _ in groups],

@@ -56,7 +56,8 @@ class Method(Protocol):
     A method may also have, and the loop and the diagnostics then heed:
     `step`, set to the number of the step, from 0, before each `forward`: what depends on time or chance is a function
     of it, so that nothing needs saving; `constant_lr`, parameters whose learning rate stays at the recipe's base;
-    `target`, a momentum network; `transform(z)`, the whitened output (m, d) of an embedding (m, d).
+    `target`, a momentum network; `transform(z)`, the whitened output (m, d) of an embedding (m, d), computed by one
+    process alone.
     """
 
     backbone: nn.Module

@@ -37,7 +37,7 @@ class Supervised(nn.Module):
 
     def forward(self, views: Sequence[torch.Tensor], labels: torch.Tensor) -> dict[str, torch.Tensor]:
         """Cross-entropy of every view with its image's label (m,), averaged."""
-        logits = [self.projector(self.backbone(view)).float() for view in views]
+        logits = [self.projector(self.backbone(view)) for view in views]
         self.embedding = logits[0].detach()
         losses = [F.cross_entropy(z, labels, label_smoothing=self.label_smoothing) for z in logits]
         return {"cross_entropy": torch.stack(losses).mean()}

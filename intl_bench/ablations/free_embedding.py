@@ -1,0 +1,278 @@
+"""What each loss does to the eigenvalues of an embedding that no network restricts (paper, Section 4.1).
+
+Theorem 2 says where INTL's minimum is "when the range of F is wide enough". Here F is the identity: the embeddings of
+two views, m x d with m = 4 d, are themselves optimised in float64 from an ill-conditioned start, under INTL and beside
+it under IterNorm alone, hard whitening and the two soft-whitening losses, each with its alignment of the two views.
+"""
+
+import dataclasses
+import json
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch.nn import functional as F
+
+from intl_bench.core.files import write_stream, write_text
+from intl_bench.core.seeding import generator, torch_seed
+from pretrain.baselines import lightly
+from pretrain.methods.intl import INTLLoss
+from pretrain.methods.spectral import spectral_transform
+from pretrain.spectrum import condition_number, eigenvalues
+
+Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+SEEDS = (0, 1, 2)
+START_CONDITION = 1e4
+BETA = 0.05  # the authors' rule for 256 features; it is zero for 8
+COPY_NOISE = 0.01  # of the two views' starts, and ...
+FRESH_NOISE = 0.1  # ... of the views that cannot lose it; both relative to the embedding's root mean square
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Setting:
+    """One start.
+
+    Attributes:
+        name: for tables.
+        dimension: d.
+        mean: mean eigenvalue of the start, its trace over d.
+        fresh_noise: one embedding is optimised, and its views get new noise in each step, which the loss cannot remove;
+            otherwise the two views' embeddings, noisy copies at the start, are optimised both.
+    """
+
+    name: str
+    dimension: int
+    mean: float = 0.1
+    fresh_noise: bool = False
+
+
+SETTINGS = (
+    *(Setting(name="free views", dimension=d) for d in (8, 32, 128)),
+    Setting(name="free views, start 10 times as wide", dimension=32, mean=10.0),
+    Setting(name="fresh noise", dimension=32, fresh_noise=True),
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Outcome:
+    """Eigenvalues (d,), descending, of the covariance before and after and of the correlation after; the losses."""
+
+    before: torch.Tensor
+    after: torch.Tensor
+    correlation: torch.Tensor
+    first_loss: float
+    last_loss: float
+
+
+def losses() -> dict[str, Loss]:
+    """Name -> loss of two views' embeddings (m, d). The soft-whitening ones with their authors' weights.
+
+    Raises:
+        InputError: lightly is not installed.
+    """
+    loss = lightly("loss")
+    return {
+        "INTL, T = 1": _intl(1, trace=True),
+        "INTL, T = 4": _intl(4, trace=True),
+        "IterNorm alone, T = 4": _intl(4, trace=False),
+        "hard whitening": _hard_whitening,
+        "Barlow Twins": loss.BarlowTwinsLoss(),
+        "VICReg": loss.VICRegLoss(),
+    }
+
+
+def _intl(iterations: int, *, trace: bool) -> Loss:
+    loss = INTLLoss(iterations=iterations, axis="batch", beta=BETA)
+
+    def of_views(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        terms = loss([a, b])
+        return terms["alignment"] + terms["trace"] if trace else terms["alignment"]
+
+    return of_views
+
+
+def _hard_whitening(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Mean squared distance of the normalised whitened outputs, as INTL's alignment."""
+    white = [spectral_transform(z, 0.5, axis="batch") for z in (a, b)]
+    return 2 - 2 * F.cosine_similarity(white[0], white[1], dim=-1).mean()
+
+
+def start(setting: Setting, seed: int) -> torch.Tensor:
+    """An embedding (m, d) with eigenvalues from 1 to 1 / START_CONDITION, evenly in the logarithm, times a factor."""
+    d, m = setting.dimension, 4 * setting.dimension
+    rng = generator(seed, "free embedding")
+    x = torch.from_numpy(rng.standard_normal((m, d)))
+    values = torch.from_numpy(np.geomspace(1, 1 / START_CONDITION, d))
+    values *= setting.mean / values.mean()
+    rotation = torch.linalg.qr(torch.from_numpy(rng.standard_normal((d, d)))).Q
+    return torch.linalg.qr(x - x.mean(dim=0)).Q * ((m - 1) * values).sqrt() @ rotation
+
+
+def optimise(loss: Loss, setting: Setting, seed: int, *, steps: int) -> Outcome:
+    """`steps` of L-BFGS, or with fresh noise of Adam, on a free embedding."""
+    z = start(setting, seed)
+    noise = torch.Generator().manual_seed(torch_seed(seed, "free embedding's noise"))
+
+    def copies(z: torch.Tensor, level: float) -> list[torch.Tensor]:
+        level = level * (z - z.mean(dim=0)).square().mean().sqrt()
+        return [z + level * torch.randn(z.shape, generator=noise, dtype=z.dtype) for _ in range(2)]
+
+    if setting.fresh_noise:
+        parameters = [z.requires_grad_()]
+        before = eigenvalues(z.detach())
+        measured = _adam(lambda: loss(*copies(z, FRESH_NOISE)), parameters, setting.mean, steps)
+    else:
+        parameters = [view.requires_grad_() for view in copies(z, COPY_NOISE)]
+        before = eigenvalues(parameters[0].detach())
+        measured = _lbfgs(lambda: loss(*parameters), parameters, steps)
+    end = parameters[0].detach()
+    return Outcome(
+        before=before,
+        after=eigenvalues(end),
+        correlation=eigenvalues(end / end.std(dim=0)),
+        first_loss=measured[0],
+        last_loss=measured[-1],
+    )
+
+
+def _lbfgs(loss: Callable[[], torch.Tensor], parameters: list[torch.Tensor], steps: int) -> list[float]:
+    optimizer = torch.optim.LBFGS(
+        parameters,
+        max_iter=steps,
+        history_size=20,
+        tolerance_grad=0,
+        tolerance_change=1e-12,
+        line_search_fn="strong_wolfe",
+    )
+    measured = []
+
+    def closure() -> float:
+        optimizer.zero_grad()
+        value = loss()
+        value.backward()
+        measured.append(value.item())
+        return measured[-1]
+
+    optimizer.step(closure)
+    closure()
+    return measured
+
+
+def _adam(loss: Callable[[], torch.Tensor], parameters: list[torch.Tensor], mean: float, steps: int) -> list[float]:
+    """The learning rate is 0.03 of the start's standard deviation, falling to zero along a cosine."""
+    optimizer = torch.optim.Adam(parameters, lr=0.03 * mean**0.5)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    measured = []
+    for _ in range(steps):
+        optimizer.zero_grad()
+        value = loss()
+        value.backward()
+        optimizer.step()
+        schedule.step()
+        measured.append(value.item())
+    return measured
+
+
+def measure(
+    settings: Sequence[Setting] = SETTINGS, seeds: Sequence[int] = SEEDS, *, steps: int = 300, noisy_steps: int = 1000
+) -> dict[tuple[str, int, str], list[Outcome]]:
+    """(setting, d, loss) -> outcomes of the seeds."""
+    return {
+        (setting.name, setting.dimension, name): [
+            optimise(loss, setting, seed, steps=noisy_steps if setting.fresh_noise else steps) for seed in seeds
+        ]
+        for setting in settings
+        for name, loss in losses().items()
+    }
+
+
+def table(outcomes: dict[tuple[str, int, str], list[Outcome]]) -> pd.DataFrame:
+    """One row a setting and loss, each number the mean ± standard deviation (divisor n - 1) over the seeds."""
+    columns: dict[str, Callable[[Outcome], float]] = {
+        "condition before": lambda o: condition_number(o.before),
+        "condition after": lambda o: condition_number(o.after),
+        "of the correlation after": lambda o: condition_number(o.correlation),
+        "trace / d before": lambda o: float(o.before.mean()),
+        "trace / d after": lambda o: float(o.after.mean()),
+        "loss before": lambda o: o.first_loss,
+        "loss after": lambda o: o.last_loss,
+    }
+    return pd.DataFrame(
+        [
+            {"setting": setting, "d": d, "loss": name}
+            | {column: _mean_and_spread([value(o) for o in group]) for column, value in columns.items()}
+            for (setting, d, name), group in outcomes.items()
+        ]
+    )
+
+
+def _mean_and_spread(values: list[float]) -> str:
+    mean = f"{statistics.mean(values):.4g}"
+    return f"{mean} ± {statistics.stdev(values):.2g}" if len(values) > 1 else mean
+
+
+def panel(axes: Any, groups: dict[str, list[Outcome]]) -> None:
+    """Spectra after optimisation, the geometric mean over seeds with a band of one standard deviation of the logarithm."""
+    before = next(iter(groups.values()))
+    for number, (name, group) in enumerate([("start", before), *groups.items()]):
+        logs = torch.stack([(o.before if name == "start" else o.after).clamp_min(1e-12).log10() for o in group])
+        mean = logs.mean(dim=0)
+        spread = logs.std(dim=0) if len(group) > 1 else torch.zeros_like(mean)
+        x = range(1, len(mean) + 1)
+        style = {"color": "black", "linestyle": ":"} if name == "start" else {"color": f"C{number - 1}"}
+        axes.plot(x, 10**mean, label=name, linewidth=1.3, **style)
+        axes.fill_between(x, 10 ** (mean - spread), 10 ** (mean + spread), alpha=0.2, linewidth=0, color=style["color"])
+    axes.set_yscale("log")
+
+
+def _figure(outcomes: dict[tuple[str, int, str], list[Outcome]]) -> Any:
+    from matplotlib.figure import Figure
+
+    groups: dict[tuple[str, int], dict[str, list[Outcome]]] = {}
+    for (setting, d, name), group in outcomes.items():
+        groups.setdefault((setting, d), {})[name] = group
+    rows = -(-(len(groups) + 1) // 3)
+    figure = Figure(figsize=(11, 3.1 * rows), layout="constrained")
+    places = list(figure.subplots(rows, 3, squeeze=False).flat)
+    for axes, ((setting, d), group) in zip(places, groups.items(), strict=False):
+        panel(axes, group)
+        axes.set_title(f"{setting}, d = {d}", fontsize=9)
+        axes.set_xlabel("rank of the eigenvalue", fontsize=8)
+    for axes in places[len(groups) :]:
+        axes.axis("off")
+    places[0].set_ylabel("eigenvalue of the embedding's covariance", fontsize=8)
+    places[-1].legend(*places[0].get_legend_handles_labels(), loc="center", frameon=False, fontsize=9)
+    return figure
+
+
+def run(folder: Path) -> None:
+    """Writes free_embedding.png, .md and .json into `folder`; a few minutes on one CPU thread."""
+    outcomes = measure()
+    figure = _figure(outcomes)
+    write_stream(folder / "free_embedding.png", lambda stream: figure.savefig(stream, format="png", dpi=130))
+    write_text(folder / "free_embedding.md", report(outcomes))
+    rows = [
+        {
+            "setting": setting,
+            "d": d,
+            "loss": name,
+            "seed": seed,
+            "before": outcome.before.tolist(),
+            "after": outcome.after.tolist(),
+            "correlation": outcome.correlation.tolist(),
+            "first_loss": outcome.first_loss,
+            "last_loss": outcome.last_loss,
+        }
+        for (setting, d, name), group in outcomes.items()
+        for seed, outcome in zip(SEEDS, group, strict=True)
+    ]
+    write_text(folder / "free_embedding.json", json.dumps(rows, allow_nan=False) + "\n")
+
+
+def report(outcomes: dict[tuple[str, int, str], list[Outcome]]) -> str:
+    return table(outcomes).to_markdown(index=False)

@@ -1,0 +1,141 @@
+"""CW-RGP: channel whitening with random group partition (Weng et al., NeurIPS 2022)."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from intl_bench.core.distributed import gather
+from intl_bench.core.seeding import torch_seed
+from pretrain.methods import Setup
+from pretrain.whitening import (
+    cosine_distance,
+    grouped,
+    matrix_function,
+    pairs_mean,
+    power,
+    require_batch,
+    require_groups,
+    require_parts,
+    shuffled,
+    ungrouped,
+    widened,
+)
+
+DISPLAY = "CW-RGP"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """Settings; the defaults are the authors' for CIFAR (github.com/winci-ai/CW-RGP, `scripts/base.sh`).
+
+    Attributes:
+        groups: how many groups the features are divided into at random, for each sub-batch and view.
+        sub_batch: samples that are whitened together; the batch is divided into such parts at random, in each step.
+        iterations: how many random divisions the loss is averaged over.
+        epsilon: the covariance is shrunk to (1 - epsilon) Sigma + epsilon I.
+    """
+
+    name: str = "cw_rgp"
+    groups: int = 4
+    sub_batch: int = 64
+    iterations: int = 1
+    epsilon: float = 0.0
+
+    def __post_init__(self) -> None:
+        if min(self.groups, self.sub_batch, self.iterations) < 1:
+            raise ValueError(
+                f"groups={self.groups}, sub_batch={self.sub_batch}, iterations={self.iterations}: "
+                "all must be at least 1"
+            )
+        if not 0 <= self.epsilon < 1:
+            raise ValueError(f"epsilon={self.epsilon}: expected 0 to below 1")
+
+
+def channel_whiten(
+    z: torch.Tensor, groups: int, order: torch.Tensor | None = None, *, epsilon: float = 0.0
+) -> torch.Tensor:
+    """Samples whitened (ZCA) against each other in groups of features: (..., m, d) -> (..., m, d), float32 or better.
+
+    As the authors' `methods/whitening.py`: each sample is centred over all its features, and a group's m x m covariance
+    is over one less than the group's features. Eigenvalues below `whitening.FLOOR` of the largest count as that.
+
+    Args:
+        groups: divides d.
+        order: features in the order in which they fall into groups, (..., d); the output has them in their own again.
+        epsilon: see `Config`.
+    """
+    x = z.double()
+    x = grouped(shuffled(x - x.mean(dim=-1, keepdim=True), order), groups)
+    sigma = (1 - epsilon) * (x @ x.mT) / (x.shape[-1] - 1)
+    sigma = sigma + epsilon * torch.eye(x.shape[-2], dtype=x.dtype, device=x.device)
+    white = ungrouped(matrix_function(sigma, power(0.5)) @ x)
+    return shuffled(white, None if order is None else order.argsort(dim=-1)).to(widened(z[:0]).dtype)
+
+
+class CWRGP(nn.Module):
+    """Backbone, projector and the distance of outputs that are channel whitened in random groups."""
+
+    step: int = 0
+
+    def __init__(self, config: Config, setup: Setup) -> None:
+        super().__init__()
+        self.backbone, self.projector = setup.make_encoder()
+        self.config = config
+        self.seed = setup.seed
+        self.embedding: torch.Tensor | None = None
+
+    def forward(self, views: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Mean of 2 - 2 cos over all pairs of views and random divisions, of all processes' samples."""
+        z = torch.stack([self.projector(self.backbone(view)) for view in views])
+        self.embedding = z[0].detach()
+        with torch.autocast(z.device.type, enabled=False):
+            z = gather(z, dim=1)
+            losses = []
+            for samples, features in self.orders(*z.shape):
+                parts = z[:, samples.to(z.device)]
+                white = channel_whiten(parts, self.config.groups, features.to(z.device), epsilon=self.config.epsilon)
+                losses.append(pairs_mean(white, cosine_distance))
+            return {"distance": torch.stack(losses).mean()}
+
+    def orders(self, views: int, m: int, d: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """This step's random divisions, the same on all processes: of the samples, (sub-batches, sub_batch), and for
+        each view and sub-batch of the features, (views, sub-batches, d)."""
+        draws = torch.Generator().manual_seed(torch_seed(self.seed, "cw-rgp", self.step))
+        found = []
+        for _ in range(self.config.iterations):
+            samples = torch.randperm(m, generator=draws).view(-1, self.config.sub_batch)
+            features = [torch.randperm(d, generator=draws) for _ in range(views * len(samples))]
+            found.append((samples, torch.stack(features).view(views, -1, d)))
+        return found
+
+    def transform(self, z: torch.Tensor) -> torch.Tensor:
+        """The whitened output (m, d) of an embedding (m, d): sub-batches and groups in order, the last one may be
+        smaller."""
+        parts = z.split(self.config.sub_batch)
+        return torch.cat([channel_whiten(part, self.config.groups, epsilon=self.config.epsilon) for part in parts])
+
+    def after_step(self, progress: float) -> None:
+        """Nothing follows a step."""
+
+
+def build(config: Config, setup: Setup) -> CWRGP:
+    """The method of a run.
+
+    Raises:
+        ValueError: the batch holds one image or cannot be divided, the groups do not divide the embedding, or they are
+            too small for the sub-batches.
+    """
+    d = setup.projector.out
+    require_batch(setup.batch_size, d)
+    require_parts(setup.batch_size, config.sub_batch)
+    require_groups(config.groups, d)
+    rank = d // config.groups - (config.groups == 1)  # centring takes a dimension of all features, not of each group
+    if config.sub_batch > rank and config.epsilon == 0:
+        raise ValueError(
+            f"sub_batch={config.sub_batch}: the covariance of so many samples over {d // config.groups} features "
+            f"(projector.out={d}, groups={config.groups}) is singular; use at most {rank}, fewer groups, a larger "
+            "projector.out, or epsilon above 0"
+        )
+    return CWRGP(config, setup)

@@ -1,0 +1,74 @@
+"""SimCLR: each view finds the other among the batch (Chen et al., arXiv 2002.05709), with lightly's loss and head."""
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from intl_bench.core.distributed import gather
+from pretrain.baselines import lightly
+from pretrain.methods import Setup
+
+DISPLAY = "SimCLR"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """Settings; the defaults are the authors' for ImageNet (google-research/simclr, `run.py`).
+
+    Attributes:
+        temperature: the cosines are divided by it.
+        batch_norm: one after each layer of the projector, the last included; solo-learn's projector has none.
+    """
+
+    name: str = "simclr"
+    temperature: float = 0.1
+    batch_norm: bool = True
+
+    def __post_init__(self) -> None:
+        if self.temperature <= 0:
+            raise ValueError(f"temperature={self.temperature}: expected more than 0")
+
+
+class SimCLR(nn.Module):
+    """Backbone, projector, and the NT-Xent loss of the batch of all processes."""
+
+    def __init__(self, config: Config, setup: Setup) -> None:
+        super().__init__()
+        self.backbone = setup.make_backbone()
+        self.projector = lightly("models.modules.heads").SimCLRProjectionHead(
+            self.backbone.num_features,
+            setup.projector.hidden,
+            setup.projector.out,
+            num_layers=setup.projector.layers,
+            batch_norm=config.batch_norm,
+        )
+        self.loss = lightly("loss").NTXentLoss(temperature=config.temperature)
+        self.embedding: torch.Tensor | None = None
+
+    def forward(self, views: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+        """NT-Xent (Eqn. 1) of every two views, averaged."""
+        z = torch.stack([self.projector(self.backbone(view)) for view in views])
+        self.embedding = z[0].detach()
+        with torch.autocast(z.device.type, enabled=False):
+            whole = gather(z.to(torch.promote_types(z.dtype, torch.float32)), dim=1)
+            losses = [self.loss(first, second) for first, second in itertools.combinations(whole, 2)]
+            return {"nt_xent": torch.stack(losses).mean()}
+
+    def after_step(self, progress: float) -> None:
+        """Nothing follows a step."""
+
+
+def build(config: Config, setup: Setup) -> SimCLR:
+    """The method of a run.
+
+    Raises:
+        ValueError: the batch holds one image, or the projector has one layer.
+    """
+    if setup.batch_size < 2:
+        raise ValueError(f"batch_size={setup.batch_size}: SimCLR tells the images of a batch apart; use at least 2")
+    if setup.projector.layers < 2:
+        raise ValueError(f"projector.layers={setup.projector.layers}: SimCLR's has at least 2")
+    return SimCLR(config, setup)

@@ -1,0 +1,145 @@
+"""SwAV: one view predicts the other's assignment to prototypes (Caron et al., arXiv 2006.09882), with lightly's loss,
+projection head and prototypes."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn import functional as F
+
+from intl_bench.core.distributed import gather, world_size
+from pretrain.baselines import lightly
+from pretrain.methods import Setup
+
+DISPLAY = "SwAV"
+ASSIGNED = 2  # views that are assigned to prototypes, the first ones; further ones (multi-crop) only predict
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """Settings; the defaults are the authors' for ImageNet (facebookresearch/swav, `scripts/swav_800ep_pretrain.sh`).
+
+    Attributes:
+        prototypes: how many there are.
+        temperature: the cosines are divided by it where they predict.
+        sinkhorn_epsilon, sinkhorn_iterations: of the assignment; the exponential of 1 / epsilon must fit float32.
+        queue: embeddings of earlier batches, for each assigned view, that are assigned along with a batch; 0 for none.
+        queue_from_epoch: first epoch, from 0, that uses the queue.
+        freeze_prototypes_epochs: epochs at the start without training the prototypes.
+    """
+
+    name: str = "swav"
+    prototypes: int = 3000
+    temperature: float = 0.1
+    sinkhorn_epsilon: float = 0.05
+    sinkhorn_iterations: int = 3
+    queue: int = 0
+    queue_from_epoch: int = 15
+    freeze_prototypes_epochs: int = 1
+
+    def __post_init__(self) -> None:
+        least = {"prototypes": 2, "sinkhorn_iterations": 1, "queue": 0, "freeze_prototypes_epochs": 0}
+        for field, bound in least.items():
+            if getattr(self, field) < bound:
+                raise ValueError(f"{field}={getattr(self, field)}: expected at least {bound}")
+        if not self.temperature > 0:
+            raise ValueError(f"temperature={self.temperature}: expected more than 0")
+        if not self.sinkhorn_epsilon >= 0.02:
+            raise ValueError(
+                f"sinkhorn_epsilon={self.sinkhorn_epsilon}: expected at least 0.02, below which exp(cosine / epsilon) "
+                "leaves the range of float32"
+            )
+        if self.queue and self.queue_from_epoch < 1:
+            raise ValueError(
+                f"queue_from_epoch={self.queue_from_epoch}: expected at least 1; the first epoch fills the queue"
+            )
+
+
+class SwAV(nn.Module):
+    """Backbone, projector, prototypes, and a queue of embeddings for each assigned view.
+
+    Prototypes that are frozen still have their length decayed by the optimiser, which normalising them undoes.
+    """
+
+    step = 0
+
+    def __init__(self, config: Config, setup: Setup) -> None:
+        super().__init__()
+        self.backbone = setup.make_backbone()
+        heads = lightly("models.modules.heads")
+        width = setup.projector.out
+        self.projector = heads.SwaVProjectionHead(self.backbone.num_features, setup.projector.hidden, width)
+        self.prototypes = heads.SwaVPrototypes(width, config.prototypes)
+        (layer,) = self.prototypes.heads
+        layer.bias = None  # lightly's have one, which the paper's and the authors' have not
+        # Not lightly's way to freeze them, which parallel processes do not survive: they wait for the gradient.
+        layer.weight.register_hook(lambda gradient: torch.zeros_like(gradient) if self._frozen() else None)
+        self.swapped_loss = lightly("loss").SwaVLoss(
+            temperature=config.temperature,
+            sinkhorn_iterations=config.sinkhorn_iterations,
+            sinkhorn_epsilon=config.sinkhorn_epsilon,
+            sinkhorn_gather_distributed=True,
+        )
+        self.config, self.steps_per_epoch = config, setup.steps_per_epoch
+        self.register_buffer("queue", torch.zeros(ASSIGNED, config.queue, width) if config.queue else None)
+        self.queue: torch.Tensor | None
+        self.new: torch.Tensor | None = None
+        self.embedding: torch.Tensor | None = None
+
+    def _frozen(self) -> bool:
+        return self.step < self.config.freeze_prototypes_epochs * self.steps_per_epoch
+
+    def forward(self, views: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The mean of Eqn. 2's terms (with multi-crop Eqn. 6), of this process's images.
+
+        They are assigned together with those of all processes and, from its epoch on, of the queue.
+        """
+        self.prototypes.normalize()
+        z = torch.stack([self.projector(self.backbone(view)) for view in views])
+        self.embedding = z[0].detach()
+        with torch.autocast(z.device.type, enabled=False):
+            z = F.normalize(z.to(torch.promote_types(z.dtype, torch.float32)), dim=-1)
+            logits, earlier = self.prototypes(z), None
+            if self.queue is not None:
+                self.new = gather(z[:ASSIGNED].detach(), dim=1)
+                if self.step >= self.config.queue_from_epoch * self.steps_per_epoch:
+                    # Every process holds the whole queue, so that any checkpoint does, and brings in its own part.
+                    rank = dist.get_rank() if world_size() > 1 else 0
+                    with torch.no_grad():
+                        earlier = list(self.prototypes(self.queue.chunk(world_size(), dim=1)[rank]))
+            loss = self.swapped_loss(list(logits[:ASSIGNED]), list(logits[ASSIGNED:]), earlier)
+        return {"swapped_prediction": loss.squeeze()}
+
+    @torch.no_grad()
+    def after_step(self, progress: float) -> None:
+        """The step's embeddings, of a global batch, replace the oldest of the queue."""
+        if self.queue is not None:
+            assert self.new is not None, "a step without a forward pass"
+            size = self.new.shape[1]
+            start = self.step * size % self.queue.shape[1]
+            self.queue[:, start : start + size] = self.new
+
+
+def build(config: Config, setup: Setup) -> SwAV:
+    """The method of a run.
+
+    Raises:
+        ValueError: the queue does not fit the batch or the data set, the batch holds one image, or the projector has
+            not two layers.
+    """
+    batch = setup.batch_size
+    if batch < 2:
+        raise ValueError(f"batch_size={batch}: the batch norms of SwAV need a batch; use at least 2")
+    if setup.projector.layers != 2:
+        raise ValueError(f"projector.layers={setup.projector.layers}: SwAV's has 2")
+    if config.queue > setup.images or config.queue % batch:
+        wrong = (
+            f"larger than the data set of {setup.images} images, so that an epoch would not fill it"
+            if config.queue > setup.images
+            else f"not a multiple of the batch of {batch}"
+        )
+        fitting = min(config.queue, setup.images) // batch * batch
+        raise ValueError(f"queue={config.queue}: {wrong}; use a multiple of batch_size, at most {fitting or batch}")
+    return SwAV(config, setup)

@@ -1,0 +1,101 @@
+"""SimCLR: its paper's equation, what its loss does not heed, processes together, and what is refused."""
+
+import itertools
+
+import pytest
+import torch
+from method_cases import TinyBackbone, setup, views
+from method_worker import assert_processes_agree, assert_trains_as, like
+from torch import nn
+
+from pretrain.methods import simclr
+from pretrain.projector import ProjectorConfig
+
+
+def method(n: int = 2, *, layers: int = 2, **settings: object) -> simclr.SimCLR:
+    torch.manual_seed(1)
+    widths = ProjectorConfig(hidden=32, out=16, layers=layers)
+    return simclr.build(simclr.Config(**settings), setup(views=n, projector=widths)).double()
+
+
+def nt_xent(first: torch.Tensor, second: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Eqn. 1 of the paper, term by term: the views of image k are the rows 2k and 2k + 1."""
+    z = torch.stack([first, second], dim=1).flatten(0, 1)
+    exponentials = torch.exp(z @ z.T / torch.outer(z.norm(dim=1), z.norm(dim=1)) / temperature)
+    terms = []
+    for i in range(len(z)):
+        others = [k for k in range(len(z)) if k != i]
+        terms.append(-torch.log(exponentials[i, i ^ 1] / exponentials[i, others].sum()))
+    return torch.stack(terms).mean()
+
+
+# The paper's equation
+
+
+@pytest.mark.parametrize(
+    ("batch_norm", "layers", "sizes", "temperature"), [(True, 2, (8, 8), 0.1), (False, 3, (8, 8, 6), 0.5)]
+)
+def test_training_goes_as_in_the_paper(
+    batch_norm: bool, layers: int, sizes: tuple[int, ...], temperature: float
+) -> None:
+    run = method(len(sizes), layers=layers, batch_norm=batch_norm, temperature=temperature)
+    shapes = [(24, 32), *[(32, 32)] * (layers - 2), (32, 16)]
+    head: list[nn.Module] = []
+    for width, out in shapes:
+        norm = [nn.BatchNorm1d(out)] if batch_norm else []
+        head += [nn.Linear(width, out, bias=not batch_norm), *norm, nn.ReLU()]
+    backbone, projector = like(run.backbone, *TinyBackbone()), like(run.projector, *head[:-1])
+
+    def loss(batch: list[torch.Tensor]) -> torch.Tensor:
+        pairs = itertools.combinations([projector(backbone(view)) for view in batch], 2)
+        return torch.stack([nt_xent(*pair, temperature) for pair in pairs]).mean()
+
+    assert_trains_as(run, [backbone, projector], loss, sizes=sizes)
+
+
+def test_half_precision_stops_at_the_loss() -> None:
+    run = method().float()
+    embeddings: list[torch.Tensor] = []
+    run.projector.register_forward_hook(lambda module, inputs, output: embeddings.append(output.detach()))
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = run([view.float() for view in views()])["nt_xent"]
+    assert loss.dtype == torch.float32
+    assert embeddings[0].dtype == torch.bfloat16
+    assert torch.equal(run.embedding, embeddings[0])
+    assert loss.item() == pytest.approx(nt_xent(*(z.double() for z in embeddings), 0.1).item(), rel=1e-6)
+
+
+# What the loss does not heed
+
+
+def test_order_of_images_and_views_and_size_of_embeddings_do_not_matter() -> None:
+    run = method(3)
+    loss = run(views(n=3))["nt_xent"].item()
+    order = torch.randperm(32, generator=torch.Generator().manual_seed(0))
+    assert run([view[order] for view in views(n=3)[::-1]])["nt_xent"].item() == pytest.approx(loss, rel=1e-12)
+    mixed = [views(n=3)[0][order], *views(n=3)[1:]]
+    assert run(mixed)["nt_xent"].item() > 1.01 * loss
+    with torch.no_grad():
+        run.projector.layers[-1].weight *= 7
+        run.projector.layers[-1].bias *= 7
+    assert run(views(n=3))["nt_xent"].item() == pytest.approx(loss, rel=1e-12)
+
+
+# Two processes
+
+
+@pytest.mark.parametrize("sizes", [(8, 8), (8, 8, 6)])
+def test_processes_together_do_what_one_does(sizes: tuple[int, ...]) -> None:
+    assert_processes_agree("simclr", {"temperature": 0.2}, sizes=sizes)
+
+
+# Failures
+
+
+def test_bad_settings_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"temperature=0: expected more than 0"):
+        simclr.Config(temperature=0)
+    with pytest.raises(ValueError, match=r"batch_size=1: .* at least 2"):
+        simclr.build(simclr.Config(), setup(batch_size=1))
+    with pytest.raises(ValueError, match=r"projector\.layers=1: .* at least 2"):
+        method(layers=1)
