@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import DynamicOutputShapeException
 from torch.utils._pytree import tree_map_only
 
 from intl_bench.core.distributed import Process
@@ -38,6 +39,7 @@ _ERRORS = (
     "Against img/s that NVIDIA published for a supervised ResNet-50 on one A100: +1% in mixed precision, from which "
     "the two shares were chosen, and +34% in TF32."
 )
+_CLASSES = {"cifar10": 10, "cifar100": 100, "imagenet100": 100}
 _RESERVED = 2**30  # bytes of a GPU that CUDA, its libraries and the gaps between tensors take
 
 
@@ -113,10 +115,10 @@ def make_plan(recipe: Recipe, *, processes: int = 1, devices: Sequence[Device] =
             f"batch_size={recipe.batch_size}: cannot be shared out evenly among {processes} processes; "
             f"set batch_size to a multiple of their number, or plan for a divisor of {recipe.batch_size}"
         )
-    images, images_from = _images(recipe.data)
+    images, classes, images_from = _images(recipe.data)
     meta = torch.device("meta")
     with meta:
-        training = train.build(recipe, Process(rank=0, world_size=1, device=meta), images or recipe.batch_size)
+        training = train.build(recipe, Process(rank=0, world_size=1, device=meta), images or recipe.batch_size, classes)
     method, steps = training.method, training.steps_per_epoch if images else None
     checkpoint = _file_bytes({"format": 1, **training.state()})
     trained = [parameter for parameter in method.parameters() if parameter.requires_grad]
@@ -186,7 +188,8 @@ def _count_step(training: train.Training, processes: int = 1) -> tuple[Cost, Cos
     """The cost of one process's forward and backward pass, and what of it is the loss's; takes the method's data away.
 
     A process makes the embeddings of its part of a batch, and is charged with INTL's loss of the whole batch, which it
-    really shares with the others. Other methods' losses are those of the part, and not told apart.
+    really shares with the others. Other methods' losses are those of the part, and not told apart. A loss that needs
+    values (SimCLR's) or more than a part (W-MSE's) is left out.
     """
     method, recipe = training.method, training.recipe
     share = recipe.batch_size // processes
@@ -200,6 +203,10 @@ def _count_step(training: train.Training, processes: int = 1) -> tuple[Cost, Cos
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=recipe.precision != "fp32"):
             return _total(method(views, labels) if training.labelled else method(views))
 
+    def encode() -> torch.Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=recipe.precision != "fp32"):
+            return torch.stack([method.projector(method.backbone(view)).float().sum() for view in views]).sum()
+
     def loss(batch: int) -> Cost:
         z = [torch.empty(batch, d, dtype=dtype, requires_grad=grad) for d, dtype, grad in embeddings]
         return costs.count(lambda: _total(method.loss(z)))
@@ -209,7 +216,10 @@ def _count_step(training: train.Training, processes: int = 1) -> tuple[Cost, Cos
         views = [torch.empty(share, 3, view.size, view.size) for view in recipe.views]
         labels = torch.empty(share, dtype=torch.int64)
         if not isinstance(getattr(method, "loss", None), INTLLoss):
-            return costs.count(forward), None
+            try:
+                return costs.count(forward), None
+            except (DynamicOutputShapeException, RuntimeError, ValueError):
+                return costs.count(encode), None
         hook = method.loss.register_forward_pre_hook(look)
         whole = costs.count(forward)
         hook.remove()
@@ -277,12 +287,16 @@ def _total(terms: dict[str, torch.Tensor]) -> torch.Tensor:
     return torch.stack(list(terms.values())).sum()
 
 
-def _images(config: DataConfig) -> tuple[int | None, str]:
+def _images(config: DataConfig) -> tuple[int | None, int, str]:
+    """Images and classes of the training set, and where their number is from."""
     try:
-        return len(open_source(config, "train")), "counted"
+        source = open_source(config, "train")
+        return len(source), len(source.class_names), "counted"
     except BenchError as error:
         known = TRAINING_IMAGES.get(config.dataset)
-        return known, f"{'as published' if known else 'not known'}; cannot count them: {' '.join(str(error).split())}"
+        reason = f"cannot count them: {' '.join(str(error).split())}"
+        classes = _CLASSES.get(config.dataset, 1000)
+        return known, classes, f"{'as published' if known else 'not known'}; {reason}"
 
 
 def _forward_flops(method: Any, recipe: Recipe) -> dict[int, int]:

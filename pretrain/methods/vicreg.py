@@ -68,7 +68,7 @@ def build(config: Config, setup: Setup) -> VICReg:
     """The method of a run.
 
     Raises:
-        ValueError: the batch holds one image, or the embedding one feature.
+        ValueError: the batch holds one image.
     """
     if setup.batch_size < 2:
         raise ValueError(f"batch_size={setup.batch_size}: VICReg's variances are over a batch; use at least 2")

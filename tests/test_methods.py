@@ -1,0 +1,194 @@
+"""Every method as a user runs it on real images: trains, resumes exactly, is scored, planned and measured.
+
+Also what is common to all of them: recipes, names, and what is refused in one line.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from intl_bench import cli, published, spectra
+from intl_bench.core import config as configs
+from intl_bench.core import distributed
+from intl_bench.records import RecordStore
+from pretrain import checkpoint, methods, plan, train
+from pretrain.data import open_source
+from pretrain.loader import training_batches
+from pretrain.recipe import Recipe, load_recipe
+from transfer.detection import generated
+
+# What its CIFAR-10 recipe needs besides, on 192 images in batches of 32.
+OVERRIDES = {
+    "mocov2": ["method.queue=64"],
+    "swav": [
+        "method.queue=64",
+        "method.queue_from_epoch=1",
+        "method.freeze_prototypes_epochs=1",
+        "method.prototypes=30",
+    ],
+    "dino": ["method.outputs=48", "method.warmup_epochs=1"],
+    "byol": ["method.predictor_hidden=32"],
+    "wmse": ["method.sub_batch=32", "projector.out=16"],
+    "cw_rgp": ["method.sub_batch=16", "projector.out=128"],
+}
+TINY = [
+    *("backbone.name=resnet10_narrow", "backbone.stem=imagenet", "projector.hidden=32", "projector.out=64"),
+    *("batch_size=32", "epochs=2", "warmup_epochs=1", "precision=fp32", "workers=0", "log_every=1", "spectrum_every=6"),
+    *("data.kind=npz", "data.name=cifar10", "data.root=sample.npz"),
+]
+COCO = [
+    *("iterations=1", "milestones=[]", "warmup_iterations=1", "batch_size=1", "lr=0.01", "precise_bn=1"),
+    *("min_sizes=[48]", "max_size=64", "test_min_size=48", "test_max_size=64", "workers=0", "device=cpu"),
+    *("model.anchor_sizes=[16,32]", "model.mask_channels=8", "model.rpn_batch=16", "model.roi_batch=8"),
+    *("model.pool_size=4", "model.pre_nms_train=50", "model.post_nms_train=10", "model.pre_nms_test=30"),
+    *("model.post_nms_test=4", "data.root=images", "data.name=figures", "--engine", "builtin"),
+]
+PAPERS = {"Table 1": "table1", "Table 2": "table2"}
+
+
+def tiny(name: str, *more: str) -> Recipe:
+    return load_recipe(f"cifar10_r18_{name}", [*TINY, *OVERRIDES.get(name, []), "name=tiny", *more])
+
+
+@pytest.fixture
+def sample(test_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """192 and 64 real images, and a few generated pictures to detect in."""
+    monkeypatch.chdir(tmp_path)
+    with np.load(test_data / "cifar10_subset.npz") as whole:
+        parts = {key: whole[key][: 192 if key.startswith("train") else 64] for key in whole}
+    np.savez("sample.npz", **parts)
+    generated.write(Path("images"), train=2, test=2)
+
+
+def stop_after(recipe: Recipe, steps: int) -> None:
+    """Leaves the run's folder as a run that was stopped after `steps` steps."""
+    source = open_source(recipe.data, "train")
+    with distributed.start("cpu") as process:
+        training = train.build(recipe, process, len(source), len(source.class_names))
+        for batch in training_batches(source, recipe.views, seed=recipe.seed, batch_size=32, last_step=steps):
+            training.take_step(batch)
+        checkpoint.save(recipe.checkpoint, training.state())
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("name", methods.names())
+@pytest.mark.usefixtures("sample")
+def test_trains_resumes_and_is_scored(name: str) -> None:
+    path = train.run(tiny(name))
+    whole = checkpoint.load(path)[0]
+    first, *_, last = (Path(path.parent / "metrics.jsonl").read_text().splitlines()[number] for number in (0, 5, 11))
+    assert first != last
+    for steps in (4, 8):
+        broken = tiny(name, f"name=broken{steps}")
+        stop_after(broken, steps)
+        resumed = checkpoint.load(train.run(broken))[0]
+        for part in ("method", "optimizer"):
+            a, b = (torch.utils._pytree.tree_leaves(state[part]) for state in (whole, resumed))
+            assert len(a) == len(b)
+            assert all(torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y for x, y in zip(a, b, strict=True))
+
+    assert cli.main(["knn", str(path)]) == 0
+    assert cli.main(["linear", str(path), "epochs=2"]) == 0
+    assert cli.main(["coco", str(path), *COCO]) == 0
+    records = RecordStore(Path("results/records")).load()
+    assert sorted(record.task for record in records) == ["coco", "knn", "linear"]
+    display = methods.find(name).DISPLAY
+    assert {record.method for record in records} == {display}
+    stamp = records[-1].protocol
+    assert stamp["pretrain_momentum_target"] is (name in ("byol", "dino", "mocov2"))
+    assert {f"pretrain_method_{key}" for key, value in whole["config"]["method"].items() if value is not None} <= {
+        *stamp,
+        "pretrain_method_name",
+        "pretrain_method_momentum_target",
+    }
+    metrics, details = spectra.record_values(spectra.measure(path))
+    assert metrics["features/rank"] > 0
+    assert ("transformed" in details["spectra"]) is hasattr(train_build(tiny(name)).method, "transform")
+
+
+def train_build(recipe: Recipe) -> train.Training:
+    process = distributed.Process(rank=0, world_size=1, device=torch.device("cpu"))
+    return train.build(recipe, process, 192, 10)
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_is_planned(name: str) -> None:
+    made = plan.make_plan(tiny(name), processes=2)
+    built = train_build(tiny(name))
+    assert made.parameters["trained"] == sum(p.numel() for p in built.method.parameters() if p.requires_grad)
+    assert made.flops > made.forward_flops > 0
+    assert made.peak > made.memory["weights"] > 0
+    assert "a training step" in plan.format_plan(made)
+
+
+def test_names_are_those_of_the_tables() -> None:
+    """So that a measured row stands beside its published one."""
+    printed = {row.method.split(" (")[0] for n in (1, 2, 3) for row in published.load(f"table{n}").rows}
+    displays = {methods.find(name).DISPLAY for name in methods.names()}
+    assert printed - displays == {"Scratch", "MoCo V2"}  # as Table 2 spells it
+    assert displays - printed == {"IterNorm", "Spectral", "Shuffled-DBN", "CW-RGP", "Zero-CL"}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["spectral", "method.axis=batch", "projector.out=64"], "singular"),
+        (["intl", "method.axis=batch", "projector.out=64"], "whitens 64 features over 32 samples"),
+        (["iternorm", "method.axis=batch", "projector.out=64"], "whitens 64 features over 32 samples"),
+        (["iternorm", "method.iterations=0"], "iterations=0"),
+        (["intl", "method.iterations=0"], "iterations=0"),
+        (["shuffled_dbn", "method.groups=7"], "7"),
+        (["cw_rgp", "method.groups=7"], "7"),
+        (["mocov2", "method.queue=256"], "256"),
+        (["swav", "method.queue=256"], "256"),
+        (["mocov2", "method.queue=80"], "80"),
+        (["simclr", "batch_size=1"], "batch_size=1"),
+        (["barlow_twins", "batch_size=1"], "batch_size=1"),
+        (["byol", "views=[{size: 32}]"], "compares at least two"),
+        (["byol", "method.tau=1"], "unknown key"),
+    ],
+)
+@pytest.mark.usefixtures("sample")
+@pytest.mark.data
+def test_bad_input_is_one_line(words: Sequence[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    name, *changes = words
+    assert cli.main(["pretrain", f"cifar10_r18_{name}", *TINY, *OVERRIDES.get(name, []), *changes]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("intl-bench: ")
+    assert message in line
+    assert not Path("runs").exists()
+
+
+class Absent:
+    """Finds that lightly is not installed."""
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+        if name == "lightly":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+def test_without_lightly_one_line_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for module in [name for name in sys.modules if name.split(".")[0] == "lightly"]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setattr(sys, "meta_path", [Absent(), *sys.meta_path])
+    for name in ("simclr", "barlow_twins"):
+        assert cli.main(["pretrain", "demo", f"method={{name: {name}}}", "data.size=200", "batch_size=32"]) == 2
+        assert "pip install 'intl-bench[baselines]'" in capsys.readouterr().err
+
+
+def test_every_method_has_its_recipes() -> None:
+    sets = ("cifar10_r18", "cifar100_r18", "imagenet100_r18", "imagenet_r50")
+    missing = [
+        f"{data}_{name}"
+        for name in methods.names()
+        for data in sets
+        if not (configs.CONFIGS / "pretrain" / f"{data}_{name}.yaml").is_file()
+    ]
+    assert not missing
