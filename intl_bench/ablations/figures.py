@@ -54,8 +54,9 @@ def trace_loss(points: Sequence[Point]) -> Any:
     counts = sorted({_iterations(point) for point in shown})
     for axes, what in ((white, "transformed"), (embedding, "embedding")):
         for (method, t), group in _grouped(shown, lambda point: (point.method, _iterations(point))):
-            curves = [p.details["spectra"][what]["eigenvalues"] for p in group if "spectra" in p.details]
-            if curves:
+            spectra = [point.details.get("spectra", {}).get(what) for point in group]
+            curves = [curve["eigenvalues"] for curve in spectra if curve and curve["eigenvalues"]]
+            if curves:  # a spectrum that is not finite has none
                 means = [
                     statistics.geometric_mean([max(v, 1e-12) for v in values]) for values in zip(*curves, strict=True)
                 ]

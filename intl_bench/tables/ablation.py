@@ -22,7 +22,8 @@ _COLUMNS = {
 
 def _columns(records: Sequence[ResultRecord]) -> Sequence[Column]:
     return [
-        Column(key=key, group=group, name=name, flat=f"{group} {name}") for key, (group, name, _, _) in _COLUMNS.items()
+        Column(key=key, group=group, name=name, flat=f"{group} {name}", ranked=group == "Accuracy")
+        for key, (group, name, _, _) in _COLUMNS.items()
     ]
 
 

@@ -1,0 +1,66 @@
+"""Two steps of every method's ImageNet recipe: the real ResNet-50, heads and 224-pixel views, on whatever there is.
+
+    python benchmarks/two_steps.py /path/to/imagenet [--batch 16] [--methods simclr byol ...]
+
+The recipe is told that the data set has ImageNet's size, so that queues and schedules are its own; the batch alone is
+smaller, and what cannot be larger than a batch. Each method runs in a process of its own.
+"""
+
+import argparse
+import resource
+import subprocess
+import sys
+import time
+
+import torch
+
+from intl_bench.core.distributed import start
+from pretrain import methods, train
+from pretrain.data import TRAINING_IMAGES, open_source
+from pretrain.loader import training_batches
+from pretrain.recipe import load_recipe
+
+
+def two_steps(name: str, root: str, batch: int) -> str:
+    """A line of a Markdown table."""
+    overrides = [f"batch_size={batch}", f"data.root={root}", "workers=0", "precision=fp32"]
+    if name in ("wmse", "cw_rgp"):
+        overrides += [f"method.sub_batch={batch}"]
+    if name == "wmse":
+        overrides += [f"projector.out={batch // 2}"]
+    recipe = load_recipe(f"imagenet_r50_{name}", overrides)
+    source = open_source(recipe.data, "train")
+    with start("auto") as process:
+        training = train.build(recipe, process, TRAINING_IMAGES["imagenet"], 1000)
+        began = time.perf_counter()
+        batches = training_batches(source, recipe.views, seed=0, batch_size=batch, last_step=2)
+        losses = [training.take_step(images).values()["loss"] for images in batches]
+    parameters = sum(p.numel() for p in training.method.parameters()) / 1e6
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    steps = " / ".join(f"{loss:.4g}" for loss in losses)
+    return (
+        f"| {training.display} | {len(recipe.views)} | {parameters:.1f} | {steps} | "
+        f"{(time.perf_counter() - began) / 2:.1f} | {peak:.1f} |"
+    )
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("root")
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--methods", nargs="+", default=methods.names())
+    options = parser.parse_args()
+    if len(options.methods) == 1:
+        print(two_steps(options.methods[0], options.root, options.batch))
+        return
+    print(f"batch {options.batch}, {torch.get_num_threads()} threads")
+    print("| method | views | parameters, M | loss of step 1 / 2 | s a step | peak GiB |")
+    print("| --- | --- | --- | --- | --- | --- |", flush=True)
+    for name in options.methods:
+        words = [sys.executable, __file__, options.root, "--batch", str(options.batch), "--methods", name]
+        subprocess.run(words, check=False)
+
+
+if __name__ == "__main__":
+    main()
