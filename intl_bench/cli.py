@@ -278,17 +278,17 @@ def _ablation(args: argparse.Namespace) -> None:
     ablation = grid.load(name)
     seeds = runs.parse_seeds(args.seeds or str(ablation.seeds))
     results = args.results or Path("results") / "ablations" / ablation.name
-    cells = grid.recipes(ablation, seeds[0], overrides)  # what is wrong with one is said before any is run
+    cells = grid.recipes(ablation, seeds[0], overrides)
     if args.dry_run:
         plan = {"cells": [recipe.name for recipe in cells], "seeds": seeds, "tasks": list(ablation.tasks)}
         _print_plan({"ablation": ablation.name, **plan, "writes": str(results)})
         return
+    grid.check(cells)
     if args.parallel or args.slurm is not None:
         from intl_bench import spread
 
-        words = (
-            ["ablation", *args.words, "--results", str(results)] + ["--fresh"] * args.fresh + ["--debug"] * args.debug
-        )
+        words = ["ablation", *args.words, "--results", str(results)]
+        words += ["--fresh"] * args.fresh + ["--debug"] * args.debug
         if args.slurm is None:
             spread.in_parallel(words, seeds)
         else:

@@ -140,6 +140,7 @@ def test_figures_show_means_and_deviations(name: str) -> None:
         ("name: x\ncells: [epochs=1]\ntasks: [quiz]\n", "tasks: 'quiz' is not one of knn, linear"),
         ("name: x\ncells: [epochs=1]\nfigure: pie\n", "figure: 'pie' is not one of power"),
         ("name: x\ncells: [epoch=1]\n", "unknown key 'epoch'; did you mean epochs?"),
+        ("name: x\nrecipe: demo\ncells: [epochs=1, method.axis=batch]\n", "whitens 512 features over 128 samples"),
         ("name: x\nrecipe: cifar10_r19_intl\ncells: [epochs=1]\n", "did you mean cifar10_r18_intl?"),
     ],
 )

@@ -133,7 +133,7 @@ def test_half_precision_stops_at_the_loss() -> None:
     p = [F.softmax(output.double() * 32, dim=1) for output in taught]
     q = [F.log_softmax(output.double() / 0.1, dim=1) for output in learned]
     expected = -((p[0] * q[1]).sum(dim=1).mean() + (p[1] * q[0]).sum(dim=1).mean()) / 2
-    assert float(loss) == pytest.approx(float(expected), rel=1e-5)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_says_nothing_of_lightly_s_old_weight_norm() -> None:
@@ -152,10 +152,10 @@ def test_a_constant_in_the_teacher_is_absorbed_by_the_centre() -> None:
     shifted.target.register_forward_hook(lambda module, inputs, output: output + constant)
     shifted.distillation.center += constant
     for step in range(3):
-        a, b = (float(run(views(step))["distillation"]) for run in (plain, shifted))
+        a, b = (run(views(step))["distillation"].item() for run in (plain, shifted))
         assert b == pytest.approx(a, rel=1e-10)
     shifted.distillation.center -= constant
-    assert float(shifted(views())["distillation"]) != pytest.approx(float(plain(views())["distillation"]), rel=1e-2)
+    assert shifted(views())["distillation"].item() != pytest.approx(plain(views())["distillation"].item(), rel=1e-2)
     for _ in range(9):
         plain(views()), shifted(views())
     gap = (shifted.distillation.center - plain.distillation.center).flatten()
@@ -163,11 +163,11 @@ def test_a_constant_in_the_teacher_is_absorbed_by_the_centre() -> None:
 
 
 def test_order_of_images_and_of_the_teacher_s_views_does_not_matter() -> None:
-    loss = float(method(3)(views(n=3))["distillation"])
+    loss = method(3)(views(n=3))["distillation"].item()
     order = torch.randperm(32, generator=torch.Generator().manual_seed(0))
     first, second, third = (view[order] for view in views(n=3))
-    assert float(method(3)([second, first, third])["distillation"]) == pytest.approx(loss, rel=1e-11)
-    assert float(method(3)([third, second, first])["distillation"]) != pytest.approx(loss, rel=1e-6)
+    assert method(3)([second, first, third])["distillation"].item() == pytest.approx(loss, rel=1e-11)
+    assert method(3)([third, second, first])["distillation"].item() != pytest.approx(loss, rel=1e-6)
 
 
 def test_no_gradient_reaches_the_teacher() -> None:

@@ -164,7 +164,7 @@ def test_a_run_that_does_not_suit_is_refused() -> None:
     with pytest.raises(ValueError, match=r"groups=16: .* leaves 2 features"):
         method(groups=16)
     wide = method_cases.setup(projector=ProjectorConfig(hidden=4, out=64))
-    with pytest.raises(ValueError, match="groups=2: the covariance of 32 features over batch_size=32 .* is singular"):
+    with pytest.raises(ValueError, match=r"groups=2: the covariance of 32 features over batch_size=32 .* is singular"):
         method(wide, groups=2)
     assert method(wide).groups == 4
     with pytest.raises(ValueError, match="batch_size=1: whitening needs a batch"):

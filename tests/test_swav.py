@@ -115,7 +115,7 @@ def test_half_precision_stops_at_the_loss() -> None:
         -(assignment(a, 0.05, 3) * F.log_softmax(b / 0.1, dim=1)).sum(dim=1).mean()
         for a, b in ((first, second), (second, first))
     ]
-    assert float(loss) == pytest.approx(float(sum(expected)) / 2, rel=1e-5)
+    assert loss.item() == pytest.approx(sum(expected).item() / 2, rel=1e-5)
 
 
 # What the loss does not heed
@@ -128,17 +128,17 @@ def test_order_of_prototypes_images_assigned_views_and_queue_does_not_matter() -
         run.after_step(0.1)
     run.step = 2
     batch = views(2, 3)
-    loss = float(run(batch)["swapped_prediction"])
+    loss = run(batch)["swapped_prediction"].item()
     order = torch.randperm(32, generator=torch.Generator().manual_seed(0))
-    assert float(run([view[order] for view in batch])["swapped_prediction"]) == pytest.approx(loss, rel=1e-11)
+    assert run([view[order] for view in batch])["swapped_prediction"].item() == pytest.approx(loss, rel=1e-11)
     run.prototypes.heads[0].weight.data = run.prototypes.heads[0].weight.data.roll(5, dims=0)
     run.queue = run.queue.roll(7, dims=1)
-    assert float(run(batch)["swapped_prediction"]) == pytest.approx(loss, rel=1e-11)
+    assert run(batch)["swapped_prediction"].item() == pytest.approx(loss, rel=1e-11)
     run.queue = run.queue.flip(0)
-    assert float(run([batch[1], batch[0], batch[2]])["swapped_prediction"]) == pytest.approx(loss, rel=1e-11)
-    assert float(run(batch)["swapped_prediction"]) != pytest.approx(loss, rel=1e-6)  # of the other view's queue
+    assert run([batch[1], batch[0], batch[2]])["swapped_prediction"].item() == pytest.approx(loss, rel=1e-11)
+    assert run(batch)["swapped_prediction"].item() != pytest.approx(loss, rel=1e-6)  # of the other view's queue
     run.queue = run.queue.flip(0)
-    assert float(run([batch[2], batch[1], batch[0]])["swapped_prediction"]) != pytest.approx(loss, rel=1e-6)
+    assert run([batch[2], batch[1], batch[0]])["swapped_prediction"].item() != pytest.approx(loss, rel=1e-6)
 
 
 def test_assignments_share_the_images_out_equally() -> None:

@@ -12,10 +12,13 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from intl_bench import machine, runs, spectra, tables
 from intl_bench.ablations.figures import FIGURES, Point
 from intl_bench.core import config as configs
 from intl_bench.core import files
+from intl_bench.core.distributed import Process
 from intl_bench.core.errors import DivergedError
 from intl_bench.records import RecordStore, ResultRecord
 from intl_bench.tables.ablation import TASK
@@ -98,6 +101,19 @@ def recipes(ablation: Ablation, seed: int, overrides: Sequence[str] = ()) -> lis
         own_scale = all(change.startswith(_NEUTRAL) for change in overrides)
         made.append(dataclasses.replace(recipe, scale=ablation.scale if own_scale else "reduced"))
     return made
+
+
+def check(recipes: Sequence[Recipe]) -> None:
+    """Builds every cell without memory, so that what is wrong with the last is said before the first is run.
+
+    Raises:
+        InputError: a data set cannot be read, or a method does not suit the rest of its recipe.
+    """
+    nowhere = Process(rank=0, world_size=1, device=torch.device("meta"))
+    for recipe in recipes:
+        source = open_source(recipe.data, "train")
+        with nowhere.device:
+            train.build(recipe, nowhere, len(source), len(source.class_names))
 
 
 def run(
