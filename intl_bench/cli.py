@@ -284,6 +284,9 @@ def _ablation(args: argparse.Namespace) -> None:
         _print_plan({"ablation": ablation.name, **plan, "writes": str(results)})
         return
     grid.check(cells)
+    grid.experiment(ablation, results)
+    if not cells:
+        return
     if args.parallel or args.slurm is not None:
         from intl_bench import spread
 

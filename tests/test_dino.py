@@ -134,6 +134,8 @@ def test_half_precision_stops_at_the_loss() -> None:
     q = [F.log_softmax(output.double() / 0.1, dim=1) for output in learned]
     expected = -((p[0] * q[1]).sum(dim=1).mean() + (p[1] * q[0]).sum(dim=1).mean()) / 2
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    mean = torch.cat([output.double() for output in taught]).mean(dim=0)
+    torch.testing.assert_close(run.distillation.center.flatten(), (0.1 * mean).float(), rtol=1e-5, atol=1e-8)
 
 
 def test_says_nothing_of_lightly_s_old_weight_norm() -> None:
@@ -168,6 +170,13 @@ def test_order_of_images_and_of_the_teacher_s_views_does_not_matter() -> None:
     first, second, third = (view[order] for view in views(n=3))
     assert method(3)([second, first, third])["distillation"].item() == pytest.approx(loss, rel=1e-11)
     assert method(3)([third, second, first])["distillation"].item() != pytest.approx(loss, rel=1e-6)
+
+
+def test_teacher_starts_as_the_student() -> None:
+    run = method()
+    images = views()[0]
+    learned = run.last_layer(F.normalize(run.projector(run.backbone(images)), dim=1))
+    torch.testing.assert_close(run.target(images), learned, rtol=1e-12, atol=0)
 
 
 def test_no_gradient_reaches_the_teacher() -> None:

@@ -21,7 +21,9 @@ def test_loss_is_cross_entropy(smoothing: float) -> None:
     method = authors.fill(supervised.build(config, setup()), "supervised").double()
     images = views()
     terms = method(images, LABELS)
-    targets = torch.full((32, 10), smoothing / 10, dtype=torch.float64).scatter(1, LABELS[:, None], 1 - smoothing + smoothing / 10)
+    targets = torch.full((32, 10), smoothing / 10, dtype=torch.float64).scatter(
+        1, LABELS[:, None], 1 - smoothing + smoothing / 10
+    )
     losses = []
     for view in images:
         logits = method.projector(method.backbone(view))

@@ -119,8 +119,8 @@ def optimise(loss: Loss, setting: Setting, seed: int, *, steps: int) -> Outcome:
     noise = torch.Generator().manual_seed(torch_seed(seed, "free embedding's noise"))
 
     def copies(z: torch.Tensor, level: float) -> list[torch.Tensor]:
-        level = level * (z - z.mean(dim=0)).square().mean().sqrt()
-        return [z + level * torch.randn(z.shape, generator=noise, dtype=z.dtype) for _ in range(2)]
+        deviation = level * (z - z.mean(dim=0)).square().mean().sqrt()
+        return [z + deviation * torch.randn(z.shape, generator=noise, dtype=z.dtype) for _ in range(2)]
 
     if setting.fresh_noise:
         parameters = [z.requires_grad_()]
@@ -217,7 +217,7 @@ def _mean_and_spread(values: list[float]) -> str:
 
 
 def panel(axes: Any, groups: dict[str, list[Outcome]]) -> None:
-    """Spectra after optimisation, the geometric mean over seeds with a band of one standard deviation of the logarithm."""
+    """Spectra after optimisation: geometric mean over seeds, with a band of one standard deviation of the logarithm."""
     before = next(iter(groups.values()))
     for number, (name, group) in enumerate([("start", before), *groups.items()]):
         logs = torch.stack([(o.before if name == "start" else o.after).clamp_min(1e-12).log10() for o in group])
@@ -239,8 +239,8 @@ def _figure(outcomes: dict[tuple[str, int, str], list[Outcome]]) -> Any:
     rows = -(-(len(groups) + 1) // 3)
     figure = Figure(figsize=(11, 3.1 * rows), layout="constrained")
     places = list(figure.subplots(rows, 3, squeeze=False).flat)
-    for axes, ((setting, d), group) in zip(places, groups.items(), strict=False):
-        panel(axes, group)
+    for axes, ((setting, d), by_loss) in zip(places, groups.items(), strict=False):
+        panel(axes, by_loss)
         axes.set_title(f"{setting}, d = {d}", fontsize=9)
         axes.set_xlabel("rank of the eigenvalue", fontsize=8)
     for axes in places[len(groups) :]:

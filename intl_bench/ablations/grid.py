@@ -139,16 +139,19 @@ def run(
                 _score_random(recipe, ablation.tasks, store, results)
 
 
-def finish(ablation: Ablation, results: Path) -> str:
-    """Writes the table and the figure of the records that there are; returns the table.
+def experiment(ablation: Ablation, results: Path) -> None:
+    """Runs the experiment beside a grid, if any, unless its folder is there."""
+    if ablation.also is None:
+        return
+    folder = results / ablation.also
+    if not folder.exists():
+        importlib.import_module(EXPERIMENTS[ablation.also]).run(folder)
+    print(f"{ablation.also}: {folder}", flush=True)
 
-    The experiment beside it, if any, is run unless its folder is there.
-    """
+
+def finish(ablation: Ablation, results: Path) -> str:
+    """Writes the table and the figure of the records that there are; returns the table."""
     records = RecordStore(results / "records").load()
-    if ablation.also is not None and not (results / ablation.also).exists():
-        importlib.import_module(EXPERIMENTS[ablation.also]).run(results / ablation.also)
-    if not records:
-        return ""
     table = tables.render(records, tables=["ablation"])
     files.write_text(results / "table.md", table + "\n")
     if ablation.figure is not None:

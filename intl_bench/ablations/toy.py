@@ -1,0 +1,93 @@
+"""Figure 2(a): what a small network makes of the plane under spectral transformations with g(lambda) = lambda^-p.
+
+The paper's set-up stands in its supplement, which was not at hand. Here: 200 points of five Gaussian clusters on a
+circle, views with Gaussian noise, a network 2-64-64-2 and 400 steps of Adam on all points, the loss that of
+`pretrain.methods.spectral` with the features transformed (axis "batch").
+"""
+
+import dataclasses
+import io
+import json
+import math
+import statistics
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from intl_bench.core import files
+from intl_bench.core.seeding import generator, torch_seed
+from pretrain.methods.spectral import spectral_transform
+from pretrain.spectrum import eigenvalues
+from pretrain.whitening import cosine_distance
+
+POWERS = (0.0, 0.25, 0.4, 0.45, 0.5, 0.55, 0.6, 0.75, 1.0, 1.5)
+SEEDS = (0, 1, 2)
+CLUSTERS, POINTS = 5, 40
+_RADIUS, _DEVIATION, _NOISE = 2.0, 0.25, 0.3
+_STEPS, _LR = 400, 1e-2
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Outcome:
+    """The network's outputs (n, 2) for the points without noise, and smallest over largest eigenvalue of them."""
+
+    outputs: torch.Tensor
+    inverse_condition: float
+
+
+def data(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Points (n, 2) and their clusters (n,)."""
+    clusters = torch.arange(CLUSTERS).repeat_interleave(POINTS)
+    angles = 2 * math.pi * clusters / CLUSTERS
+    spread = torch.from_numpy(generator(seed, "toy data").standard_normal((len(clusters), 2)))
+    return _RADIUS * torch.stack([angles.cos(), angles.sin()], dim=1) + _DEVIATION * spread, clusters
+
+
+def train(power: float, seed: int, *, steps: int = _STEPS) -> Outcome:
+    """Trains the network from `seed`; in float64, for away from p = 0.5 the spectrum spans many orders."""
+    points, _ = data(seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(torch_seed(seed, "toy init"))
+        network = nn.Sequential(nn.Linear(2, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 2)).double()
+    noise = torch.Generator().manual_seed(torch_seed(seed, "toy noise"))
+    optimizer = torch.optim.Adam(network.parameters(), lr=_LR)
+    for _ in range(steps):
+        views = points + _NOISE * torch.randn(2, *points.shape, generator=noise, dtype=points.dtype)
+        white = spectral_transform(network(views), power, axis="batch")
+        optimizer.zero_grad()
+        cosine_distance(white[1:], white[:1]).backward()
+        optimizer.step()
+    with torch.no_grad():
+        outputs = network(points)
+    values = eigenvalues(outputs)
+    return Outcome(outputs=outputs, inverse_condition=float(values[-1] / values[0]))
+
+
+def run(folder: Path) -> None:
+    """Writes `toy.png`, a panel for each p, and `toy.json`, the inverse condition numbers of all seeds."""
+    found = {power: [train(power, seed) for seed in SEEDS] for power in POWERS}
+    image = io.BytesIO()
+    draw(found).savefig(image, format="png", dpi=130)
+    files.write_bytes(folder / "toy.png", image.getvalue())
+    values = {f"{power:g}": [outcome.inverse_condition for outcome in group] for power, group in found.items()}
+    files.write_text(folder / "toy.json", json.dumps({"inverse_condition": values, "seeds": SEEDS}, indent=1) + "\n")
+
+
+def draw(found: dict[float, list[Outcome]]) -> Any:
+    """The figure: outputs of the first seed by cluster, each output scaled to its largest value."""
+    from matplotlib.figure import Figure
+
+    clusters = data(SEEDS[0])[1].numpy()
+    figure = Figure(figsize=(11, 4.8), layout="constrained")
+    for axes, (power, group) in zip(figure.subplots(2, 5).flat, found.items(), strict=False):
+        outputs = group[0].outputs - group[0].outputs.mean(dim=0)
+        x, y = (outputs / outputs.abs().max()).T.numpy()
+        axes.scatter(x, y, c=clusters, cmap="tab10", s=4)
+        axes.set(xlim=(-1.1, 1.1), ylim=(-1.1, 1.1), xticks=[], yticks=[], aspect="equal")
+        values = np.array([outcome.inverse_condition for outcome in group])
+        spread = f" ± {statistics.stdev(values):.1g}" if len(values) > 1 else ""
+        axes.set_title(f"p = {power:g}\n1 / condition {values.mean():.2g}{spread}", fontsize=8)
+    return figure

@@ -1,0 +1,69 @@
+"""The equal-eigenvalue claim without a network, in small: what each loss makes of an ill-conditioned embedding."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from intl_bench.ablations import free_embedding
+from intl_bench.ablations.free_embedding import Outcome, Setting, measure, optimise, start
+from pretrain.spectrum import condition_number, eigenvalues
+
+SMALL = Setting(name="small", dimension=8)
+
+
+@pytest.fixture(scope="module")
+def outcomes() -> dict[str, Outcome]:
+    pytest.importorskip("lightly")
+    return {name: group[0] for (_, _, name), group in measure([SMALL], [0], steps=150).items()}
+
+
+def test_the_start_is_as_ill_conditioned_as_said() -> None:
+    values = eigenvalues(start(SMALL, seed=0))
+    assert condition_number(values) == pytest.approx(1e4, rel=1e-6)
+    assert float(values.mean()) == pytest.approx(0.1, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ["INTL, T = 1", "INTL, T = 4"])
+def test_intl_makes_all_eigenvalues_equal(outcomes: dict[str, Outcome], name: str) -> None:
+    outcome = outcomes[name]
+    assert condition_number(outcome.before) > 1000
+    assert condition_number(outcome.after) < 1.01
+
+
+@pytest.mark.parametrize("name", ["IterNorm alone, T = 4", "hard whitening"])
+def test_alignment_of_whitened_outputs_is_content_with_full_rank(outcomes: dict[str, Outcome], name: str) -> None:
+    assert outcomes[name].last_loss < 1e-3 < outcomes[name].first_loss + 1e-3
+    assert condition_number(outcomes[name].after) > 100
+
+
+def test_soft_whitening_fixes_the_scale_and_intl_does_not(outcomes: dict[str, Outcome]) -> None:
+    """VICReg's variances come to its fixed 1, whatever the start; INTL's grow with the start's."""
+    wide = Setting(name="wide", dimension=8, mean=10.0)
+    losses = free_embedding.losses()
+    scale = {
+        name: [float(optimise(losses[name], setting, 0, steps=150).after.mean()) for setting in (SMALL, wide)]
+        for name in ("VICReg", "INTL, T = 4")
+    }
+    assert all(0.8 < value < 2.5 for value in scale["VICReg"])
+    assert scale["INTL, T = 4"][1] > 20 * scale["INTL, T = 4"][0]
+    assert condition_number(outcomes["VICReg"].correlation) < 1.1
+    assert condition_number(outcomes["Barlow Twins"].correlation) < 1.1
+
+
+def test_a_run_is_a_function_of_its_seed() -> None:
+    pytest.importorskip("lightly")
+    loss = free_embedding.losses()["INTL, T = 1"]
+    first, again, other = (optimise(loss, SMALL, seed, steps=5).after for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_table_and_plot_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("lightly")
+    few = measure([SMALL], [0, 1], steps=3)
+    monkeypatch.setattr(free_embedding, "measure", lambda: few)
+    free_embedding.run(tmp_path)
+    text = (tmp_path / "free_embedding.md").read_text()
+    assert all(name in text for _, _, name in few)
+    assert (tmp_path / "free_embedding.png").read_bytes().startswith(b"\x89PNG")
