@@ -12,7 +12,7 @@ from intl_bench.ablations import toy
 def test_whitening_keeps_two_dimensions_and_the_identity_does_not() -> None:
     collapsed, kept = (toy.train(power, seed=0, steps=200).inverse_condition for power in (0.0, 0.5))
     assert collapsed < 0.02
-    assert kept > 0.2
+    assert kept > 0.1
 
 
 def test_a_run_is_a_function_of_its_seed() -> None:

@@ -262,9 +262,9 @@ def run(folder: Path) -> None:
             "d": d,
             "loss": name,
             "seed": seed,
-            "before": outcome.before.tolist(),
-            "after": outcome.after.tolist(),
-            "correlation": outcome.correlation.tolist(),
+            "before": _short(outcome.before),
+            "after": _short(outcome.after),
+            "correlation": _short(outcome.correlation),
             "first_loss": outcome.first_loss,
             "last_loss": outcome.last_loss,
         }
@@ -272,6 +272,10 @@ def run(folder: Path) -> None:
         for seed, outcome in zip(SEEDS, group, strict=True)
     ]
     write_text(folder / "free_embedding.json", json.dumps(rows, allow_nan=False) + "\n")
+
+
+def _short(values: torch.Tensor) -> list[float]:
+    return [float(f"{value:.4g}") for value in values.tolist()]
 
 
 def report(outcomes: dict[tuple[str, int, str], list[Outcome]]) -> str:
