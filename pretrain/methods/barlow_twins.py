@@ -21,7 +21,8 @@ class Config:
 
     Attributes:
         off_diagonal_weight: of the squared correlations of different features.
-        scale: of the whole loss; LARS does not heed it, but for biases and batch norms that it leaves to SGD.
+        scale: of the whole loss; LARS does not heed it, but for biases and batch norms that it leaves to SGD. On n GPUs
+            the authors' code, and solo-learn's, has 1 / n of this gradient: their sum over GPUs passes none on.
     """
 
     name: str = "barlow_twins"

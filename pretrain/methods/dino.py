@@ -71,7 +71,7 @@ class DINO(nn.Module):
     bottleneck, and last layer.
 
     A last layer that is frozen still has the length of its weights decayed by the optimiser, which the weight norm does
-    not heed.
+    not heed; Adam's decay, not AdamW's, would turn them.
     """
 
     step = 0

@@ -60,7 +60,8 @@ class Config:
 class SwAV(nn.Module):
     """Backbone, projector, prototypes, and a queue of embeddings for each assigned view.
 
-    Prototypes that are frozen still have their length decayed by the optimiser, which normalising them undoes.
+    Prototypes that are frozen still have their length decayed by the optimiser, which normalising them undoes; Adam's
+    decay, not AdamW's, would turn them.
     """
 
     step = 0

@@ -21,8 +21,8 @@ class Config:
 
     Attributes:
         invariance_weight, variance_weight, covariance_weight: lambda, mu and nu of Eqn. 6. As in the authors' code the
-            variance term is the mean of both views' and the covariance term their sum; solo-learn adds up both, so that
-            its variance weight of 25 is 50 here.
+            invariance term is a mean over features, Eqn. 5's a sum; the variance term is the mean of both views' and
+            the covariance term their sum; solo-learn adds up both, so that its variance weight of 25 is 50 here.
     """
 
     name: str = "vicreg"
