@@ -151,7 +151,7 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
         parts = x.new_empty((world_size(), *x.shape))
-        dist.all_gather_into_tensor(parts, x[None])
+        dist.all_gather(list(parts), x)  # the call for one tensor has another name in each version of PyTorch
         return parts
 
     @staticmethod
