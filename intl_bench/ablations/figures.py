@@ -40,7 +40,8 @@ def power(points: Sequence[Point]) -> Any:
     _line(left, points, x, "knn5", "5-NN")
     _line(right, points, x, "transformed/inverse_condition", "transformed output")
     _line(right, points, x, "embedding/inverse_condition", "embedding")
-    right.set_yscale("symlog", linthresh=1e-8)
+    right.set_yscale("symlog", linthresh=1e-8)  # zero where the spectrum has collapsed
+    right.set_ylim(bottom=0)
     for axes, label in ((left, "accuracy (%)"), (right, "1 / condition number")):
         axes.set_xticks(range(len(ticks)), [f"{p:g}" for p in ticks])
         _finish(axes, "power p", label)
