@@ -219,13 +219,16 @@ def _mean_and_spread(values: list[float]) -> str:
 def panel(axes: Any, groups: dict[str, list[Outcome]]) -> None:
     """Spectra after optimisation: geometric mean over seeds, with a band of one standard deviation of the logarithm."""
     before = next(iter(groups.values()))
+    # Some curves coincide: the later are thinner, and the start's dots lie on top.
     for number, (name, group) in enumerate([("start", before), *groups.items()]):
         logs = torch.stack([(o.before if name == "start" else o.after).clamp_min(1e-12).log10() for o in group])
         mean = logs.mean(dim=0)
         spread = logs.std(dim=0) if len(group) > 1 else torch.zeros_like(mean)
         x = range(1, len(mean) + 1)
-        style = {"color": "black", "linestyle": ":"} if name == "start" else {"color": f"C{number - 1}"}
-        axes.plot(x, 10**mean, label=name, linewidth=1.3, **style)
+        style: dict[str, Any] = {"color": f"C{number - 1}", "linewidth": 4.2 - 0.5 * number}
+        if name == "start":
+            style = {"color": "black", "linewidth": 1.5, "linestyle": ":", "zorder": 3}
+        axes.plot(x, 10**mean, label=name, **style)
         axes.fill_between(x, 10 ** (mean - spread), 10 ** (mean + spread), alpha=0.2, linewidth=0, color=style["color"])
     axes.set_yscale("log")
 
