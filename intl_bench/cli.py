@@ -40,6 +40,16 @@ def _parser() -> argparse.ArgumentParser:
         added: argparse.ArgumentParser = command
         return added
 
+    def spread(command: argparse.ArgumentParser) -> None:
+        command.add_argument("--parallel", action="store_true", help="the seeds side by side, one on each GPU")
+        command.add_argument(
+            "--slurm",
+            nargs="?",
+            const="",
+            metavar="OPTIONS",
+            help="a job for each seed through submitit; options as timeout_min=4320,slurm_partition=gpu",
+        )
+
     add("demo", "the whole path on generated images, on a CPU, offline, in minutes", _demo)
 
     pretrain = add("pretrain", "train a backbone; the same command again resumes", _pretrain)
@@ -83,14 +93,7 @@ def _parser() -> argparse.ArgumentParser:
                 "--engine", choices=("auto", "builtin", "detectron2"), help="auto: Detectron2 if it is there"
             )
             task.add_argument("--visualize", type=int, metavar="N", help="draw the N worst test images of each seed")
-        task.add_argument("--parallel", action="store_true", help="the seeds side by side, one on each GPU")
-        task.add_argument(
-            "--slurm",
-            nargs="?",
-            const="",
-            metavar="OPTIONS",
-            help="a job for each seed through submitit; options as timeout_min=4320,slurm_partition=gpu",
-        )
+        spread(task)
         task.add_argument("--results", type=Path, default=Path("results"), help="folder of records (default: results)")
         task.add_argument("--fresh", action="store_true", help="score again even where there is a record")
         task.add_argument("--dry-run", action="store_true", help="print the resolved plan and write nothing")
@@ -122,14 +125,7 @@ def _parser() -> argparse.ArgumentParser:
         help="power, trace_loss, embedding_dim, batch_size, methods, ...",
     )
     ablation.add_argument("--seeds", help="how many, 3 = seeds 0, 1, 2; or which, 3,7,11 (default: the grid's)")
-    ablation.add_argument("--parallel", action="store_true", help="the seeds side by side, one on each GPU")
-    ablation.add_argument(
-        "--slurm",
-        nargs="?",
-        const="",
-        metavar="OPTIONS",
-        help="a job for each seed through submitit; options as timeout_min=4320,slurm_partition=gpu",
-    )
+    spread(ablation)
     ablation.add_argument("--results", type=Path, help="folder of its results (default: results/ablations/NAME)")
     ablation.add_argument("--fresh", action="store_true", help="start over, replacing the records that there are")
     ablation.add_argument("--dry-run", action="store_true", help="print the plan and write nothing")
@@ -239,16 +235,21 @@ def _task(args: argparse.Namespace) -> None:
         start = str(checkpoint.path) if args.init == "checkpoint" else f"random {checkpoint.config['backbone']['name']}"
         _print_plan({"task": plan.task, "checkpoint": start, "seeds": list(plan.seeds), "config": config})
     elif args.parallel or args.slurm is not None:
-        from intl_bench import spread
-
         runs.prepare(plan)  # what is wrong with it is said here, once
-        if args.slurm is None:
-            spread.in_parallel(_one_seed(args), plan.seeds)
-        else:
-            jobs = {f"seed {seed}": [*_one_seed(args), "--seeds", f"{seed},"] for seed in plan.seeds}
-            spread.on_cluster(jobs, args.slurm, Path("runs") / "jobs")
+        _spread(args, _one_seed(args), plan.seeds)
     else:
         runs.run(plan)
+
+
+def _spread(args: argparse.Namespace, words: Sequence[str], seeds: Sequence[int]) -> None:
+    """Runs the same command for each seed, side by side or as jobs."""
+    from intl_bench import spread
+
+    if args.slurm is None:
+        spread.in_parallel(words, seeds)
+    else:
+        jobs = {f"seed {seed}": [*words, "--seeds", f"{seed},"] for seed in seeds}
+        spread.on_cluster(jobs, args.slurm, Path("runs") / "jobs")
 
 
 def _one_seed(args: argparse.Namespace) -> list[str]:
@@ -288,15 +289,8 @@ def _ablation(args: argparse.Namespace) -> None:
     if not cells:
         return
     if args.parallel or args.slurm is not None:
-        from intl_bench import spread
-
         words = ["ablation", *args.words, "--results", str(results)]
-        words += ["--fresh"] * args.fresh + ["--debug"] * args.debug
-        if args.slurm is None:
-            spread.in_parallel(words, seeds)
-        else:
-            jobs = {f"seed {seed}": [*words, "--seeds", f"{seed},"] for seed in seeds}
-            spread.on_cluster(jobs, args.slurm, Path("runs") / "jobs")
+        _spread(args, words + ["--fresh"] * args.fresh + ["--debug"] * args.debug, seeds)
     else:
         grid.run(ablation, seeds=seeds, results=results, overrides=overrides, fresh=args.fresh)
     print(grid.finish(ablation, results))

@@ -142,6 +142,10 @@ class ArraySource(ImageSource):
     def image(self, index: int) -> np.ndarray:
         return self.images[index]
 
+    def choose(self, indices: np.ndarray) -> Self:
+        """The images of these numbers alone, in this order."""
+        return type(self)(self.images[indices], self.labels[indices], self.class_names, self.where)
+
 
 class FileSource(ImageSource):
     """Image files, decoded when they are asked for; as torchvision's `ImageFolder`, EXIF orientation is not applied.
@@ -227,7 +231,7 @@ class PackedSource(FileSource):
         return type(self)(self.pack, self.rows[indices], self.labels[indices], self.class_names, self.skip_bad)
 
 
-def open_source(config: DataConfig, split: str) -> ImageSource:
+def open_source(config: DataConfig, split: str) -> ArraySource | FileSource:
     """The images of a split, "train" or "test" (the folder `val/` of an imagefolder).
 
     Raises:
@@ -240,12 +244,12 @@ def open_source(config: DataConfig, split: str) -> ImageSource:
     return _SOURCES[config.kind](config, split)
 
 
-def _open_shapes(config: DataConfig, split: str) -> ImageSource:
+def _open_shapes(config: DataConfig, split: str) -> ArraySource:
     images, labels = shapes.make(config.size if split == "train" else config.size // 4, split)
     return ArraySource(images, labels, shapes.CLASS_NAMES, f"generated {split} shapes")
 
 
-def _open_cifar(config: DataConfig, split: str) -> ImageSource:
+def _open_cifar(config: DataConfig, split: str) -> ArraySource:
     dataset = CIFAR10 if config.kind == "cifar10" else CIFAR100
     folder = Path(config.root).expanduser() / dataset.base_folder
     try:
@@ -258,7 +262,7 @@ def _open_cifar(config: DataConfig, split: str) -> ImageSource:
     return ArraySource(data.data, np.array(data.targets), list(data.classes), f"{folder}, {split}")
 
 
-def _open_npz(config: DataConfig, split: str) -> ImageSource:
+def _open_npz(config: DataConfig, split: str) -> ArraySource:
     path = Path(config.root).expanduser()
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
@@ -288,7 +292,7 @@ def _open_npz(config: DataConfig, split: str) -> ImageSource:
     return ArraySource(images, labels, [str(label) for label in classes], f"{path}, {split}")
 
 
-def _open_folder(config: DataConfig, split: str) -> ImageSource:
+def _open_folder(config: DataConfig, split: str) -> FileSource:
     root = Path(config.root).expanduser()
     packs = [path for name in FOLDERS.values() if (path := root / f"{name}.pack").exists() or index_of(path).exists()]
     if packs:
@@ -350,7 +354,7 @@ def _listed_classes(path: Path, expected: list[str]) -> list[str]:
     return names
 
 
-_SOURCES: dict[str, Callable[[DataConfig, str], ImageSource]] = {
+_SOURCES: dict[str, Callable[[DataConfig, str], ArraySource | FileSource]] = {
     "imagefolder": _open_folder,
     "cifar10": _open_cifar,
     "cifar100": _open_cifar,

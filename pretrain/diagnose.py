@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -20,7 +19,7 @@ from intl_bench.core import distributed
 from intl_bench.core.errors import InputError
 from intl_bench.core.seeding import permutation
 from pretrain import checkpoint, spectrum, train
-from pretrain.data import DataConfig, ImageSource, normalization, open_source
+from pretrain.data import ArraySource, DataConfig, FileSource, ImageSource, normalization, open_source
 from pretrain.loader import evaluation_batches
 from pretrain.recipe import Recipe
 from pretrain.spectrum import Spectrum
@@ -119,21 +118,7 @@ def data_config(stored: dict[str, Any], overrides: Sequence[str]) -> DataConfig:
     return configs.build(DataConfig, {} if other else stored, "data", changes)
 
 
-class _Chosen(ImageSource):
-    """Some images of a source, in an order of their own."""
-
-    def __init__(self, source: ImageSource, indices: np.ndarray) -> None:
-        super().__init__(source.labels[indices], source.class_names)
-        self.source, self.indices = source, indices
-
-    def file(self, index: int) -> str:
-        return self.source.file(int(self.indices[index]))
-
-    def image(self, index: int) -> np.ndarray:
-        return self.source.image(int(self.indices[index]))
-
-
-def choose(source: ImageSource, images: int) -> ImageSource:
+def choose(source: ArraySource | FileSource, images: int) -> ImageSource:
     """`images` of a source at random, all where there are fewer: in the order of files the first ones are one class.
 
     Raises:
@@ -143,7 +128,7 @@ def choose(source: ImageSource, images: int) -> ImageSource:
         raise InputError(f"images={images}: a spectrum needs at least 2")
     if len(source) < 2:
         raise InputError(f"{source.file(0)}: the only test image; a spectrum needs at least 2")
-    return _Chosen(source, permutation(0, "spectrum", 0, len(source))[:images])
+    return source.choose(permutation(0, "spectrum", 0, len(source))[:images])
 
 
 def _rebuild(path: Path, recipe: Recipe, state: dict[str, Any], classes: int, process: distributed.Process) -> Any:

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch.autograd.function import once_differentiable
 
+from pretrain.batch import widened
+
 AXES = ("channel", "batch")
 VARIANTS = ("coupled", "paper")
 
@@ -38,7 +40,7 @@ def center(z: torch.Tensor, axis: str) -> torch.Tensor:
     if axis not in AXES:
         raise ValueError(f"axis={axis!r}: expected one of {AXES}")
     require_embedding(z.shape)
-    z = z.float() if z.dtype in (torch.float16, torch.bfloat16) else z
+    z = widened(z)
     return z - z.mean(dim=1 if axis == "channel" else 0, keepdim=True)
 
 

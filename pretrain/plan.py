@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import DynamicOutputShapeException
 from torch.utils._pytree import tree_map_only
 
 from intl_bench.core.distributed import Process
@@ -132,7 +131,6 @@ def make_plan(recipe: Recipe, *, processes: int = 1, devices: Sequence[Device] =
         "gradients": _bytes(trained),
         "momentum": _bytes(value for state in training.optimizer.state.values() for value in state.values()),
     }
-    target_views = [bool(target) and number == 0 for number in range(len(forward))]
     cost, loss = _count_step(training, processes)  # takes the tensors away
     share = recipe.batch_size // processes
     memory = persistent | {
@@ -161,7 +159,7 @@ def make_plan(recipe: Recipe, *, processes: int = 1, devices: Sequence[Device] =
         )
 
     loss_flops = loss.flops // recipe.batch_size if loss else None
-    encoding = sum((1 if of_target else 3) * n for of_target, n in zip(target_views, forward, strict=True))
+    passes = [1 if target and number == 0 else 3 for number in range(len(forward))]
     return Plan(
         recipe=recipe,
         processes=processes,
@@ -177,7 +175,9 @@ def make_plan(recipe: Recipe, *, processes: int = 1, devices: Sequence[Device] =
         view_flops=view_flops,
         forward_flops=sum(forward),
         loss_flops=loss_flops,
-        flops=cost.flops // share if loss_flops is None else encoding + loss_flops,
+        flops=cost.flops // share
+        if loss_flops is None
+        else sum(n * flops for n, flops in zip(passes, forward, strict=True)) + loss_flops,
         memory=memory,
         checkpoint=checkpoint,
         estimates=tuple(estimate(device) for device in devices),
@@ -218,7 +218,7 @@ def _count_step(training: train.Training, processes: int = 1) -> tuple[Cost, Cos
         if not isinstance(getattr(method, "loss", None), INTLLoss):
             try:
                 return costs.count(forward), None
-            except (DynamicOutputShapeException, RuntimeError, ValueError):
+            except (RuntimeError, ValueError):
                 return costs.count(encode), None
         hook = method.loss.register_forward_pre_hook(look)
         whole = costs.count(forward)

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 
 import torch
 
+from pretrain.batch import widened
+
 # Ranks of the fit of the power-law exponent, and its weights 1 / rank, are those of the authors' code (see `alpha`).
 FIRST_RANK, LAST_RANK = 4, 100
 # An eigenvalue is called vanishing below this share of the mean eigenvalue: a direction with less than a hundredth of
@@ -54,7 +56,7 @@ def of(z: torch.Tensor) -> Spectrum:
     """
     if z.ndim != 2 or len(z) < 2 or z.shape[1] < 1:
         raise ValueError(f"expected a matrix of at least 2 samples, got {tuple(z.shape)}")
-    z = z.float() if z.dtype in (torch.float16, torch.bfloat16) else z
+    z = widened(z)
     m, d = z.shape
     if not z.isfinite().all():  # a diverged whitening, or one of an embedding that is the same for all samples
         nothing = torch.full((min(m, d),), torch.nan, dtype=torch.float64)
@@ -91,17 +93,8 @@ def eigenvalues(z: torch.Tensor) -> torch.Tensor:
     return of(z).eigenvalues
 
 
-def singular_values(z: torch.Tensor) -> torch.Tensor:
-    """`Spectrum.singular_values` of (m, d)."""
-    return of(z).singular_values
-
-
-def effective_rank(z: torch.Tensor) -> float:
-    """RankMe (Garrido et al., ICML 2023, Eqn. 3): exp of the entropy of the normalised singular values of (m, d)."""
-    return _rank(of(z).singular_values)
-
-
 def _rank(s: torch.Tensor) -> float:
+    """RankMe (Garrido et al., ICML 2023, Eqn. 3): exp of the entropy of the normalised singular values."""
     p = s / s.sum().clamp_min(1e-300) + 1e-7
     return float(torch.exp(-(p * p.log()).sum()))
 

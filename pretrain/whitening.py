@@ -90,8 +90,7 @@ class _MatrixFunction(torch.autograd.Function):
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         values, vectors, floor = ctx.saved_tensors
         differences = _divided_differences(ctx.g, values, floor)
-        gradient = vectors.mT @ (gradients[0] + gradients[0].mT) @ vectors
-        return vectors @ (0.5 * differences * gradient) @ vectors.mT, None, None
+        return vectors @ (differences * (vectors.mT @ gradients[0] @ vectors)) @ vectors.mT, None, None
 
 
 def _divided_differences(g: Function, values: torch.Tensor, floor: torch.Tensor) -> torch.Tensor:
@@ -146,14 +145,3 @@ def ungrouped(x: torch.Tensor) -> torch.Tensor:
 def cosine_distance(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Mean over all samples of |a / |a| - b / |b||^2 = 2 - 2 cos(a, b) (paper, Eqn. 1): (..., m, d) -> scalar."""
     return 2 - 2 * (F.normalize(a, dim=-1) * F.normalize(b, dim=-1)).sum(dim=-1).mean()
-
-
-def pairs_mean(outputs: torch.Tensor, distance: Callable[..., torch.Tensor]) -> torch.Tensor:
-    """Mean of a symmetric distance over all pairs of views, of which `outputs` is the stack."""
-    views = range(len(outputs))
-    return torch.stack([distance(outputs[i], outputs[j]) for j in views for i in range(j)]).mean()
-
-
-def widened(z: torch.Tensor) -> torch.Tensor:
-    """`z` in float32 or better."""
-    return z.to(torch.promote_types(z.dtype, torch.float32))

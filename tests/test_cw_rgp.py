@@ -6,10 +6,11 @@ import pytest
 import torch
 from method_worker import assert_processes_agree, one_process
 
+from pretrain.batch import pairs_mean
 from pretrain.methods import cw_rgp
 from pretrain.methods.cw_rgp import channel_whiten
 from pretrain.projector import ProjectorConfig
-from pretrain.whitening import cosine_distance, pairs_mean
+from pretrain.whitening import cosine_distance
 
 M, D, GROUPS, PARTS = 24, 64, 2, 2
 SETTINGS = {"groups": 2, "sub_batch": 8}

@@ -6,10 +6,10 @@ import pytest
 import torch
 from method_worker import assert_processes_agree, one_process
 
+from pretrain.batch import pairs_mean
 from pretrain.methods import shuffled_dbn
 from pretrain.methods.shuffled_dbn import default_groups, group_whiten, squared_distance
 from pretrain.projector import ProjectorConfig
-from pretrain.whitening import pairs_mean
 
 M, D, GROUPS = 40, 48, 4
 

@@ -12,12 +12,10 @@ from pretrain.spectrum import (
     alpha,
     collapse,
     condition_number,
-    effective_rank,
     eigenvalues,
     kind,
     numbers,
     of,
-    singular_values,
     summary,
 )
 
@@ -41,7 +39,7 @@ def test_eigenvalues_are_numpys(shape: tuple[int, int]) -> None:
     assert values.shape == (min(m - 1, d),)
     np.testing.assert_allclose(values, expected[: len(values)], rtol=1e-9)
     np.testing.assert_allclose(expected[len(values) :], 0, atol=1e-12)
-    np.testing.assert_allclose(singular_values(z).numpy(), np.linalg.svd(z.numpy(), compute_uv=False), rtol=1e-9)
+    np.testing.assert_allclose(of(z).singular_values.numpy(), np.linalg.svd(z.numpy(), compute_uv=False), rtol=1e-9)
 
 
 @pytest.mark.parametrize("shape", [(64, 32), (32, 64)])
@@ -114,7 +112,7 @@ def test_numbers_of_a_matrix_are_those_of_its_eigenvalues() -> None:
     """RankMe aside, which is of the matrix as it is: with a common part it is lower."""
     z = normal(50, 12) + 5
     found, alone = of(z).numbers(), numbers(eigenvalues(z))
-    assert found["rank"] == effective_rank(z)
+    assert found["rank"] == of(z).numbers()["rank"]
     assert found["rank"] < 0.5 * alone["rank"]
     centred = of(z - z.mean(dim=0)).numbers()
     assert centred["rank"] == pytest.approx(alone["rank"], rel=1e-5)
@@ -130,20 +128,20 @@ def test_condition_number_is_numpys() -> None:
 
 @pytest.mark.parametrize("rank", [1, 3, 20])
 def test_effective_rank_of_equal_singular_values_is_their_number(rank: int) -> None:
-    assert effective_rank(with_spectrum([2.5] * rank)) == pytest.approx(rank, rel=1e-4)
+    assert of(with_spectrum([2.5] * rank)).numbers()["rank"] == pytest.approx(rank, rel=1e-4)
 
 
 def test_effective_rank_is_rankmes_formula() -> None:
     values = [5.0, 3.0, 1.0, 0.5, 0.01]
     p = np.array([*values, *[0.0] * 15]) / sum(values) + 1e-7
-    assert effective_rank(with_spectrum(values)) == pytest.approx(math.exp(-(p * np.log(p)).sum()), rel=1e-9)
-    assert effective_rank(1000 * with_spectrum(values)) == pytest.approx(
-        effective_rank(with_spectrum(values)), rel=1e-9
+    assert of(with_spectrum(values)).numbers()["rank"] == pytest.approx(math.exp(-(p * np.log(p)).sum()), rel=1e-9)
+    assert of(1000 * with_spectrum(values)).numbers()["rank"] == pytest.approx(
+        of(with_spectrum(values)).numbers()["rank"], rel=1e-9
     )
 
 
 def test_singular_values_are_those_put_in() -> None:
-    values = singular_values(with_spectrum([3, 2, 1]).float())
+    values = of(with_spectrum([3, 2, 1]).float()).singular_values
     assert values.dtype == torch.float64
     assert values.tolist() == pytest.approx([3, 2, 1, *[0] * 17], abs=1e-6)
 

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from torch.nn import functional as F
 
 from intl_bench.core.files import write_stream, write_text
 from intl_bench.core.seeding import generator, torch_seed
@@ -23,6 +22,7 @@ from pretrain.baselines import lightly
 from pretrain.methods.intl import INTLLoss
 from pretrain.methods.spectral import spectral_transform
 from pretrain.spectrum import condition_number, eigenvalues
+from pretrain.whitening import cosine_distance
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -99,7 +99,7 @@ def _intl(iterations: int, *, trace: bool) -> Loss:
 def _hard_whitening(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Mean squared distance of the normalised whitened outputs, as INTL's alignment."""
     white = [spectral_transform(z, 0.5, axis="batch") for z in (a, b)]
-    return 2 - 2 * F.cosine_similarity(white[0], white[1], dim=-1).mean()
+    return cosine_distance(*white)
 
 
 def start(setting: Setting, seed: int) -> torch.Tensor:
@@ -258,7 +258,7 @@ def run(folder: Path) -> None:
     outcomes = measure()
     figure = _figure(outcomes)
     write_stream(folder / "free_embedding.png", lambda stream: figure.savefig(stream, format="png", dpi=130))
-    write_text(folder / "free_embedding.md", report(outcomes))
+    write_text(folder / "free_embedding.md", table(outcomes).to_markdown(index=False))
     rows = [
         {
             "setting": setting,
@@ -279,7 +279,3 @@ def run(folder: Path) -> None:
 
 def _short(values: torch.Tensor) -> list[float]:
     return [float(f"{value:.4g}") for value in values.tolist()]
-
-
-def report(outcomes: dict[tuple[str, int, str], list[Outcome]]) -> str:
-    return table(outcomes).to_markdown(index=False)

@@ -6,7 +6,6 @@ diverged. A cell with all its records is skipped, whatever has become of its che
 
 import dataclasses
 import importlib
-import io
 import re
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
@@ -91,6 +90,8 @@ def recipes(ablation: Ablation, seed: int, overrides: Sequence[str] = ()) -> lis
     Raises:
         InputError: a cell names no recipe, or has an unknown key or a wrong value.
     """
+    own_scale = all(change.startswith(_NEUTRAL) for change in overrides)
+    scale = ablation.scale if own_scale else "reduced"
     made = []
     for cell in ablation.cells:
         other = [word for word in cell.split() if "=" not in word]
@@ -98,8 +99,7 @@ def recipes(ablation: Ablation, seed: int, overrides: Sequence[str] = ()) -> lis
         slug = re.sub(r"[^A-Za-z0-9.]+", "_", "_".join([*other, *own]))
         changes = [*ablation.overrides, *own, *overrides, f"seed={seed}", f"name={ablation.name}-{slug}"]
         recipe = load_recipe(other[0] if other else ablation.recipe, changes)
-        own_scale = all(change.startswith(_NEUTRAL) for change in overrides)
-        made.append(dataclasses.replace(recipe, scale=ablation.scale if own_scale else "reduced"))
+        made.append(dataclasses.replace(recipe, scale=scale))
     return made
 
 
@@ -110,8 +110,9 @@ def check(recipes: Sequence[Recipe]) -> None:
         InputError: a data set cannot be read, or a method does not suit the rest of its recipe.
     """
     nowhere = Process(rank=0, world_size=1, device=torch.device("meta"))
-    for recipe in recipes:
-        source = open_source(recipe.data, "train")
+    for number, recipe in enumerate(recipes):
+        if number == 0 or recipe.data != recipes[number - 1].data:
+            source = open_source(recipe.data, "train")
         with nowhere.device:
             train.build(recipe, nowhere, len(source), len(source.class_names))
 
@@ -155,9 +156,8 @@ def finish(ablation: Ablation, results: Path) -> str:
     table = tables.render(records, tables=["ablation"])
     files.write_text(results / "table.md", table + "\n")
     if ablation.figure is not None:
-        image = io.BytesIO()
-        FIGURES[ablation.figure](points(records)).savefig(image, format="png", dpi=150)
-        files.write_bytes(results / "figure.png", image.getvalue())
+        figure = FIGURES[ablation.figure](points(records))
+        files.write_stream(results / "figure.png", lambda stream: figure.savefig(stream, format="png", dpi=150))
     return table
 
 
@@ -167,7 +167,7 @@ def points(records: Sequence[ResultRecord]) -> list[Point]:
     for cell in records:
         if cell.task != TASK:
             continue
-        digest = cell.details.get("checkpoint_sha256")
+        digest = cell.details["checkpoint_sha256"]
         scores = [r.metrics for r in records if digest and r.checkpoint_sha256 == digest]
         metrics = {name: value for score in [cell.metrics, *scores] for name, value in score.items()}
         found.append(
@@ -189,9 +189,11 @@ def _score_random(recipe: Recipe, tasks: Sequence[str], store: RecordStore, resu
 
 
 def _run_cell(recipe: Recipe, tasks: Sequence[str], store: RecordStore, results: Path, *, fresh: bool) -> None:
-    key = _record(recipe, None, {}, {}).key
-    done = None if fresh else store.find(key)
-    if done is not None and _is_complete(done, tasks, store):
+    records = store.load()
+    # Told by the recipe, whose digest the record has: what else is in a record takes time to find out.
+    cell = TASK, configs.digest(identity(recipe)), recipe.seed
+    before = next((r for r in records if (r.task, r.config_sha256, r.pretrain_seed) == cell), None)
+    if before is not None and not fresh and _is_complete(before, tasks, records):
         print(f"{recipe.name} seed {recipe.seed}: already there", flush=True)
         return
     try:
@@ -204,14 +206,14 @@ def _run_cell(recipe: Recipe, tasks: Sequence[str], store: RecordStore, results:
             runs.run(runs.Plan(task=task, checkpoint=path, seeds=[recipe.seed], results=results, fresh=fresh))
         metrics, details = spectra.record_values(diagnose.measure(path))
         record = _record(recipe, read(path), {"diverged": 0.0, **metrics}, details)
-    if fresh or done is not None:
-        store.remove(key)
+    if before is not None:
+        store.remove(before.key)
     store.append(record)
 
 
-def _is_complete(done: ResultRecord, tasks: Sequence[str], store: RecordStore) -> bool:
-    scored = {r.task for r in store.load() if r.checkpoint_sha256 == done.details.get("checkpoint_sha256")}
-    return "diverged" in done.details or scored >= set(tasks)
+def _is_complete(cell: ResultRecord, tasks: Sequence[str], records: Sequence[ResultRecord]) -> bool:
+    scored = {r.task for r in records if r.checkpoint_sha256 == cell.details["checkpoint_sha256"]}
+    return "diverged" in cell.details or scored >= set(tasks)
 
 
 def _record(

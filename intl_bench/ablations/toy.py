@@ -6,7 +6,6 @@ circle, views with Gaussian noise, a network 2-64-64-2 and 400 steps of Adam on 
 """
 
 import dataclasses
-import io
 import json
 import math
 import statistics
@@ -69,9 +68,8 @@ def train(power: float, seed: int, *, steps: int = _STEPS) -> Outcome:
 def run(folder: Path) -> None:
     """Writes `toy.png`, a panel for each p, and `toy.json`, the inverse condition numbers of all seeds."""
     found = {power: [train(power, seed) for seed in SEEDS] for power in POWERS}
-    image = io.BytesIO()
-    draw(found).savefig(image, format="png", dpi=130)
-    files.write_bytes(folder / "toy.png", image.getvalue())
+    figure = draw(found)
+    files.write_stream(folder / "toy.png", lambda stream: figure.savefig(stream, format="png", dpi=130))
     values = {f"{power:g}": [outcome.inverse_condition for outcome in group] for power, group in found.items()}
     files.write_text(folder / "toy.json", json.dumps({"inverse_condition": values, "seeds": SEEDS}, indent=1) + "\n")
 

@@ -2,7 +2,6 @@
 lightly's loss."""
 
 import dataclasses
-import itertools
 from collections.abc import Sequence
 
 import torch
@@ -10,6 +9,7 @@ from torch import nn
 
 from intl_bench.core.distributed import gather
 from pretrain.baselines import lightly
+from pretrain.batch import pairs_mean, widened
 from pretrain.methods import Setup
 
 DISPLAY = "Barlow Twins"
@@ -52,9 +52,8 @@ class BarlowTwins(nn.Module):
         with torch.autocast(z.device.type, enabled=False):
             # Gathered here: lightly would sum the correlations of parts that it has normalised each by itself, where
             # the authors' batch norm is synchronised.
-            whole = gather(z.to(torch.promote_types(z.dtype, torch.float32)), dim=1)
-            losses = [self.pair_loss(a, b) for a, b in itertools.combinations(whole, 2)]
-            return {"cross_correlation": self.scale * torch.stack(losses).mean()}
+            whole = gather(widened(z), dim=1)
+            return {"cross_correlation": self.scale * pairs_mean(whole, self.pair_loss)}
 
     def after_step(self, progress: float) -> None:
         """Nothing: there is no moving average."""

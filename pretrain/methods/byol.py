@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from pretrain.baselines import lightly
+from pretrain.batch import widened
 from pretrain.methods import Setup
 from pretrain.schedules import cosine_momentum
 
@@ -65,8 +66,7 @@ class BYOL(nn.Module):
         p = torch.stack([self.predictor(embedding) for embedding in z])
         with torch.no_grad():
             targets = torch.stack([self.target(view) for view in views])
-        full = torch.promote_types(p.dtype, torch.float32)
-        p, targets = p.to(full), targets.to(full)
+        p, targets = widened(p), widened(targets)
         pairs = itertools.permutations(range(len(views)), 2)
         cosine = -torch.stack([self.negative_cosine(p[i], targets[j]) for i, j in pairs]).mean()
         return {"regression": 2 * (2 - 2 * cosine)}

@@ -8,19 +8,18 @@ from torch import nn
 
 from intl_bench.core.distributed import gather
 from intl_bench.core.seeding import torch_seed
+from pretrain.batch import pairs_mean, widened
 from pretrain.methods import Setup
 from pretrain.whitening import (
     cosine_distance,
     grouped,
     matrix_function,
-    pairs_mean,
     power,
     require_batch,
     require_groups,
     require_parts,
     shuffled,
     ungrouped,
-    widened,
 )
 
 DISPLAY = "CW-RGP"

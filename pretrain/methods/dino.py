@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from pretrain.baselines import lightly
+from pretrain.batch import widened
 from pretrain.methods import Setup
 from pretrain.schedules import cosine_momentum
 
@@ -108,11 +109,10 @@ class DINO(nn.Module):
         student = [self.last_layer(F.normalize(embedding, dim=-1)) for embedding in z]
         with torch.no_grad():
             taught = [self.target(view) for view in views[:TAUGHT]]
-        full = torch.promote_types(student[0].dtype, torch.float32)
         with torch.autocast(student[0].device.type, enabled=False):
             loss = self.distillation(
-                [output.to(full) for output in taught],
-                [output.to(full) for output in student],
+                list(map(widened, taught)),
+                list(map(widened, student)),
                 teacher_temp=teacher_temperature(self._epoch(), self.config),
             )
         return {"distillation": loss}

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from intl_bench.core.distributed import gather
 from pretrain.baselines import lightly
+from pretrain.batch import require_queue, widened
 from pretrain.methods import Setup
 from pretrain.schedules import cosine_momentum
 
@@ -107,13 +108,13 @@ class MoCoV2(nn.Module):
         with torch.no_grad():
             k = torch.stack([self.target(views[j]) for j in self.keys])
         self.embedding = q[0].detach()
-        full = torch.promote_types(q.dtype, torch.float32)
+        q, k = widened(q), widened(k)
         with torch.autocast(q.device.type, enabled=False):
             losses = []
-            for j, key, loss in zip(self.keys, k.to(full), self.losses, strict=True):
-                others = [q[i].to(full) for i in self.queries if i != j]
+            for j, key, loss in zip(self.keys, k, self.losses, strict=True):
+                others = [q[i] for i in self.queries if i != j]
                 losses.append(loss(torch.cat(others), key.repeat(len(others), 1)))
-            self.new_keys = gather(F.normalize(k.to(full), dim=-1), dim=1)
+            self.new_keys = gather(F.normalize(k, dim=-1), dim=1)
         return {"info_nce": torch.stack(losses).mean()}
 
     @torch.no_grad()
@@ -140,14 +141,7 @@ def build(config: Config, setup: Setup) -> MoCoV2:
         raise ValueError(f"batch_size={batch}: the batch norms of MoCo v2 need a batch; use at least 2")
     if setup.projector.layers < 2:
         raise ValueError(f"projector.layers={setup.projector.layers}: MoCo v2's has at least 2")
-    if config.queue > setup.images or config.queue % batch:
-        fitting = min(config.queue, setup.images) // batch * batch
-        wrong = (
-            f"larger than the data set of {setup.images} images, so that an image would meet its own old keys"
-            if config.queue > setup.images
-            else f"not a multiple of the batch of {batch}"
-        )
-        raise ValueError(f"queue={config.queue}: {wrong}; use a multiple of batch_size, at most {fitting or batch}")
+    require_queue(config.queue, batch_size=batch, images=setup.images, too_large="an image would meet its own old keys")
     if not config.symmetric and setup.views != 2:
         raise ValueError(f"symmetric=false: one query and one key, but there are {setup.views} views; use 2")
     return MoCoV2(config, setup)

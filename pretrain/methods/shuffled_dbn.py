@@ -9,18 +9,9 @@ from torch import nn
 
 from intl_bench.core.distributed import gather
 from intl_bench.core.seeding import torch_seed
+from pretrain.batch import pairs_mean, widened
 from pretrain.methods import Setup
-from pretrain.whitening import (
-    grouped,
-    matrix_function,
-    pairs_mean,
-    power,
-    require_batch,
-    require_groups,
-    shuffled,
-    ungrouped,
-    widened,
-)
+from pretrain.whitening import grouped, matrix_function, power, require_batch, require_groups, shuffled, ungrouped
 
 DISPLAY = "Shuffled-DBN"
 

@@ -1,7 +1,6 @@
 """SimCLR: each view finds the other among the batch (Chen et al., arXiv 2002.05709), with lightly's loss and head."""
 
 import dataclasses
-import itertools
 from collections.abc import Sequence
 
 import torch
@@ -9,6 +8,7 @@ from torch import nn
 
 from intl_bench.core.distributed import gather
 from pretrain.baselines import lightly
+from pretrain.batch import pairs_mean, widened
 from pretrain.methods import Setup
 
 DISPLAY = "SimCLR"
@@ -53,9 +53,8 @@ class SimCLR(nn.Module):
         z = torch.stack([self.projector(self.backbone(view)) for view in views])
         self.embedding = z[0].detach()
         with torch.autocast(z.device.type, enabled=False):
-            whole = gather(z.to(torch.promote_types(z.dtype, torch.float32)), dim=1)
-            losses = [self.loss(first, second) for first, second in itertools.combinations(whole, 2)]
-            return {"nt_xent": torch.stack(losses).mean()}
+            whole = gather(widened(z), dim=1)
+            return {"nt_xent": pairs_mean(whole, self.loss)}
 
     def after_step(self, progress: float) -> None:
         """Nothing follows a step."""

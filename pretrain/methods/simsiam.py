@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from pretrain.baselines import lightly
+from pretrain.batch import widened
 from pretrain.methods import Setup
 
 DISPLAY = "SimSiam"
@@ -56,8 +57,7 @@ class SimSiam(nn.Module):
         z = torch.stack([self.projector(self.backbone(view)) for view in views])
         p = torch.stack([self.predictor(embedding) for embedding in z])
         self.embedding = z[0].detach()
-        full = torch.promote_types(p.dtype, torch.float32)
-        p, targets = p.to(full), z.detach().to(full)
+        p, targets = widened(p), widened(z.detach())
         pairs = itertools.permutations(range(len(views)), 2)
         return {"negative_cosine": torch.stack([self.negative_cosine(p[i], targets[j]) for i, j in pairs]).mean()}
 

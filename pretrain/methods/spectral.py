@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 from intl_bench.core.distributed import gather
+from pretrain.batch import widened
 from pretrain.iternorm import AXES
 from pretrain.methods import Setup
-from pretrain.whitening import FLOOR, Function, cosine_distance, matrix_function, power, require_batch, widened
+from pretrain.whitening import FLOOR, Function, cosine_distance, matrix_function, power, require_batch
 
 DISPLAY = "Spectral"
 

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from intl_bench.core.distributed import gather, world_size
 from pretrain.baselines import lightly
+from pretrain.batch import require_queue, widened
 from pretrain.methods import Setup
 
 DISPLAY = "SwAV"
@@ -101,7 +102,7 @@ class SwAV(nn.Module):
         z = torch.stack([self.projector(self.backbone(view)) for view in views])
         self.embedding = z[0].detach()
         with torch.autocast(z.device.type, enabled=False):
-            z = F.normalize(z.to(torch.promote_types(z.dtype, torch.float32)), dim=-1)
+            z = F.normalize(widened(z), dim=-1)
             logits, earlier = self.prototypes(z), None
             if self.queue is not None:
                 self.new = gather(z[:ASSIGNED].detach(), dim=1)
@@ -135,12 +136,5 @@ def build(config: Config, setup: Setup) -> SwAV:
         raise ValueError(f"batch_size={batch}: the batch norms of SwAV need a batch; use at least 2")
     if setup.projector.layers != 2:
         raise ValueError(f"projector.layers={setup.projector.layers}: SwAV's has 2")
-    if config.queue > setup.images or config.queue % batch:
-        wrong = (
-            f"larger than the data set of {setup.images} images, so that an epoch would not fill it"
-            if config.queue > setup.images
-            else f"not a multiple of the batch of {batch}"
-        )
-        fitting = min(config.queue, setup.images) // batch * batch
-        raise ValueError(f"queue={config.queue}: {wrong}; use a multiple of batch_size, at most {fitting or batch}")
+    require_queue(config.queue, batch_size=batch, images=setup.images, too_large="an epoch would not fill it")
     return SwAV(config, setup)

@@ -2,7 +2,6 @@
 lightly's loss."""
 
 import dataclasses
-import itertools
 from collections.abc import Sequence
 
 import torch
@@ -10,6 +9,7 @@ from torch import nn
 
 from intl_bench.core.distributed import gather
 from pretrain.baselines import lightly
+from pretrain.batch import pairs_mean, widened
 from pretrain.methods import Setup
 
 DISPLAY = "VICReg"
@@ -56,9 +56,8 @@ class VICReg(nn.Module):
         with torch.autocast(z.device.type, enabled=False):
             # Gathered here: lightly's own gathering is exact too, but refuses processes of one image each, and does it
             # again for every pair.
-            whole = gather(z.to(torch.promote_types(z.dtype, torch.float32)), dim=1)
-            losses = [self.pair_loss(a, b) for a, b in itertools.combinations(whole, 2)]
-            return {"vicreg": torch.stack(losses).mean()}
+            whole = gather(widened(z), dim=1)
+            return {"vicreg": pairs_mean(whole, self.pair_loss)}
 
     def after_step(self, progress: float) -> None:
         """Nothing: there is no moving average."""

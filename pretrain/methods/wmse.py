@@ -8,8 +8,9 @@ from torch import nn
 
 from intl_bench.core.distributed import gather
 from intl_bench.core.seeding import torch_seed
+from pretrain.batch import pairs_mean, widened
 from pretrain.methods import Setup
-from pretrain.whitening import cholesky_whiten, cosine_distance, pairs_mean, require_batch, require_parts, widened
+from pretrain.whitening import cholesky_whiten, cosine_distance, require_batch, require_parts
 
 DISPLAY = "W-MSE"
 

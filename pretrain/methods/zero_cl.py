@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from intl_bench.core.distributed import gather
+from pretrain.batch import pairs_mean, widened
 from pretrain.methods import Setup
-from pretrain.whitening import matrix_function, pairs_mean, require_batch, widened
+from pretrain.whitening import matrix_function, require_batch
 
 DISPLAY = "Zero-CL"
 

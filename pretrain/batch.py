@@ -1,0 +1,33 @@
+"""What several methods ask of a batch: precision, pairs of views, a queue that fits."""
+
+import itertools
+from collections.abc import Callable
+
+import torch
+
+
+def widened(z: torch.Tensor) -> torch.Tensor:
+    """`z` in float32 or better."""
+    return z.to(torch.promote_types(z.dtype, torch.float32))
+
+
+def pairs_mean(outputs: torch.Tensor, distance: Callable[..., torch.Tensor]) -> torch.Tensor:
+    """Mean of a symmetric distance over all pairs of views, of which `outputs` is the stack."""
+    return torch.stack([distance(a, b) for a, b in itertools.combinations(outputs, 2)]).mean()
+
+
+def require_queue(queue: int, *, batch_size: int, images: int, too_large: str) -> None:
+    """Raises ValueError unless a queue of embeddings is of whole batches and not larger than the data set.
+
+    Args:
+        too_large: what would be wrong with a larger one, as the end of a sentence.
+    """
+    if queue <= images and queue % batch_size == 0:
+        return
+    wrong = (
+        f"larger than the data set of {images} images, so that {too_large}"
+        if queue > images
+        else f"not a multiple of the batch of {batch_size}"
+    )
+    fitting = min(queue, images) // batch_size * batch_size
+    raise ValueError(f"queue={queue}: {wrong}; use a multiple of batch_size, at most {fitting or batch_size}")
