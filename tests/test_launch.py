@@ -199,10 +199,10 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def assert_trained_alike(folder: Path, alone: Path, first_step: int = 1) -> None:
     (losses, weights), (expected, expected_weights) = trained(folder), trained(alone)
     assert len(expected) == 5
-    # Sums in another order, five steps of them: 2e-5 on some processors.
+    # Sums in another order, five steps of them: 3e-5 on some processors; a learning rate 1% off is 3e-4.
     assert losses == pytest.approx(expected[first_step - 1 :], rel=5e-5)
     for name, value in expected_weights.items():
-        torch.testing.assert_close(weights[name], value, rtol=1e-4, atol=1e-5, msg=name)
+        torch.testing.assert_close(weights[name], value, rtol=1e-4, atol=1e-4, msg=name)
 
 
 @pytest.mark.slow

@@ -155,6 +155,15 @@ def test_eigenvalues_below_the_floor_count_as_the_floor() -> None:
     torch.testing.assert_close(root, torch.tensor([5.0, 5.0, 0.5], dtype=torch.float64), rtol=1e-12, atol=0)
 
 
+def test_below_the_floor_there_is_no_slope() -> None:
+    """Also between equal eigenvalues; to one above the floor there is."""
+    sigma = torch.diag(torch.tensor([1e-12, 1e-12, 1.0, 4.0], dtype=torch.float64)).requires_grad_()
+    (gradient,) = torch.autograd.grad(matrix_function(sigma, power(0.5), epsilon=1e-2).sum(), sigma)
+    assert torch.equal(gradient[:2, :2], torch.zeros(2, 2, dtype=torch.float64))
+    slope = (1 - 5) / (1 - 1e-12)  # of 1 and the floor, 0.04
+    torch.testing.assert_close(gradient[0, 2].item(), slope, rtol=1e-12, atol=0)
+
+
 def test_both_sides_of_the_data_give_the_same() -> None:
     """X g(X^T X) = g(X X^T) X: more features than samples, against the larger of the two matrices."""
     z = embedding("batch", "spectral/wide").T.contiguous().requires_grad_()  # 12 samples, 40 features
@@ -175,8 +184,9 @@ def test_nothing_is_made_of_what_is_not_finite() -> None:
     z[3, 4] = math.nan
     stack = torch.stack([z, embedding("batch")])
     output = spectral_transform(stack, 0.5)
-    assert bool(output[0].isnan().any())
+    assert bool(output[0].isnan().all())
     assert torch.equal(output[1], spectral_transform(stack[1], 0.5))
+    assert bool(matrix_function(torch.full((3, 3), math.inf, dtype=torch.float64), power(0.0)).isnan().all())
 
 
 # The method

@@ -159,12 +159,12 @@ def test_a_step_repeats_exactly() -> None:
 
 def test_a_covariance_that_is_not_definite_gives_nan() -> None:
     z = embeddings()
-    z[0, :, 3] = z[0, :, 2]
+    z[0, :, 3] = 2.0
     white = whiten(z)
-    assert bool(white[0].isnan().any())
+    assert bool(white[0].isnan().all())
     assert bool(white[1].isfinite().all())
     z[0, 0, 0] = torch.inf
-    assert bool(whiten(z)[0].isnan().any())
+    assert bool(whiten(z)[0].isnan().all())
 
 
 @pytest.mark.parametrize(
