@@ -285,7 +285,7 @@ def _ablation(args: argparse.Namespace) -> None:
         _print_plan({"ablation": ablation.name, **plan, "writes": str(results)})
         return
     grid.check(cells)
-    grid.experiment(ablation, results)
+    grid.experiment(ablation, results, fresh=args.fresh)
     if not cells:
         return
     if args.parallel or args.slurm is not None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from intl_bench import cli
-from intl_bench.ablations import grid
+from intl_bench.ablations import free_embedding, grid
 from intl_bench.ablations.figures import FIGURES, Point
 from intl_bench.core import config as configs
 from intl_bench.records import RecordStore
@@ -76,6 +76,20 @@ def test_a_grid_from_pre_training_to_table_and_figure(capsys: pytest.CaptureFixt
     assert {path.name for path in paths()} == {path.name for path in before}
     others = [path for path in before if path.name != missing.name and path.parent.name == "knn"]
     assert all(path.read_bytes() == before[path] for path in others)
+
+
+def test_an_experiment_without_data_is_run_once_unless_fresh(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("lightly")
+    few = free_embedding.measure([free_embedding.Setting(name="few", dimension=4)], steps=2)
+    monkeypatch.setattr(free_embedding, "measure", lambda: few)
+    folder = Path("results/ablations/free_embedding/free_embedding")
+    for words, run_again in (([], True), ([], False), (["--fresh"], True)):
+        assert cli.main(["ablation", "free_embedding", *words]) == 0
+        assert "| few" in capsys.readouterr().out
+        assert bool((folder / "free_embedding.json").read_text()) == run_again
+        (folder / "free_embedding.json").write_text("")
 
 
 @pytest.mark.parametrize("name", PACKAGED)

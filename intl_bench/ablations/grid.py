@@ -29,7 +29,7 @@ from transfer import TASKS
 from transfer.convert import read
 from transfer.features import RANDOM
 
-# Experiments without data or pre-training: modules with a `run(folder)`.
+# Experiments without data or pre-training: modules with a `run(folder)`, which writes NAME.png, .json and perhaps .md.
 EXPERIMENTS = {name: f"intl_bench.ablations.{name}" for name in ("toy", "free_embedding")}
 # What a user may override without changing what is measured.
 _NEUTRAL = ("data.root=", "device=", "workers=", "save_minutes=", "log_every=", "spectrum_every=")
@@ -140,14 +140,17 @@ def run(
                 _score_random(recipe, ablation.tasks, store, results)
 
 
-def experiment(ablation: Ablation, results: Path) -> None:
-    """Runs the experiment beside a grid, if any, unless its folder is there."""
+def experiment(ablation: Ablation, results: Path, *, fresh: bool = False) -> None:
+    """Runs the experiment beside a grid, if any, unless its results are there; prints its table, if it makes one."""
     if ablation.also is None:
         return
     folder = results / ablation.also
-    if not folder.exists():
+    if fresh or not (folder / f"{ablation.also}.json").exists():  # the last that is written
         importlib.import_module(EXPERIMENTS[ablation.also]).run(folder)
     print(f"{ablation.also}: {folder}", flush=True)
+    table = folder / f"{ablation.also}.md"
+    if table.exists():
+        print(table.read_text())
 
 
 def finish(ablation: Ablation, results: Path) -> str:
