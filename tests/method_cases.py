@@ -1,6 +1,7 @@
 """A tiny run for tests of methods: 8x8 images, a backbone of two layers, batches of 32."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import authors
@@ -58,3 +59,28 @@ def views(step: int = 0, n: int = 2, sizes: tuple[int, ...] = ()) -> list[torch.
         (common + 0.3 * authors.noise(f"method_cases/{step}/{i}", BATCH, 3, SIZE, SIZE).double())[..., :s, :s]
         for i, s in enumerate(sizes)
     ]
+
+
+def assert_resumes(build: Callable[..., Any], part: str) -> None:
+    """Three steps, then two of another instance that has the first one's state, are five steps, bit for bit.
+
+    Args:
+        build: makes the method, of another initialisation with `seed`.
+        part: of the state that would be missed.
+    """
+
+    def train(method: Any, first: int, last: int) -> None:
+        optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=0.1)
+        for method.step in range(first, last):
+            optimizer.zero_grad()
+            sum(method(views(method.step)).values()).backward()
+            optimizer.step()
+            method.after_step((method.step + 1) / 8)
+
+    whole, first, second = build(), build(), build(seed=2)
+    train(whole, 0, 5)
+    train(first, 0, 3)
+    second.load_state_dict(first.state_dict())
+    train(second, 3, 5)
+    assert part in whole.state_dict()
+    assert all(torch.equal(value, second.state_dict()[key]) for key, value in whole.state_dict().items())

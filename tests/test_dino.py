@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 import torch
-from method_cases import TinyBackbone, setup, views
+from method_cases import TinyBackbone, assert_resumes, setup, views
 from method_worker import assert_processes_agree, assert_trains_as, like
 from torch import nn
 from torch.nn import functional as F
@@ -192,21 +192,7 @@ def test_no_gradient_reaches_the_teacher() -> None:
 
 
 def test_resumes_exactly() -> None:
-    def train(run: dino.DINO, first: int, last: int) -> None:
-        optimizer = torch.optim.SGD([p for p in run.parameters() if p.requires_grad], lr=0.1)
-        for run.step in range(first, last):
-            optimizer.zero_grad()
-            run(views(run.step))["distillation"].backward()
-            optimizer.step()
-            run.after_step((run.step + 1) / 8)
-
-    whole, first, second = method(), method(), method(seed=2)
-    train(whole, 0, 5)
-    train(first, 0, 3)
-    second.load_state_dict(first.state_dict())
-    train(second, 3, 5)
-    assert "distillation.center" in whole.state_dict()
-    assert all(torch.equal(value, second.state_dict()[key]) for key, value in whole.state_dict().items())
+    assert_resumes(method, part="distillation.center")
 
 
 @pytest.mark.parametrize(("batch_norm", "frozen", "sizes"), [(True, 1, (8, 8, 6)), (False, 0, (8, 8))])

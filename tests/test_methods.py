@@ -10,14 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from stopped_run import stop_after
 
 from intl_bench import cli, published, spectra
 from intl_bench.core import config as configs
 from intl_bench.core import distributed
 from intl_bench.records import RecordStore
 from pretrain import checkpoint, methods, plan, train
-from pretrain.data import open_source
-from pretrain.loader import training_batches
 from pretrain.recipe import Recipe, load_recipe
 from transfer.detection import generated
 
@@ -62,16 +61,6 @@ def sample(test_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         parts = {key: whole[key][: 192 if key.startswith("train") else 64] for key in whole}
     np.savez("sample.npz", **parts)
     generated.write(Path("images"), train=2, test=2)
-
-
-def stop_after(recipe: Recipe, steps: int) -> None:
-    """Leaves the run's folder as a run that was stopped after `steps` steps."""
-    source = open_source(recipe.data, "train")
-    with distributed.start("cpu") as process:
-        training = train.build(recipe, process, len(source), len(source.class_names))
-        for batch in training_batches(source, recipe.views, seed=recipe.seed, batch_size=32, last_step=steps):
-            training.take_step(batch)
-        checkpoint.save(recipe.checkpoint, training.state())
 
 
 @pytest.mark.data

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from stopped_run import stop_after
 
 from intl_bench.core import distributed
 from intl_bench.core.errors import DivergedError, InputError
@@ -43,18 +44,6 @@ def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
     assert a.keys() == b.keys()
     different = [name for name in a if not torch.equal(a[name], b[name])]
     assert not different
-
-
-def stop_after(recipe: Recipe, steps: int) -> None:
-    """Leaves the run's folder as a run that was stopped after `steps` steps."""
-    with distributed.start("cpu") as process:
-        source = open_source(recipe.data, "train")
-        training = train.build(recipe, process, len(source))
-        for batch in training_batches(
-            source, recipe.views, seed=recipe.seed, batch_size=recipe.batch_size, last_step=steps
-        ):
-            training.take_step(batch)
-        checkpoint.save(recipe.checkpoint, training.state())
 
 
 def command(*words: str, **options: object) -> subprocess.CompletedProcess[str]:

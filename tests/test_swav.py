@@ -5,7 +5,7 @@ from collections import deque
 
 import pytest
 import torch
-from method_cases import TinyBackbone, setup, views
+from method_cases import TinyBackbone, assert_resumes, setup, views
 from method_worker import assert_processes_agree, assert_trains_as, like
 from torch import nn
 from torch.nn import functional as F
@@ -152,21 +152,7 @@ def test_assignments_share_the_images_out_equally() -> None:
 
 
 def test_resumes_exactly() -> None:
-    def train(run: swav.SwAV, first: int, last: int) -> None:
-        optimizer = torch.optim.SGD([p for p in run.parameters() if p.requires_grad], lr=0.1)
-        for run.step in range(first, last):
-            optimizer.zero_grad()
-            run(views(run.step))["swapped_prediction"].backward()
-            optimizer.step()
-            run.after_step((run.step + 1) / 8)
-
-    whole, first, second = method(), method(), method(seed=2)
-    train(whole, 0, 5)
-    train(first, 0, 3)
-    second.load_state_dict(first.state_dict())
-    train(second, 3, 5)
-    assert "queue" in whole.state_dict()
-    assert all(torch.equal(value, second.state_dict()[key]) for key, value in whole.state_dict().items())
+    assert_resumes(method, part="queue")
 
 
 @pytest.mark.parametrize(("queue", "frozen", "sizes"), [(32, 1, (8, 8, 6)), (0, 0, (8, 8)), (32, 2, (8, 8))])

@@ -1,0 +1,19 @@
+"""A pre-training run as one that was stopped leaves it."""
+
+from intl_bench.core import distributed
+from pretrain import checkpoint, train
+from pretrain.data import open_source
+from pretrain.loader import training_batches
+from pretrain.recipe import Recipe
+
+
+def stop_after(recipe: Recipe, steps: int) -> None:
+    """Leaves the run's folder as a run that was stopped after `steps` steps."""
+    source = open_source(recipe.data, "train")
+    with distributed.start("cpu") as process:
+        training = train.build(recipe, process, len(source), len(source.class_names))
+        for batch in training_batches(
+            source, recipe.views, seed=recipe.seed, batch_size=recipe.batch_size, last_step=steps
+        ):
+            training.take_step(batch)
+        checkpoint.save(recipe.checkpoint, training.state())
