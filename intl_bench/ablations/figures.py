@@ -1,6 +1,7 @@
 """The figures of the ablations, each from the cells that have ended: mean and standard deviation over seeds."""
 
 import dataclasses
+import math
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -38,11 +39,9 @@ def power(points: Sequence[Point]) -> Any:
 
     _line(left, points, x, "top1", "linear top-1")
     _line(left, points, x, "knn5", "5-NN")
-    _line(right, points, x, "transformed/inverse_condition", "transformed output")
-    _line(right, points, x, "embedding/inverse_condition", "embedding")
-    right.set_yscale("symlog", linthresh=1e-8)  # zero where the spectrum has collapsed
-    right.set_ylim(bottom=0)
-    for axes, label in ((left, "accuracy (%)"), (right, "1 / condition number")):
+    _line(right, points, x, "transformed/inverse_condition", "transformed output", _decades)
+    _line(right, points, x, "embedding/inverse_condition", "embedding", _decades)
+    for axes, label in ((left, "accuracy (%)"), (right, "log10 of 1 / condition number")):
         axes.set_xticks(range(len(ticks)), [f"{p:g}" for p in ticks])
         _finish(axes, "power p", label)
     return figure
@@ -130,12 +129,23 @@ def _grouped(points: Iterable[Point], key: Setting) -> list[tuple[Any, list[Poin
     return sorted(groups.items())
 
 
-def _line(axes: Any, points: Sequence[Point], x: Setting, metric: str, label: str) -> None:
-    """Mean and standard deviation (divisor n - 1) of a metric over the seeds of each x."""
+def _decades(value: float) -> float:
+    return math.log10(max(value, 1e-16))  # zero where the spectrum has collapsed
+
+
+def _line(
+    axes: Any,
+    points: Sequence[Point],
+    x: Setting,
+    metric: str,
+    label: str,
+    shown: Callable[[float], float] = float,
+) -> None:
+    """Mean and standard deviation (divisor n - 1) of a metric, as it is shown, over the seeds of each x."""
     measured = [point for point in points if metric in point.metrics]
     if not measured:
         return
-    groups = [(where, [point.metrics[metric] for point in group]) for where, group in _grouped(measured, x)]
+    groups = [(where, [shown(point.metrics[metric]) for point in group]) for where, group in _grouped(measured, x)]
     axes.errorbar(
         [where for where, _ in groups],
         [statistics.mean(values) for _, values in groups],
