@@ -176,7 +176,8 @@ SETTINGS = {
         "base_momentum": 0.9995,
     },
     "cifar100_r18_barlow_twins": {"off_diagonal_weight": 0.005, "scale": 0.1},
-    "imagenet_r50_barlow_twins": {"off_diagonal_weight": 0.0051, "scale": 1.0},
+    "imagenet100_r18_barlow_twins": {"scale": 0.1 / 2},  # of two GPUs, and of 16
+    "imagenet_r50_barlow_twins": {"off_diagonal_weight": 0.0051, "scale": 1 / 16},
     "imagenet100_r18_vicreg": {"invariance_weight": 25.0, "variance_weight": 2 * 25.0, "covariance_weight": 1.0},
     "imagenet_r50_vicreg": {"invariance_weight": 25.0, "variance_weight": 25.0, "covariance_weight": 1.0},
     "cifar10_r18_wmse": {"sub_batch": 128, "iterations": 1, "epsilon": 0.0},
