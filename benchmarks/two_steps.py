@@ -1,6 +1,6 @@
 """Two steps of every method's ImageNet recipe: the real ResNet-50, heads and 224-pixel views, on whatever there is.
 
-    python benchmarks/two_steps.py /path/to/imagenet [--batch 16] [--methods simclr byol ...]
+    python benchmarks/two_steps.py /path/to/imagenet [--batch 32] [--methods simclr byol ...]
 
 The recipe is told that the data set has ImageNet's size, so that queues and schedules are its own; the batch alone is
 smaller, and what cannot be larger than a batch. Each method runs in a process of its own.
@@ -51,7 +51,7 @@ def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("root")
-    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--methods", nargs="+", default=methods.names())
     options = parser.parse_args()
     if len(options.methods) == 1:

@@ -31,8 +31,8 @@ def test_intl_makes_all_eigenvalues_equal(outcomes: dict[str, Outcome], name: st
     assert condition_number(outcome.after) < 1.01
 
 
-@pytest.mark.parametrize("name", ["IterNorm alone, T = 4", "hard whitening"])
-def test_alignment_of_whitened_outputs_is_content_with_full_rank(outcomes: dict[str, Outcome], name: str) -> None:
+@pytest.mark.parametrize("name", ["IterNorm alone, T = 4", "hard whitening", "no whitening"])
+def test_alignment_is_content_with_any_spectrum(outcomes: dict[str, Outcome], name: str) -> None:
     assert outcomes[name].last_loss < 1e-3 * outcomes[name].first_loss
     assert condition_number(outcomes[name].after) > 100
 

@@ -2,10 +2,12 @@
 
 Theorem 2 says where INTL's minimum is "when the range of F is wide enough". Here F is the identity: the embeddings of
 two views, m x d with m = 4 d, are themselves optimised in float64 from an ill-conditioned start, under INTL and beside
-it under IterNorm alone, hard whitening and the two soft-whitening losses, each with its alignment of the two views.
+it under IterNorm alone, hard whitening, no whitening and the two soft-whitening losses, each with its alignment of the
+two views.
 """
 
 import dataclasses
+import functools
 import json
 import statistics
 from collections.abc import Callable, Sequence
@@ -80,7 +82,8 @@ def losses() -> dict[str, Loss]:
         "INTL, T = 1": _intl(1, trace=True),
         "INTL, T = 4": _intl(4, trace=True),
         "IterNorm alone, T = 4": _intl(4, trace=False),
-        "hard whitening": _hard_whitening,
+        "hard whitening": functools.partial(_transformed, power=0.5),
+        "no whitening": functools.partial(_transformed, power=0.0),
         "Barlow Twins": loss.BarlowTwinsLoss(),
         "VICReg": loss.VICRegLoss(),
     }
@@ -96,10 +99,9 @@ def _intl(iterations: int, *, trace: bool) -> Loss:
     return of_views
 
 
-def _hard_whitening(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Mean squared distance of the normalised whitened outputs, as INTL's alignment."""
-    white = [spectral_transform(z, 0.5, axis="batch") for z in (a, b)]
-    return cosine_distance(*white)
+def _transformed(a: torch.Tensor, b: torch.Tensor, *, power: float) -> torch.Tensor:
+    """Mean squared distance of the normalised outputs, transformed by lambda^-power, as INTL's alignment."""
+    return cosine_distance(*(spectral_transform(z, power, axis="batch") for z in (a, b)))
 
 
 def start(setting: Setting, seed: int) -> torch.Tensor:
