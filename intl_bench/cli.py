@@ -10,6 +10,7 @@ from typing import Any
 
 from intl_bench import __version__
 from intl_bench.core.errors import BUG, INTERRUPTED, OK, BenchError, InputError, ResourceError, from_os_error
+from intl_bench.core.signals import StopRequest
 
 _TASKS = {
     "linear": "linear classification on the frozen backbone",
@@ -362,12 +363,14 @@ def _translate(error: Exception) -> BenchError | None:
 
 def _say(line: str, exit_code: int) -> int:
     """Puts the one line on stderr; of several processes the first that fails does, for the others follow it."""
-    if "RANK" in os.environ:
-        from intl_bench.core.distributed import first_to_fail
+    if "RANK" not in os.environ:
+        print(f"intl-bench: {line}", file=sys.stderr)
+        return exit_code
+    from intl_bench.core.distributed import first_to_fail
 
-        if not first_to_fail(exit_code):
-            return exit_code
-    print(f"intl-bench: {line}", file=sys.stderr)
+    with StopRequest():  # the launcher ends the others as soon as one has: who is to say the line lives to say it
+        if first_to_fail(exit_code):
+            print(f"intl-bench: {line}", file=sys.stderr)
     return exit_code
 
 

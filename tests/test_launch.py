@@ -134,6 +134,22 @@ def test_a_killed_process_ends_the_other_and_is_named(tmp_path: Path) -> None:
     assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
 
 
+def test_whoever_has_to_say_the_line_lives_to_say_it(tmp_path: Path) -> None:
+    """The launcher ends the others as soon as it sees one dead, which can be right before they say why."""
+    script = tmp_path / "terminated.py"
+    script.write_text(
+        "import os, signal, sys\n"
+        "from intl_bench import cli\n"
+        "from intl_bench.core import distributed\n"
+        "distributed.first_to_fail = lambda code: os.kill(os.getpid(), signal.SIGTERM) is None\n"
+        "sys.exit(cli.main(['pretrain', 'no_such_recipe']))\n"
+    )
+    environment = {**ENVIRONMENT, "RANK": "0"}
+    process = subprocess.Popen([sys.executable, script], env=environment, stderr=subprocess.PIPE, text=True)
+    assert "no_such_recipe" in the_line(process)
+    assert process.returncode == 2
+
+
 @linux
 @pytest.mark.slow
 def test_the_death_of_any_process_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
