@@ -130,6 +130,8 @@ def _parser() -> argparse.ArgumentParser:
     ablation.add_argument("--results", type=Path, help="folder of its results (default: results/ablations/NAME)")
     ablation.add_argument("--fresh", action="store_true", help="start over, replacing the records that there are")
     ablation.add_argument("--dry-run", action="store_true", help="print the plan and write nothing")
+    # What `--parallel` and `--slurm` start for each seed: what concerns all seeds together is done by who started it.
+    ablation.add_argument("--cells-only", action="store_true", help=argparse.SUPPRESS)
 
     spectrum = add("spectrum", "eigenvalues, rank and collapse of checkpoints, as a table and a plot", _spectrum)
     spectrum.add_argument(
@@ -286,15 +288,17 @@ def _ablation(args: argparse.Namespace) -> None:
         _print_plan({"ablation": ablation.name, **plan, "writes": str(results)})
         return
     grid.check(cells)
-    grid.experiment(ablation, results, fresh=args.fresh)
+    if not args.cells_only:
+        grid.experiment(ablation, results, fresh=args.fresh)
     if not cells:
         return
     if args.parallel or args.slurm is not None:
-        words = ["ablation", *args.words, "--results", str(results)]
+        words = ["ablation", *args.words, "--results", str(results), "--cells-only"]
         _spread(args, words + ["--fresh"] * args.fresh + ["--debug"] * args.debug, seeds)
     else:
         grid.run(ablation, seeds=seeds, results=results, overrides=overrides, fresh=args.fresh)
-    print(grid.finish(ablation, results))
+    if not args.cells_only:
+        print(grid.finish(ablation, results))
 
 
 def _convert(args: argparse.Namespace) -> None:

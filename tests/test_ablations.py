@@ -37,7 +37,7 @@ def paths() -> list[Path]:
     return sorted(Path("results/ablations/tiny/records").glob("*/*.json"))
 
 
-def test_a_grid_from_pre_training_to_table_and_figure(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_grid_from_pre_training_to_table_and_figure(capfd: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["ablation", "grid.yaml"]) == 0
     records = RecordStore(Path("results/ablations/tiny/records")).load()
     cells = [record for record in records if record.task == "pretrain"]
@@ -61,7 +61,7 @@ def test_a_grid_from_pre_training_to_table_and_figure(capsys: pytest.CaptureFixt
             assert own[0].protocol.items() >= cell.protocol.items()
     assert sorted(r.transfer_seed for r in records if r.method == "Random init") == [0, 1]
     assert {record.scale for record in records} == {"reduced"}
-    printed = capsys.readouterr().out
+    printed = capfd.readouterr().out
     table = Path("results/ablations/tiny/table.md").read_text()
     assert table.strip() in printed
     assert "100.00 ± 0.00 (2)" in table
@@ -72,10 +72,15 @@ def test_a_grid_from_pre_training_to_table_and_figure(capsys: pytest.CaptureFixt
     missing = next(path for path in paths() if path.parent.name == "knn" and path.name.startswith("intl"))
     missing.unlink()
     assert cli.main(["ablation", "grid.yaml"]) == 0  # makes what is missing, from the checkpoint that is there
-    assert capsys.readouterr().out.count("already there") == 3
+    assert capfd.readouterr().out.count("already there") == 3
     assert {path.name for path in paths()} == {path.name for path in before}
     others = [path for path in before if path.name != missing.name and path.parent.name == "knn"]
     assert all(path.read_bytes() == before[path] for path in others)
+
+    assert cli.main(["ablation", "grid.yaml", "--parallel"]) == 0
+    printed = capfd.readouterr().out
+    assert printed.count("already there") == 4  # said by the seeds' own processes,
+    assert printed.count(table.strip()) == 1  # which leave the table to the one that started them
 
 
 def test_an_experiment_without_data_is_run_once_unless_fresh(
