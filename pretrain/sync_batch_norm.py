@@ -94,7 +94,7 @@ def synchronize(module: nn.Module, device: torch.device) -> nn.Module:
         if isinstance(child, _BatchNorm):
             norm = CPUSyncBatchNorm(child.num_features, eps=child.eps, momentum=child.momentum, affine=child.affine)
             norm.load_state_dict(child.state_dict())
-            norm.requires_grad_(child.affine and child.weight.requires_grad)
+            norm.weight, norm.bias = child.weight, child.bias  # what is frozen stays so
             setattr(module, name, norm)
         else:
             synchronize(child, device)

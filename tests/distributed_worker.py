@@ -131,6 +131,10 @@ def gathering(rank: int, world_size: int) -> Results:
         whole = distributed.gather(x, dim=dim)
         (gradient,) = torch.autograd.grad((whole * whole.detach()).sum(), x)
         results |= {f"whole{dim}": whole.detach(), f"gradient{dim}": gradient}
+    half = (torch.arange(1000.0)[None] / 1000 + rank).to(torch.bfloat16).requires_grad_()
+    gradients = authors.noise(f"gathering/{rank}", world_size, 1000).to(torch.bfloat16)
+    (half_gradient,) = torch.autograd.grad(distributed.gather(half), half, gradients)
+    results |= {"half_gradients": gradients, "half_gradient": half_gradient}
     flags = [distributed.any_process(flag, CPU) for flag in (False, rank == world_size - 1, True)]
     return results | {"any_process": torch.tensor(flags), "x": x.detach()}
 

@@ -68,7 +68,10 @@ def test_each_process_gets_its_slice(world_size: int) -> None:
 def test_gather_is_in_rank_order_and_sends_gradients_back(world_size: int) -> None:
     everyone = distributed_worker.results(world_size)
     parts = [results["gather/x"] for results in everyone]
-    for results, part in zip(everyone, parts, strict=True):
+    half_gradients = torch.stack([results["gather/half_gradients"] for results in everyone]).double().sum(dim=0)
+    for results, part, half in zip(everyone, parts, half_gradients, strict=True):
+        # Of numbers in half precision the sum is rounded once.
+        assert torch.equal(results["gather/half_gradient"], half[None].to(torch.bfloat16))
         for dim in (0, 1):
             assert torch.equal(results[f"gather/whole{dim}"], torch.cat(parts, dim=dim))
             # Every process computes sum(whole^2) / 2, and the gradients of all of them add up.
@@ -79,6 +82,7 @@ def test_gather_is_in_rank_order_and_sends_gradients_back(world_size: int) -> No
 def test_synchronize_keeps_names_values_and_what_is_frozen() -> None:
     plain = build_backbone("resnet10_narrow", stem="cifar")
     plain.layer4.requires_grad_(False)
+    plain.layer3[0].bn1.bias.requires_grad_(False)
     before = {name: value.clone() for name, value in plain.state_dict().items()}
     trainable = {name: p.requires_grad for name, p in plain.named_parameters()}
     synced = synchronize(plain, CPU)

@@ -156,7 +156,9 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
-        return total(gradients[0])[dist.get_rank()]
+        # Half precision, which holds one process's gradient, would round their sum at every addition.
+        exact = gradients[0].to(torch.promote_types(gradients[0].dtype, torch.float32))
+        return total(exact)[dist.get_rank()].to(gradients[0].dtype)
 
 
 def stack(x: torch.Tensor) -> torch.Tensor:
