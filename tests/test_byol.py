@@ -35,7 +35,7 @@ def regression(p: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("sizes", [(8, 8), (8, 8, 6)])
 def test_training_goes_as_in_the_paper(sizes: tuple[int, ...]) -> None:
-    run = method(len(sizes), base_momentum=0.8)
+    run = method(len(sizes), base_momentum=0.8, scale=0.5)
     online = like(run.backbone, *TinyBackbone()), like(run.projector, *mlp(24, 32, 16))
     predictor = like(run.predictor, *mlp(16, 24, 16))
     target = like(run.target[0], *TinyBackbone()), like(run.target[1], *mlp(24, 32, 16))
@@ -44,7 +44,7 @@ def test_training_goes_as_in_the_paper(sizes: tuple[int, ...]) -> None:
     def loss(batch: list[torch.Tensor]) -> torch.Tensor:
         p = [predictor(online[1](online[0](view))) for view in batch]
         z = [target[1](target[0](view)).detach() for view in batch]
-        return sum(regression(p[i], z[j]) for i, j in pairs) / (len(pairs) / 2)
+        return sum(regression(p[i], z[j]) for i, j in pairs) / (len(pairs) / 2) * 0.5
 
     def after_step(step: int) -> None:
         tau = 1 - (1 - 0.8) * (math.cos(math.pi * (step + 1) / 4) + 1) / 2
@@ -133,5 +133,7 @@ def test_bad_settings_are_refused() -> None:
         byol.Config(predictor_hidden=0)
     with pytest.raises(ValueError, match=r"base_momentum=1\.1: expected 0 to 1"):
         byol.Config(base_momentum=1.1)
+    with pytest.raises(ValueError, match="scale=0: expected more than 0"):
+        byol.Config(scale=0)
     with pytest.raises(ValueError, match=r"batch_size=1: .* at least 2"):
         byol.build(byol.Config(), setup(batch_size=1))

@@ -38,17 +38,19 @@ def nt_xent(first: torch.Tensor, second: torch.Tensor, temperature: float) -> to
 def test_training_goes_as_in_the_paper(
     batch_norm: bool, layers: int, sizes: tuple[int, ...], temperature: float
 ) -> None:
-    run = method(len(sizes), layers=layers, batch_norm=batch_norm, temperature=temperature)
+    run = method(len(sizes), layers=layers, batch_norm=batch_norm, temperature=temperature, scale=2.0)
     shapes = [(24, 32), *[(32, 32)] * (layers - 2), (32, 16)]
     head: list[nn.Module] = []
     for width, out in shapes:
         norm = [nn.BatchNorm1d(out)] if batch_norm else []
         head += [nn.Linear(width, out, bias=not batch_norm), *norm, nn.ReLU()]
     backbone, projector = like(run.backbone, *TinyBackbone()), like(run.projector, *head[:-1])
+    if batch_norm:  # as the authors' last one: no offset
+        projector[-1].bias.requires_grad_(False)
 
     def loss(batch: list[torch.Tensor]) -> torch.Tensor:
         pairs = itertools.combinations([projector(backbone(view)) for view in batch], 2)
-        return torch.stack([nt_xent(*pair, temperature) for pair in pairs]).mean()
+        return 2 * torch.stack([nt_xent(*pair, temperature) for pair in pairs]).mean()
 
     assert_trains_as(run, [backbone, projector], loss, sizes=sizes)
 
@@ -93,8 +95,9 @@ def test_processes_together_do_what_one_does(sizes: tuple[int, ...]) -> None:
 
 
 def test_bad_settings_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"temperature=0: expected more than 0"):
-        simclr.Config(temperature=0)
+    for field in ("temperature", "scale"):
+        with pytest.raises(ValueError, match=f"{field}=0: expected more than 0"):
+            simclr.Config(**{field: 0})
     with pytest.raises(ValueError, match=r"batch_size=1: .* at least 2"):
         simclr.build(simclr.Config(), setup(batch_size=1))
     with pytest.raises(ValueError, match=r"projector\.layers=1: .* at least 2"):

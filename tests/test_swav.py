@@ -173,7 +173,7 @@ def test_processes_together_do_what_one_does(queue: int, frozen: int, sizes: tup
     [
         ({"prototypes": 1}, "prototypes=1: expected at least 2"),
         ({"temperature": 0}, "temperature=0: expected more than 0"),
-        ({"sinkhorn_epsilon": 0.01}, r"sinkhorn_epsilon=0\.01: expected at least 0\.02"),
+        ({"sinkhorn_epsilon": 0.02}, r"sinkhorn_epsilon=0\.02: expected at least 0\.03"),
         ({"sinkhorn_iterations": 0}, "sinkhorn_iterations=0: expected at least 1"),
         ({"queue": -32}, "queue=-32: expected at least 0"),
         ({"queue_from_epoch": 0}, "queue_from_epoch=0: expected at least 1"),

@@ -24,17 +24,21 @@ class Config:
     Attributes:
         predictor_hidden: width of the predictor's hidden layer.
         base_momentum: of the moving average at the start; it rises to 1 along a cosine.
+        scale: of the whole loss; LARS does not heed it, but for biases and batch norms that it leaves to SGD.
     """
 
     name: str = "byol"
     predictor_hidden: int = 4096
     base_momentum: float = 0.996
+    scale: float = 1.0
 
     def __post_init__(self) -> None:
         if self.predictor_hidden < 1:
             raise ValueError(f"predictor_hidden={self.predictor_hidden}: expected at least 1")
         if not 0 <= self.base_momentum <= 1:
             raise ValueError(f"base_momentum={self.base_momentum}: expected 0 to 1")
+        if not self.scale > 0:
+            raise ValueError(f"scale={self.scale}: expected more than 0")
 
 
 class BYOL(nn.Module):
@@ -53,11 +57,11 @@ class BYOL(nn.Module):
         lightly("models.utils").deactivate_requires_grad(self.target)
         self.update = lightly("models.utils").update_momentum
         self.negative_cosine = lightly("loss").NegativeCosineSimilarity()
-        self.base_momentum = config.base_momentum
+        self.base_momentum, self.scale = config.base_momentum, config.scale
         self.embedding: torch.Tensor | None = None
 
     def forward(self, views: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
-        """2 - 2 cos (Eqn. 2) of this process's images, of two views the sum of both directions.
+        """`scale` times 2 - 2 cos (Eqn. 2) of this process's images, of two views the sum of both directions.
 
         Of more views it is twice the mean over all ordered pairs, so that its size does not depend on their number.
         """
@@ -69,7 +73,7 @@ class BYOL(nn.Module):
         p, targets = widened(p), widened(targets)
         pairs = itertools.permutations(range(len(views)), 2)
         cosine = -torch.stack([self.negative_cosine(p[i], targets[j]) for i, j in pairs]).mean()
-        return {"regression": 2 * (2 - 2 * cosine)}
+        return {"regression": self.scale * 2 * (2 - 2 * cosine)}
 
     def after_step(self, progress: float) -> None:
         """Moves the target towards the trained network: target <- m target + (1 - m) online."""

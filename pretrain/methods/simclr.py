@@ -16,20 +16,25 @@ DISPLAY = "SimCLR"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """Settings; the defaults are the authors' for ImageNet (google-research/simclr, `run.py`).
+    """Settings; the defaults are the authors' for ImageNet (google-research/simclr, `run.py`), and the paper's loss.
 
     Attributes:
         temperature: the cosines are divided by it.
-        batch_norm: one after each layer of the projector, the last included; solo-learn's projector has none.
+        batch_norm: one after each layer of the projector, the last included, whose offset is zero; solo-learn's
+            projector has none.
+        scale: of the whole loss, the paper's mean over both views (2 is their sum, as in the authors' code). LARS does
+            not heed it, but for biases and batch norms that it leaves to SGD.
     """
 
     name: str = "simclr"
     temperature: float = 0.1
     batch_norm: bool = True
+    scale: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.temperature <= 0:
-            raise ValueError(f"temperature={self.temperature}: expected more than 0")
+        for field in ("temperature", "scale"):
+            if not getattr(self, field) > 0:
+                raise ValueError(f"{field}={getattr(self, field)}: expected more than 0")
 
 
 class SimCLR(nn.Module):
@@ -45,16 +50,19 @@ class SimCLR(nn.Module):
             num_layers=setup.projector.layers,
             batch_norm=config.batch_norm,
         )
+        if config.batch_norm:
+            self.projector.layers[-1].bias.requires_grad_(False)
+        self.scale = config.scale
         self.loss = lightly("loss").NTXentLoss(temperature=config.temperature)
         self.embedding: torch.Tensor | None = None
 
     def forward(self, views: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
-        """NT-Xent (Eqn. 1) of every two views, averaged."""
+        """`scale` times NT-Xent (Eqn. 1) of every two views, averaged."""
         z = torch.stack([self.projector(self.backbone(view)) for view in views])
         self.embedding = z[0].detach()
         with torch.autocast(z.device.type, enabled=False):
             whole = gather(widened(z), dim=1)
-            return {"nt_xent": pairs_mean(whole, self.loss)}
+            return {"nt_xent": self.scale * pairs_mean(whole, self.loss)}
 
     def after_step(self, progress: float) -> None:
         """Nothing follows a step."""

@@ -25,7 +25,7 @@ class Config:
     Attributes:
         prototypes: how many there are.
         temperature: the cosines are divided by it where they predict.
-        sinkhorn_epsilon, sinkhorn_iterations: of the assignment; the exponential of 1 / epsilon must fit float32.
+        sinkhorn_epsilon, sinkhorn_iterations: of the assignment.
         queue: embeddings of earlier batches, for each assigned view, that are assigned along with a batch; 0 for none.
         queue_from_epoch: first epoch, from 0, that uses the queue.
         freeze_prototypes_epochs: epochs at the start without training the prototypes.
@@ -47,10 +47,10 @@ class Config:
                 raise ValueError(f"{field}={getattr(self, field)}: expected at least {bound}")
         if not self.temperature > 0:
             raise ValueError(f"temperature={self.temperature}: expected more than 0")
-        if not self.sinkhorn_epsilon >= 0.02:
+        if not self.sinkhorn_epsilon >= 0.03:
             raise ValueError(
-                f"sinkhorn_epsilon={self.sinkhorn_epsilon}: expected at least 0.02, below which exp(cosine / epsilon) "
-                "leaves the range of float32"
+                f"sinkhorn_epsilon={self.sinkhorn_epsilon}: expected at least 0.03, below which a prototype's share of "
+                "exp(cosine / epsilon) may leave the range of float32"
             )
         if self.queue and self.queue_from_epoch < 1:
             raise ValueError(
