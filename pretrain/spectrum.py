@@ -149,12 +149,11 @@ def numbers(eigenvalues: torch.Tensor, singular_values: torch.Tensor | None = No
 
 
 @torch.no_grad()
-def summary(z: torch.Tensor, white: torch.Tensor | None = None) -> dict[str, float]:
-    """Numbers to watch while training: those of a batch's embedding (m, d), and of its transformed output where given.
+def summary(matrices: Mapping[str, torch.Tensor]) -> dict[str, float]:
+    """Numbers to watch while training: those of a batch's features, embedding and transformed output, (m, d) each.
 
-    The names are those of `Spectrum.numbers` after `embedding/` and `transformed/`.
+    Their names are those of `Spectrum.numbers` after the matrix's, as `embedding/rank`.
     """
-    matrices = {"embedding": z} if white is None else {"embedding": z, "transformed": white}
     return {f"{what}/{name}": value for what, x in matrices.items() for name, value in of(x).numbers().items()}
 
 

@@ -7,7 +7,6 @@ The device is not waited for: the numbers of a step are read while the next one 
 in the background.
 """
 
-import contextlib
 import dataclasses
 import shutil
 import sys
@@ -26,7 +25,7 @@ from intl_bench.core.errors import InputError
 from intl_bench.core.progress import Progress
 from intl_bench.core.seeding import torch_seed
 from intl_bench.core.signals import StopRequest
-from pretrain import checkpoint, methods, spectrum
+from pretrain import checkpoint, methods, watch
 from pretrain.backbone import Backbone
 from pretrain.data import normalization, open_source
 from pretrain.loader import Batch, steps_per_epoch, training_batches
@@ -300,7 +299,8 @@ def _loop(training: Training, source: Any, stop: StopRequest) -> None:
             wanted = stop.received is not None
             save = process.is_main and time.perf_counter() - saved >= 60 * recipe.save_minutes
             saved = time.perf_counter() if save else saved
-            reading = training.take_step(batch, stop=wanted, save=save)
+            with watch.first_output(training.method.backbone) as features:
+                reading = training.take_step(batch, stop=wanted, save=save)
             if before is not None:  # read while the device computes this step
                 log.write(before)
             # One process knows what it wants; several learn of the step before what any of them wanted.
@@ -310,7 +310,7 @@ def _loop(training: Training, source: Any, stop: StopRequest) -> None:
                 stopping, saving = before.asked() if before is not None else (False, False)
             last = training.step == training.total_steps
             if recipe.spectrum_every and (last or training.step % recipe.spectrum_every == 0):
-                log.write(reading, _spectrum(training))
+                log.write(reading, watch.spectra(training.method, features[0], training.step))
             training.seconds += time.perf_counter() - ended
             if last or stopping or saving:
                 log.write(reading)  # a state that has diverged is not saved
@@ -324,23 +324,6 @@ def _loop(training: Training, source: Any, stop: StopRequest) -> None:
                 raise stop.error(f"after step {training.step} of {training.total_steps}, saved in {recipe.checkpoint}")
             before, ended = reading, time.perf_counter()
     log.close()
-
-
-def _spectrum(training: Training) -> dict[str, float]:
-    method = training.method
-    embedding = distributed.gather(method.embedding)
-    if not training.process.is_main:
-        return {}
-    white = None
-    if hasattr(method, "transform"):
-        # Watching must not end a run: what cannot be transformed has no numbers.
-        with contextlib.suppress(ValueError, torch.linalg.LinAlgError), torch.no_grad():
-            white = method.transform(embedding.float())
-    values = spectrum.summary(embedding, white)
-    sentence = spectrum.collapse(values)
-    if sentence:
-        print(f"warning: step {training.step}: {sentence}", file=sys.stderr)
-    return values
 
 
 class _Log:

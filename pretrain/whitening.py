@@ -11,6 +11,8 @@ import torch
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from pretrain.projector import ProjectorConfig
+
 Function = Callable[[torch.Tensor], torch.Tensor]
 """A function of eigenvalues, element by element, differentiable by PyTorch."""
 
@@ -36,6 +38,15 @@ def require_batch(batch_size: int, embedding_dim: int) -> None:
         raise ValueError(f"batch_size={batch_size}: whitening needs a batch; use at least 2")
     if embedding_dim < 2:
         raise ValueError(f"projector.out={embedding_dim}: whitening needs at least 2 features")
+
+
+def require_width(projector: ProjectorConfig, rank: int) -> None:
+    """Raises ValueError where the projector's last layer, a linear map, has too few inputs for a covariance's rank."""
+    if projector.layers > 1 and projector.hidden < rank:
+        raise ValueError(
+            f"projector.hidden={projector.hidden}: a linear map of so few features has a singular covariance; "
+            f"use at least {rank}, or a smaller batch_size or projector.out, whichever is whitened"
+        )
 
 
 def require_parts(batch_size: int, sub_batch: int) -> None:

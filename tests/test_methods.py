@@ -10,13 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from authors import noise
 from stopped_run import stop_after
 
 from intl_bench import cli, published, spectra
 from intl_bench.core import config as configs
 from intl_bench.core import distributed
 from intl_bench.records import RecordStore
-from pretrain import checkpoint, methods, plan, train
+from pretrain import checkpoint, methods, plan, train, watch
 from pretrain.recipe import Recipe, load_recipe
 from transfer.detection import generated
 
@@ -105,6 +106,16 @@ def train_build(recipe: Recipe) -> train.Training:
 
 
 @pytest.mark.parametrize("name", methods.names())
+def test_features_that_are_watched_are_of_the_view_whose_embedding_is(name: str) -> None:
+    training = train_build(tiny(name, "base_lr=0"))
+    for step in range(2):
+        views = [noise(f"{step}/{i}", 32, 3, view.size, view.size) for i, view in enumerate(training.recipe.views)]
+        with watch.first_output(training.method.backbone) as features:
+            training.optimize(views, torch.zeros(32, dtype=torch.int64) if training.labelled else None)
+        torch.testing.assert_close(training.method.projector(features[0]), training.method.embedding)
+
+
+@pytest.mark.parametrize("name", methods.names())
 def test_is_planned(name: str) -> None:
     made = plan.make_plan(tiny(name), processes=2)
     built = train_build(tiny(name))
@@ -126,6 +137,10 @@ def test_names_are_those_of_the_tables() -> None:
     ("words", "message"),
     [
         (["spectral", "method.axis=batch", "projector.out=64"], "singular"),
+        (["spectral", "method.axis=batch", "projector.out=24", "projector.hidden=16"], "projector.hidden=16"),
+        (["spectral", "projector.out=64", "projector.hidden=16"], "projector.hidden=16"),
+        (["wmse", "projector.hidden=8"], "projector.hidden=8"),
+        (["intl", "projector.out=1"], "projector.out=1: whitening needs at least 2 features"),
         (["intl", "method.axis=batch", "projector.out=64"], "whitens 64 features over 32 samples"),
         (["iternorm", "method.axis=batch", "projector.out=64"], "whitens 64 features over 32 samples"),
         (["iternorm", "method.iterations=0"], "iterations=0"),

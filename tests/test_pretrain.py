@@ -281,9 +281,10 @@ def test_bfloat16_and_channels_last_train() -> None:
 def test_spectrum_is_logged() -> None:
     train.run(tiny("spectrum_every=4"))
     rows = [json.loads(line) for line in Path("runs/pretrain/demo/seed0/metrics.jsonl").read_text().splitlines()]
-    with_rank = [row["step"] for row in rows if "embedding/rank" in row]
-    assert with_rank == [4, 8, 12]
-    assert all(1 <= row["embedding/rank"] <= 32 for row in rows if row["step"] in with_rank)
+    for name in ("features", "embedding", "transformed"):
+        ranks = {row["step"]: row[f"{name}/rank"] for row in rows if f"{name}/rank" in row}
+        assert ranks.keys() == {4, 8, 12}
+        assert all(1 <= rank <= 32 for rank in ranks.values())
 
 
 def test_export_is_the_backbone() -> None:

@@ -249,8 +249,8 @@ def test_bad_settings_are_refused(settings: dict, message: str) -> None:
 
 
 def test_a_covariance_that_is_singular_whatever_is_learnt_is_refused() -> None:
-    def build(batch_size: int, d: int, **settings: object) -> spectral.Spectral:
-        run = method_cases.setup(batch_size=batch_size, projector=ProjectorConfig(hidden=4, out=d))
+    def build(batch_size: int, d: int, hidden: int = 16, **settings: object) -> spectral.Spectral:
+        run = method_cases.setup(batch_size=batch_size, projector=ProjectorConfig(hidden=hidden, out=d))
         return spectral.build(spectral.Config(**settings), run)
 
     with pytest.raises(ValueError, match=r"power=0\.5 with axis=batch: .* 16 features over 16 samples is singular"):
@@ -261,5 +261,11 @@ def test_a_covariance_that_is_singular_whatever_is_learnt_is_refused() -> None:
     assert isinstance(build(16, 17, power=1.0, axis="channel"), spectral.Spectral)
     assert isinstance(build(16, 16, power=0.0), spectral.Spectral)
     assert isinstance(build(16, 16, power=-1.0, axis="channel"), spectral.Spectral)
+    with pytest.raises(ValueError, match=r"projector\.hidden=15: .* singular covariance; use at least 16"):
+        build(17, 16, hidden=15)
+    assert isinstance(build(16, 17, hidden=15, axis="channel"), spectral.Spectral)
+    with pytest.raises(ValueError, match=r"projector\.hidden=14: .* singular covariance; use at least 15"):
+        build(16, 17, hidden=14, axis="channel")
+    assert isinstance(build(17, 16, hidden=4, power=0.0), spectral.Spectral)
     with pytest.raises(ValueError, match="batch_size=1: whitening needs a batch"):
         build(1, 16, power=0.0)

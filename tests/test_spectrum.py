@@ -150,7 +150,7 @@ def test_singular_values_are_those_put_in() -> None:
 
 def test_summary_of_a_spread_out_embedding() -> None:
     z = normal(256, 32).requires_grad_()
-    found = summary(z, iter_norm(z, iterations=12, axis="batch"))
+    found = summary({"embedding": z, "transformed": iter_norm(z, iterations=12, axis="batch")})
     assert found["embedding/rank"] > 30
     assert 1 < found["embedding/condition"] < 10
     assert found["embedding/inverse_condition"] == pytest.approx(1 / found["embedding/condition"])
@@ -160,14 +160,14 @@ def test_summary_of_a_spread_out_embedding() -> None:
     assert found["transformed/condition"] == pytest.approx(1, rel=1e-3)
     assert found["transformed/alpha"] == pytest.approx(0, abs=1e-3) != pytest.approx(found["embedding/alpha"])
     assert collapse(found) is None
-    assert summary(z) == {key: value for key, value in found.items() if key.startswith("embedding/")}
+    assert summary({"embedding": z}) == {key: value for key, value in found.items() if key.startswith("embedding/")}
 
 
 @pytest.mark.parametrize("axis", AXES)
 def test_whitening_raises_the_rank(axis: str) -> None:
     z = normal(24, 48) if axis == "channel" else normal(48, 24)
     z = z * 10 ** -torch.linspace(0, 2, z.shape[1])
-    found = summary(z, iter_norm(z, axis=axis))
+    found = summary({"embedding": z, "transformed": iter_norm(z, axis=axis)})
     assert found["embedding/rank"] < 0.9 * found["transformed/rank"]
 
 
@@ -177,7 +177,7 @@ def test_complete_collapse(value: float | None, dtype: torch.dtype) -> None:
     """Also where whitening has nothing left to whiten."""
     z = normal(1, 16).expand(32, 16) if value is None else torch.full((32, 16), value)
     z = z.to(dtype)
-    found = summary(z, iter_norm(z))
+    found = summary({"embedding": z, "transformed": iter_norm(z)})
     assert found["embedding/std"] == pytest.approx(0, abs=1e-6)
     assert found["embedding/trace"] == pytest.approx(0, abs=1e-25)
     assert kind(of(z).numbers()) == "complete"
@@ -198,7 +198,7 @@ def test_dimensional_collapse_is_most_directions_gone(kept: int, name: str) -> N
     found = of(z).numbers()
     assert found["vanishing"] == (20 - kept) / 20
     assert kind(found) == name
-    sentence = collapse(summary(z))
+    sentence = collapse(summary({"embedding": z}))
     if name == "none":
         assert sentence is None
     else:
@@ -217,4 +217,4 @@ def test_what_is_not_finite_is_undefined() -> None:
     found = of(z).numbers()
     assert all(math.isnan(value) for value in found.values())
     assert kind(found) == "undefined"
-    assert collapse(summary(normal(32, 16), z)) is None
+    assert collapse(summary({"embedding": normal(32, 16), "transformed": z})) is None

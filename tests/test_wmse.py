@@ -185,8 +185,10 @@ def test_a_run_that_does_not_suit_is_refused() -> None:
         method(sub_batch=12)
     with pytest.raises(ValueError, match=r"sub_batch=16: the covariance of 16 features .* is singular"):
         method(sub_batch=16)
-    narrow = method_cases.setup(projector=ProjectorConfig(hidden=4, out=15))
+    narrow = method_cases.setup(projector=ProjectorConfig(hidden=15, out=15))
     assert isinstance(method(narrow, sub_batch=16), wmse.WMSE)
+    with pytest.raises(ValueError, match=r"projector\.hidden=14: .* use at least 15"):
+        method(method_cases.setup(projector=ProjectorConfig(hidden=14, out=15)), sub_batch=16)
     assert isinstance(method(sub_batch=16, epsilon=0.01), wmse.WMSE)
     with pytest.raises(ValueError, match="batch_size=1: whitening needs a batch"):
         method(method_cases.setup(batch_size=1))

@@ -14,6 +14,7 @@ from pretrain.gram import gram_products
 from pretrain.iternorm import AXES, VARIANTS, Whitening, center, covariance, iter_norm, require_embedding, whiten
 from pretrain.methods import Setup
 from pretrain.schedules import cosine_momentum
+from pretrain.whitening import require_batch
 
 DISPLAY = "INTL"
 
@@ -189,9 +190,10 @@ def build(config: Config, setup: Setup) -> INTL:
     """The method of a run.
 
     Raises:
-        ValueError: batch and embedding give the trace loss no positive weight, or `axis="batch"` has more features than
-            samples.
+        ValueError: fewer than two images or features, batch and embedding give the trace loss no positive weight, or
+            `axis="batch"` has more features than samples.
     """
+    require_batch(setup.batch_size, setup.projector.out)
     if config.beta is None:
         default_beta(setup.batch_size, setup.projector.out, config.axis)
     require_samples(config.axis, batch_size=setup.batch_size, embedding_dim=setup.projector.out)

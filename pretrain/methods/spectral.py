@@ -14,7 +14,7 @@ from intl_bench.core.distributed import gather
 from pretrain.batch import widened
 from pretrain.iternorm import AXES
 from pretrain.methods import Setup
-from pretrain.whitening import FLOOR, Function, cosine_distance, matrix_function, power, require_batch
+from pretrain.whitening import FLOOR, Function, cosine_distance, matrix_function, power, require_batch, require_width
 
 DISPLAY = "Spectral"
 
@@ -102,11 +102,11 @@ class Spectral(nn.Module):
         """Nothing follows a step."""
 
 
-def require_full_rank(config: Config, *, batch_size: int, embedding_dim: int) -> None:
+def require_full_rank(config: Config, setup: Setup) -> None:
     """Raises ValueError where the power is positive and the covariance singular whatever the embedding."""
     if config.power <= 0:
         return
-    p = f"power={config.power:g}"
+    batch_size, embedding_dim, p = setup.batch_size, setup.projector.out, f"power={config.power:g}"
     if config.axis == "batch" and embedding_dim > batch_size - 1:
         raise ValueError(
             f"{p} with axis=batch: the covariance of {embedding_dim} features over {batch_size} samples is singular; "
@@ -117,6 +117,8 @@ def require_full_rank(config: Config, *, batch_size: int, embedding_dim: int) ->
             f"{p} with axis=channel: the covariance of {batch_size} samples over {embedding_dim} features is singular; "
             f"use a projector.out above batch_size={batch_size}, or axis=batch"
         )
+    # The last layer's offset is one direction more of the samples'.
+    require_width(setup.projector, embedding_dim if config.axis == "batch" else batch_size - 1)
 
 
 def build(config: Config, setup: Setup) -> Spectral:
@@ -126,5 +128,5 @@ def build(config: Config, setup: Setup) -> Spectral:
         ValueError: the batch holds one image, or the covariance is singular and the power positive.
     """
     require_batch(setup.batch_size, setup.projector.out)
-    require_full_rank(config, batch_size=setup.batch_size, embedding_dim=setup.projector.out)
+    require_full_rank(config, setup)
     return Spectral(config, setup)

@@ -10,7 +10,7 @@ from intl_bench.core.distributed import gather
 from intl_bench.core.seeding import torch_seed
 from pretrain.batch import pairs_mean, widened
 from pretrain.methods import Setup
-from pretrain.whitening import cholesky_whiten, cosine_distance, require_batch, require_parts
+from pretrain.whitening import cholesky_whiten, cosine_distance, require_batch, require_parts, require_width
 
 DISPLAY = "W-MSE"
 
@@ -104,4 +104,6 @@ def build(config: Config, setup: Setup) -> WMSE:
             f"sub_batch={config.sub_batch}: the covariance of {d} features over so few samples is singular; use more "
             f"(twice as many are usual), a smaller projector.out, or epsilon above 0"
         )
+    if config.epsilon == 0:
+        require_width(setup.projector, d)
     return WMSE(config, setup)
