@@ -120,10 +120,7 @@ def _parser() -> argparse.ArgumentParser:
         "ablation", "a grid of pre-trainings and seeds, scored and drawn; the same command resumes", _ablation
     )
     ablation.add_argument(
-        "words",
-        nargs="*",
-        metavar="NAME | key=value",
-        help="power, trace_loss, embedding_dim, batch_size, methods, ...",
+        "words", nargs="*", metavar="NAME | key=value", help="power, trace-loss, embedding-dim, batch-size, methods ..."
     )
     ablation.add_argument("--seeds", help="how many, 3 = seeds 0, 1, 2; or which, 3,7,11 (default: the grid's)")
     spread(ablation)
@@ -298,7 +295,7 @@ def _ablation(args: argparse.Namespace) -> None:
     else:
         grid.run(ablation, seeds=seeds, results=results, overrides=overrides, fresh=args.fresh)
     if not args.cells_only:
-        print(grid.finish(ablation, results))
+        print(grid.finish(ablation, results, cells))
 
 
 def _convert(args: argparse.Namespace) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -82,6 +83,10 @@ def test_a_grid_from_pre_training_to_table_and_figure(capfd: pytest.CaptureFixtu
     assert printed.count("already there") == 4  # said by the seeds' own processes,
     assert printed.count(table.strip()) == 1  # which leave the table to the one that started them
 
+    ablation, results = grid.load("grid.yaml"), Path("results/ablations/tiny")
+    assert grid.finish(ablation, results, grid.recipes(ablation, 5)) == table.removesuffix("\n")
+    assert "iterations 1," not in grid.finish(ablation, results, grid.recipes(ablation, 0, ["base_lr=0.1"]))
+
 
 def test_an_experiment_without_data_is_run_once_unless_fresh(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -99,56 +104,137 @@ def test_an_experiment_without_data_is_run_once_unless_fresh(
 
 @pytest.mark.parametrize("name", PACKAGED)
 def test_packaged_grids_name_recipes_that_there_are(name: str) -> None:
-    ablation = grid.load(name)
+    ablation = grid.load(name.replace("_", "-"))
     names = [recipe.name for recipe in grid.recipes(ablation, seed=1, overrides=["data.root=elsewhere"])]
     assert len(set(names)) == len(names) == len(ablation.cells)
     assert ablation.name == name
+    assert ablation.seeds >= 3
     assert {recipe.scale for recipe in grid.recipes(ablation, 0)} <= {ablation.scale}
     changed = grid.recipes(ablation, 0, ["epochs=1", "warmup_epochs=0"])
     assert {recipe.scale for recipe in changed} <= {"reduced"}
+    assert not {recipe.name for recipe in changed} & set(names)  # a folder of its own
 
 
-def test_paper_grids_are_the_papers() -> None:
-    settings = {
-        "power": ("method", "power", [0, 0.25, 0.4, 0.45, 0.5, 0.55, 0.6, 0.75, 1, 1.5]),
-        "embedding_dim": ("projector", "out", [2**n for n in range(6, 15)]),
+@pytest.mark.parametrize(
+    ("name", "section", "key", "values"),
+    [
+        ("power", "method", "power", [0, 0.25, 0.4, 0.45, 0.5, 0.55, 0.6, 0.75, 1, 1.5]),
+        ("power_reduced", "method", "power", [0, 0.25, 0.4, 0.45, 0.5, 0.55, 0.6, 0.75, 1, 1.5]),
+        ("embedding_dim", "projector", "out", [2**n for n in range(6, 15)]),
+        ("embedding_dim_reduced", "projector", "out", [2**n for n in range(6, 15, 2)]),
+    ],
+)
+def test_grids_are_the_papers(name: str, section: str, key: str, values: list[float]) -> None:
+    made = [configs.to_dict(recipe)[section][key] for recipe in grid.recipes(grid.load(name), 0)]
+    assert made == values
+
+
+@pytest.mark.parametrize("name", ["batch_size", "batch_size_reduced"])
+def test_batch_sizes_are_the_papers(name: str) -> None:
+    assert [recipe.batch_size for recipe in grid.recipes(grid.load(name), 0)] == [2**n for n in range(5, 11)]
+
+
+@pytest.mark.parametrize("name", ["trace_loss", "trace_loss_reduced"])
+def test_iterations_are_the_papers_with_both_iterations(name: str) -> None:
+    cells = [recipe.method for recipe in grid.recipes(grid.load(name), 0)]
+    counts = {
+        (method, variant): [m["iterations"] for m in cells if (m["name"], m["variant"]) == (method, variant)]
+        for method in ("intl", "iternorm")
+        for variant in ("coupled", "paper")
     }
-    for name, (section, key, values) in settings.items():
-        made = [configs.to_dict(recipe)[section][key] for recipe in grid.recipes(grid.load(name), 0)]
-        assert made == values
-    assert [recipe.batch_size for recipe in grid.recipes(grid.load("batch_size"), 0)] == [2**n for n in range(5, 11)]
-    cells = [recipe.method for recipe in grid.recipes(grid.load("trace_loss"), 0)]
-    for name in ("intl", "iternorm"):
-        coupled = [m["iterations"] for m in cells if (m["name"], m["variant"]) == (name, "coupled")]
-        assert coupled == [1, 3, 5, 7, 9, 11]
+    assert counts["intl", "coupled"] == counts["iternorm", "coupled"] == [1, 3, 5, 7, 9, 11]
+    assert counts["intl", "paper"][-2:] == counts["iternorm", "paper"][-2:] == [9, 11]
 
 
-@pytest.mark.parametrize("name", sorted(FIGURES))
-def test_figures_show_means_and_deviations(name: str) -> None:
-    """Of two seeds' 10 and 14: 12 ± 2.83, wherever accuracy is drawn."""
-    spectrum = {"eigenvalues": [2.0, 1.0], "ranks": [1, 2], "count": 2, "mean": 1.5}
-    points = [
-        Point(
-            method="INTL",
-            seed=seed,
-            config={
-                "batch_size": 32,
-                "projector": {"out": 64},
-                "method": {"power": 0.5, "iterations": 3, "variant": "coupled"},
-            },
-            metrics={"top1": 10 + 4 * seed, "knn5": 10 + 4 * seed, "diverged": 0, "embedding/rank": 50},
-            details={"spectra": {"embedding": spectrum, "transformed": spectrum}},
-        )
-        for seed in range(2)
+def point(seed: int, **changes: object) -> Point:
+    """A cell of one seed, every number of which is another one and 4 more for seed 1 (a factor of 100 if small)."""
+    method = {"power": 0.5, "iterations": 3, "variant": "coupled"}
+    spectra = {
+        what: {
+            "eigenvalues": [largest * 100**seed, 1.0],
+            "ranks": [1, 2],
+            "count": 2,
+            "mean": 1.5,
+            "numbers": {"rank": rank + 4 * seed},
+        }
+        for what, largest, rank in (("embedding", 1e3, 50), ("transformed", 1e5, 60))
+    }
+    metrics = {
+        "top1": 10 + 4 * seed,
+        "knn5": 20 + 4 * seed,
+        "embedding/rank": 30 + 4 * seed,
+        "transformed/rank": 40 + 4 * seed,
+        "embedding/inverse_condition": 1e-9 * 100**seed,
+        "transformed/inverse_condition": 1e-5 * 100**seed,
+        "diverged": 0.0,
+    }
+    values = {
+        "method": "INTL",
+        "config": {"batch_size": 32, "projector": {"out": 64}, "method": method},
+        "metrics": metrics,
+        "details": {"spectra": spectra},
+    }
+    return Point(seed=seed, **(values | changes))
+
+
+def drawn(figure: Any) -> list[dict[str, list[tuple[float, float, float]]]]:
+    """Of each panel the lines with error bars by label: (x, mean, deviation) of their points."""
+    panels = []
+    for axes in figure.axes:
+        lines = {}
+        for bars in axes.containers:
+            (segments,) = bars.lines[2]
+            ends = [segment[:, 1] for segment in segments.get_segments()]
+            values = zip(*bars.lines[0].get_data(), ends, strict=True)
+            lines[bars.get_label()] = [(float(x), float(y), float((high - low) / 2)) for x, y, (low, high) in values]
+        panels.append(lines)
+    return panels
+
+
+def test_figures_show_means_and_deviations() -> None:
+    deviation, decade = pytest.approx(8**0.5), pytest.approx(2**0.5)  # of 10 and 14; of two decades
+    points = [point(seed) for seed in range(2)]
+    accuracy = {"linear top-1": (12, deviation), "5-NN": (22, deviation)}
+    expected = {
+        "power": {
+            "transformed output": (pytest.approx(-4), decade),
+            "embedding": (pytest.approx(-8), decade),
+        },
+        "embedding_dim": {"embedding": (52, deviation), "transformed output": (62, deviation)},
+        "batch_size": {"embedding": (32, deviation), "transformed output": (42, deviation)},
+    }
+    places = {"power": 0, "embedding_dim": 64, "batch_size": 32}
+    for name, right in expected.items():
+        panels = [accuracy, right]
+        assert drawn(FIGURES[name](points)) == [
+            {label: [(places[name], *values)] for label, values in panel.items()} for panel in panels
+        ]
+
+
+def test_trace_loss_figure_shows_both_kinds_of_divergence() -> None:
+    """Eigenvalues far above one, and NaN."""
+    paper = {"batch_size": 32, "method": {"iterations": 11, "variant": "paper"}}
+    nan = {"config": paper, "metrics": {"diverged": 100.0}, "details": {}}
+    points = [point(seed) for seed in range(2)] + [point(seed, **nan) for seed in range(2)]
+    points += [point(seed, method="IterNorm", config=paper) for seed in range(2)]
+    figure = FIGURES["trace_loss"](points)
+    white, embedding, *_ = figure.axes
+    deviation, decade = pytest.approx(8**0.5), pytest.approx(2**0.5)
+    assert drawn(figure)[2:] == [
+        {
+            "with trace loss, coupled": [(3, 12, deviation)],
+            "without trace loss, paper": [(11, 12, deviation)],
+        },
+        {
+            "with trace loss, coupled": [(3, pytest.approx(6), decade)],
+            "without trace loss, paper": [(11, pytest.approx(6), decade)],
+        },
     ]
-    figure = FIGURES[name](points)
-    bars = [container for axes in figure.axes for container in axes.containers]
-    drawn = {
-        (float(line.get_ydata()[0]), *segments.get_segments()[0][:, 1].round(2))
-        for line, _, (segments,) in bars
-        if len(line.get_ydata())
-    }
-    assert (12.0, 9.17, 14.83) in drawn
+    for axes, mean in ((white, 1e6), (embedding, 1e4)):  # geometric means, of the coupled iteration alone
+        (line,) = axes.get_lines()
+        assert line.get_label() == "T = 3"
+        assert line.get_xdata().tolist() == [50, 100]
+        assert line.get_ydata().tolist() == pytest.approx([mean, 1])
 
 
 @pytest.mark.parametrize(

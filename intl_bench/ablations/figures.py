@@ -5,7 +5,9 @@ import math
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,6 +28,8 @@ class Point:
 
 
 Setting = Callable[[Point], Any]
+Value = Callable[[Point], float | None]
+"""What is drawn of a point; None where it has not got it."""
 
 
 def power(points: Sequence[Point]) -> Any:
@@ -37,10 +41,10 @@ def power(points: Sequence[Point]) -> Any:
     def x(point: Point) -> int:
         return place[_power(point)]
 
-    _line(left, points, x, "top1", "linear top-1")
-    _line(left, points, x, "knn5", "5-NN")
-    _line(right, points, x, "transformed/inverse_condition", "transformed output", _decades)
-    _line(right, points, x, "embedding/inverse_condition", "embedding", _decades)
+    _line(left, points, x, _metric("top1"), "linear top-1")
+    _line(left, points, x, _metric("knn5"), "5-NN")
+    for what, name in (("transformed", "transformed output"), ("embedding", "embedding")):
+        _line(right, points, x, _decades(_metric(f"{what}/inverse_condition")), name)
     for axes, label in ((left, "accuracy (%)"), (right, "log10 of 1 / condition number")):
         axes.set_xticks(range(len(ticks)), [f"{p:g}" for p in ticks])
         _finish(axes, "power p", label)
@@ -48,21 +52,23 @@ def power(points: Sequence[Point]) -> Any:
 
 
 def trace_loss(points: Sequence[Point]) -> Any:
-    """Figure 3: spectra, accuracy and divergence against IterNorm's iterations, with and without trace loss."""
-    figure, ((white, embedding), (accuracy, divergence)) = _figure(2, 2)
+    """Figure 3: spectra (of the coupled iteration), accuracy, and divergence against IterNorm's iterations T.
+
+    An exact iteration leaves no eigenvalue above 1. One that diverges leaves large ones where the gradient survives
+    that, which Figure 3 calls divergence, or ends the run in NaN.
+    """
+    figure, ((white, embedding), (accuracy, largest)) = _figure(2, 2)
     shown = [point for point in points if point.config["method"]["variant"] == "coupled"]
     counts = sorted({_iterations(point) for point in shown})
     for axes, what in ((white, "transformed"), (embedding, "embedding")):
         for (method, t), group in _grouped(shown, lambda point: (point.method, _iterations(point))):
             spectra = [point.details.get("spectra", {}).get(what) for point in group]
-            curves = [curve["eigenvalues"] for curve in spectra if curve and curve["eigenvalues"]]
+            curves = [curve for curve in spectra if curve and curve["eigenvalues"]]
             if curves:  # a spectrum that is not finite has none
-                means = [
-                    statistics.geometric_mean([max(v, 1e-12) for v in values]) for values in zip(*curves, strict=True)
-                ]
+                values = zip(*(curve["eigenvalues"] for curve in curves), strict=True)
                 axes.plot(
-                    [100 * n / max(1, len(means) - 1) for n in range(len(means))],
-                    means,
+                    [100 * rank / curves[0]["count"] for rank in curves[0]["ranks"]],
+                    [statistics.geometric_mean([max(value, 1e-12) for value in same]) for same in values],
                     color=f"C{counts.index(t)}",
                     linestyle="-" if method == "INTL" else "--",
                     label=f"T = {t}" if method == "INTL" else None,
@@ -72,32 +78,37 @@ def trace_loss(points: Sequence[Point]) -> Any:
         _finish(axes, "eigenvalue, in descending order (% of all)", f"eigenvalue of the {what} covariance")
     series = _grouped(points, lambda point: (point.method, point.config["method"]["variant"]))
     for (method, variant), group in series:
-        label = f"{'with' if method == 'INTL' else 'without'} trace loss, {variant}"
-        _line(accuracy, group, _iterations, "top1", label)
-        _line(divergence, group, _iterations, "diverged", label)
+        label, style = ("with", "-") if method == "INTL" else ("without", "--")
+        label += f" trace loss, {variant}"
+        _line(accuracy, group, _iterations, _metric("top1"), label, style)
+        for t, runs in _grouped(group, _iterations):
+            diverged = sum(point.metrics["diverged"] > 0 for point in runs)
+            label += f" (T = {t}: NaN in {diverged} of {len(runs)})" if diverged else ""
+        _line(largest, group, _iterations, _decades(_largest), label, style)
     _finish(accuracy, "iterations T", "linear top-1 (%)")
-    _finish(divergence, "iterations T", "runs that diverged (%)")
+    _finish(largest, "iterations T", "log10 of the largest whitened eigenvalue")
     white.set_title("solid: with trace loss, dashed: without", fontsize=8)
     return figure
 
 
 def embedding_dim(points: Sequence[Point]) -> Any:
-    """Figure 4: accuracy against the embedding dimension."""
-    return _against(points, lambda point: point.config["projector"]["out"], "embedding dimension")
+    """Figure 4: accuracy and effective rank against the embedding dimension."""
+    return _against(points, lambda point: point.config["projector"]["out"], "embedding dimension", share=False)
 
 
 def batch_size(points: Sequence[Point]) -> Any:
-    """Table 4 as a figure: accuracy against the batch size."""
-    return _against(points, lambda point: point.config["batch_size"], "batch size")
+    """Table 4 as a figure: accuracy, and effective rank as a share of what the batch allows, against its size."""
+    return _against(points, lambda point: point.config["batch_size"], "batch size", share=True)
 
 
-def _against(points: Sequence[Point], x: Setting, label: str) -> Any:
+def _against(points: Sequence[Point], x: Setting, label: str, *, share: bool) -> Any:
     figure, (left, right) = _figure(2)
-    _line(left, points, x, "top1", "linear top-1")
-    _line(left, points, x, "knn5", "5-NN")
-    _line(right, points, x, "embedding/rank", "embedding")
-    _line(right, points, x, "transformed/rank", "transformed output")
-    for axes, what in ((left, "accuracy (%)"), (right, "effective rank (% of the largest possible)")):
+    _line(left, points, x, _metric("top1"), "linear top-1")
+    _line(left, points, x, _metric("knn5"), "5-NN")
+    for spectrum, name in (("embedding", "embedding"), ("transformed", "transformed output")):
+        _line(right, points, x, _metric(f"{spectrum}/rank") if share else _rank(spectrum), name)
+    rank = "effective rank (% of the smaller of samples and dimension)" if share else "effective rank"
+    for axes, what in ((left, "accuracy (%)"), (right, rank)):
         axes.set_xscale("log", base=2)
         values = sorted({x(point) for point in points})
         axes.set_xticks(values, [str(value) for value in values])
@@ -122,35 +133,51 @@ def _iterations(point: Point) -> int:
     return int(point.config["method"]["iterations"])
 
 
-def _grouped(points: Iterable[Point], key: Setting) -> list[tuple[Any, list[Point]]]:
+def _grouped(items: Iterable[T], key: Callable[[T], Any]) -> list[tuple[Any, list[T]]]:
     groups = defaultdict(list)
-    for point in points:
-        groups[key(point)].append(point)
+    for item in items:
+        groups[key(item)].append(item)
     return sorted(groups.items())
 
 
-def _decades(value: float) -> float:
-    return math.log10(max(value, 1e-16))  # zero where the spectrum has collapsed
+def _metric(name: str) -> Value:
+    return lambda point: point.metrics.get(name)
 
 
-def _line(
-    axes: Any,
-    points: Sequence[Point],
-    x: Setting,
-    metric: str,
-    label: str,
-    shown: Callable[[float], float] = float,
-) -> None:
-    """Mean and standard deviation (divisor n - 1) of a metric, as it is shown, over the seeds of each x."""
-    measured = [point for point in points if metric in point.metrics]
+def _rank(spectrum: str) -> Value:
+    def rank(point: Point) -> float | None:
+        found = point.details.get("spectra", {}).get(spectrum)
+        return None if found is None else found["numbers"]["rank"]
+
+    return rank
+
+
+def _largest(point: Point) -> float | None:
+    """The largest eigenvalue of the transformed output."""
+    found = point.details.get("spectra", {}).get("transformed", {}).get("eigenvalues")
+    return found[0] if found else None
+
+
+def _decades(value: Value) -> Value:
+    def decades(point: Point) -> float | None:
+        number = value(point)
+        return None if number is None else math.log10(max(number, 1e-16))  # zero where the spectrum has collapsed
+
+    return decades
+
+
+def _line(axes: Any, points: Sequence[Point], x: Setting, value: Value, label: str, style: str = "-") -> None:
+    """Mean and standard deviation (divisor n - 1) of what is drawn over the seeds of each x."""
+    measured = [(point, found) for point in points if (found := value(point)) is not None]
     if not measured:
         return
-    groups = [(where, [shown(point.metrics[metric]) for point in group]) for where, group in _grouped(measured, x)]
+    groups = [(where, [found for _, found in group]) for where, group in _grouped(measured, lambda pair: x(pair[0]))]
     axes.errorbar(
         [where for where, _ in groups],
         [statistics.mean(values) for _, values in groups],
         yerr=[statistics.stdev(values) if len(values) > 1 else 0 for _, values in groups],
         label=label,
+        linestyle=style,
         marker="o",
         markersize=3,
         capsize=2,

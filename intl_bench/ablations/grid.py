@@ -76,12 +76,12 @@ class Ablation:
 
 
 def load(name: str) -> Ablation:
-    """The grid of a file, or of a packaged one in configs/ablation/.
+    """The grid of a file, or of a packaged one in configs/ablation/, whose name may be spelt with hyphens.
 
     Raises:
         InputError: no such file, an unknown key, a wrong type or value.
     """
-    return configs.load(Ablation, name, "ablation")
+    return configs.load(Ablation, name if Path(name).suffix else name.replace("-", "_"), "ablation")
 
 
 def recipes(ablation: Ablation, seed: int, overrides: Sequence[str] = ()) -> list[Recipe]:
@@ -90,13 +90,13 @@ def recipes(ablation: Ablation, seed: int, overrides: Sequence[str] = ()) -> lis
     Raises:
         InputError: a cell names no recipe, or has an unknown key or a wrong value.
     """
-    own_scale = all(change.startswith(_NEUTRAL) for change in overrides)
-    scale = ablation.scale if own_scale else "reduced"
+    changes_grid = [word for word in overrides if not word.startswith(_NEUTRAL)]
+    scale = "reduced" if changes_grid else ablation.scale
     made = []
     for cell in ablation.cells:
         other = [word for word in cell.split() if "=" not in word]
         own = [word for word in cell.split() if "=" in word]
-        slug = re.sub(r"[^A-Za-z0-9.]+", "_", "_".join([*other, *own]))
+        slug = re.sub(r"[^A-Za-z0-9.]+", "_", "_".join([*other, *own, *changes_grid]))
         changes = [*ablation.overrides, *own, *overrides, f"seed={seed}", f"name={ablation.name}-{slug}"]
         recipe = load_recipe(other[0] if other else ablation.recipe, changes)
         made.append(dataclasses.replace(recipe, scale=scale))
@@ -153,9 +153,14 @@ def experiment(ablation: Ablation, results: Path, *, fresh: bool = False) -> Non
         print(table.read_text())
 
 
-def finish(ablation: Ablation, results: Path) -> str:
-    """Writes the table and the figure of the records that there are; returns the table."""
+def finish(ablation: Ablation, results: Path, cells: Iterable[Recipe]) -> str:
+    """Writes the table and the figure of these cells, with all the seeds that there are; returns the table."""
+    wanted = [{**identity(recipe), "seed": None} for recipe in cells]
     records = RecordStore(results / "records").load()
+    ended = [r for r in records if r.task == TASK and {**r.config, "seed": None} in wanted]
+    checkpoints = {cell.details["checkpoint_sha256"] for cell in ended}
+    scores = [r for r in records if r.checkpoint_sha256 in checkpoints - {""} or r.method == RANDOM]
+    records = [*ended, *scores]
     table = tables.render(records, tables=["ablation"])
     files.write_text(results / "table.md", table + "\n")
     if ablation.figure is not None:

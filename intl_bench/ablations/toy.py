@@ -75,7 +75,10 @@ def run(folder: Path) -> None:
 
 
 def draw(found: dict[float, list[Outcome]]) -> Any:
-    """The figure: outputs of the first seed by cluster, each output scaled to its largest value."""
+    """The figure: outputs of the first seed by cluster, each output scaled to its largest value.
+
+    A title has the inverse condition number that is drawn, and mean and standard deviation over the seeds.
+    """
     from matplotlib.figure import Figure
 
     clusters = data(SEEDS[0])[1].numpy()
@@ -86,6 +89,6 @@ def draw(found: dict[float, list[Outcome]]) -> Any:
         axes.scatter(x, y, c=clusters, cmap="tab10", s=4)
         axes.set(xlim=(-1.1, 1.1), ylim=(-1.1, 1.1), xticks=[], yticks=[], aspect="equal")
         values = np.array([outcome.inverse_condition for outcome in group])
-        spread = f" ± {statistics.stdev(values):.1g}" if len(values) > 1 else ""
-        axes.set_title(f"p = {power:g}\n1 / condition {values.mean():.2g}{spread}", fontsize=8)
+        spread = f"{len(values)} seeds: {values.mean():.2g} ± {statistics.stdev(values):.1g}"
+        axes.set_title(f"p = {power:g}\n1 / condition {values[0]:.2g}\n{spread}", fontsize=8)
     return figure
