@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from intl_bench import launch
-from intl_bench.core.errors import PREEMPTED, BenchError, InputError, Preempted
+from intl_bench.core.errors import OK, PREEMPTED, BenchError, InputError, Preempted
 from intl_bench.core.signals import StopRequest
 
 # How long a job that was told to stop waits for the signal that queues it again, which may follow.
@@ -35,7 +35,8 @@ class UnfinishedError(BenchError):
 def in_parallel(arguments: Sequence[str], seeds: Sequence[int]) -> None:
     """Runs `intl-bench ARGUMENTS --seeds SEED,` for each seed, as many at once as there are GPUs, one on each.
 
-    Without a GPU all run at once and share the cores. A signal is passed on, and each seed saves its state.
+    Without a GPU all run at once and share the cores. A signal is passed on, at which a seed that trains saves its
+    state.
 
     Raises:
         UnfinishedError: a seed failed; the others were run to their end.
@@ -68,7 +69,8 @@ def in_parallel(arguments: Sequence[str], seeds: Sequence[int]) -> None:
                     free.append(slot)
                     del running[seed]
         if stop.received is not None and (waiting or any(codes.values())):
-            raise stop.error("; every seed saved its state")
+            saved = set(codes.values()) <= {OK, PREEMPTED}
+            raise stop.error("with the state of every seed saved" if saved else "before every seed had a state to save")
     if any(codes.values()):
         raise UnfinishedError({f"seed {seed}": codes[seed] for seed in seeds})
 
@@ -153,7 +155,7 @@ def on_cluster(commands: Mapping[str, Sequence[str]], options: str, logs: Path) 
         with StopRequest() as stop:
             while not all(job.done() for job in jobs.values()):
                 if stop.received is not None:
-                    raise stop.error("; the jobs were cancelled and saved their states")
+                    raise stop.error("with the jobs cancelled and their states saved")
                 time.sleep(1)
     except Preempted:
         for job in jobs.values():

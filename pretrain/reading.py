@@ -16,7 +16,7 @@ class Reading:
         step: number of the step, from 1 on; it is in epoch `epoch`, from 0 on.
         lr: its learning rate.
         names: of the numbers.
-        host: the numbers, one float32 each, then whether any process asked to stop, and to save.
+        host: the numbers, one float32 each, then the signal by which any process asked to stop, and whether to save.
         copied: when they have arrived; None where they were on the host all the time.
         finite: names of the numbers that must be finite.
     """
@@ -44,10 +44,10 @@ class Reading:
             )
         return values | {"lr": self.lr}
 
-    def asked(self) -> tuple[bool, bool]:
-        """Whether any process asked to stop, and to save."""
+    def asked(self) -> tuple[int, bool]:
+        """The signal by which any process asked to stop (0: none did), and whether any asked to save."""
         stop, save = self._read()[-2:]
-        return stop > 0, save > 0
+        return int(stop), save > 0
 
     def _read(self) -> list[float]:
         if self.copied is not None:

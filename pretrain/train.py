@@ -64,7 +64,7 @@ class Training:
     def total_steps(self) -> int:
         return self.recipe.epochs * self.steps_per_epoch
 
-    def take_step(self, batch: Batch, *, stop: bool = False, save: bool = False) -> Reading:
+    def take_step(self, batch: Batch, *, stop: int = 0, save: bool = False) -> Reading:
         """`optimize` on the views of this process's part of a global batch."""
         device = self.process.device
         views = [
@@ -76,14 +76,14 @@ class Training:
         return self.optimize(views, labels, stop=stop, save=save)
 
     def optimize(
-        self, views: list[torch.Tensor], labels: torch.Tensor | None = None, *, stop: bool = False, save: bool = False
+        self, views: list[torch.Tensor], labels: torch.Tensor | None = None, *, stop: int = 0, save: bool = False
     ) -> Reading:
         """One step, without waiting for the device.
 
         Args:
             views: each (m, 3, S, S), of this process's images.
             labels: (m,) int64, for a method that learns from them.
-            stop, save: what this process asks of all of them.
+            stop, save: what this process asks of all of them; `stop` is the number of the signal.
 
         Returns:
             The loss terms, their sum, the gradient's norm, and what any process asked for.
@@ -296,7 +296,7 @@ def _loop(training: Training, source: Any, stop: StopRequest) -> None:
     with checkpoint.Writer() as writer:
         for batch in batches:
             log.waited += time.perf_counter() - ended
-            wanted = stop.received is not None
+            wanted = stop.received or 0
             save = process.is_main and time.perf_counter() - saved >= 60 * recipe.save_minutes
             saved = time.perf_counter() if save else saved
             with watch.first_output(training.method.backbone) as features:
@@ -307,7 +307,7 @@ def _loop(training: Training, source: Any, stop: StopRequest) -> None:
             if process.world_size == 1:
                 stopping, saving = wanted, save
             else:
-                stopping, saving = before.asked() if before is not None else (False, False)
+                stopping, saving = before.asked() if before is not None else (0, False)
             last = training.step == training.total_steps
             if recipe.spectrum_every and (last or training.step % recipe.spectrum_every == 0):
                 log.write(reading, watch.spectra(training.method, features[0], training.step))
@@ -321,7 +321,8 @@ def _loop(training: Training, source: Any, stop: StopRequest) -> None:
                 writer.wait()
                 log.close()
                 distributed.barrier()  # the launcher ends all processes when one ends; the first may still be writing
-                raise stop.error(f"after step {training.step} of {training.total_steps}, saved in {recipe.checkpoint}")
+                where = f"after step {training.step} of {training.total_steps}, saved in {recipe.checkpoint}"
+                raise stop.error(where, stopping)
             before, ended = reading, time.perf_counter()
     log.close()
 

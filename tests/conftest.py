@@ -3,8 +3,13 @@
 import os
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
+
+# The same examples everywhere, however slow the machine.
+hypothesis.settings.register_profile("same", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("same")
 
 # One thread: tests share the cores with their own worker processes, and threads that wait for each other spin.
 torch.set_num_threads(1)

@@ -3,6 +3,7 @@
 import functools
 import itertools
 import multiprocessing
+import signal
 import tempfile
 import time
 from datetime import timedelta
@@ -16,6 +17,7 @@ from method_cases import setup
 from torch import nn
 
 from intl_bench.core import distributed
+from intl_bench.core.signals import StopRequest
 from pretrain.backbone import build_backbone
 from pretrain.gram import gram_products
 from pretrain.methods import intl
@@ -136,7 +138,11 @@ def gathering(rank: int, world_size: int) -> Results:
     (half_gradient,) = torch.autograd.grad(distributed.gather(half), half, gradients)
     results |= {"half_gradients": gradients, "half_gradient": half_gradient}
     flags = [distributed.any_process(flag, CPU) for flag in (False, rank == world_size - 1, True)]
-    return results | {"any_process": torch.tensor(flags), "x": x.detach()}
+    stop = StopRequest()
+    before = distributed.stop_signal(stop, CPU)
+    stop.received = signal.SIGUSR2 if rank == world_size - 1 else None
+    signals = torch.tensor([before, distributed.stop_signal(stop, CPU)])
+    return results | {"any_process": torch.tensor(flags), "stop_signal": signals, "x": x.detach()}
 
 
 def products(rank: int = 0, world_size: int = 1) -> Results:

@@ -86,7 +86,7 @@ def two_processes(
     with tempfile.TemporaryDirectory() as folder:
         parts = [_pool().submit(_work, rank, folder, name, settings or {}, sizes, changes) for rank in range(2)]
         for part in parts:
-            part.result(timeout=120)
+            part.result(timeout=600)
         return [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 
@@ -174,7 +174,7 @@ def _work(
 ) -> None:
     """One of two calls that wait for each other, and so land on a process each."""
     store = f"file://{folder}/rendezvous"
-    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2, timeout=timedelta(minutes=1))
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2, timeout=timedelta(minutes=5))
     try:
         torch.save(steps(name, settings, sizes, changes, rank, 2), Path(folder) / f"{rank}.pt")
     finally:

@@ -130,7 +130,7 @@ def test_central_crop_where_none_fits(height: int, width: int) -> None:
     assert drawn(config, 3, height, width).tolist() == [list(theirs)] * 3
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.integers(1, 3000), st.integers(1, 3000), st.floats(1e-6, 1), st.floats(1e-6, 1), st.integers(0, 2**62))
 def test_boxes_lie_inside(height: int, width: int, a: float, b: float, seed: int) -> None:
     boxes = drawn(ViewConfig(min_scale=min(a, b), max_scale=max(a, b)), 20, height, width, seed)

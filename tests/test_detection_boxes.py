@@ -28,7 +28,7 @@ def tensor(boxes: list[tuple[int, int, int, int]]) -> torch.Tensor:
 
 
 @given(some_boxes, some_boxes)
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_iou_counts_unit_squares(first: list, second: list) -> None:
     def squares(box: torch.Tensor) -> set[tuple[int, int]]:
         x0, y0, x1, y1 = box.int().tolist()
@@ -42,7 +42,7 @@ def test_iou_counts_unit_squares(first: list, second: list) -> None:
 
 
 @given(some_boxes, st.data())
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_matching_follows_its_definition(objects: list, data: st.DataObject) -> None:
     boxes = tensor(data.draw(some_boxes))
     overlaps = box_ops.iou(tensor(objects), boxes)
@@ -69,7 +69,7 @@ def test_without_objects_every_box_is_background() -> None:
 
 
 @given(st.lists(st.sampled_from([-1, 0, 1]), min_size=1, max_size=40), st.integers(1, 20), st.integers(0, 5))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_sampling_fills_up_with_background(labels: list[int], count: int, seed: int) -> None:
     kinds = torch.tensor(labels)
     draws = [torch.Generator().manual_seed(seed) for _ in range(2)]

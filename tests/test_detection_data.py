@@ -136,9 +136,9 @@ def test_plan_as_detectron2_groups() -> None:
 
 def test_plan_of_the_whole_2x_schedule_is_quick() -> None:
     wide = np.random.default_rng(0).random(117_266) < 0.7
-    start = time.perf_counter()
+    start = time.process_time()  # whatever else the machine does
     plan = data.plan_batches(wide, seed=0, batch_size=16, first=0, last=180_000)
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
     assert plan.images.shape == (180_000, 16)
     assert plan.epochs.max() == 180_000 * 16 // 117_266
 

@@ -144,7 +144,7 @@ def test_stopped_at_any_step_the_same_command_ends_in_the_same_detector() -> Non
         while process.poll() is None and not (folder / "state.pt").exists():
             time.sleep(0.005)
         process.send_signal(number)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=300)
         assert process.returncode == code, errors
         assert not (folder / "detector.pth").exists()
         begun = (folder / "metrics.jsonl").read_text().splitlines()[0]  # with its speed, so that no other run has it

@@ -93,7 +93,7 @@ def test_loss_and_gradients_are_the_authors(case: str, dtype: str, variant: str)
         view.requires_grad_()
     value = total(INTLLoss(iterations=iterations, axis=axis, variant=variant, momentum_target=momentum_target)(z))
     value.backward()
-    tolerance = {"float32": 1e-6, "float64": 1e-12}[dtype]
+    tolerance = {"float32": 1e-5, "float64": 1e-12}[dtype]
     for precision in {"float64", dtype}:  # in float32 their numbers too are rounded
         golden = GOLDEN["losses"][case][precision]
         gradients = [view.grad.double() for view in z if view.requires_grad]

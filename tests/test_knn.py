@@ -66,7 +66,7 @@ def predict(train, labels, test, k, **options):
     ).tolist()
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(problems())
 def test_equals_brute_force_with_ties_for_every_chunk_size(problem) -> None:
     train, labels, test, k, chunk_bytes = problem

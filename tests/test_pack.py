@@ -7,7 +7,6 @@ import resource
 import shutil
 import signal
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -413,10 +412,9 @@ def test_stopped_in_the_middle(
     os.mkfifo(pipe)
 
     def stop() -> None:
-        while not list(out.glob(".val.pack.*")):
-            time.sleep(0.01)
-        os.kill(os.getpid(), number)
-        pipe.write_bytes(content)
+        with pipe.open("wb") as writer:  # once the command has opened it to read
+            os.kill(os.getpid(), number)
+            writer.write(content)
 
     thread = threading.Thread(target=stop, daemon=True)
     thread.start()

@@ -154,7 +154,7 @@ def test_sixteen_processes_append_at_once(tmp_path: Path) -> None:
     for process in processes:
         process.start()
     for process in processes:
-        process.join(60)
+        process.join(300)
     assert [process.exitcode for process in processes] == [0] * 16
     records = RecordStore(tmp_path).load()
     assert sorted(record.transfer_seed for record in records) == [*range(16), 99]

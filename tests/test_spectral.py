@@ -60,7 +60,8 @@ def test_output_and_gradient_are_definition_1s(axis: str, p: float) -> None:
 def test_a_power_maps_the_spectrum_to_lambda_to_the_1_minus_2p(axis: str, p: float) -> None:
     z = embedding(axis)
     found, expected = spectrum(spectral_transform(z, p, axis=axis), axis), spectrum(z, axis) ** (1 - 2 * p)
-    torch.testing.assert_close(found, expected.sort().values, rtol=1e-6, atol=0)
+    # The smallest of condition 4e5 are right to 1e-11 of the largest; processors differ by 3e-6 of them.
+    torch.testing.assert_close(found, expected.sort().values, rtol=1e-4, atol=0)
 
 
 @both_axes

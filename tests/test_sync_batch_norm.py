@@ -1,5 +1,7 @@
 """Batch norm over all processes on CPUs against PyTorch's own on the whole batch; gathering across processes."""
 
+import signal
+
 import distributed_worker
 import pytest
 import torch
@@ -77,6 +79,7 @@ def test_gather_is_in_rank_order_and_sends_gradients_back(world_size: int) -> No
             # Every process computes sum(whole^2) / 2, and the gradients of all of them add up.
             assert torch.equal(results[f"gather/gradient{dim}"], world_size * part)
         assert results["gather/any_process"].tolist() == [False, True, True]
+        assert results["gather/stop_signal"].tolist() == [0, signal.SIGUSR2]
 
 
 def test_synchronize_keeps_names_values_and_what_is_frozen() -> None:

@@ -261,11 +261,11 @@ def _loop(run: _Run, batches: Iterator[Batch], test: ImageSource, stop: StopRequ
             loss.zero_()
             run.history.append(run.test(test, workers))
         progress.step(values=run.history[-1] if run.history else None)
-        stopping = distributed.any_process(stop.received is not None, process.device)
+        stopping = distributed.stop_signal(stop, process.device)
         if process.is_main and (epoch_done or stopping):
             run.save(path)
         if stopping and run.step < run.total_steps:
             progress.close()
             distributed.barrier()  # the launcher ends all processes when one ends; the first may still be writing
-            raise stop.error(f"after step {run.step} of {run.total_steps}, saved in {path}")
+            raise stop.error(f"after step {run.step} of {run.total_steps}, saved in {path}", stopping)
     progress.close()

@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from intl_bench.core.errors import BenchError, InputError, ResourceError
 from intl_bench.core.memory import keep_freed_memory
+from intl_bench.core.signals import StopRequest
 
 T = TypeVar("T")
 
@@ -236,6 +237,12 @@ def any_process(flag: bool, device: torch.device) -> bool:
     if world_size() == 1:
         return flag
     return bool(largest(torch.tensor(float(flag), device=device)).item())
+
+
+def stop_signal(stop: StopRequest, device: torch.device) -> int:
+    """The signal that asks any process to stop, 0 if none, on every process: its own may still be on its way."""
+    number = torch.tensor(float(stop.received or 0), device=device)
+    return int(largest(number).item())
 
 
 def union(items: set[str]) -> set[str]:

@@ -33,10 +33,14 @@ class StopRequest:
             raise KeyboardInterrupt
         self.received = number
 
-    def error(self, what: str) -> Preempted:
-        """The exception to raise once everything is saved; `what` says where things stand."""
-        name = signal.Signals(self.received or signal.SIGTERM).name
+    def error(self, what: str, number: int | None = None) -> Preempted:
+        """The exception to raise once everything is saved.
+
+        Args:
+            what: says where things stand.
+            number: of the signal; None means the one received here.
+        """
+        name = signal.Signals(number or self.received or signal.SIGTERM)
         return Preempted(
-            f"stopped by {name} {what}; the same command goes on from there",
-            interrupted=self.received == signal.SIGINT,
+            f"stopped by {name.name} {what}; the same command goes on from there", interrupted=name == signal.SIGINT
         )

@@ -226,8 +226,8 @@ class _Bookkeeping(HookBase):
     def after_step(self) -> None:
         config, done = self.run.config, self.trainer.iter + 1
         last = done == config.iterations
-        stopping = distributed.any_process(self.run.stop.received is not None, self.run.process.device)
-        saving = done % config.checkpoint_every == 0 or last or stopping
+        stopping = distributed.stop_signal(self.run.stop, self.run.process.device)
+        saving = done % config.checkpoint_every == 0 or last or stopping > 0
         if self.log is not None:  # the main process; the others have no losses
             latest = {name: value for name, (value, _) in self.trainer.storage.latest().items()}
             self.progress.step(latest["data_time"], {"loss": latest["total_loss"]})
@@ -237,7 +237,7 @@ class _Bookkeeping(HookBase):
                 self._save(done)
         if stopping and not last:
             self.progress.close()
-            raise self.run.stop.error(f"after step {done} of {config.iterations}, saved in {self.path}")
+            raise self.run.stop.error(f"after step {done} of {config.iterations}, saved in {self.path}", stopping)
         if config.eval_every and done % config.eval_every == 0 and not last:
             results = _detect(self.run, self.test)
             if self.log is not None:

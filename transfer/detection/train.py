@@ -201,9 +201,9 @@ def _loop(
         waited = time.perf_counter() - ended
         totals += run.take_step(batch)
         steps += 1
-        stopping = distributed.any_process(stop.received is not None, process.device)
+        stopping = distributed.stop_signal(stop, process.device)
         last = run.iteration == config.iterations
-        saving = run.iteration % config.checkpoint_every == 0 or last or stopping
+        saving = run.iteration % config.checkpoint_every == 0 or last or stopping > 0
         if saving or run.iteration % _LOG_EVERY == 0:
             # Only now: to look at each step's losses a GPU would have to be waited for.
             values = dict(zip(names, (totals / steps).tolist(), strict=True))
@@ -219,7 +219,8 @@ def _loop(
         if stopping and not last:
             progress.close()
             distributed.barrier()  # the launcher ends all processes when one ends; the first may still be writing
-            raise stop.error(f"after step {run.iteration} of {config.iterations}, saved in {folder / 'state.pt'}")
+            where = f"after step {run.iteration} of {config.iterations}, saved in {folder / 'state.pt'}"
+            raise stop.error(where, stopping)
         if config.eval_every and run.iteration % config.eval_every == 0 and not last:
             results = _detect(run, test, stop)
             if log is not None:
