@@ -1,4 +1,4 @@
-"""What watching the spectrum costs in training: the numbers of a batch's embedding and of its transformed output.
+"""What watching the spectrum costs in training: numbers of a batch's features, embedding and transformed output.
 
     python benchmarks/spectrum.py                     256 x 8192 and 256 x 2048, under a minute on 2 cores
     python benchmarks/spectrum.py --device cuda
@@ -41,11 +41,16 @@ def best(work: Callable[[], object], repeats: int, device: str) -> float:
     return min(times[1:])
 
 
-def singular(z: torch.Tensor, white: torch.Tensor) -> None:
-    """Eigenvalues of the centred and RankMe of the raw matrix, without their Gram matrices."""
-    for x in (z.double(), white.double()):
+def singular(features: torch.Tensor, z: torch.Tensor) -> None:
+    """Eigenvalues of the centred and RankMe of the raw matrices, without their Gram matrices."""
+    for x in (features.double(), z.double(), iter_norm(z).double()):
         torch.linalg.svdvals(x - x.mean(dim=0))
         torch.linalg.svdvals(x)
+
+
+def watched(features: torch.Tensor, z: torch.Tensor) -> None:
+    """As in training."""
+    summary({"features": features, "embedding": z, "transformed": iter_norm(z)})
 
 
 def step_seconds(options: argparse.Namespace) -> tuple[float, int]:
@@ -70,10 +75,9 @@ def main() -> None:
     print(f"{options.device}, {torch.get_num_threads()} threads; a step of cifar10_r18_intl: {step:.2f} s\n")
     print(f"| embedding | transform and numbers, ms | / SVD | / {every} steps |\n| --- | --- | --- | --- |")
     for m, d in SHAPES:
-        z = torch.randn(m, d, generator=torch.Generator().manual_seed(0)).to(options.device)
-        white = iter_norm(z)
-        ours = best(lambda z=z: summary(z, iter_norm(z)), options.repeats, options.device)
-        svd = best(lambda z=z, white=white: singular(z, white), options.repeats, options.device)
+        generator = torch.Generator().manual_seed(0)
+        both = [torch.randn(m, size, generator=generator).to(options.device) for size in (2048, d)]
+        ours, svd = (best(lambda f=f, b=both: f(*b), options.repeats, options.device) for f in (watched, singular))
         print(f"| {m} x {d} | {1e3 * ours:.0f} | {ours / svd:.2f} | {ours / (every * step):.4%} |")
 
 
