@@ -1,4 +1,7 @@
-"""A pre-training run as one that was stopped leaves it."""
+"""A pre-training run as one that was stopped leaves it; and waiting for the moment to stop another process."""
+
+import time
+from collections.abc import Callable
 
 from intl_bench.core import distributed
 from pretrain import checkpoint, train
@@ -17,3 +20,11 @@ def stop_after(recipe: Recipe, steps: int) -> None:
         ):
             training.take_step(batch)
         checkpoint.save(recipe.checkpoint, training.state())
+
+
+def wait(condition: Callable[[], object]) -> None:
+    """Returns as soon as it holds, which has to be within five minutes."""
+    deadline = time.monotonic() + 300
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)

@@ -5,8 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from stopped_run import wait
 
 from intl_bench import launch
 from intl_bench.core import distributed
@@ -44,13 +44,6 @@ def the_line(process: "subprocess.Popen[str]", timeout: float = 300) -> str:
     (line,) = process.communicate(timeout=timeout)[1].strip().splitlines()
     assert line.startswith("intl-bench: ")
     return line
-
-
-def wait(condition: Callable[[], object], seconds: float = 300) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def steps(folder: Path) -> int:

@@ -6,7 +6,6 @@ import resource
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from stopped_run import stop_after
+from stopped_run import stop_after, wait
 
 from intl_bench.core import distributed
 from intl_bench.core.errors import DivergedError, InputError
@@ -87,10 +86,7 @@ def test_signals_save_and_the_same_command_goes_on(
         text=True,
     )
     log = Path("runs/pretrain/broken/seed0/metrics.jsonl")
-    deadline = time.monotonic() + 300
-    while not (log.exists() and len(log.read_text().splitlines()) >= 8):
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
+    wait(lambda: log.exists() and len(log.read_text().splitlines()) >= 8)
     process.send_signal(number)
     stderr = process.communicate(timeout=300)[1]
     assert process.returncode == code, stderr

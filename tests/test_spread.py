@@ -6,11 +6,11 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
+from stopped_run import wait
 
 from intl_bench import cli, spread
 from intl_bench.core.errors import InputError
@@ -80,10 +80,7 @@ def test_a_signal_is_passed_on(folder: Path, tmp_path: Path, settings: list[str]
         stderr=subprocess.PIPE,
         text=True,
     )
-    deadline = time.monotonic() + 300
-    while len(list((tmp_path / "runs").glob(files[0]))) < len(files):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait(lambda: len(list((tmp_path / "runs").glob(files[0]))) >= len(files))
     process.send_signal(signal.SIGTERM)
     *_, last = process.communicate(timeout=300)[1].splitlines()
     assert process.returncode == 75
@@ -161,10 +158,7 @@ def test_a_preempted_job_is_queued_again_and_ends_in_the_same_weights(tmp_path: 
     )
     runs = tmp_path / "runs"
     log = runs / "pretrain/broken/seed0/metrics.jsonl"
-    deadline = time.monotonic() + 300
-    while not (log.exists() and len(log.read_text().splitlines()) >= 4):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait(lambda: log.exists() and len(log.read_text().splitlines()) >= 4)
     tasks = tasks_of_jobs(runs / "jobs")
     assert len(tasks) == 2
     for task in tasks:

@@ -54,8 +54,8 @@ def power(points: Sequence[Point]) -> Any:
 def trace_loss(points: Sequence[Point]) -> Any:
     """Figure 3: spectra (of the coupled iteration), accuracy, and divergence against IterNorm's iterations T.
 
-    An exact iteration leaves no eigenvalue above 1. One that diverges leaves large ones where the gradient survives
-    that, which Figure 3 calls divergence, or ends the run in NaN.
+    An exact iteration leaves no whitened eigenvalue above 1. One that diverges leaves large ones, or ends the run in
+    NaN.
     """
     figure, ((white, embedding), (accuracy, largest)) = _figure(2, 2)
     shown = [point for point in points if point.config["method"]["variant"] == "coupled"]

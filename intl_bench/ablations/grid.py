@@ -159,7 +159,7 @@ def finish(ablation: Ablation, results: Path, cells: Iterable[Recipe]) -> str:
     records = RecordStore(results / "records").load()
     ended = [r for r in records if r.task == TASK and {**r.config, "seed": None} in wanted]
     checkpoints = {cell.details["checkpoint_sha256"] for cell in ended}
-    scores = [r for r in records if r.checkpoint_sha256 in checkpoints - {""} or r.method == RANDOM]
+    scores = [r for r in records if r.checkpoint_sha256 in checkpoints or r.method == RANDOM]
     records = [*ended, *scores]
     table = tables.render(records, tables=["ablation"])
     files.write_text(results / "table.md", table + "\n")

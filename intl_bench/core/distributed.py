@@ -157,9 +157,7 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
-        # Half precision, which holds one process's gradient, would round their sum at every addition.
-        exact = gradients[0].to(torch.promote_types(gradients[0].dtype, torch.float32))
-        return total(exact)[dist.get_rank()].to(gradients[0].dtype)
+        return total(gradients[0])[dist.get_rank()]
 
 
 def stack(x: torch.Tensor) -> torch.Tensor:
@@ -206,9 +204,11 @@ def exchange(x: torch.Tensor) -> torch.Tensor:
 class _Total(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
-        summed = x.clone(memory_format=torch.contiguous_format)
+        # Half precision would round the sum at every addition.
+        exact = torch.promote_types(x.dtype, torch.float32)
+        summed = x.to(exact, copy=True, memory_format=torch.contiguous_format)
         dist.all_reduce(summed)
-        return summed
+        return summed.to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
@@ -216,7 +216,7 @@ class _Total(torch.autograd.Function):
 
 
 def total(x: torch.Tensor) -> torch.Tensor:
-    """The sum of `x` over all processes, on each; gradients as in `stack`."""
+    """The sum of floating-point `x` over all processes, on each; gradients as in `stack`."""
     return x if world_size() == 1 else cast(torch.Tensor, _Total.apply(x))
 
 
@@ -234,15 +234,19 @@ def largest(x: torch.Tensor) -> torch.Tensor:
 
 def any_process(flag: bool, device: torch.device) -> bool:
     """True on every process as soon as it is true on one."""
-    if world_size() == 1:
-        return flag
-    return bool(largest(torch.tensor(float(flag), device=device)).item())
+    return bool(_largest_number(flag, device))
 
 
 def stop_signal(stop: StopRequest, device: torch.device) -> int:
     """The signal that asks any process to stop, 0 if none, on every process: its own may still be on its way."""
-    number = torch.tensor(float(stop.received or 0), device=device)
-    return int(largest(number).item())
+    return _largest_number(stop.received or 0, device)
+
+
+def _largest_number(number: int, device: torch.device) -> int:
+    """The largest of all processes' numbers; one process alone does not wait for its device."""
+    if world_size() == 1:
+        return number
+    return int(largest(torch.tensor(float(number), device=device)).item())
 
 
 def union(items: set[str]) -> set[str]:
