@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from intl_bench import __version__
-from intl_bench.core.errors import BUG, INTERRUPTED, OK, BenchError, InputError, ResourceError, from_os_error
+from intl_bench.core.errors import BUG, INTERRUPTED, OK, InputError, translate
 from intl_bench.core.signals import StopRequest
 
 _TASKS = {
@@ -81,6 +81,15 @@ def _parser() -> argparse.ArgumentParser:
         task.add_argument("--config", help="evaluation protocol (default: the data set's own, or the 2x schedule)")
         task.add_argument("--from", dest="layout", default="auto", help="whose checkpoint it is, as for convert")
         task.add_argument("--method", help="the method's name in tables (default: the checkpoint's)")
+        task.add_argument(
+            "--pretrain-seed",
+            type=int,
+            metavar="N",
+            help="of a checkpoint of others: its seed, so that files of one pre-training count as its seeds",
+        )
+        task.add_argument(
+            "--group", metavar="NAME", help="with --pretrain-seed: which pre-training (default: the method)"
+        )
         task.add_argument("--seeds", default="1", help="how many, 3 = seeds 0, 1, 2; or which, 3,7,11")
         task.add_argument(
             "--init",
@@ -227,12 +236,14 @@ def _task(args: argparse.Namespace) -> None:
         init=args.init,
         layout=args.layout,
         method=args.method,
+        pretrain_seed=args.pretrain_seed,
+        group=args.group,
         results=args.results,
         fresh=args.fresh,
     )
     if args.dry_run:
         _, checkpoint, config = runs.prepare(plan)
-        start = str(checkpoint.path) if args.init == "checkpoint" else f"random {checkpoint.config['backbone']['name']}"
+        start = str(checkpoint.path) if args.init == "checkpoint" else f"random {checkpoint.architecture.name}"
         _print_plan({"task": plan.task, "checkpoint": start, "seeds": list(plan.seeds), "config": config})
     elif args.parallel or args.slurm is not None:
         runs.prepare(plan)  # what is wrong with it is said here, once
@@ -259,6 +270,8 @@ def _one_seed(args: argparse.Namespace) -> list[str]:
         ("--config", args.config),
         ("--from", args.layout),
         ("--method", args.method),
+        ("--pretrain-seed", args.pretrain_seed),
+        ("--group", args.group),
         ("--init", args.init),
         ("--device", args.device),
         ("--engine", getattr(args, "engine", None)),
@@ -342,26 +355,6 @@ def _print_plan(values: dict[str, object]) -> None:
     print(OmegaConf.to_yaml(OmegaConf.create(values)).rstrip())  # dataclasses become plain YAML
 
 
-def _translate(error: Exception) -> BenchError | None:
-    """Errors of libraries that have an exit code of their own."""
-    if isinstance(error, BenchError):
-        return error
-    if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
-        return ResourceError(
-            f"out of memory: {str(error).splitlines()[0] if str(error) else 'no more to give'}; "
-            "smaller batches need less; so do more GPUs, each with its part of a batch"
-        )
-    if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
-        # A worker that dies is noticed wherever the main process happens to be.
-        return ResourceError(f"a data worker died: {error}; use fewer workers, or check memory and /dev/shm")
-    if isinstance(error, RuntimeError) and ("gloo/" in str(error) or type(error).__name__.startswith("Dist")):
-        reason = " ".join(str(error).split())[:200]
-        return ResourceError(f"lost another process, which ended or was killed, perhaps for its memory: {reason}")
-    if isinstance(error, OSError):
-        return from_os_error(error, f"cannot use {error.filename or 'a file'}")
-    return None
-
-
 def _say(line: str, exit_code: int) -> int:
     """Puts the one line on stderr; of several processes the first that fails does, for the others follow it."""
     if "RANK" not in os.environ:
@@ -388,7 +381,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         return OK  # the reader of our output, such as `head`, has seen enough
     except Exception as error:
-        known = _translate(error)
+        known = translate(error)
         if args.debug:
             traceback.print_exc()
         if known is None:

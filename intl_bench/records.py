@@ -1,12 +1,14 @@
 """Results: one immutable JSON file each, written once and never changed."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 import math
 import re
 import types
 import typing
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -14,9 +16,13 @@ from typing import Any
 from intl_bench.core.errors import InputError, from_os_error
 from intl_bench.core.files import create_json
 
-SCHEMA = 1
-SCALES = ("paper", "reduced", "demo")
-_IDENTITY = ("task", "method", "dataset", "checkpoint_sha256", "config_sha256", "pretrain_seed", "transfer_seed")
+SCHEMA = 2
+SCALES = ("paper", "adapted", "reduced", "demo")
+_DIGESTED = ("pretraining", "evaluation")
+_KEY = (
+    *("task", "method", "dataset", "pretraining_sha256", "evaluation_sha256"),
+    *("pretrain_seed", "transfer_seed", "weights_sha256"),
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,14 +30,22 @@ class ResultRecord:
     """What one run of one task measured, and everything needed to say how.
 
     Attributes:
-        task: "linear", "knn", "finetune", "coco", "voc" or any other lower-case name.
+        task: "linear", "knn", "finetune", "coco", "voc", "pretrain" or any other lower-case name.
         method: display name, such as "INTL".
         metrics: flat field-standard names to values from 0 to 100, such as {"top1": 73.1} or {"bbox/AP": 41.2}.
         details: counts, the best epoch and the like.
-        protocol: how it was measured; keys that start with "pretrain_" describe the pre-training, all others the
-            evaluation.
-        scale: "paper", "reduced" or "demo".
+        pretraining: identity of the pre-training without its seed: all of its settings, and digests of what it read.
+        evaluation: identity of the evaluation without its seed; empty for the task "pretrain".
+        pretrain_seed: None where it is not known, as of somebody else's checkpoint.
+        protocol: a summary for people, never an identity; keys that start with "pretrain_" describe the pre-training,
+            all others the evaluation.
+        scale: one of `SCALES`.
+        weights_sha256: digest of the backbone's tensors, the same for a checkpoint and its export.
+        checkpoint_sha256: digest of the checkpoint's file.
         created: ISO 8601 time in UTC.
+        schema: 1 for a record that was read from a file of an earlier version. Of its two identities only the
+            summary is known, {"schema": 1, "known": {...}}, and its `weights_sha256` is the checkpoint file's digest.
+        file: the path that the record was read from; no part of the record.
 
     Raises:
         ValueError: a field has the wrong type or an impossible value; the message starts with the field's name.
@@ -43,13 +57,15 @@ class ResultRecord:
     backbone: str
     metrics: dict[str, float]
     details: dict[str, Any]
-    pretrain_seed: int
+    pretraining: dict[str, Any]
+    evaluation: dict[str, Any]
+    pretrain_seed: int | None
     transfer_seed: int
     protocol: dict[str, str | int | float | bool | None]
     scale: str
+    weights_sha256: str | None
     checkpoint_sha256: str | None
     config: dict[str, Any]
-    config_sha256: str
     code: dict[str, Any]
     libraries: dict[str, Any]
     hardware: dict[str, Any]
@@ -57,12 +73,13 @@ class ResultRecord:
     peak_memory_mib: float
     created: str
     schema: int = SCHEMA
+    file: str = dataclasses.field(default="", compare=False, repr=False)
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             _check_type(field, getattr(self, field.name))
-        if self.schema != SCHEMA:
-            raise ValueError(f"schema is {self.schema}, expected {SCHEMA}")
+        if self.schema not in (1, SCHEMA):
+            raise ValueError(f"schema is {self.schema}, expected 1 or {SCHEMA}")
         if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", self.task):
             raise ValueError(f"task is {self.task!r}, expected lower-case letters, digits, - and _")
         for name in ("method", "dataset", "backbone"):
@@ -79,12 +96,13 @@ class ResultRecord:
                     f"protocol[{name!r}] is {entry!r}, expected a text, a finite number, true, false or null"
                 )
         for name in ("pretrain_seed", "transfer_seed", "wall_time_s", "peak_memory_mib"):
-            if not _is_number(getattr(self, name)) or getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected a finite number of at least 0")
+            number = getattr(self, name)
+            if number is not None and (not _is_number(number) or number < 0):
+                raise ValueError(f"{name} is {number}, expected a finite number of at least 0")
         if self.created_at.utcoffset() != timedelta(0):
             raise ValueError(f"created is {self.created!r}, expected a time in UTC, such as 2024-05-31T12:00:00+00:00")
 
-    @property
+    @functools.cached_property
     def created_at(self) -> datetime:
         """`created` as a datetime; raises `ValueError` where it is none."""
         try:
@@ -94,12 +112,26 @@ class ResultRecord:
                 f"created is {self.created!r}, expected an ISO 8601 time, such as 2024-05-31T12:00:00+00:00"
             ) from None
 
-    @property
+    @functools.cached_property
+    def pretraining_sha256(self) -> str:
+        """`digest` of the pre-training's identity."""
+        return digest(self.pretraining)
+
+    @functools.cached_property
+    def evaluation_sha256(self) -> str:
+        """`digest` of the evaluation's identity."""
+        return digest(self.evaluation)
+
+    @functools.cached_property
     def key(self) -> str:
-        """16 hex digits that are the same for two runs of one thing: task, method, data, weights, config and seeds."""
-        identity = {name: getattr(self, name) for name in _IDENTITY}
-        text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        """16 hex digits that are the same for two runs of one thing: task, method, data, identities, seeds, weights."""
+        return digest({name: getattr(self, name) for name in _KEY})[:16]
+
+
+def digest(values: Mapping[str, Any]) -> str:
+    """SHA-256 of an identity's canonical JSON, as 64 hex digits."""
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 class RecordStore:
@@ -114,12 +146,18 @@ class RecordStore:
         Raises:
             InputError: the folder cannot be written.
             ResourceError: the disk is full.
-            ValueError: `details`, `config`, `code`, `libraries` or `hardware` holds a NaN.
+            ValueError: the record is one of schema 1, which nothing writes any more; or a field holds a NaN.
         """
-        seeds = f"p{record.pretrain_seed}-t{record.transfer_seed}"
+        if record.schema != SCHEMA:
+            raise ValueError(
+                f"schema is {record.schema}, expected {SCHEMA}: a record of an earlier version is only read"
+            )
+        pretrain_seed = "unknown" if record.pretrain_seed is None else record.pretrain_seed
+        seeds = f"p{pretrain_seed}-t{record.transfer_seed}"
         name = f"{_slug(record.method)}-{_slug(record.dataset)}-{seeds}-{record.key}.json"
         path = self.folder / record.task / name
-        create_json(path, dataclasses.asdict(record))
+        values = {field: getattr(record, field) for field in _FIELDS}
+        create_json(path, values | {f"{name}_sha256": getattr(record, f"{name}_sha256") for name in _DIGESTED})
         return path
 
     def load(self) -> list[ResultRecord]:
@@ -131,7 +169,10 @@ class RecordStore:
         return [_read(path) for path in self._paths()]
 
     def find(self, key: str) -> ResultRecord | None:
-        """The record with this `ResultRecord.key`, None if there is none; raises as `load`."""
+        """The record with this `ResultRecord.key`, None if there is none; raises as `load`.
+
+        A record of schema 1 is never found: nobody knows whether it is the same thing.
+        """
         paths = self._paths(key)
         return _read(paths[0]) if paths else None
 
@@ -156,38 +197,72 @@ def _read(path: Path) -> ResultRecord:
         raise InputError(f"record {path}: not valid JSON ({error}); {remedy}") from error
     if not isinstance(values, dict):
         raise InputError(f"record {path}: expected a JSON object at the top level; {remedy}")
-    schema = values.get("schema", SCHEMA)
-    if isinstance(schema, int) and schema > SCHEMA:
+    schema = values.setdefault("schema", 1)
+    if not isinstance(schema, int) or isinstance(schema, bool) or schema < 1:
+        raise InputError(f"record {path}: schema is {schema!r}, expected a whole number up to {SCHEMA}; {remedy}")
+    if schema > SCHEMA:
         raise InputError(f"record {path}: schema is {schema}, expected at most {SCHEMA}; update intl-bench to read it")
-    fields = {field.name: field for field in dataclasses.fields(ResultRecord)}
-    for name in sorted({*fields, *values} - {"schema"}):
+    expected = _EXPECTED[schema]
+    for name in sorted(expected.keys() ^ values.keys()):
         if name not in values:
-            raise InputError(f"record {path}: {name} is missing, expected {_expected(fields[name])}; {remedy}")
-        if name not in fields:
-            raise InputError(f"record {path}: unknown field {name!r}, expected only those of schema {SCHEMA}; {remedy}")
+            raise InputError(f"record {path}: {name} is missing, expected {expected[name]}; {remedy}")
+        raise InputError(f"record {path}: unknown field {name!r}, expected only those of schema {schema}; {remedy}")
+    digests = {name: values.pop(f"{name}_sha256") for name in _DIGESTED} if schema == SCHEMA else {}
     try:
-        return ResultRecord(**values)
+        record = ResultRecord(**(values if digests else _upgraded(values)), file=str(path))
     except ValueError as error:
         raise InputError(f"record {path}: {error}; {remedy}") from error
+    for name, stored in digests.items():
+        if stored != (actual := getattr(record, f"{name}_sha256")):
+            raise InputError(
+                f"record {path}: {name}_sha256 is {stored!r}, expected {actual} of its {name}: one of the two was "
+                f"changed after it was written; {remedy}"
+            )
+    return record
 
 
-def _expected(field: "dataclasses.Field[Any]") -> str:
-    kind = typing.get_origin(field.type) or field.type
-    names = {
-        str: "a text",
-        int: "a whole number",
-        float: "a number",
-        dict: "an object",
-        types.UnionType: "a text or null",
+def _upgraded(values: dict[str, Any]) -> dict[str, Any]:
+    """The fields of schema 1 as those of a record: what its summary says is all that is known of its identities."""
+    values = {name: value for name, value in values.items() if name != "config_sha256"}
+    protocol = values["protocol"] if isinstance(values["protocol"], dict) else {}
+    known: dict[bool, dict[str, Any]] = {True: {}, False: {}}
+    for name, value in protocol.items():
+        known[name.startswith("pretrain_")][name] = value
+    return values | {
+        "pretraining": {"schema": 1, "known": known[True]},
+        "evaluation": {"schema": 1, "known": known[False]},
+        "weights_sha256": None if values["task"] == "pretrain" else values["checkpoint_sha256"],
     }
-    return names[typing.cast(type, kind)]
+
+
+def _kinds(field: "dataclasses.Field[Any]") -> tuple[type, ...]:
+    kind: Any = typing.get_origin(field.type) or field.type
+    if kind is types.UnionType:
+        return typing.get_args(field.type)
+    return (int, float) if kind is float else (kind,)
+
+
+_NAMES = {
+    (str,): "a text",
+    (int,): "a whole number",
+    (int, float): "a number",
+    (dict,): "an object",
+    (str, type(None)): "a text or null",
+    (int, type(None)): "a whole number or null",
+}
+_KINDS = {field.name: _kinds(field) for field in dataclasses.fields(ResultRecord)}
+_FIELDS = tuple(name for name in _KINDS if name != "file")
+_FIELD_NAMES = {name: _NAMES[_KINDS[name]] for name in _FIELDS}
+# schema: what a file has of it, and what each field is expected to be
+_EXPECTED = {
+    1: {k: v for k, v in _FIELD_NAMES.items() if k not in (*_DIGESTED, "weights_sha256")} | {"config_sha256": "a text"},
+    2: _FIELD_NAMES | {f"{name}_sha256": "a text" for name in _DIGESTED},
+}
 
 
 def _check_type(field: "dataclasses.Field[Any]", value: Any) -> None:
-    allowed: Any = dict if typing.get_origin(field.type) is dict else field.type
-    allowed = int | float if allowed is float else allowed
-    if not isinstance(value, allowed) or isinstance(value, bool):
-        raise ValueError(f"{field.name} is {value!r}, expected {_expected(field)}")
+    if not isinstance(value, _KINDS[field.name]) or isinstance(value, bool):
+        raise ValueError(f"{field.name} is {value!r}, expected {_NAMES[_KINDS[field.name]]}")
 
 
 def _is_number(value: object) -> bool:

@@ -15,10 +15,11 @@ from tabulate import tabulate
 from intl_bench.core import files
 from intl_bench.core.errors import InputError
 from pretrain import diagnose, spectrum
+from pretrain.checkpoint import Origin
 from pretrain.diagnose import IMAGES, Spectra
 from pretrain.spectrum import Spectrum
-from transfer import features
-from transfer.convert import read
+from transfer import features, unpickle
+from transfer.convert import interpret
 
 FORMATS = ("markdown", "csv", "json")
 _POINTS = 256  # of a curve
@@ -42,16 +43,17 @@ def measure(path: Path, *, layout: str = "auto", overrides: Sequence[str] = (), 
     Raises:
         InputError: as these two.
     """
-    checkpoint = read(path, layout)
-    if "images" in checkpoint.details:  # as a training state has, and an exported or foreign backbone does not
-        return diagnose.measure(path, overrides=overrides, images=images)
-    stored = checkpoint.config
+    content = unpickle.read(path)
+    checkpoint = interpret(content, layout)
+    recipe = checkpoint.recipe
+    if checkpoint.origin is Origin.TRAINED and checkpoint.branch == "online":
+        return diagnose.measure(path, content.data, overrides=overrides, images=images)
     return diagnose.measure_backbone(
         features.build(checkpoint),
         path=path,
         label=f"{checkpoint.method} ({path.name})",
-        data=diagnose.data_config(stored.get("data", {}), overrides),
-        size=max((view["size"] for view in stored.get("views", ())), default=224),
+        data=diagnose.data_config(None if recipe is None else recipe.data, checkpoint.preprocessing, overrides),
+        size=max(view.size for view in recipe.views) if recipe is not None else 224,
         images=images,
     )
 

@@ -1,8 +1,12 @@
 """Checkpoints: weights, optimiser and position in one digested file that loads with `weights_only=True`."""
 
 import dataclasses
+import enum
+import functools
+import hashlib
 import json
 import pickle
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -14,31 +18,104 @@ from safetensors.torch import save as safetensors_bytes
 from intl_bench.core import config as configs
 from intl_bench.core import files
 from intl_bench.core.errors import InputError, from_os_error
+from intl_bench.core.identity import identity
+from pretrain import recipe as recipes
+from pretrain.backbone import BackboneConfig
+from pretrain.data import normalization
+from pretrain.recipe import Inputs, Recipe
 
-FORMAT = 1
+FORMAT = 2  # 1 did not note the training images' fingerprint
+_READABLE = (1, FORMAT)
+# Where a training state keeps backbones: a method's `backbone`, and the first part of its momentum network, `target`.
+BRANCHES = {"online": "backbone.", "momentum": "target.0."}
+
+
+class Origin(enum.StrEnum):
+    """Where a backbone comes from."""
+
+    TRAINED = "trained"  # a training state of `intl-bench pretrain`
+    EXPORTED = "exported"  # its backbone alone, as `intl-bench pretrain` or `convert` wrote it
+    FOREIGN = "foreign"
+    RANDOM = "random"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """What a backbone expects of pixels: RGB in 0..1, minus `mean`, divided by `std`, per channel."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        for name in ("mean", "std"):  # JSON and YAML have lists
+            object.__setattr__(self, name, tuple(map(float, getattr(self, name))))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A backbone as pre-training left it, and what is known about how it came to be.
+    """A backbone, and what is known about how it came to be.
 
     Attributes:
         path: the file.
-        sha256: its digest.
+        sha256: its digest; "" for a random initialization.
         backbone: parameters and buffers under torchvision's names.
-        config: the resolved pre-training configuration.
         method: the method's name in tables, such as "INTL".
-        epoch: epochs completed.
-        details: counts and times of the pre-training (`bad_images`, `seconds`, ...).
+        preprocessing: None where its files do not tell: then the data set's own is taken.
+        seed: of the pre-training (or the initialization); None where it is not known.
+        source: the layout of the file, "intl-bench" for ours.
+        recipe, inputs: what it was trained by; None for a foreign or random one.
+        branch: "online" or "momentum", for one of ours.
+        epoch: epochs completed; None where it is not known.
+        progress: "complete", or how far the recipe's training had got.
+        group: the user's name for foreign files that are seeds of one training; None where each stands for itself.
+        details: counts and times of the pre-training (`images`, `bad_images`, `seconds`, ...).
     """
 
     path: Path
     sha256: str
     backbone: dict[str, torch.Tensor]
-    config: dict[str, Any]
+    origin: Origin
     method: str
-    epoch: int
-    details: dict[str, Any]
+    architecture: BackboneConfig
+    preprocessing: Preprocessing | None
+    seed: int | None
+    source: str = "intl-bench"
+    recipe: Recipe | None = None
+    inputs: Inputs = dataclasses.field(default_factory=Inputs)
+    branch: str = "online"
+    epoch: int | None = None
+    progress: str = "complete"
+    group: str | None = None
+    details: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @functools.cached_property
+    def weights_sha256(self) -> str:
+        """The digest of the backbone's tensors, the same whatever file they are in."""
+        return weights_digest(self.backbone)
+
+    def pretraining(self) -> dict[str, Any]:
+        """Which pre-training this is, whatever its seed: equal for what may be averaged, and for nothing else."""
+        if self.recipe is not None:
+            values = recipes.identity(self.recipe, self.inputs)
+            settings = {key: value for key, value in values["settings"].items() if key != "seed"}
+            return {**values, "settings": settings, "progress": self.progress, "branch": self.branch}
+        settings = {"backbone": identity(self.architecture)}
+        if self.origin is Origin.RANDOM:
+            return {"initialization": "random", "settings": settings}
+        if self.preprocessing is not None:
+            settings["preprocessing"] = identity(self.preprocessing)
+        own = {"weights": self.weights_sha256} if self.group is None else {"group": self.group}
+        return {"source": self.source, "epochs": self.epoch, "settings": settings, **own}
+
+
+def weights_digest(weights: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 of tensors with their names and shapes; batch norms' counters, which compute nothing, are left out."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(weights.items()):
+        if not name.endswith("num_batches_tracked"):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def save(path: Path, state: dict[str, Any]) -> str:
@@ -114,9 +191,17 @@ def load(path: Path) -> tuple[dict[str, Any], str]:
         raise InputError(f"checkpoint {path}: not a readable PyTorch file (truncated or another format)") from error
     if not isinstance(state, dict) or "format" not in state:
         raise InputError(f"checkpoint {path}: not written by `intl-bench pretrain` (it has no field `format`)")
-    if state["format"] != FORMAT:
-        raise InputError(f"checkpoint {path}: format {state['format']}, this version reads {FORMAT}; update intl-bench")
+    require_format(path, state)
     return state, digest
+
+
+def require_format(path: Path, state: Mapping[str, Any]) -> None:
+    """Raises `InputError` where a training state's format is another version's."""
+    if state["format"] not in _READABLE:
+        raise InputError(
+            f"checkpoint {path}: format {state['format']}, this version reads {' and '.join(map(str, _READABLE))}; "
+            "update intl-bench"
+        )
 
 
 def load_own(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
@@ -133,23 +218,127 @@ def load_own(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
 
 
 def load_backbone_checkpoint(path: Path) -> Checkpoint:
-    """The backbone of a training state, its projector and optimiser left aside; raises as `load`."""
+    """The backbone of a training state, its projector and optimizer left aside; raises as `load`."""
     state, digest = load(path)
-    prefix = "backbone."
+    return online(path, digest, state)
+
+
+def online(path: Path, sha256: str, state: Mapping[str, Any]) -> Checkpoint:
+    """The backbone that was trained, of the state that `load` read; raises as `from_state`."""
+    prefix = BRANCHES["online"]
     backbone = {key.removeprefix(prefix): value for key, value in state["method"].items() if key.startswith(prefix)}
+    return from_state(path, sha256, state, backbone)
+
+
+def from_state(
+    path: Path, sha256: str, state: Mapping[str, Any], backbone: dict[str, torch.Tensor], branch: str = "online"
+) -> Checkpoint:
+    """A training state's `backbone`, of one of `BRANCHES`, with all that the state says about it.
+
+    Raises:
+        InputError: its configuration is not one of this version.
+    """
+    recipe, steps = recipes.from_dict(state["config"], f"checkpoint {path}"), state["steps_per_epoch"]
+    total = recipe.epochs * steps
     return Checkpoint(
         path=path,
-        sha256=digest,
+        sha256=sha256,
         backbone=backbone,
-        config=state["config"],
+        origin=Origin.TRAINED,
         method=state["display"],
-        epoch=state["step"] // state["steps_per_epoch"],
+        architecture=recipe.backbone,
+        preprocessing=_preprocessing(recipe),
+        seed=recipe.seed,
+        recipe=recipe,
+        inputs=Inputs(**state.get("inputs", {})),
+        branch=branch,
+        epoch=state["step"] // steps,
+        progress="complete" if state["step"] == total else f"step {state['step']} of {total}",
         details=state["details"],
     )
 
 
-def export_backbone(path: Path, backbone: dict[str, torch.Tensor], config: dict[str, Any]) -> None:
-    """Writes the backbone alone as safetensors, its configuration in the header."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in backbone.items()}
-    content = safetensors_bytes(tensors, metadata={"format": "pt", "config": json.dumps(config, sort_keys=True)})
+def _preprocessing(recipe: Recipe) -> Preprocessing:
+    mean, std = normalization(recipe.data)
+    return Preprocessing(mean=mean, std=std)
+
+
+_ABOUT = 2  # version of `about`; 1 held the recipe alone, or a layout's facts without the recipe
+
+
+def about(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What is stored beside exported weights, for `from_about` to read: all but the tensors, JSON-able."""
+    look = checkpoint.preprocessing
+    values: dict[str, Any] = {
+        "about": _ABOUT,
+        "display": checkpoint.method,
+        "source": checkpoint.source,
+        "backbone": identity(checkpoint.architecture),
+        "preprocessing": look and {"channels": "RGB", "scale": "0..1", **identity(look)},
+        "seed": checkpoint.seed,
+        "epoch": checkpoint.epoch,
+        "progress": checkpoint.progress,
+        "branch": checkpoint.branch,
+        "recipe": checkpoint.recipe and configs.to_dict(checkpoint.recipe),
+        "inputs": dataclasses.asdict(checkpoint.inputs),
+        "details": checkpoint.details,
+    }
+    return values
+
+
+def from_about(values: Mapping[str, Any], path: Path, sha256: str, backbone: dict[str, torch.Tensor]) -> Checkpoint:
+    """Weights at `path` with what `about`, or an earlier version of it, stored beside them.
+
+    Raises:
+        InputError: its configuration is not one of this version.
+    """
+    where = f"checkpoint {path}"
+    stored = values.get("recipe") if "about" in values else values if "epochs" in values else None
+    recipe = None
+    if stored is not None:
+        known = {field.name for field in dataclasses.fields(Recipe)}
+        recipe = recipes.from_dict({key: value for key, value in stored.items() if key in known}, where)
+    look = values.get("preprocessing")
+    display = values.get("display")
+    if recipe is not None and "about" not in values:
+        display = recipes.methods.find(recipe.method["name"]).DISPLAY
+    return Checkpoint(
+        path=path,
+        sha256=sha256,
+        backbone=backbone,
+        origin=Origin.FOREIGN if recipe is None else Origin.EXPORTED,
+        method=str(display or "unnamed"),
+        architecture=configs.build(BackboneConfig, values["backbone"], where),
+        preprocessing=_preprocessing(recipe) if recipe is not None else look and _canonical(look, where),
+        seed=recipe.seed if recipe is not None else values.get("seed"),
+        source=str(values.get("source", "intl-bench")),
+        recipe=recipe,
+        inputs=Inputs(**values.get("inputs", {})),
+        branch=values.get("branch", "online"),
+        # Earlier versions exported a run when it was finished, and only then.
+        epoch=values.get("epoch", recipe.epochs if recipe is not None else None),
+        progress=values.get("progress", "complete"),
+        details=dict(values.get("details", {})),
+    )
+
+
+def _canonical(look: Mapping[str, Any], where: str) -> Preprocessing:
+    """Stored preprocessing as RGB in 0..1."""
+    channels, scale = look.get("channels", "RGB"), look.get("scale", "0..1")
+    if channels != "RGB" or scale not in ("0..1", "0..255"):
+        raise InputError(
+            f"{where}: it expects {channels} in {scale}; expected RGB in 0..1 or 0..255: reverse the channels of "
+            "conv1.weight, mean and std, and say RGB"
+        )
+    unit = 255 if scale == "0..255" else 1
+    return Preprocessing(
+        mean=tuple(value / unit for value in look["mean"]), std=tuple(value / unit for value in look["std"])
+    )
+
+
+def export_backbone(path: Path, checkpoint: Checkpoint, more: Mapping[str, Any] | None = None) -> None:
+    """Writes the backbone alone as safetensors, with `about` and `more` in the header."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.backbone.items()}
+    values = json.dumps({**about(checkpoint), **(more or {})}, sort_keys=True)
+    content = safetensors_bytes(tensors, metadata={"format": "pt", "config": values})
     files.write_digested(path, lambda stream: stream.write(content))

@@ -4,6 +4,7 @@ A packed image folder (see pack.py) is read wherever the folder itself could be.
 """
 
 import abc
+import contextlib
 import dataclasses
 import os
 import zipfile
@@ -16,7 +17,9 @@ import numpy as np
 from torchvision.datasets import CIFAR10, CIFAR100
 from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
+from intl_bench.core import datasets
 from intl_bench.core.errors import InputError, from_os_error
+from intl_bench.core.identity import runtime_only
 from pretrain import shapes
 from pretrain.decode import decode
 from pretrain.pack import Pack, index_of
@@ -31,7 +34,7 @@ _NORMALIZATION = {
     "shapes": ((0.5, 0.5, 0.5), (0.29, 0.29, 0.29)),
 }
 # Of the paper's data sets.
-TRAINING_IMAGES = {"imagenet": 1_281_167, "imagenet100": 126_689, "cifar10": 50_000, "cifar100": 50_000}
+TRAINING_IMAGES = {name: datasets.PAPER[name].train for name in ("imagenet", "imagenet100", "cifar10", "cifar100")}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,7 +45,8 @@ class DataConfig:
         kind: "imagefolder" (`train/CLASS/*.jpg`, `val/CLASS/*.jpg`, or these packed), "cifar10" or "cifar100" (the
             Python version's files, unpacked), "npz" (arrays train_x, train_y, test_x, test_y) or "shapes" (generated).
         root: the folder that holds them, or the .npz file.
-        name: the data set's name in results; None means the kind, and "imagenet" for an imagefolder.
+        name: the data set's name in results; None means the name of an imagefolder's folder or of an .npz file
+            without its ending, else the kind. The names of the paper's data sets are kept for their images.
         classes: a file with one class folder a line, to use those only (imagefolder).
         on_bad_image: "stop" at an image that cannot be decoded, or "skip" it while training: the next one stands in.
             A pack whose bytes have changed always stops.
@@ -51,9 +55,9 @@ class DataConfig:
     """
 
     kind: str = "imagefolder"
-    root: str = ""
-    name: str | None = None
-    classes: str | None = None
+    root: str = runtime_only("")
+    name: str | None = runtime_only(None)
+    classes: str | None = runtime_only(None)  # a path; what it selects is in the data's fingerprint
     on_bad_image: str = "stop"
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
@@ -81,7 +85,10 @@ class DataConfig:
     @property
     def dataset(self) -> str:
         """The data set's name in results."""
-        return self.name or ("imagenet" if self.kind == "imagefolder" else self.kind)
+        if self.name or not self.root or self.kind not in ("imagefolder", "npz"):
+            return self.name or self.kind
+        place = Path(os.path.abspath(os.path.expanduser(self.root)))
+        return (place.name if self.kind == "imagefolder" else place.stem) or self.kind
 
 
 def normalization(config: DataConfig) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -158,6 +165,15 @@ class FileSource(ImageSource):
     files: np.ndarray
     place: Path
 
+    @property
+    @abc.abstractmethod
+    def sizes(self) -> np.ndarray:
+        """(n,) int64, the bytes of each image file.
+
+        Raises:
+            InputError: a file is not there any more.
+        """
+
     @abc.abstractmethod
     def content(self, index: int) -> bytes:
         """The bytes of image file `index`.
@@ -193,6 +209,13 @@ class FolderSource(FileSource):
         # One array instead of a million strings, whose reference counts would copy their memory into every worker.
         self.place, self.files, self.skip_bad = folder, files, skip_bad
 
+    @property
+    def sizes(self) -> np.ndarray:
+        try:
+            return np.array([os.stat(self.file(index)).st_size for index in range(len(self))], np.int64)
+        except OSError as error:
+            raise from_os_error(error, f"cannot read {error.filename}") from error
+
     def file(self, index: int) -> str:
         return os.path.join(self.place, os.fsdecode(self.files[index]))
 
@@ -221,6 +244,10 @@ class PackedSource(FileSource):
     def files(self) -> np.ndarray:  # type: ignore[override]
         return self.pack.images["name"][self.rows]
 
+    @property
+    def sizes(self) -> np.ndarray:
+        return self.pack.images["size"][self.rows].astype(np.int64)
+
     def file(self, index: int) -> str:
         return f"{self.place}, {os.fsdecode(self.pack.images['name'][self.rows[index]])}"
 
@@ -235,13 +262,22 @@ def open_source(config: DataConfig, split: str) -> ArraySource | FileSource:
     """The images of a split, "train" or "test" (the folder `val/` of an imagefolder).
 
     Raises:
-        InputError: they are not there, not complete or not in the expected form.
+        InputError: they are not there, not complete, not in the expected form, or not those of the paper's data set
+            that they are named after.
     """
     if split not in ("train", "test"):
         raise ValueError(f"split={split}: expected train or test")
     if not config.root and config.kind != "shapes":
         raise InputError(f"data.root is not set: expected where the {config.kind} images are, such as data.root=PATH")
-    return _SOURCES[config.kind](config, split)
+    source = _SOURCES[config.kind](config, split)
+    if config.dataset in datasets.PAPER:
+        size = None
+        with contextlib.suppress(BadImageError):  # is said where the image is asked for
+            size = source.image(0).shape[:2]
+        datasets.check_images(
+            config.dataset, config.kind, config.root, source.class_names, split, images=len(source), size=size
+        )
+    return source
 
 
 def _open_shapes(config: DataConfig, split: str) -> ArraySource:

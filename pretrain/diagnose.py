@@ -19,6 +19,8 @@ from intl_bench.core import distributed
 from intl_bench.core.errors import InputError
 from intl_bench.core.seeding import permutation
 from pretrain import checkpoint, spectrum, train
+from pretrain import recipe as recipes
+from pretrain.checkpoint import Preprocessing
 from pretrain.data import ArraySource, DataConfig, FileSource, ImageSource, normalization, open_source
 from pretrain.loader import evaluation_batches
 from pretrain.recipe import Recipe
@@ -45,13 +47,21 @@ class Spectra:
     spectra: dict[str, Spectrum]
 
 
-def measure(path: Path, *, overrides: Sequence[str] = (), images: int = IMAGES, batch: int | None = None) -> Spectra:
+def measure(
+    path: Path,
+    state: dict[str, Any] | None = None,
+    *,
+    overrides: Sequence[str] = (),
+    images: int = IMAGES,
+    batch: int | None = None,
+) -> Spectra:
     """The spectra of a checkpoint of `intl-bench pretrain`, in eval mode and float32.
 
     Features and embedding over all the images, the transformed output over the first batch of them, for a method with
     `transform`: whitening is of a batch.
 
     Args:
+        state: the file's, where it has been read already.
         overrides: "data.key=value", on top of the recipe's own data set.
         images: how many of the test images, chosen at random but the same ones each time; all where there are fewer.
         batch: size of the batch to transform; None takes the recipe's.
@@ -60,13 +70,14 @@ def measure(path: Path, *, overrides: Sequence[str] = (), images: int = IMAGES, 
         InputError: no such file, not a pre-training checkpoint or not a whole one, weights or an output that are not
             finite, fewer than two images, no data set, or a batch that the method cannot transform.
     """
-    state, _ = checkpoint.load(path)
+    if state is None:
+        state, _ = checkpoint.load(path)
     if not {"method", "config", "step"} <= state.keys():
         raise InputError(
             f"checkpoint {path}: not of a pre-training run; expected runs/pretrain/NAME/seedK/checkpoint.pt"
         )
-    recipe = configs.build(Recipe, state["config"], f"checkpoint {path}")
-    data = data_config(state["config"]["data"], overrides)
+    recipe = recipes.from_dict(state["config"], f"checkpoint {path}")
+    data = data_config(recipe.data, None, overrides)
     source = choose(open_source(data, "test"), images)
     with distributed.start() as process:
         method = _rebuild(path, recipe, state, len(source.class_names), process)
@@ -104,8 +115,12 @@ def measure_backbone(
         return Spectra(path=path, label=label, dataset=data.dataset, spectra={"features": spectrum.of(features)})
 
 
-def data_config(stored: dict[str, Any], overrides: Sequence[str]) -> DataConfig:
-    """A checkpoint's own data set under overrides "data.key=value"; of another kind of data nothing is its own.
+def data_config(own: DataConfig | None, look: Preprocessing | None, overrides: Sequence[str]) -> DataConfig:
+    """A checkpoint's own data set under overrides "data.key=value", with the normalization of the checkpoint.
+
+    Args:
+        own: the data set that it was trained on, if it is known; of another kind of data nothing else is its own.
+        look: its normalization, where `own` does not tell.
 
     Raises:
         InputError: an override of something else, an unknown key or value.
@@ -114,8 +129,12 @@ def data_config(stored: dict[str, Any], overrides: Sequence[str]) -> DataConfig:
         if not change.startswith("data."):
             raise InputError(f"override {change}: expected data.key=value, such as data.root=PATH")
     changes = [change.removeprefix("data.") for change in overrides]
-    other = any(change.startswith("kind=") and change != f"kind={stored.get('kind')}" for change in changes)
-    return configs.build(DataConfig, {} if other else stored, "data", changes)
+    values = {} if own is None else configs.to_dict(own)
+    if any(change.startswith("kind=") and change != f"kind={values.get('kind')}" for change in changes):
+        values = {key: values[key] for key in ("mean", "std") if key in values}
+    if own is None and look is not None:
+        values = {"mean": list(look.mean), "std": list(look.std)}
+    return configs.build(DataConfig, values, "data", changes)
 
 
 def choose(source: ArraySource | FileSource, images: int) -> ImageSource:

@@ -49,10 +49,10 @@ def prepare(source: Path, out: Path) -> list[Part]:
 
 
 def _part(root: Path, path: Path, split: str) -> Part:
-    source = open_source(DataConfig(root=str(root)), split)
+    source = open_source(DataConfig(root=str(root), name="packed"), split)  # any images may be packed
     if not isinstance(source, FolderSource):
         raise InputError(f"{root}: packed already; expected a folder with a folder of images for each class")
-    sizes = [Path(source.file(index)).stat().st_size for index in range(len(source))]
+    sizes = source.sizes.tolist()
     complete = pack.index_of(path).exists()
     if complete:
         there = pack.Pack(path)

@@ -6,31 +6,37 @@ from pathlib import Path
 from typing import Any
 
 from intl_bench.core import config as configs
+from intl_bench.core import identity as identities
 from intl_bench.core.errors import InputError
+from intl_bench.core.identity import runtime_only
 from pretrain import methods, optim
 from pretrain.backbone import BackboneConfig
-from pretrain.data import DataConfig
+from pretrain.data import DataConfig, normalization
 from pretrain.projector import ProjectorConfig
 from pretrain.views import ViewConfig
 
-SCALES = ("paper", "reduced", "demo")
+SCALES = ("paper", "adapted", "reduced", "demo")
 PRECISIONS = ("fp32", "bf16", "fp16")
-# Keys that do not change what is learnt; a run may be resumed with other values of these.
-_FREE = {"workers", "device", "log_every", "spectrum_every", "save_minutes", "scale"}
+PUBLISHED = ("paper", "adapted")  # scales that only a packaged recipe has
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
     """Everything a pre-training run depends on; see configs/pretrain/ for the published ones.
 
-    `base_lr` is multiplied by batch_size / 256; `batch_size` is the global one. The optimiser's settings are those of
-    `pretrain.optim.build_optimizer`. `scale` says whether the run is the
-    paper's ("paper"), a cut-down one ("reduced") or a demonstration ("demo"); any override that matters makes a
-    "paper" recipe "reduced". A checkpoint is written whenever `save_minutes` have passed since the last one.
+    `base_lr` is multiplied by batch_size / 256; `batch_size` is the global one. The optimizer's settings are those of
+    `pretrain.optim.build_optimizer`. `data.mean` and `data.std` are resolved here, so that they are stored and compared
+    as numbers. `init` is a checkpoint whose weights the run starts from (see `pretrain.warm_start`). A checkpoint is
+    written whenever `save_minutes` have passed since the last one.
+
+    `scale` is "paper" for a published recipe, "adapted" for one whose training differs from its source as its header
+    says, "reduced" for a cut-down one and "demo" for a demonstration. `load_recipe` makes "reduced" of a recipe that
+    says "paper" or "adapted" but is no packaged one.
     """
 
-    name: str
-    scale: str = "reduced"
+    name: str = runtime_only()
+    scale: str = runtime_only("reduced")
+    init: str | None = runtime_only(None)
     seed: int = 0
     epochs: int = 800
     batch_size: int = 256
@@ -46,11 +52,11 @@ class Recipe:
     clip_trust: bool = False
     precision: str = "fp32"
     channels_last: bool = True
-    device: str = "auto"
-    workers: int = 8
-    log_every: int = 50
-    spectrum_every: int = 500
-    save_minutes: float = 10
+    device: str = runtime_only("auto")
+    workers: int = runtime_only(8)
+    log_every: int = runtime_only(50)
+    spectrum_every: int = runtime_only(500)
+    save_minutes: float = runtime_only(10)
     method: dict[str, Any] = dataclasses.field(default_factory=lambda: {"name": "intl"})
     backbone: BackboneConfig = dataclasses.field(default_factory=BackboneConfig)
     projector: ProjectorConfig = dataclasses.field(default_factory=ProjectorConfig)
@@ -84,6 +90,8 @@ class Recipe:
             raise ValueError("views: expected at least one")
         if not self.name or "/" in self.name:
             raise ValueError(f"name={self.name!r}: expected a folder name")
+        mean, std = normalization(self.data)
+        object.__setattr__(self, "data", dataclasses.replace(self.data, mean=mean, std=std))
 
     @property
     def folder(self) -> Path:
@@ -96,6 +104,19 @@ class Recipe:
         return self.folder / "checkpoint.pt"
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """What a run reads beside its recipe.
+
+    Attributes:
+        data: `pretrain.fingerprint.fingerprint` of the training images; None where an earlier version did not note it.
+        initial_weights: SHA-256 of the weights of `Recipe.init`; None for a run that starts at random.
+    """
+
+    data: str | None = None
+    initial_weights: str | None = None
+
+
 def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe file `name` (a path, or packaged in configs/pretrain/) with overrides; `method` with its defaults.
 
@@ -103,11 +124,27 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
         InputError: no such recipe, an unknown key, a wrong type or value.
     """
     path = configs.find(name, "pretrain")
-    values = configs.read(path)
-    published, recipe = (_build(values, path.name, changes) for changes in ((), overrides))
-    if recipe.scale == "paper" and identity(published) != identity(dataclasses.replace(recipe, seed=published.seed)):
-        recipe = dataclasses.replace(recipe, scale="reduced")
-    return recipe
+    recipe = _build(configs.read(path), path.name, overrides)
+    return dataclasses.replace(recipe, scale=judged_scale(recipe))
+
+
+def judged_scale(recipe: Recipe) -> str:
+    """The scale of a recipe; one that says "paper" or "adapted" has to decide the same as a packaged one.
+
+    Returns:
+        The packaged recipe's scale, "reduced" where there is none, or what `recipe` itself says: "reduced" or "demo".
+    """
+    if recipe.scale not in PUBLISHED:
+        return recipe.scale
+    packaged = sorted((configs.CONFIGS / "pretrain").glob("*.yaml"), key=lambda path: path.stem != recipe.name)
+    for other in packaged if recipe.init is None else ():
+        values = configs.read(other)
+        # Most are told apart by these, which takes a fiftieth of the time of building them.
+        if all(values.get(key, getattr(Recipe, key)) == getattr(recipe, key) for key in ("epochs", "batch_size")):
+            published = dataclasses.replace(_build(values, other.name, ()), seed=recipe.seed)
+            if identities.identity(published) == identities.identity(recipe):
+                return published.scale
+    return "reduced"
 
 
 def _build(values: Mapping[str, Any], where: str, overrides: Sequence[str]) -> Recipe:
@@ -116,24 +153,42 @@ def _build(values: Mapping[str, Any], where: str, overrides: Sequence[str]) -> R
     return dataclasses.replace(recipe, method=configs.to_dict(method))
 
 
-def identity(recipe: Recipe) -> dict[str, Any]:
-    """The part of a recipe that decides what is learnt: no worker count, device, logging, or place of the data."""
-    values = {key: value for key, value in configs.to_dict(recipe).items() if key not in _FREE}
-    values["data"] = {key: value for key, value in values["data"].items() if key != "root"}
-    return values
+def from_dict(values: Mapping[str, Any], where: str) -> Recipe:
+    """The recipe that `configs.to_dict` made `values` of, at `where`.
+
+    Raises:
+        InputError: an unknown key, or a value that is refused.
+    """
+    return _build(values, where, ())
 
 
-def check_same_run(recipe: Recipe, stored: Mapping[str, Any]) -> None:
-    """Refuses to continue a run folder with a configuration that would learn something else.
+def identity(recipe: Recipe, inputs: Inputs) -> dict[str, Any]:
+    """What decides the weights that a run ends in: {"settings": {...}, "data": ..., "initial_weights": ...}."""
+    return {"settings": identities.identity(recipe), **dataclasses.asdict(inputs)}
+
+
+def check_same_run(recipe: Recipe, inputs: Inputs, before: Recipe, read: Inputs) -> None:
+    """Refuses to continue a run folder with what would learn something else.
+
+    Args:
+        before, read: the stored recipe and inputs; of what the latter do not know nothing is compared.
 
     Raises:
         InputError: naming the first difference.
     """
-    before = identity(configs.build(Recipe, stored, "the stored configuration"))
-    changed = configs.differences(before, identity(recipe))
+    remedy = "give this run a name of its own (name=...), or add --fresh to start over"
+    changed = configs.differences(identities.identity(before), identities.identity(recipe))
     if changed:
+        more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+        extend = f"; to go on from its weights, start a new run with init={recipe.checkpoint}"
+        raise InputError(f"{recipe.checkpoint} belongs to another configuration ({changed[0]}{more}); {remedy}{extend}")
+    if read.data is not None and read.data != inputs.data:
         raise InputError(
-            f"{recipe.checkpoint} belongs to another configuration ({changed[0]}"
-            + (f" and {len(changed) - 1} more" if len(changed) > 1 else "")
-            + "); give this run a name of its own (name=...), or add --fresh to start over"
+            f"{recipe.checkpoint} was trained on other images: their fingerprint is {read.data[:12]}, that of those at "
+            f"data.root={recipe.data.root} is {str(inputs.data)[:12]}; restore the images, or {remedy}"
+        )
+    if read.initial_weights != inputs.initial_weights:
+        raise InputError(
+            f"{recipe.checkpoint} started from other weights than init={recipe.init}: {read.initial_weights} -> "
+            f"{inputs.initial_weights}; {remedy}"
         )

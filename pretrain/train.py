@@ -7,33 +7,34 @@ The device is not waited for: the numbers of a step are read while the next one 
 in the background.
 """
 
+import contextlib
 import dataclasses
 import shutil
 import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.tensorboard import SummaryWriter
 
 from intl_bench.core import config as configs
-from intl_bench.core import distributed, files
+from intl_bench.core import distributed
 from intl_bench.core.errors import InputError
-from intl_bench.core.progress import Progress
+from intl_bench.core.locks import lock
 from intl_bench.core.seeding import torch_seed
 from intl_bench.core.signals import StopRequest
-from pretrain import checkpoint, methods, watch
+from pretrain import checkpoint, methods, warm_start, watch
 from pretrain.backbone import Backbone
-from pretrain.data import normalization, open_source
+from pretrain.data import ImageSource, normalization, open_source
+from pretrain.fingerprint import fingerprint
 from pretrain.loader import Batch, steps_per_epoch, training_batches
 from pretrain.optim import build_optimizer, group_lr
 from pretrain.reading import Reading, fetch
-from pretrain.recipe import Recipe, check_same_run
+from pretrain.recipe import Inputs, Recipe, check_same_run, from_dict
 from pretrain.schedules import warmup_cosine
 from pretrain.sync_batch_norm import synchronize
+from pretrain.train_log import Log
 from pretrain.views import augment, send
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -56,6 +57,7 @@ class Training:
     images: int
     classes: int
     normalization: tuple[tuple[float, ...], tuple[float, ...]]
+    inputs: Inputs = dataclasses.field(default_factory=Inputs)
     step: int = 0
     seconds: float = 0.0
     bad_files: set[str] = dataclasses.field(default_factory=set)
@@ -141,6 +143,7 @@ class Training:
             "steps_per_epoch": self.steps_per_epoch,
             "display": self.display,
             "config": configs.to_dict(self.recipe),
+            "inputs": dataclasses.asdict(self.inputs),
             "details": {
                 "images": self.images,
                 "classes": self.classes,
@@ -152,13 +155,17 @@ class Training:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Continues from a checkpoint's state of the same recipe.
+        """Continues from a checkpoint's state of the same recipe, images and initial weights.
 
         Raises:
             InputError: it belongs to another recipe, data set or architecture.
         """
         path = self.recipe.checkpoint
-        check_same_run(self.recipe, state["config"])
+        read = Inputs(**state.get("inputs", {}))
+        check_same_run(self.recipe, self.inputs, from_dict(state["config"], f"checkpoint {path}"), read)
+        if read.data is None and self.process.is_main:
+            print(f"{path}: an earlier version wrote it, which did not note the images' fingerprint", file=sys.stderr)
+        self.inputs = read  # what the first steps were trained on stays unknown where it is
         if state["steps_per_epoch"] != self.steps_per_epoch:
             raise InputError(
                 f"{path}: written with {state['steps_per_epoch']} steps an epoch, the data set now gives "
@@ -178,11 +185,16 @@ class Training:
         self.bad_files = set(state["details"]["bad_files"])
 
 
-def build(recipe: Recipe, process: distributed.Process, n_images: int, n_classes: int = 1000) -> Training:
-    """A run at step 0, initialised from the recipe's seed alone.
+def build(
+    recipe: Recipe,
+    process: distributed.Process,
+    n_images: int,
+    n_classes: int = 1000,
+) -> Training:
+    """A run at step 0, initialized from the recipe's seed alone.
 
     Args:
-        n_images, n_classes: of the training set; only a method that learns from labels heeds the latter.
+        n_images, n_classes: of the training set; only a method that learns from labels uses the latter.
 
     Raises:
         InputError: the batch does not fit the data set, or the method not the rest of the recipe.
@@ -249,34 +261,59 @@ def run(recipe: Recipe, *, fresh: bool = False) -> Path:
     """Trains to the last epoch, or goes on from where the run's folder stands; returns the checkpoint's path.
 
     The folder receives `checkpoint.pt` every `save_minutes` and on a signal, `backbone.safetensors` at the end,
-    `metrics.jsonl` and TensorBoard events.
+    `metrics.jsonl` and TensorBoard events. It is locked meanwhile.
 
     Raises:
         InputError, ResourceError, DivergedError: as the exit codes say.
         Preempted: a signal came; the state is saved.
     """
-    with distributed.start(recipe.device) as process, StopRequest() as stop:
+    with distributed.start(recipe.device) as process, StopRequest() as stop, contextlib.ExitStack() as locked:
         source = open_source(recipe.data, "train")
         training = build(recipe, process, len(source), len(source.class_names))
-        if fresh and process.is_main:  # only now that nothing stands in the way of the new run
-            shutil.rmtree(recipe.folder, ignore_errors=True)
-        # The first process alone needs the file: the others may be on machines that do not share its disk.
-        state = distributed.from_main(lambda: _saved(recipe.checkpoint))
+        # The first process alone needs the folder: the others may be on machines that do not share its disk.
+        distributed.from_main(lambda: locked.enter_context(lock(recipe.folder)))
+        state = None if fresh else distributed.from_main(lambda: _saved(recipe.checkpoint))
+        initial = distributed.from_main(lambda: _initial_weights(recipe, state))
+        training.inputs = Inputs(
+            data=distributed.from_main(lambda: fingerprint(source)),
+            initial_weights=initial.sha256 if initial is not None else None,
+        )
         if state is not None:
             training.restore(state)
+        elif initial is not None:
+            loaded = warm_start.apply(initial, training.method)
+            if process.is_main:
+                print(f"init: {loaded}", file=sys.stderr)
+        if fresh and process.is_main:  # only now that nothing stands in the way of the new run
+            shutil.rmtree(recipe.folder, ignore_errors=True)
         if training.step < training.total_steps:
             _loop(training, source, stop)
         exported = recipe.folder / "backbone.safetensors"
         if process.is_main and not exported.exists():
-            checkpoint.export_backbone(exported, training.method.backbone.state_dict(), configs.to_dict(recipe))
+            about = checkpoint.from_state(
+                recipe.checkpoint, "", training.state(), training.method.backbone.state_dict()
+            )
+            checkpoint.export_backbone(exported, about)
     return recipe.checkpoint
+
+
+def _initial_weights(recipe: Recipe, state: dict[str, Any] | None) -> warm_start.InitialWeights | None:
+    """The weights that `recipe.init` names; of a run that goes on, the file may be gone, and its digest is enough."""
+    if recipe.init is None:
+        return None
+    path = Path(recipe.init).expanduser()
+    before = {} if state is None else state.get("inputs", {})
+    known = before.get("initial_weights")
+    if known and state is not None and state["config"].get("init") == recipe.init and not path.exists():
+        return warm_start.InitialWeights(path=path, weights={}, sha256=known)
+    return warm_start.read(path)
 
 
 def _saved(path: Path) -> dict[str, Any] | None:
     return checkpoint.load(path)[0] if path.exists() else None
 
 
-def _loop(training: Training, source: Any, stop: StopRequest) -> None:
+def _loop(training: Training, source: ImageSource, stop: StopRequest) -> None:
     recipe, process = training.recipe, training.process
     batches = training_batches(
         source,
@@ -290,7 +327,7 @@ def _loop(training: Training, source: Any, stop: StopRequest) -> None:
         workers=recipe.workers,
         device=process.device,
     )
-    log = _Log(training)
+    log = Log(training)
     before: Reading | None = None
     ended = saved = time.perf_counter()
     with checkpoint.Writer() as writer:
@@ -325,53 +362,3 @@ def _loop(training: Training, source: Any, stop: StopRequest) -> None:
                 raise stop.error(where, stopping)
             before, ended = reading, time.perf_counter()
     log.close()
-
-
-class _Log:
-    """What a run says of itself: progress, `metrics.jsonl` and TensorBoard events, of the first process.
-
-    On resume the files forget the steps that will be done again.
-    """
-
-    def __init__(self, training: Training) -> None:
-        self.training, recipe, self.waited = training, training.recipe, 0.0
-        self.reported = training.step
-        self.progress = Progress(
-            training.total_steps,
-            done=training.step,
-            images_per_step=recipe.batch_size,
-            label=f"pretrain {recipe.name}",
-            enabled=training.process.is_main,
-        )
-        if training.process.is_main:
-            self.lines = files.JsonLines(recipe.folder / "metrics.jsonl", keep=lambda row: row["step"] <= training.step)
-            self.board = SummaryWriter(
-                str(recipe.folder / "tensorboard"), purge_step=training.step + 1 if training.step else None
-            )
-
-    def write(self, reading: Reading, more: Mapping[str, float] | None = None) -> None:
-        """Counts a step, and logs every so many; once more for the same step does nothing.
-
-        Raises:
-            DivergedError: on every process.
-        """
-        values = reading.values()
-        if reading.step == self.reported:
-            return
-        self.reported = reading.step
-        self.progress.step(self.waited, {"loss": values["loss"]})
-        self.waited = 0.0
-        due = reading.step % self.training.recipe.log_every == 0 or reading.step % self.training.steps_per_epoch == 0
-        if self.training.process.is_main and (due or more is not None):
-            rates = {"img/s": self.progress.images_per_second, "data": self.progress.data_share}
-            row = {**values, **rates, **(more or {})}
-            self.lines.append(
-                {"step": reading.step, **{key: value if value - value == 0 else None for key, value in row.items()}}
-            )
-            for name, value in row.items():
-                self.board.add_scalar(name, value, reading.step)
-
-    def close(self) -> None:
-        self.progress.close()
-        if self.training.process.is_main:
-            self.board.close()

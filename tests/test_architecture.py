@@ -24,6 +24,7 @@ RULES: dict[str, tuple[str, ...]] = {
         "pretrain.backbone",
         "pretrain.checkpoint",
         "pretrain.data",
+        "pretrain.fingerprint",
         "pretrain.loader",
         "pretrain.shapes",
         "pretrain.sync_batch_norm",

@@ -76,7 +76,7 @@ def put(root: Path, text: str, split: str = "train2017") -> Path:
 
 
 def read(root: Path, split: str = "train", masks: bool = True) -> Annotations:
-    return annotations.read(DataConfig(root=str(root)), split, masks=masks)
+    return annotations.read(DataConfig(root=str(root), name="case"), split, masks=masks)
 
 
 def test_what_is_read(root: Path) -> None:

@@ -12,12 +12,15 @@ import torch
 import torchvision
 from layout_cases import CASES, State, caffe2, head, msra_source, prefixed, random_state
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
+from transfer_cases import CPU
 
 from intl_bench.core.errors import BenchError, InputError
+from pretrain import train
 from pretrain.backbone import build_backbone
-from pretrain.checkpoint import export_backbone, save
+from pretrain.checkpoint import Origin, Preprocessing, export_backbone, save
+from pretrain.recipe import Inputs, load_recipe
 from transfer.convert import convert, from_detectron2, load_backbone, read, to_detectron2
 from transfer.features import build
 
@@ -81,8 +84,8 @@ def test_features_are_torchvisions(name: str, tmp_path: Path) -> None:
     with torch.inference_mode():
         assert relative(build(checkpoint).eval()(images()), expected) <= 1e-6
     assert (checkpoint.method, checkpoint.epoch, checkpoint.details) == ("MoCo", 200, {})
-    assert checkpoint.config["backbone"]["name"] == name
-    assert (checkpoint.config["scale"], checkpoint.config["seed"]) == ("paper", 0)
+    assert checkpoint.architecture.name == name
+    assert (checkpoint.origin, checkpoint.source, checkpoint.seed) == (Origin.FOREIGN, "moco", None)
 
 
 @pytest.mark.parametrize("name", ["resnet10_narrow", "resnet18", "resnet34", "resnet50"])
@@ -190,7 +193,7 @@ def test_small_stems_are_their_authors(
     state = random_state("resnet10_narrow", stem="cifar")
     path = write(CASES[case](state, state).root, tmp_path / "a.pth")
     checkpoint = read(path)
-    assert checkpoint.config["backbone"]["stem"] == stem
+    assert checkpoint.architecture.stem == stem
     assert f"taken as {stem}" in capsys.readouterr().err
     reference = build_backbone("resnet10_narrow")
     reference.conv1 = nn.Conv2d(3, 32, 3, padding=padding, bias=False)
@@ -203,7 +206,7 @@ def test_small_stems_are_their_authors(
     with pytest.raises(InputError, match=rf"has the {stem} stem.*use --to safetensors"):
         convert(path, tmp_path / "out.pkl", to="detectron2")
     convert(path, tmp_path / "out.st", to="safetensors")
-    assert read(tmp_path / "out.st").config["backbone"]["stem"] == stem
+    assert read(tmp_path / "out.st").architecture.stem == stem
 
 
 def test_safetensors_keep_what_keys_cannot_tell(small: tuple[State, State], tmp_path: Path) -> None:
@@ -218,10 +221,10 @@ def test_safetensors_keep_what_keys_cannot_tell(small: tuple[State, State], tmp_
     assert read(tmp_path / "out.safetensors").method == "SwAV"
     # so does the file beside a plain one, as long as it is that one's
     convert(path, tmp_path / "out.pth", to="torchvision")
-    assert read(tmp_path / "out.pth").config["source"] == "swav"
+    assert read(tmp_path / "out.pth").source == "swav"
     write(small[1], tmp_path / "out.pth")
     (tmp_path / "out.pth.sha256").unlink()
-    assert read(tmp_path / "out.pth").config["source"] == "torchvision"
+    assert read(tmp_path / "out.pth").source == "torchvision"
 
 
 def test_padding_of_tensorflow_and_unnormalised_input_are_told(
@@ -229,7 +232,7 @@ def test_padding_of_tensorflow_and_unnormalised_input_are_told(
 ) -> None:
     byol = write(CASES["byol chigur"](*small).root, tmp_path / "byol.pth")
     checkpoint = read(byol)
-    assert "SAME padding" in checkpoint.config["differs"]
+    assert checkpoint.preprocessing == Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
     assert "SAME padding" in capsys.readouterr().err
     load_backbone(byol)
     assert "SAME padding" in capsys.readouterr().err
@@ -237,6 +240,7 @@ def test_padding_of_tensorflow_and_unnormalised_input_are_told(
         write(CASES["simclr tonylins"](*small).root, tmp_path / "simclr.pth"), tmp_path / "o.pkl", to="detectron2"
     )
     assert simclr.about["preprocessing"]["std"] == [1, 1, 1]
+    assert read(tmp_path / "o.pkl").preprocessing == Preprocessing(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     assert any("PIXEL_MEAN [0.0, 0.0, 0.0], MODEL.PIXEL_STD [255.0, 255.0, 255.0]" in line for line in simclr.lines)
     assert any(line.startswith("warning:") and "max-pool" in line for line in simclr.lines)
 
@@ -265,45 +269,84 @@ def test_other_number_formats_become_float32(small: tuple[State, State], tmp_pat
     assert all(v.is_contiguous() for v in load_backbone(write(last, tmp_path / "last.pth")).values())
 
 
-def ours(state: State) -> dict[str, Any]:
-    config = {
-        "data": {"kind": "shapes"},
-        "backbone": {"name": "resnet10_narrow", "stem": "imagenet", "zero_init_residual": True},
-        "seed": 3,
-    }
-    return {
-        "method": {
-            **prefixed("momentum_backbone.", random_state("resnet10_narrow", 1)),
-            **prefixed("backbone.", state),
-        },
-        "optimizer": {},
-        "step": 40,
-        "steps_per_epoch": 10,
-        "display": "INTL",
-        "config": config,
-        "details": {"images": 160},
-    }
+def trained(folder: Path, *overrides: str) -> tuple[Path, dict[str, Any]]:
+    """A checkpoint as a run of the demo saves it, after 3 of 4 steps, and its state."""
+    recipe = load_recipe("demo", ["data.size=160", "batch_size=80", "epochs=2", "seed=3", *overrides])
+    training = train.build(recipe, CPU, 160, 10)
+    training.step, training.inputs = 3, Inputs(data="ab" * 32)
+    save(folder / "checkpoint.pt", training.state())
+    return folder / "checkpoint.pt", training.state()
 
 
-def test_our_own_checkpoints_and_exports(small: tuple[State, State], tmp_path: Path) -> None:
-    path = tmp_path / "checkpoint.pt"
-    save(path, ours(small[0]))
+def test_our_own_checkpoints_and_exports(tmp_path: Path) -> None:
+    path, state = trained(tmp_path)
     checkpoint = read(path)
-    assert (checkpoint.method, checkpoint.epoch, checkpoint.details) == ("INTL", 4, {"images": 160})
-    assert checkpoint.config["seed"] == 3
-    assert all(torch.equal(v, small[0][k]) for k, v in checkpoint.backbone.items())
-    conversion = convert(path, tmp_path / "out.pkl", to="detectron2")
-    assert "momentum_backbone.* (72)" in "\n".join(conversion.lines)
-    assert read(tmp_path / "out.pkl").method == "INTL"
-    other = read(path, "intl-bench:momentum")
-    assert torch.equal(other.backbone["conv1.weight"], random_state("resnet10_narrow", 1)["conv1.weight"])
-    config = {**ours(small[0])["config"], "method": {"name": "intl"}, "scale": "demo", "epochs": 7}
-    export_backbone(tmp_path / "backbone.safetensors", small[0], config)
-    exported = read(tmp_path / "backbone.safetensors")
-    assert (exported.method, exported.config["seed"], exported.config["scale"]) == ("INTL", 3, "demo")
-    assert exported.epoch == 7  # what is exported was trained to its end
-    convert(tmp_path / "backbone.safetensors", tmp_path / "again.pkl", to="detectron2")
-    assert read(tmp_path / "again.pkl").config["scale"] == "demo"
+    assert (checkpoint.origin, checkpoint.method, checkpoint.seed) == (Origin.TRAINED, "INTL", 3)
+    assert (checkpoint.epoch, checkpoint.progress) == (1, "step 3 of 4")
+    assert checkpoint.details["images"] == 160
+    assert checkpoint.preprocessing == Preprocessing(mean=(0.5, 0.5, 0.5), std=(0.29, 0.29, 0.29))
+    assert all(torch.equal(v, state["method"][f"backbone.{k}"]) for k, v in checkpoint.backbone.items())
+    convert(path, tmp_path / "out.pkl", to="detectron2")
+    convert(path, tmp_path / "out.safetensors", to="safetensors")
+    convert(tmp_path / "out.safetensors", tmp_path / "again.pth", to="torchvision")
+    export_backbone(tmp_path / "backbone.safetensors", checkpoint)
+    for name in ("out.pkl", "out.safetensors", "again.pth", "backbone.safetensors"):
+        other = read(tmp_path / name)
+        assert other.origin == Origin.EXPORTED
+        assert other.weights_sha256 == checkpoint.weights_sha256
+        assert other.pretraining() == checkpoint.pretraining()
+        assert (other.method, other.seed, other.epoch, other.details) == ("INTL", 3, 1, checkpoint.details)
+
+
+@pytest.mark.parametrize("method", ["byol", "{name: mocov2, queue: 80}", "dino", "{name: intl, momentum_target: true}"])
+def test_the_momentum_encoder_is_the_methods_own(method: str, tmp_path: Path) -> None:
+    if "intl" not in method:
+        pytest.importorskip("lightly")
+    own = [f"method={method}" if method.startswith("{") else f"method={{name: {method}}}"]
+    path, state = trained(tmp_path, *own)
+    key = next(key for key in state["method"] if key.startswith("target.") and key.endswith("conv1.weight"))
+    state["method"][key] = state["method"][key] + 1
+    save(path, state)
+    online, momentum = read(path), read(path, "intl-bench:momentum")
+    assert torch.equal(momentum.backbone["conv1.weight"], online.backbone["conv1.weight"] + 1)
+    assert (online.branch, momentum.branch) == ("online", "momentum")
+    assert momentum.pretraining() == {**online.pretraining(), "branch": "momentum"}
+
+
+def test_files_of_earlier_versions_still_load(small: tuple[State, State], tmp_path: Path) -> None:
+    """Format 1 had no fingerprint; an export's header held the recipe alone, a conversion's the layout's facts."""
+    path, state = trained(tmp_path)
+    del state["inputs"]
+    torch.save({"format": 1, **state}, path)
+    path.with_name("checkpoint.pt.sha256").unlink()
+    assert read(path).inputs == Inputs(data=None)
+    tensors = {key: value.contiguous() for key, value in read(path).backbone.items()}
+    header = {"format": "pt", "config": json.dumps(state["config"])}
+    save_file(tensors, tmp_path / "old.safetensors", metadata=header)
+    exported = read(tmp_path / "old.safetensors")
+    assert (exported.method, exported.seed, exported.epoch, exported.progress) == ("INTL", 3, 2, "complete")
+    about = {
+        "backbone": {"name": "resnet10_narrow", "stem": "imagenet", "zero_init_residual": False},
+        "source": "swav",
+        "display": "SwAV",
+        "preprocessing": {"channels": "RGB", "scale": "0..255", "mean": [127.5] * 3, "std": [51.0] * 3},
+    }
+    save_file(small[0], tmp_path / "b.safetensors", metadata={"format": "pt", "config": json.dumps(about)})
+    foreign = read(tmp_path / "b.safetensors")
+    assert (foreign.method, foreign.source, foreign.seed, foreign.recipe) == ("SwAV", "swav", None, None)
+    assert foreign.preprocessing == Preprocessing(mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
+    about["preprocessing"]["channels"] = "BGR"
+    save_file(small[0], tmp_path / "b.safetensors", metadata={"format": "pt", "config": json.dumps(about)})
+    with pytest.raises(InputError, match="expects BGR"):
+        read(tmp_path / "b.safetensors")
+
+
+def test_lightning_numbers_its_last_epoch_from_0(small: tuple[State, State], tmp_path: Path) -> None:
+    state = prefixed("backbone.", small[0]) | prefixed("classifier.", {"weight": torch.eye(2), "bias": torch.ones(2)})
+    lightning = {"state_dict": state, "epoch": 399, "pytorch-lightning_version": "1.6.4"}
+    assert read(write(lightning, tmp_path / "solo.ckpt")).epoch == 400
+    assert read(write({"state_dict": state, "epoch": 400}, tmp_path / "other.ckpt")).epoch == 400
+    assert read(write({"state_dict": state}, tmp_path / "none.ckpt")).epoch is None
 
 
 def test_what_cannot_be_written_is_one_line(small: tuple[State, State], tmp_path: Path) -> None:
@@ -333,7 +376,7 @@ def test_names_of_installed_timm(tmp_path: Path) -> None:
     timm = pytest.importorskip("timm")
     for name in ("resnet18", "resnet50"):
         path = write(timm.create_model(name).state_dict(), tmp_path / "timm.pth")
-        assert read(path, "timm").config["backbone"]["name"] == name
+        assert read(path, "timm").architecture.name == name
     path = write(timm.create_model("resnet50d").state_dict(), tmp_path / "deep.pth")
     with pytest.raises(InputError, match="a deep stem"):
         read(path)
@@ -344,7 +387,7 @@ def test_names_of_installed_transformers(tmp_path: Path) -> None:
     config = transformers.ResNetConfig(layer_type="basic", hidden_sizes=[64, 128, 256, 512], depths=[2, 2, 2, 2])
     model = transformers.ResNetForImageClassification(config).eval()
     checkpoint = read(write(model.state_dict(), tmp_path / "hf.bin"))
-    assert (checkpoint.config["backbone"]["name"], checkpoint.config["source"]) == ("resnet18", "hugging-face")
+    assert (checkpoint.architecture.name, checkpoint.source) == ("resnet18", "hugging-face")
     with torch.inference_mode():
         expected = model.resnet(images()).pooler_output.flatten(1)
         assert relative(build(checkpoint).eval()(images()), expected) <= 1e-6

@@ -34,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def train(folder: Path) -> Annotations:
-    return annotations.read(DataConfig(root=str(folder)), "train", masks=True)
+    return annotations.read(DataConfig(root=str(folder), name="figures"), "train", masks=True)
 
 
 def batches(train: Annotations, first: int, last: int, **options: Any) -> list[data.Batch]:
@@ -209,7 +209,7 @@ def test_order_and_draws_stay_what_they_were(train: Annotations) -> None:
 
 
 def test_test_images(folder: Path) -> None:
-    test = annotations.read(DataConfig(root=str(folder)), "test", masks=True)
+    test = annotations.read(DataConfig(root=str(folder), name="figures"), "test", masks=True)
     images = list(data.test_images(test, min_size=64, max_size=100))
     assert [image.image_id for image in images] == [1, 2, 3, 4, 5]
     for entry, image in zip(test.images, images, strict=True):
@@ -228,7 +228,7 @@ def test_test_images(folder: Path) -> None:
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_image_damaged_after_the_check(tmp_path: Path, workers: int) -> None:
     generated.write(tmp_path, train=3, test=1)
-    train = annotations.read(DataConfig(root=str(tmp_path)), "train", masks=False)
+    train = annotations.read(DataConfig(root=str(tmp_path), name="figures"), "train", masks=False)
     path = tmp_path / "train2017" / "000000000002.jpg"
     whole = path.read_bytes()
     for content, message in ((whole[: len(whole) // 2], "not a readable image"), (b"", "not a readable image")):
@@ -347,7 +347,7 @@ def test_odd_targets_as_detectron2s_mapper(odd: Path, size: int, flip: bool) -> 
     pytest.importorskip("detectron2")
     from detectron2.data.datasets.coco import load_coco_json
 
-    ours = annotations.read(DataConfig(root=str(odd)), "train", masks=True)
+    ours = annotations.read(DataConfig(root=str(odd), name="odd"), "train", masks=True)
     (record,) = load_coco_json(
         str(odd / "annotations" / "instances_train2017.json"), str(odd / "train2017"), f"odd {size} {flip}"
     )
@@ -359,7 +359,7 @@ def test_odd_targets_as_detectron2s_mapper(odd: Path, size: int, flip: bool) -> 
 
 
 def test_flip_and_scale_move_pixels_boxes_and_outlines_alike(odd: Path) -> None:
-    ours = annotations.read(DataConfig(root=str(odd)), "train", masks=True)
+    ours = annotations.read(DataConfig(root=str(odd), name="odd"), "train", masks=True)
     image = transforms.read_image(ours.file(0))
     assert (image.size, image.mode) == ((37, 53), "RGB")
     assert ours.outlines is not None

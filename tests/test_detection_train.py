@@ -186,7 +186,7 @@ def test_two_processes_share_a_batch(config: Config, tmp_path: Path) -> None:
     listing["annotations"] = [a for a in listing["annotations"] if a["image_id"] == listing["images"][0]["id"]]
     one = tmp_path / "one.json"
     one.write_text(json.dumps(listing))
-    words = [f"data.root={root}", f"data.train=[{one}]", "iterations=1", "precise_bn=0"]
+    words = ["data.name=figures", f"data.root={root}", f"data.train=[{one}]", "iterations=1", "precise_bn=0"]
     for processes in (1, 2):
         folder = tmp_path / str(processes)
         launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--standalone"]

@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from transfer_cases import make_checkpoint, make_folder
+from transfer_cases import make_checkpoint, make_folder, packaged
 
-from intl_bench.core import config as configs
 from intl_bench.core.errors import InputError
 from pretrain import checkpoint as checkpoints
 from pretrain.data import DataConfig, FolderSource, normalization, open_source
@@ -147,7 +146,7 @@ def test_settings_that_make_no_sense_are_refused(root: Path, changes: dict, mess
 
 @pytest.mark.parametrize("name", ["imagenet", "imagefolder"])
 def test_packaged_configs_are_the_authors(name: str) -> None:
-    config = configs.load(finetune.Config, name, "finetune")
+    config = packaged(finetune, name)
     stamp = finetune.protocol(config)
     assert stamp == {
         "protocol": "fine-tuned on a share of the labels",

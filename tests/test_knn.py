@@ -10,9 +10,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transfer_cases import CPU, make_checkpoint, make_folder
+from transfer_cases import CPU, make_checkpoint, make_folder, packaged
 
-from intl_bench.core import config as configs
 from intl_bench.core import files
 from intl_bench.core.errors import InputError
 from pretrain import backbone as backbones
@@ -209,15 +208,17 @@ def test_neighbours_and_probe_share_the_features(workplace: Path, capsys: pytest
 def test_the_second_call_reads_the_cache(workplace: Path) -> None:
     checkpoint, data = make_checkpoint(), DataConfig(kind="imagefolder", root=str(make_folder(workplace / "data")))
     first = extract(checkpoint, data)
-    for path in (workplace / "data").rglob("*.png"):
-        rewrite_keeping_times(path)
+    (path,) = features.FOLDER.glob("*.npy")
     assert torch.equal(extract(checkpoint, data), first)
+    assert list(features.FOLDER.glob("*.npy")) == [path]
+    extract(make_checkpoint(seed=1), data)
+    extract(checkpoint, data, crop=12)
+    extract(checkpoint, dataclasses.replace(data, mean=(0.0, 0.0, 0.0)))
+    for image in (workplace / "data").rglob("*.png"):
+        rewrite_keeping_times(image)
     with pytest.raises(InputError, match="not a readable image"):
-        extract(dataclasses.replace(checkpoint, sha256="0" * 64), data)
-    with pytest.raises(InputError, match="not a readable image"):
-        extract(checkpoint, data, crop=12)
-    with pytest.raises(InputError, match="not a readable image"):
-        extract(checkpoint, dataclasses.replace(data, mean=(0.0, 0.0, 0.0)))
+        extract(checkpoint, data)
+    assert len(list(features.FOLDER.glob("*.npy"))) == 4
 
 
 def test_a_changed_image_is_noticed(workplace: Path) -> None:
@@ -300,9 +301,9 @@ def test_random_init_is_a_function_of_the_seed() -> None:
     before = torch.random.get_rng_state()
     one, again, other = (features.random_init(checkpoint, seed) for seed in (1, 1, 2))
     assert torch.equal(torch.random.get_rng_state(), before)
-    assert (one.method, one.epoch, one.config["seed"]) == ("Random init", 0, 1)
-    assert one.sha256 == again.sha256
-    assert len({one.sha256, other.sha256, checkpoint.sha256}) == 3
+    assert (one.method, one.epoch, one.seed) == ("Random init", 0, 1)
+    assert one.weights_sha256 == again.weights_sha256
+    assert len({one.weights_sha256, other.weights_sha256, checkpoint.weights_sha256}) == 3
     assert all(torch.equal(value, again.backbone[key]) for key, value in one.backbone.items())
     assert not torch.equal(one.backbone["conv1.weight"], other.backbone["conv1.weight"])
     features.build(one)
@@ -310,7 +311,7 @@ def test_random_init_is_a_function_of_the_seed() -> None:
 
 @pytest.mark.parametrize("name", ["default", "cifar10", "cifar100", "imagefolder", "solo_learn", "dino"])
 def test_packaged_configs_load(name: str) -> None:
-    config = configs.load(knn.Config, name, "knn")
+    config = packaged(knn, name)
     assert knn.protocol(config)["k"] == (20 if name in ("solo_learn", "dino") else 5)
 
 

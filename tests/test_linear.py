@@ -13,15 +13,14 @@ import pytest
 import torch
 from torch import nn
 from torchvision.transforms.v2 import functional as reference
-from transfer_cases import make_checkpoint, make_folder
+from transfer_cases import make_checkpoint, make_folder, packaged
 
-from intl_bench.core import config as configs
 from intl_bench.core import distributed
 from intl_bench.core.errors import DivergedError, InputError, Preempted
 from intl_bench.core.seeding import permutation, torch_seed
 from pretrain import checkpoint as checkpoints
 from pretrain.crops import crop
-from pretrain.data import DataConfig, ImageSource, normalization, open_source
+from pretrain.data import DataConfig, FolderSource, normalization, open_source
 from pretrain.loader import evaluation_batches, training_batches
 from pretrain.views import ViewConfig, augment
 from transfer import linear, supervised
@@ -144,21 +143,18 @@ def augmented(root: Path, **changes) -> linear.Config:
     return linear.Config(data=DataConfig(kind="imagefolder", root=str(root)), **AUGMENTED | changes)
 
 
-class Stopping(ImageSource):
+class Stopping(FolderSource):
     """A source that sends this process a signal when it has handed out so many images."""
 
-    def __init__(self, inner: ImageSource, after: int, number: int = signal.SIGTERM) -> None:
-        super().__init__(inner.labels, inner.class_names)
-        self.inner, self.left, self.number = inner, after, number
-
-    def file(self, index: int) -> str:
-        return self.inner.file(index)
+    def __init__(self, inner: FolderSource, after: int, number: int = signal.SIGTERM) -> None:
+        super().__init__(inner.place, inner.files, inner.labels, inner.class_names, inner.skip_bad)
+        self.left, self.number = after, number
 
     def image(self, index: int) -> np.ndarray:
         self.left -= 1
         if self.left == 0:
             os.kill(os.getpid(), self.number)
-        return self.inner.image(index)
+        return super().image(index)
 
 
 def settings_of(config: linear.Config, seed: int = 0, **changes) -> supervised.Settings:
@@ -318,14 +314,14 @@ def test_unequal_images_need_a_crop(workplace: Path) -> None:
 
 @pytest.mark.parametrize("name", ["default", "cifar10", "cifar100", "imagefolder", "imagenet", "imagenet100"])
 def test_packaged_configs_load(name: str) -> None:
-    config = configs.load(linear.Config, name, "linear")
+    config = packaged(linear, name)
     stamp = linear.protocol(config)
     assert all(value is None or isinstance(value, str | int | float | bool) for value in stamp.values())
     if name.startswith("image"):
         assert (stamp["lr"], stamp["milestones"]) == (0.4 if name == "imagenet" else 0.2, "60, 80")
     else:
         assert (stamp["lr"], stamp["final_lr"], stamp["epochs"]) == (1e-2, 1e-6, 500)
-    if name.startswith("cifar"):
+    if name == "cifar100":
         assert stamp["normalization"] == "mean 0.4914 0.4822 0.4465, std 0.247 0.243 0.261"
 
 

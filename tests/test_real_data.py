@@ -32,7 +32,8 @@ def test_cifar10_from_pixels_to_record(test_data: Path, tmp_path: Path, monkeypa
 def test_photos_through_all_six_crops(test_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     photos = test_data / "imagenet_sample"
-    run = ["pretrain", "imagenet_r50_intl_multicrop_100ep", *SMALL, f"data.root={photos}", "batch_size=48", "name=six"]
+    run = ["pretrain", "imagenet_r50_intl_multicrop_100ep", *SMALL, f"data.root={photos}", "data.name=photos", "batch_size=48"]
+    run += ["name=six"]
     assert cli.main(run) == 0
     path = Path("runs/pretrain/six/seed0/checkpoint.pt")
     assert load_backbone_checkpoint(path).details["images"] == 96
@@ -41,7 +42,7 @@ def test_photos_through_all_six_crops(test_data: Path, tmp_path: Path, monkeypat
     run = ["finetune", str(path), "train_percent=10", "file_list=list.txt", "epochs=2", "batch_size=5", "workers=0"]
     assert cli.main([*run, "crop=64", "resize=72"]) == 0
     (record,) = RecordStore(Path("results/records")).load()
-    assert record.dataset == "imagenet"
+    assert record.dataset == "photos"
     assert record.scale == "reduced"
     assert record.protocol["train_percent"] == 10
     assert record.protocol["train_images"] == len(listed) == 10

@@ -64,6 +64,24 @@ def test_every_recipe_says_where_it_is_from() -> None:
             assert f"intl-bench pretrain {path.stem} data.root=" in said["command"]
 
 
+def test_the_scale_is_the_papers_only_where_nothing_differs() -> None:
+    """A head that states a difference from its source, or has no source, makes the recipe an adapted one."""
+    scales = {path.stem: load(path.stem).scale for path in sorted(FOLDER.glob("*.yaml"))}
+    smaller = {name: scale for name, scale in scales.items() if scale not in ("paper", "adapted")}
+    assert smaller == {"cifar10_small_intl": "reduced", "demo": "demo"}
+    for name in scales.keys() - smaller.keys():
+        said = head(FOLDER / f"{name}.yaml")
+        adapted = "differs" in said or re.match(r"none\b", said["source"])
+        assert scales[name] == ("adapted" if adapted else "paper"), name
+
+
+def test_a_difference_by_reference_is_there() -> None:
+    """Where a head says that it differs as another recipe does, that recipe's head says how."""
+    for path in sorted(FOLDER.glob("*.yaml")):
+        if reference := re.match(r"as (\w+)", head(path).get("differs", "")):
+            assert "differs" in head(FOLDER / f"{reference[1]}.yaml"), path.name
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_the_published_score_is_the_tables(method: str) -> None:
     """A head states exactly the values of the paper's row, or says that there is none."""
@@ -87,7 +105,7 @@ def test_a_run_can_be_built_from_every_recipe(method: str) -> None:
     meta = torch.device("meta")
     for data, classes in CLASSES.items():
         recipe = load(name_of(method, data))
-        assert (recipe.name, recipe.scale) == (name_of(method, data), "paper")
+        assert recipe.name == name_of(method, data)
         assert (recipe.method["name"], recipe.data.dataset) == (method, data)
         assert recipe.backbone.name == ("resnet50" if data == "imagenet" else "resnet18")
         assert recipe.backbone.stem.startswith("cifar") == data.startswith("cifar")
@@ -212,7 +230,8 @@ def test_cifar_100_is_cifar_10_with_other_images(method: str) -> None:
 def test_only_the_loss_is_not_intls(method: str, data: str) -> None:
     ours = load(name_of(method, data))
     intl = load(name_of("intl", data))
-    assert all(key == "name" or key.startswith("method.") for key in changed(ours, intl)), changed(ours, intl)
+    different = changed(ours, intl)
+    assert all(key in ("name", "scale") or key.startswith("method.") for key in different), different
 
 
 def test_views_are_as_in_the_source() -> None:

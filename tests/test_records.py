@@ -23,13 +23,15 @@ def make(**changes: Any) -> ResultRecord:
         "backbone": "resnet18",
         "metrics": {"top1": 92.6, "best_top1": 92.7},
         "details": {"best_epoch": 480},
+        "pretraining": {"settings": {"lr": 0.5, "views": [{"size": 32}]}, "data": "ef" * 32, "progress": "complete"},
+        "evaluation": {"settings": {"epochs": 500}, "data": {"train": "12" * 32, "test": "34" * 32}},
         "pretrain_seed": 0,
         "transfer_seed": 1,
         "protocol": {"epochs": 500, "lr": 0.01, "selection": "last", "augmented": False, "engine": None},
         "scale": "paper",
+        "weights_sha256": "56" * 32,
         "checkpoint_sha256": "ab" * 32,
         "config": {"epochs": 500},
-        "config_sha256": "cd" * 32,
         "code": {"version": "0.1.0", "commit": None, "modified": True},
         "libraries": {"torch": "2.10.0"},
         "hardware": {"device": "cpu"},
@@ -44,19 +46,98 @@ def test_round_trip(tmp_path: Path) -> None:
     record = make(method="W-MSE 4 (größer)", checkpoint_sha256=None)
     path = RecordStore(tmp_path).append(record)
     assert path == tmp_path / "linear" / f"w-mse-4-gr-er-cifar10-p0-t1-{record.key}.json"
-    assert RecordStore(tmp_path).load() == [record]
+    (loaded,) = RecordStore(tmp_path).load()
+    assert loaded == record
+    assert (record.file, loaded.file) == ("", str(path))
     assert RecordStore(tmp_path).find(record.key) == record
     assert RecordStore(tmp_path).find("0" * 16) is None
 
 
+def test_a_record_of_an_unknown_pre_training_seed_has_a_name_too(tmp_path: Path) -> None:
+    record = make(pretrain_seed=None, weights_sha256=None)
+    assert RecordStore(tmp_path).append(record).name == f"intl-cifar10-punknown-t1-{record.key}.json"
+    assert RecordStore(tmp_path).load() == [record]
+
+
 def test_key_is_the_hash_of_what_identifies_a_result() -> None:
+    pretraining = f'{{"data":"{"ef" * 32}","progress":"complete","settings":{{"lr":0.5,"views":[{{"size":32}}]}}}}'
+    evaluation = f'{{"data":{{"test":"{"34" * 32}","train":"{"12" * 32}"}},"settings":{{"epochs":500}}}}'
+    digests = [hashlib.sha256(text.encode()).hexdigest() for text in (pretraining, evaluation)]
     identity = (
-        f'{{"checkpoint_sha256":"{"ab" * 32}","config_sha256":"{"cd" * 32}","dataset":"cifar10","method":"INTL",'
-        '"pretrain_seed":0,"task":"linear","transfer_seed":1}'
+        f'{{"dataset":"cifar10","evaluation_sha256":"{digests[1]}","method":"INTL","pretrain_seed":0,'
+        f'"pretraining_sha256":"{digests[0]}","task":"linear","transfer_seed":1,"weights_sha256":"{"56" * 32}"}}'
     )
     assert make().key == hashlib.sha256(identity.encode()).hexdigest()[:16]
-    assert make(wall_time_s=1.0, metrics={"top1": 1.0}).key == make().key
-    assert make(transfer_seed=2).key != make().key
+
+
+@pytest.mark.parametrize(
+    ("changes", "same"),
+    [
+        ({"wall_time_s": 1.0, "metrics": {"top1": 1.0}}, True),
+        ({"config": {}, "protocol": {}, "checkpoint_sha256": None, "scale": "adapted"}, True),
+        ({"transfer_seed": 2}, False),
+        ({"pretrain_seed": None}, False),
+        ({"weights_sha256": None}, False),
+        ({"pretraining": {"settings": {"lr": 0.25}}}, False),
+        ({"evaluation": {}}, False),
+    ],
+)
+def test_key_depends_on_what_decides_the_result_alone(changes: dict[str, Any], same: bool) -> None:
+    assert (make(**changes).key == make().key) is same
+
+
+def write_earlier(folder: Path, **changes: Any) -> Path:
+    """Writes a file as the first version did."""
+    values = dataclasses.asdict(make(**changes))
+    for name in ("pretraining", "evaluation", "weights_sha256", "file"):
+        del values[name]
+    path = folder / values["task"] / "earlier-0123456789abcdef.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(values | {"schema": 1, "config_sha256": "cd" * 32}))
+    return path
+
+
+def test_a_file_of_the_first_schema_is_read_as_what_is_known(tmp_path: Path) -> None:
+    path = write_earlier(tmp_path, protocol={"pretrain_epochs": 4, "pretrain_lr": 0.5, "lr": 0.01, "k": None})
+    (record,) = RecordStore(tmp_path).load()
+    assert record.schema == 1
+    assert record.pretraining == {"schema": 1, "known": {"pretrain_epochs": 4, "pretrain_lr": 0.5}}
+    assert record.evaluation == {"schema": 1, "known": {"lr": 0.01, "k": None}}
+    assert (record.pretrain_seed, record.transfer_seed, record.scale) == (0, 1, "paper")
+    assert (record.weights_sha256, record.checkpoint_sha256) == ("ab" * 32, "ab" * 32)
+    assert record.file == str(path)
+    assert RecordStore(tmp_path).find(record.key) is None
+    with pytest.raises(ValueError, match="schema is 1, expected 2"):
+        RecordStore(tmp_path).append(record)
+    assert list(tmp_path.rglob("*.json")) == [path]
+
+
+def test_a_file_without_a_schema_is_of_the_first(tmp_path: Path) -> None:
+    path = write_earlier(tmp_path)
+    path.write_text(path.read_text().replace('"schema": 1, ', ""))
+    assert RecordStore(tmp_path).load()[0].schema == 1
+
+
+def test_the_first_schema_knows_no_weights_of_a_pre_training(tmp_path: Path) -> None:
+    write_earlier(tmp_path, task="pretrain")
+    assert RecordStore(tmp_path).load()[0].weights_sha256 is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda text: text.replace('"config_sha256"', '"config_sha"'), "unknown field 'config_sha'"),
+        (lambda text: text.replace('"backbone": "resnet18", ', ""), "backbone is missing, expected a text"),
+        (lambda text: text.replace('"pretrain_seed": 0', '"pretrain_seed": 0.5'), "pretrain_seed is 0.5"),
+        (lambda text: text.replace('"protocol": {', '"protocol": [], "x": {'), "unknown field 'x'"),
+    ],
+)
+def test_a_broken_file_of_the_first_schema_is_named_with_its_field(tmp_path: Path, change: Any, message: str) -> None:
+    path = write_earlier(tmp_path)
+    path.write_text(change(path.read_text()))
+    with pytest.raises(InputError, match=message) as caught:
+        RecordStore(tmp_path).load()
+    assert str(path) in str(caught.value)
 
 
 def test_a_record_is_never_overwritten(tmp_path: Path) -> None:
@@ -93,7 +174,7 @@ def test_load_is_sorted_and_ignores_what_is_no_record(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"scale": "huge"}, "scale is 'huge', expected one of paper, reduced, demo"),
+        ({"scale": "huge"}, "scale is 'huge', expected one of paper, adapted, reduced, demo"),
         ({"metrics": {"top1": float("nan")}}, r"metrics\['top1'\] is nan, expected a finite number from 0 to 100"),
         ({"metrics": {"top1": 100.1}}, "from 0 to 100"),
         ({"metrics": {"top1": True}}, "from 0 to 100"),
@@ -109,7 +190,12 @@ def test_load_is_sorted_and_ignores_what_is_no_record(tmp_path: Path) -> None:
         ({"created": "yesterday"}, "created is 'yesterday', expected an ISO 8601 time"),
         ({"created": "2024-05-31T12:00:00"}, "created is .*, expected a time in UTC"),
         ({"checkpoint_sha256": 3}, "checkpoint_sha256 is 3, expected a text or null"),
-        ({"schema": 2}, "schema is 2, expected 1"),
+        ({"weights_sha256": 3}, "weights_sha256 is 3, expected a text or null"),
+        ({"pretrain_seed": "0"}, "pretrain_seed is '0', expected a whole number or null"),
+        ({"pretrain_seed": False}, "pretrain_seed is False, expected a whole number or null"),
+        ({"transfer_seed": None}, "transfer_seed is None, expected a whole number"),
+        ({"pretraining": "ours"}, "pretraining is 'ours', expected an object"),
+        ({"schema": 3}, "schema is 3, expected 1 or 2"),
     ],
 )
 def test_impossible_values_are_refused(changes: dict[str, Any], message: str) -> None:
@@ -127,7 +213,17 @@ def test_impossible_values_are_refused(changes: dict[str, Any], message: str) ->
         (lambda text: text.replace('"backbone": "resnet18",', ""), "backbone is missing, expected a text"),
         (lambda text: text.replace('"backbone"', '"spine"'), "backbone is missing"),
         (lambda text: text.replace('"code"', '"extra": 1,\n "code"'), "unknown field 'extra'"),
-        (lambda text: text.replace('"schema": 1', '"schema": 2'), "schema is 2, expected at most 1; update intl-bench"),
+        (lambda text: text.replace('"schema": 2', '"schema": 3'), "schema is 3, expected at most 2; update intl-bench"),
+        (lambda text: text.replace('"schema": 2', '"schema": "2"'), "schema is '2', expected a whole number up to 2"),
+        (
+            lambda text: text.replace('"lr": 0.5', '"lr": 0.25'),
+            "pretraining_sha256 is '[0-9a-f]{64}', expected [0-9a-f]",
+        ),
+        (
+            lambda text: text.replace('"epochs": 500\n', '"epochs": 5\n'),
+            "evaluation_sha256 is '[0-9a-f]{64}', expected",
+        ),
+        (lambda text: text.replace('"evaluation_sha256"', '"evaluation_sha"'), "unknown field 'evaluation_sha'"),
         (lambda text: text.replace('"wall_time_s": 12.5', '"wall_time_s": "12.5"'), "wall_time_s is '12.5', expected"),
     ],
 )
@@ -160,7 +256,8 @@ def test_sixteen_processes_append_at_once(tmp_path: Path) -> None:
     assert sorted(record.transfer_seed for record in records) == [*range(16), 99]
     assert len(list((tmp_path / "linear").iterdir())) == 17  # no temporary file is left
     for path in (tmp_path / "linear").iterdir():
-        assert set(json.loads(path.read_text())) == {field.name for field in dataclasses.fields(ResultRecord)}
+        fields = {field.name for field in dataclasses.fields(ResultRecord)} - {"file"}
+        assert set(json.loads(path.read_text())) == fields | {"pretraining_sha256", "evaluation_sha256"}
 
 
 def test_importing_records_needs_only_the_standard_library() -> None:

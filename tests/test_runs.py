@@ -1,6 +1,5 @@
 """Tasks over seeds, through to records and tables, on a checkpoint of generated images."""
 
-import dataclasses
 import os
 import subprocess
 import sys
@@ -10,13 +9,11 @@ import pytest
 import torch
 
 from intl_bench import cli, runs
-from intl_bench.core import config as configs
 from intl_bench.core.errors import InputError
 from intl_bench.records import RecordStore
 from pretrain import checkpoint as checkpoints
 from pretrain import train
 from pretrain.recipe import load_recipe
-from transfer import knn
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICK = ["epochs=3", "batch_size=64"]
@@ -62,7 +59,12 @@ def test_a_record_a_seed_with_all_that_was_asked_for(trained: Path) -> None:
     assert record.dataset == "shapes"
     assert record.backbone == "resnet10_narrow"
     assert record.scale == "demo"
-    assert record.checkpoint_sha256 == checkpoints.load_backbone_checkpoint(trained).sha256
+    checkpoint = checkpoints.load_backbone_checkpoint(trained)
+    assert record.checkpoint_sha256 == checkpoint.sha256
+    assert record.weights_sha256 == checkpoint.weights_sha256
+    assert record.pretraining["settings"]["projector"] == {"hidden": 32, "out": 32, "layers": 3}
+    assert "seed" not in record.pretraining["settings"]
+    assert record.evaluation["settings"]["data"]["mean"] == "checkpoint"
     assert {"top1", "top5", "best_top1", "best_top5"} <= record.metrics.keys()
     assert record.metrics["best_top1"] >= record.metrics["top1"]
     assert record.protocol["pretrain_epochs"] == 1
@@ -108,7 +110,7 @@ def test_random_init_is_another_network_for_each_seed(trained: Path) -> None:
     records = runs.run(runs.Plan(task="knn", checkpoint=trained, seeds=[0, 1, 2], init="random"))
     assert {r.method for r in records} == {"Random init"}
     assert [(r.pretrain_seed, r.transfer_seed) for r in records] == [(0, 0), (1, 1), (2, 2)]
-    assert len({r.checkpoint_sha256 for r in records}) == 3
+    assert len({r.weights_sha256 for r in records}) == 3
     assert all(r.protocol["pretrain_epochs"] == 0 for r in records)
 
 
@@ -116,46 +118,6 @@ def test_knn_of_a_checkpoint_has_one_result(trained: Path, capsys: pytest.Captur
     records = runs.run(runs.Plan(task="knn", checkpoint=trained, seeds=[0, 1, 2]))
     assert len(records) == 1
     assert "one run serves all seeds" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("stored", "pretrain_images", "train_images", "epochs", "overrides", "expected"),
-    [
-        ("paper", 50_000, 50_000, 1, [], "paper"),
-        ("paper", 50_000, 50_000, 1, ["data.root=/elsewhere", "workers=1"], "paper"),
-        ("paper", 160, 50_000, 1, [], "reduced"),
-        ("paper", 50_000, 160, 1, [], "reduced"),
-        ("paper", 50_000, 50_000, 2, [], "reduced"),
-        ("paper", 50_000, 50_000, 1, ["k=3"], "reduced"),
-        ("demo", 50_000, 50_000, 1, [], "demo"),
-    ],
-)
-def test_scale_is_the_papers_only_with_all_its_images_and_epochs(
-    trained: Path,
-    stored: str,
-    pretrain_images: int,
-    train_images: int,
-    epochs: int,
-    overrides: list[str],
-    expected: str,
-) -> None:
-    checkpoint = checkpoints.load_backbone_checkpoint(trained)
-    data = checkpoint.config["data"] | {"name": "cifar10"}
-    config = checkpoint.config | {"scale": stored, "epochs": epochs, "data": data}
-    checkpoint = dataclasses.replace(checkpoint, config=config, details={"images": pretrain_images})
-    plan = runs.Plan(task="knn", checkpoint=trained, overrides=overrides)
-    path = configs.CONFIGS / "knn" / "cifar10.yaml"
-    evaluation = runs._build(knn, {"data": checkpoint.config["data"]}, path, overrides)
-    assert runs._scale(plan, checkpoint, evaluation, train_images) == expected
-
-
-def test_a_paper_recipe_on_fewer_images_is_recorded_as_reduced(trained: Path, tmp_path: Path) -> None:
-    state, _ = checkpoints.load(trained)
-    state.pop("format")
-    state["config"] |= {"scale": "paper", "data": state["config"]["data"] | {"name": "cifar10"}}
-    checkpoints.save(tmp_path / "a.pt", state)
-    (record,) = runs.run(runs.Plan(task="knn", checkpoint=tmp_path / "a.pt", config="default"))
-    assert (record.scale, record.dataset) == ("reduced", "cifar10")
 
 
 @pytest.mark.parametrize(("text", "seeds"), [("1", [0]), ("3", [0, 1, 2]), ("3,7,11", [3, 7, 11]), ("5,", [5])])
@@ -179,7 +141,8 @@ def test_command_line_from_checkpoint_to_tables(trained: Path, capsys: pytest.Ca
     lines = [line for line in text.splitlines() if "measured, demo scale" in line]
     assert len(lines) == 2
     (intl,) = (line for line in lines if line.startswith("| INTL (ResNet-10 narrow"))
-    assert "(3)" in intl
+    assert "(3†)" in intl
+    assert any("(3)" in line for line in lines if line.startswith("| Random init"))
     assert "(1)" in intl
 
 
@@ -210,7 +173,7 @@ def test_mistakes_end_in_one_line(
 def test_another_kind_of_data_brings_its_own_protocol_and_name(trained: Path) -> None:
     overrides = ["data.kind=imagefolder", "data.root=photos"]
     _, _, config = runs.prepare(runs.Plan(task="linear", checkpoint=trained, overrides=overrides))
-    assert (config.augment, config.crop, config.data.dataset) == (True, 224, "imagenet")
+    assert (config.augment, config.crop, config.data.dataset) == (True, 224, "photos")
     overrides += ["data.name=flowers"]
     _, _, config = runs.prepare(runs.Plan(task="linear", checkpoint=trained, overrides=overrides))
     assert (config.augment, config.data.dataset) == (True, "flowers")

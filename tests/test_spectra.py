@@ -18,7 +18,8 @@ from intl_bench import cli, spectra
 from intl_bench.core.errors import InputError
 from intl_bench.core.seeding import generator, permutation
 from pretrain import checkpoint, diagnose, spectrum, train
-from pretrain.data import DataConfig, normalization, open_source
+from pretrain.checkpoint import Preprocessing
+from pretrain.data import IMAGENET_NORMALIZATION, DataConfig, normalization, open_source
 from pretrain.diagnose import Spectra
 from pretrain.iternorm import iter_norm
 from pretrain.projector import ProjectorConfig, build_projector
@@ -178,7 +179,7 @@ def test_checkpoints_of_others_have_features(
     model.load_state_dict(torch.load(foreign))
     model.fc = torch.nn.Identity()
     with torch.no_grad():
-        theirs = model.eval()(normalize(pixels.permute(0, 3, 1, 2).float() / 255, *normalization(config)))
+        theirs = model.eval()(normalize(pixels.permute(0, 3, 1, 2).float() / 255, *IMAGENET_NORMALIZATION))
     assert rows[0]["trace"] == pytest.approx(numpy_eigenvalues(theirs).sum(), rel=1e-4)
 
 
@@ -204,17 +205,20 @@ def test_photos_are_resized_and_cut_as_the_views_are(
     monkeypatch.setattr(diagnose, "evaluation_batches", noted)
     measured = diagnose.measure(trained[0], overrides=["data.kind=imagefolder", f"data.root={root}"])
     assert seen == [(6, 37, 32)]
-    assert measured.dataset == "imagenet"
+    assert measured.dataset == "photos"
     assert measured.spectra["features"].samples == 6
 
 
 def test_another_kind_of_data_is_another_data_set() -> None:
-    """A name says whose mean and standard deviation of pixels hold."""
-    stored = {"kind": "npz", "name": "cifar10", "root": "a.npz"}
-    same = diagnose.data_config(stored, ["data.kind=npz", "data.root=b.npz"])
-    assert (same.name, same.root) == ("cifar10", "b.npz")
-    other = diagnose.data_config(stored, ["data.kind=shapes"])
-    assert (other.name, other.root) == (None, "")
+    """The mean and standard deviation of pixels stay those of the checkpoint."""
+    mean, std = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
+    stored = DataConfig(kind="npz", name="cifar10", root="a.npz", mean=mean, std=std)
+    same = diagnose.data_config(stored, None, ["data.kind=npz", "data.root=b.npz"])
+    assert (same.name, same.root, same.mean) == ("cifar10", "b.npz", mean)
+    other = diagnose.data_config(stored, None, ["data.kind=shapes"])
+    assert (other.name, other.root, other.mean, other.std) == (None, "", mean, std)
+    foreign = diagnose.data_config(None, Preprocessing(mean=mean, std=std), ["data.kind=shapes", "data.std=[1,1,1]"])
+    assert (foreign.mean, foreign.std) == (mean, (1.0, 1.0, 1.0))
 
 
 def make(name: str = "embedding", m: int = 400, d: int = 300, decay: float = 1.0) -> Spectra:

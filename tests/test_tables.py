@@ -4,6 +4,7 @@
 """
 
 import csv
+import hashlib
 import html.parser
 import io
 import json
@@ -25,7 +26,7 @@ from intl_bench import published
 from intl_bench.core.errors import InputError
 from intl_bench.records import ResultRecord
 from intl_bench.tables import TABLES, render
-from intl_bench.tables.measured import cell_text, summarize
+from intl_bench.tables.cells import cell_text, summarize
 
 GOLDEN = Path(__file__).parent / "golden" / "tables"
 SUFFIXES = {"markdown": "md", "latex": "tex", "csv": "csv", "json": "json", "html": "html"}
@@ -36,10 +37,38 @@ COCO_1X = {**COCO, "schedule": "1x", "iterations": 90000}
 LINEAR = {"epochs": 100, "lr": 0.2, "selection": "last"}
 KNN = {"k": 5, "distance": "euclidean", "weights": "uniform"}
 R50 = {"pretrain_epochs": 800, "pretrain_batch_size": 256, "pretrain_views": "2x224"}
+_WEIGHTS = ("method", "pretraining", "pretrain_seed")  # what decides them
 R18 = {"pretrain_epochs": 1000, "pretrain_batch_size": 256, "pretrain_dataset": "cifar10"}
 
 
+def sha(*what: object) -> str:
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+
+
+def identities(dataset: str, backbone: str, protocol: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """What a real run would have for the settings that are in `protocol`."""
+    start = "pretrain_"
+    settings = {key.removeprefix(start): value for key, value in protocol.items() if key.startswith(start)}
+    return {
+        "pretraining": {
+            "settings": {"epochs": 100, "backbone": {"name": backbone, "stem": "imagenet"}, **settings},
+            "data": sha("images", settings.get("dataset", "imagenet")),
+            "initial_weights": None,
+            "progress": "complete",
+            "branch": "online",
+        },
+        "evaluation": {
+            "settings": {key: value for key, value in protocol.items() if not key.startswith(start)},
+            "data": {"train": sha(dataset, "train"), "test": sha(dataset, "test")},
+        },
+    }
+
+
+RANDOM = {"initialization": "random", "settings": {"backbone": {"name": "resnet18", "stem": "imagenet"}}}
+
+
 def make(task: str, dataset: str, metrics: dict[str, float], protocol: dict[str, Any], **changes: Any) -> ResultRecord:
+    """A record whose identities hold what `protocol` says, and whose weights are its pre-training's."""
     values: dict[str, Any] = {
         "task": task,
         "method": "INTL",
@@ -53,15 +82,16 @@ def make(task: str, dataset: str, metrics: dict[str, float], protocol: dict[str,
         "scale": "reduced",
         "checkpoint_sha256": "ab" * 32,
         "config": {},
-        "config_sha256": "cd" * 32,
         "code": {},
         "libraries": {},
         "hardware": {},
         "wall_time_s": 1.0,
         "peak_memory_mib": 1.0,
         "created": "2024-05-31T12:00:00+00:00",
+        **changes,
     }
-    return ResultRecord(**{**values, **changes})
+    values = {**identities(dataset, values["backbone"], protocol), **values}
+    return ResultRecord(**{"weights_sha256": sha([values[name] for name in _WEIGHTS]), **values})
 
 
 def synthetic() -> list[ResultRecord]:
@@ -78,7 +108,7 @@ def synthetic() -> list[ResultRecord]:
         make("linear", "shapes", {"top1": 55.0, "top5": 99.0}, {**LINEAR, **R18, "pretrain_dataset": "shapes"}),
         make("linear", "cifar10", {"top1": 92.1149, "top5": 99.7}, {**LINEAR, **R18}, method="BYOL"),
         make("linear", "cifar10", {"top1": 93.0}, {**LINEAR, **R18, "epochs": 500}, method="BYOL"),
-        make("knn", "cifar10", {"knn5": 10.0}, KNN, method="Random init", checkpoint_sha256=None),
+        make("knn", "cifar10", {"knn5": 10.0}, KNN, method="Random init", pretraining=RANDOM),
     ]
     for percent, top1 in ((1, 55.5), (10, 68.25)):
         protocol = {"epochs": 20, "selection": "last", "train_percent": percent, **R50}
@@ -207,7 +237,7 @@ def test_another_protocol_or_scale_is_another_row() -> None:
         "32.0 (1)",
         "33.0 (1)",
         "34.0 (1)",
-        "40.5 ± 0.71 (2)",
+        "40.5 ± 0.71 (2†)",
     ]
     labels = {cell["label"] for cell in cells(records, "3")}
     assert "INTL (ResNet-18, schedule 1x; measured, reduced scale)" in labels
@@ -241,7 +271,7 @@ def test_one_data_set_never_mixes_two_pre_trainings_in_a_row() -> None:
 
 def test_the_newest_of_two_records_with_the_same_seeds_counts() -> None:
     older = make("coco", "coco", {"bbox/AP": 40.0}, COCO)
-    newer = make("coco", "coco", {"bbox/AP": 42.0}, COCO, config_sha256="ef" * 32, created="2024-06-01T00:00:00Z")
+    newer = make("coco", "coco", {"bbox/AP": 42.0}, COCO, created="2024-06-01T00:00:00Z")
     assert shown([newer, older], "3") == [(0, "bbox/AP", "42.0 (1)")]
     assert "1 record, 1 older record of the same seeds left out." in render([older, newer])
 
@@ -287,11 +317,15 @@ def test_csv_is_one_line_a_cell() -> None:
     lines = list(csv.DictReader(io.StringIO(render(synthetic(), tables=("3",), format="csv"))))
     rows = {line["row"] for line in lines}
     assert len(lines) == 6 * len(rows)
-    line = next(line for line in lines if line["cell"] == "61.2 ± 0.10 (3)")
-    assert (float(line["mean"]), round(float(line["std"]), 12), line["n"]) == (61.2, 0.1, "3")
+    line = next(line for line in lines if line["cell"] == "61.2 ± 0.10 (3†)")
+    assert (float(line["mean"]), round(float(line["std"]), 12), line["n"]) == (61.2, 0.1, "1")
+    assert (line["transfer_seeds"], line["spread"]) == ("3", "transfer")
     assert json.loads(line["protocol"])["evaluation"]["schedule"] == "2x"
     single = next(line for line in lines if line["cell"] == "59.0 (1)")
     assert (single["std"], single["n"], single["scale"]) == ("", "1", "paper")
+    assert (single["transfer_seeds"], single["spread"]) == ("1", "")
+    repeated = next(line for line in lines if line["cell"] == "61.0 ± 1.00 (3)")
+    assert (repeated["n"], repeated["transfer_seeds"], repeated["spread"]) == ("3", "1", "pre-training")
 
 
 NASTY = ["<script>alert(1)</script>", "a|b", "a_b&c%", "[x](y) *z* `q` ~~$^{\\", "two\n\nlines", "[1em] first"]

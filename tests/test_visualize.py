@@ -40,7 +40,8 @@ def truth(tmp_path: Path) -> Annotations:
             outline = {"iscrowd": 1, "segmentation": crowd} if number == 7 else {"segmentation": square(box)}
             content["annotations"].append({"iscrowd": 0, "area": box[2] * box[3], **entry, **outline})
     (tmp_path / "val.json").write_text(json.dumps(content))
-    return annotations.read(DataConfig(root=str(tmp_path), test=("val.json",), test_images="val"), "test", masks=True)
+    config = DataConfig(root=str(tmp_path), name="boats", test=("val.json",), test_images="val")
+    return annotations.read(config, "test", masks=True)
 
 
 def found(image: int, category: int, box: list[float], *, score: float = 0.9, masked: bool = True) -> dict[str, Any]:

@@ -21,7 +21,8 @@ def root(tmp_path: Path) -> Path:
 
 
 def read(root: Path, split: str = "train", lists: tuple[str, ...] = LISTS) -> Annotations:
-    return annotations.read(DataConfig(kind="voc", root=str(root), train=lists, test=lists), split, masks=False)
+    config = DataConfig(kind="voc", root=str(root), name="voc0712", train=lists, test=lists)
+    return annotations.read(config, split, masks=False)
 
 
 def test_what_is_read(root: Path) -> None:

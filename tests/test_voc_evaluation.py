@@ -23,6 +23,7 @@ def make(images: list[list[tuple[list[float], int, bool]]]) -> Annotations:
     return Annotations(
         name="voc",
         path=Path("test.txt"),
+        sha256="",
         folder=Path(),
         category_ids=tuple(range(1, len(CLASSES) + 1)),
         category_names=CLASSES,

@@ -2,15 +2,18 @@
 
 import hashlib
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
+from intl_bench import protocol
+from intl_bench.core import config as configs
 from intl_bench.core.distributed import Process
-from pretrain.backbone import build_backbone
-from pretrain.checkpoint import Checkpoint
+from pretrain.backbone import BackboneConfig, build_backbone
+from pretrain.checkpoint import Checkpoint, Origin
 
 CPU = Process(rank=0, world_size=1, device=torch.device("cpu"))
 
@@ -20,21 +23,24 @@ def make_checkpoint(seed: int = 0, name: str = "resnet10_narrow", stem: str = "c
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         state = build_backbone(name, stem=stem).state_dict()
-    config: dict[str, Any] = {
-        "name": "case",
-        "seed": seed,
-        "epochs": 3,
-        "backbone": {"name": name, "stem": stem, "zero_init_residual": False},
-    }
     return Checkpoint(
         path=Path("case.pt"),
         sha256=hashlib.sha256(f"{name} {stem} {seed}".encode()).hexdigest(),
         backbone=state,
-        config=config,
+        origin=Origin.FOREIGN,
         method="INTL",
+        architecture=BackboneConfig(name=name, stem=stem),
+        preprocessing=None,
+        seed=seed,
         epoch=3,
         details={"images": 100},
     )
+
+
+def packaged(task: ModuleType, name: str, checkpoint: Checkpoint | None = None) -> Any:
+    """A packaged protocol of a task, as it is for a checkpoint."""
+    path = configs.find(name, task.__name__.split(".")[-1])
+    return protocol.build(task, checkpoint or make_checkpoint(), {}, path)
 
 
 def make_folder(root: Path, classes: int = 3, train: int = 8, test: int = 4, side: int = 20) -> Path:

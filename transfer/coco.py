@@ -13,12 +13,12 @@ from transfer.detection.config import Config
 from transfer.detection.evaluation import evaluate_coco
 from transfer.outcome import Outcome
 
-__all__ = ["DEFAULT", "NEUTRAL", "SEEDED", "Config", "evaluate_coco", "from_checkpoint", "protocol", "run"]
+__all__ = ["DEFAULT", "SEEDED", "Config", "evaluate_coco", "fingerprints", "from_checkpoint", "protocol", "run"]
 
 SEEDED = True
 DEFAULT = "r50_c4_2x"
-NEUTRAL = task.NEUTRAL
 from_checkpoint = task.from_checkpoint
+fingerprints = task.fingerprints
 protocol = task.protocol
 
 

@@ -14,19 +14,19 @@ import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
-from intl_bench.core import config as configs
 from intl_bench.core import files
 from intl_bench.core.errors import BenchError, InputError
+from pretrain import checkpoint as checkpoints
 from pretrain.backbone import Backbone, BackboneConfig
-from pretrain.checkpoint import Checkpoint, export_backbone, load_backbone_checkpoint
-from pretrain.data import DataConfig, normalization
+from pretrain.checkpoint import Checkpoint, Origin, Preprocessing, export_backbone
+from pretrain.data import IMAGENET_NORMALIZATION
 from transfer import unpickle
 from transfer.layout_names import DETECTRON2, TORCHVISION, Names, names
-from transfer.layouts import LAYOUTS
+from transfer.layouts import LAYOUTS, Layout
 from transfer.recognise import Extracted, Found, extract, find
 
 TARGETS = ("detectron2", "torchvision", "timm", "safetensors")
@@ -39,7 +39,7 @@ class Conversion:
     """What `convert` did; `lines` is for people.
 
     Attributes:
-        about: what is stored beside the result: layout, stem, preprocessing, digests.
+        about: what is stored beside the result: `pretrain.checkpoint.about` and digests.
         left_aside: keys of the source that are no part of the backbone.
         difference: largest difference of features, written file against source, relative to the largest feature.
     """
@@ -52,26 +52,39 @@ class Conversion:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Loaded:
-    path: Path
-    sha256: str
+    """A file's backbone.
+
+    Attributes:
+        facts: of its layout, beside what `checkpoint` says: what its network does otherwise, what was assumed.
+        note: what else its layout says about preprocessing.
+    """
+
     found: Found
     extracted: Extracted
-    about: dict[str, Any]
-    epoch: int
+    checkpoint: Checkpoint
+    facts: dict[str, Any]
+    note: str
+
+    @property
+    def about(self) -> dict[str, Any]:
+        values = checkpoints.about(self.checkpoint) | self.facts
+        if self.note and values["preprocessing"]:
+            values["preprocessing"]["note"] = self.note
+        return values
 
     @property
     def bottleneck_stride(self) -> bool:
         """Whether its network has strides that ours does not: basic blocks have no 1x1 convolution to move them to."""
-        return bool(self.about.get("stride_in_1x1"))
+        return bool(self.facts.get("stride_in_1x1"))
 
     def warnings(self) -> list[str]:
         found = []
-        if self.about.get("differs"):
+        if self.facts.get("differs"):
             found.append(
-                f"its network uses {self.about['differs']}; without that, features are only similar to its own"
+                f"its network uses {self.facts['differs']}; without that, features are only similar to its own"
             )
-        if self.about.get("assumed"):
-            found.append(self.about["assumed"])
+        if self.facts.get("assumed"):
+            found.append(self.facts["assumed"])
         return found
 
 
@@ -98,26 +111,19 @@ def read(path: str | Path, source: str = "auto") -> Checkpoint:
     Raises:
         InputError: as `load_backbone`, and where our backbone would compute something else with these weights.
     """
-    loaded = _load(Path(path), source)
-    if loaded.found.layout.name == "intl-bench" and loaded.found.branch == "online":
-        return load_backbone_checkpoint(Path(path))
+    return interpret(unpickle.read(Path(path)), source)
+
+
+def interpret(content: unpickle.Content, source: str = "auto") -> Checkpoint:
+    """`read` for a file that `transfer.unpickle.read` has read."""
+    loaded, path = _interpret(content, source), content.path
     if loaded.bottleneck_stride:
         raise InputError(
-            f"checkpoint {path}: its network has its {loaded.about['differs']}: with our backbone these weights would "
+            f"checkpoint {path}: its network has its {loaded.facts['differs']}: with our backbone these weights would "
             "give other features; use weights trained with the stride in the 3x3, such as torchvision's"
         )
     _warn(loaded)
-    # Nothing is known to be reduced about it; `epochs` and the like are there for one of ours, exported when finished.
-    config = {"scale": "paper", "seed": 0, **loaded.about}
-    return Checkpoint(
-        path=Path(path),
-        sha256=loaded.sha256,
-        backbone=loaded.extracted.state,
-        config=config,
-        method=loaded.about["display"],
-        epoch=config.get("epochs", loaded.epoch),
-        details={},
-    )
+    return loaded.checkpoint
 
 
 def to_detectron2(backbone: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -171,15 +177,15 @@ def convert(path: str | Path, out: str | Path, to: str, source: str = "auto") ->
     if out.is_dir() or (out.exists() and out.samefile(path)):
         raise InputError(f"cannot write {out}: it is {'a folder' if out.is_dir() else 'the source itself'}")
     loaded = _load(path, source)
-    about, state = loaded.about, loaded.extracted.state
-    if to != "safetensors" and about["backbone"]["stem"] != "imagenet":
+    about, state, stem = loaded.about, loaded.extracted.state, loaded.checkpoint.architecture.stem
+    if to != "safetensors" and stem != "imagenet":
         raise InputError(
-            f"checkpoint {path}: it has the {about['backbone']['stem']} stem (3x3), networks of {to} have a 7x7 one: "
+            f"checkpoint {path}: it has the {stem} stem (3x3), networks of {to} have a 7x7 one: "
             "use --to safetensors, which keeps the stem's name"
         )
     count = len(state)
     if to == "safetensors":
-        export_backbone(out, state, about)
+        export_backbone(out, loaded.checkpoint, loaded.facts)
     else:
         content: dict[str, Any] = state
         if to == "detectron2":
@@ -212,50 +218,67 @@ def convert(path: str | Path, out: str | Path, to: str, source: str = "auto") ->
 
 
 def _load(path: Path, source: str) -> _Loaded:
-    content = unpickle.read(path)
+    return _interpret(unpickle.read(path), source)
+
+
+def _interpret(content: unpickle.Content, source: str) -> _Loaded:
+    path = content.path
     found = find(content, source)
     extracted = extract(found, path)
-    layout = found.layout
     stored = _stored(content) if source == "auto" else None
-    small = extracted.kernel != 7
-    about: dict[str, Any] = {
-        "backbone": {
-            "name": extracted.architecture,
-            "stem": layout.small_stem if small else "imagenet",
-            "zero_init_residual": False,
-        },
-        "source": layout.name if found.branch == next(iter(layout.branches)) else f"{layout.name}:{found.branch}",
-        "display": layout.display,
-        "preprocessing": dict(layout.preprocessing),
-        "source_sha256": content.sha256,
-    }
+    facts: dict[str, Any] = {"source_sha256": content.sha256}
+    if found.layout.name == "intl-bench":
+        checkpoints.require_format(path, content.data)
+        checkpoint = checkpoints.from_state(path, content.sha256, content.data, extracted.state, found.branch)
+    elif stored is not None:
+        checkpoint = checkpoints.from_about(stored, path, content.sha256, extracted.state)
+        facts |= {key: stored[key] for key in ("differs", "stride_in_1x1", "assumed") if key in stored}
+    else:
+        checkpoint = _foreign(content, found, extracted)
+        facts |= _facts(found.layout, extracted)
+    note = found.layout.preprocessing.get("note", "") if checkpoint.origin is Origin.FOREIGN else ""
+    return _Loaded(found=found, extracted=extracted, checkpoint=checkpoint, facts=facts, note=note)
+
+
+def _foreign(content: unpickle.Content, found: Found, extracted: Extracted) -> Checkpoint:
+    layout, small = found.layout, extracted.kernel != 7
+    look = layout.preprocessing
+    return Checkpoint(
+        path=content.path,
+        sha256=content.sha256,
+        backbone=extracted.state,
+        origin=Origin.FOREIGN,
+        method=layout.display,
+        architecture=BackboneConfig(name=extracted.architecture, stem=layout.small_stem if small else "imagenet"),
+        # What is trained on small images is trained with the mean and std of its data set, which keys do not tell.
+        preprocessing=None if small and layout.per_data_set else Preprocessing(mean=look["mean"], std=look["std"]),
+        seed=None,
+        source=layout.name if found.branch == next(iter(layout.branches)) else f"{layout.name}:{found.branch}",
+        epoch=_epochs(content.data),
+    )
+
+
+def _epochs(root: Mapping[str, Any]) -> int | None:
+    """Completed epochs: Lightning stores the number of the last one from 0, others how many there were."""
+    meta = root.get("meta")
+    epoch = root.get("epoch", meta.get("epoch") if isinstance(meta, dict) else None)
+    if not isinstance(epoch, int) or isinstance(epoch, bool) or epoch < 0:
+        return None
+    return epoch + 1 if "pytorch-lightning_version" in root else epoch
+
+
+def _facts(layout: Layout, extracted: Extracted) -> dict[str, Any]:
+    facts: dict[str, Any] = {}
     if layout.differs and not (layout.stride_in_1x1 and extracted.architecture != "resnet50"):
-        about["differs"] = layout.differs
-        about["stride_in_1x1"] = layout.stride_in_1x1
-    if small and layout.name != "intl-bench":
-        about["assumed"] = (
+        facts |= {"differs": layout.differs, "stride_in_1x1": layout.stride_in_1x1}
+    if extracted.kernel != 7:
+        facts["assumed"] = (
             "keys do not tell the padding of the 3x3 stem nor whether a max-pool follows: taken as "
             f"{layout.small_stem}, as in the code of {layout.display}"
         )
-    if stored is not None:
-        kept = {key: about[key] for key in ("source", "preprocessing", "source_sha256")}
-        about = {"display": _display(stored), **kept, **stored}
-    root = content.data
-    epoch = root.get("epoch", root["meta"].get("epoch") if isinstance(root.get("meta"), dict) else None)
-    if layout.name == "intl-bench":
-        epoch = root["step"] // root["steps_per_epoch"]
-        about["display"] = root["display"]
-        about["backbone"] = dict(root["config"]["backbone"])
-        mean, std = normalization(configs.build(DataConfig, root["config"]["data"], f"checkpoint {path}"))
-        about["preprocessing"] = {**about["preprocessing"], "mean": list(mean), "std": list(std)}
-    return _Loaded(
-        path=path,
-        sha256=content.sha256,
-        found=found,
-        extracted=extracted,
-        about=about,
-        epoch=epoch if isinstance(epoch, int) and epoch >= 0 else 0,
-    )
+        if layout.per_data_set:
+            facts["assumed"] += "; nor the mean and std of the pixels: the data set's own are taken"
+    return facts
 
 
 def _stored(content: unpickle.Content) -> dict[str, Any] | None:
@@ -273,29 +296,25 @@ def _stored(content: unpickle.Content) -> dict[str, Any] | None:
         BackboneConfig(**found["backbone"])
     except (ValueError, KeyError, TypeError, AttributeError, OSError):
         return None
-    return found
-
-
-def _display(stored: dict[str, Any]) -> str:
-    method = stored.get("method")
-    return str(method["name"]).upper() if isinstance(method, dict) and "name" in method else "intl-bench"
+    return cast(dict[str, Any], found)
 
 
 def _warn(loaded: _Loaded) -> None:
     for line in loaded.warnings():
-        print(f"{loaded.path}: {line}", file=sys.stderr)
+        print(f"{loaded.checkpoint.path}: {line}", file=sys.stderr)
 
 
 def _describe(loaded: _Loaded) -> list[str]:
-    about, extracted = loaded.about, loaded.extracted
-    look = about["preprocessing"]
-    mean, std = (" ".join(f"{value:g}" for value in look[key]) for key in ("mean", "std"))
-    origin = "as pre-trained" if about["source"] == "intl-bench" else "by its authors' code"
+    checkpoint, extracted = loaded.checkpoint, loaded.extracted
+    look = _look(checkpoint)
+    mean, std = (" ".join(f"{value:g}" for value in values) for values in (look.mean, look.std))
+    origin = "by its authors' code" if checkpoint.origin is Origin.FOREIGN else "as pre-trained"
+    if checkpoint.preprocessing is None:
+        origin = "assumed; on small images the data set's own are usual"
     lines = [
-        f"{loaded.path}: {about['source']}, {extracted.architecture} ({about['backbone']['stem']} stem) at "
+        f"{checkpoint.path}: {checkpoint.source}, {extracted.architecture} ({checkpoint.architecture.stem} stem) at "
         f"{loaded.found.place}, stored as {', '.join(extracted.dtypes)}",
-        f"expects {look['channels']} in {look['scale']}, mean {mean}, std {std} ({origin})"
-        + (f"; {look['note']}" if "note" in look else ""),
+        f"expects RGB in 0..1, mean {mean}, std {std} ({origin})" + (f"; {loaded.note}" if loaded.note else ""),
         *extracted.notes,
     ]
     if extracted.counters:
@@ -303,6 +322,11 @@ def _describe(loaded: _Loaded) -> list[str]:
     if extracted.left_aside:
         lines.append(f"left aside: {_grouped(extracted.left_aside)}")
     return lines
+
+
+def _look(checkpoint: Checkpoint) -> Preprocessing:
+    mean, std = IMAGENET_NORMALIZATION
+    return checkpoint.preprocessing or Preprocessing(mean=mean, std=std)
 
 
 def _grouped(keys: list[str]) -> str:
@@ -316,8 +340,8 @@ def _grouped(keys: list[str]) -> str:
 
 
 def _detectron2_settings(loaded: _Loaded) -> str:
-    look = loaded.about["preprocessing"]
-    mean, std = ([round(255 * value, 3) for value in look[key]] for key in ("mean", "std"))
+    look = _look(loaded.checkpoint)
+    mean, std = ([round(255 * value, 3) for value in values] for values in (look.mean, look.std))
     return (
         f"in Detectron2 set INPUT.FORMAT RGB, MODEL.PIXEL_MEAN {mean}, MODEL.PIXEL_STD {std}, MODEL.RESNETS.DEPTH "
         f"{_DEPTHS.get(loaded.extracted.architecture, 'none')}, MODEL.RESNETS.STRIDE_IN_1X1 {loaded.bottleneck_stride}"
@@ -328,7 +352,7 @@ def _difference(loaded: _Loaded, written: unpickle.Content, to: str) -> tuple[fl
     """How far features from the written file are from the source's, and by which networks that was found."""
     architecture = loaded.extracted.architecture
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    features = functools.partial(_features, architecture, loaded.about["backbone"]["stem"], images=images)
+    features = functools.partial(_features, architecture, loaded.checkpoint.architecture.stem, images=images)
     back = extract(find(written, "detectron2" if to == "detectron2" else "torchvision"), written.path).state
     expected = features(loaded.extracted.state)
     differences = [(features(back) - expected).abs().max() / expected.abs().max()]

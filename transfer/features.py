@@ -1,11 +1,8 @@
 """Features of a frozen backbone, computed once and kept under runs/features/."""
 
-import dataclasses
 import functools
-import hashlib
 import itertools
 import math
-import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -19,13 +16,15 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from intl_bench.core import config as configs
 from intl_bench.core import distributed, files
-from intl_bench.core.errors import InputError, from_os_error
+from intl_bench.core.errors import InputError
+from intl_bench.core.identity import identity
 from intl_bench.core.progress import Progress
 from intl_bench.core.seeding import torch_seed
 from pretrain import backbone as backbones
-from pretrain.backbone import Backbone, BackboneConfig
-from pretrain.checkpoint import Checkpoint
-from pretrain.data import ArraySource, ImageSource, PackedSource, normalization, open_source
+from pretrain.backbone import Backbone
+from pretrain.checkpoint import Checkpoint, Origin
+from pretrain.data import ArraySource, ImageSource, normalization, open_source
+from pretrain.fingerprint import fingerprint
 from pretrain.loader import evaluation_batches
 
 FOLDER = Path("runs") / "features"
@@ -55,9 +54,8 @@ def build(checkpoint: Checkpoint) -> Backbone:
     Raises:
         InputError: the weights do not fit the architecture that the checkpoint names.
     """
-    config = checkpoint.config["backbone"]
     with torch.device("meta"):  # no weights are drawn that would be replaced at once
-        model = Backbone(configs.build(BackboneConfig, config, f"checkpoint {checkpoint.path}"))
+        model = Backbone(checkpoint.architecture)
     own = model.state_dict()
     expected, given = ({k: tuple(v.shape) for k, v in state.items()} for state in (own, checkpoint.backbone))
     wrong = [
@@ -69,8 +67,8 @@ def build(checkpoint: Checkpoint) -> Backbone:
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise InputError(
-            f"checkpoint {checkpoint.path}: its weights are not those of a {config['name']} with the {config['stem']} "
-            f"stem: {'; '.join(wrong[:3])}{more}"
+            f"checkpoint {checkpoint.path}: its weights are not those of a {checkpoint.architecture.name} with the "
+            f"{checkpoint.architecture.stem} stem: {'; '.join(wrong[:3])}{more}"
         )
     copies = {key: value.to(own[key].dtype, copy=True) for key, value in checkpoint.backbone.items()}
     model.load_state_dict(copies, assign=True)
@@ -79,23 +77,31 @@ def build(checkpoint: Checkpoint) -> Backbone:
 
 def random_init(checkpoint: Checkpoint, seed: int) -> Checkpoint:
     """The same architecture, freshly initialised from `seed`: what pre-training with this seed begins with."""
-    config = configs.build(BackboneConfig, checkpoint.config["backbone"], f"checkpoint {checkpoint.path}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch_seed(seed, "init"))
-        state = Backbone(config).state_dict()
-    digest = hashlib.sha256()
-    for name, tensor in sorted(state.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.contiguous().numpy().tobytes())
-    return dataclasses.replace(
-        checkpoint,
-        sha256=digest.hexdigest(),
+        state = Backbone(checkpoint.architecture).state_dict()
+    return Checkpoint(
+        path=checkpoint.path,
+        sha256="",
         backbone=state,
-        config={**checkpoint.config, "seed": seed},
+        origin=Origin.RANDOM,
         method=RANDOM,
+        architecture=checkpoint.architecture,
+        preprocessing=checkpoint.preprocessing,
+        seed=seed,
         epoch=0,
-        details={},
     )
+
+
+def from_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What a checkpoint says about a classification task's configuration: how its pixels are normalized."""
+    look = checkpoint.preprocessing
+    return {} if look is None else {"data": {"mean": list(look.mean), "std": list(look.std)}}
+
+
+def fingerprints(config: Any) -> dict[str, str]:
+    """`pretrain.fingerprint.fingerprint` of the training and of the test images of `config.data`."""
+    return {split: fingerprint(open_source(config.data, split)) for split in ("train", "test")}
 
 
 def extract_both(checkpoint: Checkpoint, config: Any, process: distributed.Process) -> tuple[Features, Features]:
@@ -132,9 +138,9 @@ def extract(
 ) -> Features:
     """Features of all images of a source, from the cache or computed, each process doing its share.
 
-    The cache is keyed by the weights, the images (their bytes or checksums; of image folders names, sizes and times of
-    change), the preprocessing and the code, so that k-NN and probe share what either computed; a damaged file in it is
-    written anew. Features from the cache stay in the file until they are used.
+    The cache is keyed by the weights, the images' fingerprint, the preprocessing and the code, so that k-NN and probe
+    share what either computed. A damaged file in it is written anew. Features from the cache stay in the file until
+    they are used.
 
     Args:
         normalization: mean and standard deviation per channel, for pixels in 0..1.
@@ -145,9 +151,9 @@ def extract(
         ResourceError: the disk is full.
     """
     about = {
-        "checkpoint": checkpoint.sha256,
-        "backbone": checkpoint.config["backbone"],
-        "images": _fingerprint(source),
+        "weights": checkpoint.weights_sha256,
+        "backbone": identity(checkpoint.architecture),
+        "images": fingerprint(source),
         "preprocessing": [resize, crop, *normalization],
         "code": [files.sha256(path) for path in _CODE],
         "computed_by": [process.device.type, torch.__version__],
@@ -233,22 +239,3 @@ def _cached(path: Path) -> torch.Tensor | None:
         return torch.from_numpy(np.load(path, mmap_mode="c"))
     except (InputError, ValueError, OSError):
         return None
-
-
-def _fingerprint(source: ImageSource) -> str:
-    """SHA-256 of what decides the images of a source and their order."""
-    digest = hashlib.sha256()
-    if isinstance(source, ArraySource):
-        digest.update(f"{source.images.shape}".encode())
-        digest.update(np.ascontiguousarray(source.images).data)
-    elif isinstance(source, PackedSource):
-        digest.update(source.pack.sha256.encode() + source.rows.tobytes())
-    else:
-        for index in range(len(source)):
-            file = source.file(index)
-            try:
-                status = os.stat(file)
-            except OSError as error:
-                raise from_os_error(error, f"cannot read {file}") from error
-            digest.update(f"{file}\n{status.st_size} {status.st_mtime_ns}\n".encode())
-    return digest.hexdigest()

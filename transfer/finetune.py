@@ -9,10 +9,15 @@ from typing import Any
 import numpy as np
 
 from intl_bench.core.errors import InputError
+from intl_bench.core.identity import every_value_published, runtime_only
 from pretrain.checkpoint import Checkpoint
 from pretrain.data import DataConfig, FileSource, normalization, open_source
+from pretrain.fingerprint import fingerprint
+from transfer.features import from_checkpoint
 from transfer.outcome import Outcome, describe_normalization
 from transfer.supervised import Settings, train_classifier
+
+__all__ = ["SEEDED", "Config", "find_list", "fingerprints", "from_checkpoint", "listed_images", "protocol", "run"]
 
 SEEDED = True
 
@@ -34,10 +39,10 @@ class Config:
     """
 
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
-    workers: int = 8
-    device: str = "auto"
-    train_percent: int = 1
-    file_list: str | None = None
+    workers: int = runtime_only(8)
+    device: str = runtime_only("auto")
+    train_percent: int = every_value_published(1)
+    file_list: str | None = runtime_only(None)
     resize: int | None = 256
     crop: int = 224
     epochs: int = 20
@@ -85,8 +90,7 @@ def run(checkpoint: Checkpoint, config: Config, seed: int, *, folder: Path) -> O
     Raises:
         InputError: no list, a listed file that is not there, or what `train_classifier` raises; also its other errors.
     """
-    train, test = (open_source(config.data, split) for split in ("train", "test"))
-    assert isinstance(train, FileSource)
+    train, test = _sources(config)
     mean, std = normalization(config.data)
     settings = Settings(
         seed=seed,
@@ -101,10 +105,26 @@ def run(checkpoint: Checkpoint, config: Config, seed: int, *, folder: Path) -> O
         mean=mean,
         std=std,
     )
-    part = listed_images(train, find_list(config), config.train_percent)
     return train_classifier(
-        checkpoint, part, test, settings, device=config.device, workers=config.workers, folder=folder
+        checkpoint, train, test, settings, device=config.device, workers=config.workers, folder=folder
     )
+
+
+def fingerprints(config: Config) -> dict[str, str]:
+    """`pretrain.fingerprint.fingerprint` of the listed training images and of the test images.
+
+    Raises:
+        InputError: as `run`, for the images and the list.
+    """
+    train, test = _sources(config)
+    return {"train": fingerprint(train), "test": fingerprint(test)}
+
+
+def _sources(config: Config) -> tuple[FileSource, FileSource]:
+    train, test = (open_source(config.data, split) for split in ("train", "test"))
+    assert isinstance(train, FileSource)
+    assert isinstance(test, FileSource)
+    return listed_images(train, find_list(config), config.train_percent), test
 
 
 def find_list(config: Config) -> Path:

@@ -14,10 +14,13 @@ from torch.nn import functional as F
 
 from intl_bench.core import distributed
 from intl_bench.core.errors import InputError
+from intl_bench.core.identity import runtime_only
 from pretrain.checkpoint import Checkpoint
 from pretrain.data import DataConfig
-from transfer.features import extract_both
+from transfer.features import extract_both, fingerprints, from_checkpoint
 from transfer.outcome import Outcome, describe_normalization
+
+__all__ = ["SEEDED", "Config", "chunk_shape", "fingerprints", "from_checkpoint", "knn_predict", "protocol", "run"]
 
 SEEDED = False
 
@@ -33,8 +36,8 @@ class Config:
     """`resize` is the shorter side of an image and `crop` the side of its central square, in pixels; None leaves it."""
 
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
-    workers: int = 8
-    device: str = "auto"
+    workers: int = runtime_only(8)
+    device: str = runtime_only("auto")
     resize: int | None = None
     crop: int | None = None
     k: int = 5

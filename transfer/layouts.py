@@ -5,9 +5,11 @@ Each `Layout` says under which anchored prefixes its networks lie and which othe
 """
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from typing import Any
 
+from pretrain.checkpoint import BRANCHES
 from transfer.layout_names import (
     CAFFE2,
     CAFFE2_OLD,
@@ -27,7 +29,6 @@ IMAGENET = {"channels": "RGB", "scale": "0..1", "mean": [0.485, 0.456, 0.406], "
 _SWAV = {**IMAGENET, "std": [0.228, 0.224, 0.225]}
 _UNNORMALISED = {**IMAGENET, "mean": [0.0, 0.0, 0.0], "std": [1.0, 1.0, 1.0]}
 _TIMM = {**IMAGENET, "note": "the weights' own pretrained_cfg decides; some tags use 0.5 / 0.5"}
-_PER_DATA = {**IMAGENET, "note": "on small images the authors take mean and std of the data set"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +56,7 @@ class Layout:
         heads: what else may lie beside the backbone's tensors, under the prefix.
         adapt: what `transfer.convert` does to the tensors: "haiku", "msra" or "split_bn".
         small_stem: the stem where conv1 is a 3x3; keys do not tell its padding, nor whether a max-pool follows.
+        per_data_set: whether the authors normalize small images by their data set's mean and std instead.
         differs: how its network computes something else than torchvision's with the same weights, if it does.
     """
 
@@ -68,6 +70,7 @@ class Layout:
     adapt: str = ""
     preprocessing: Mapping[str, Any] = dataclasses.field(default_factory=lambda: IMAGENET)
     small_stem: str = "cifar"
+    per_data_set: bool = True
     differs: str = ""
     stride_in_1x1: bool = False
 
@@ -91,7 +94,7 @@ LAYOUTS = (
     Layout(
         name="intl-bench",
         display="intl-bench",
-        branches={"online": _at("method", r"backbone\."), "momentum": _at("method", r"momentum_backbone\.")},
+        branches={name: _at("method", re.escape(prefix)) for name, prefix in BRANCHES.items()},
         marks=(r"^/format$", r"^/steps_per_epoch$"),
     ),
     Layout(
@@ -185,6 +188,7 @@ LAYOUTS = (
         marks=(r"^(backbone\.)?7\.0\.conv1\.",),
         heads=r"9\..*|fc\..*",
         small_stem="cifar_pad1",
+        per_data_set=False,
     ),
     Layout(
         name="lightly-cifar",
@@ -194,6 +198,7 @@ LAYOUTS = (
         marks=(r"^(backbone\.)?2\.0\.conv1\.",),
         adapt="split_bn",
         small_stem="cifar_pad1",
+        per_data_set=False,
     ),
     Layout(
         name="shuffled-dbn",
@@ -201,6 +206,7 @@ LAYOUTS = (
         branches={"online": (_BACKBONE,), "target": _at("state_dict", r"target_encoder\.0\.")},
         marks=(r"^(online_)?encoder\.0\.", r"!^backbone\..*\.shortcut\."),
         small_stem="cifar_pad1",
+        per_data_set=False,
     ),
     Layout(
         name="shuffled-dbn-variant2",
@@ -209,6 +215,7 @@ LAYOUTS = (
         tables=(SHORTCUT,),
         marks=(r"^backbone\.layer\d\.0\.shortcut\.",),
         small_stem="cifar_pad1_pool",
+        per_data_set=False,
     ),
     Layout(
         name="moco",
@@ -264,6 +271,7 @@ LAYOUTS = (
         },
         marks=(r"^(projection_head|prediction_head|online_classifier|prototypes|(student|teacher|key)_\w+)\.",),
         small_stem="cifar_pad1",
+        per_data_set=False,
     ),
     Layout(
         name="intl",
@@ -325,7 +333,6 @@ LAYOUTS = (
             "momentum": _at("", r"model_t\.(?:module\.)?"),
         },
         marks=(r"^head\.",),
-        preprocessing=_PER_DATA,
         small_stem="cifar_pad1",
     ),
     Layout(
@@ -333,7 +340,6 @@ LAYOUTS = (
         display="CW-RGP",
         branches={"online": _at("state_dict", r"(?:module\.)?model\.(?:module\.)?")},
         marks=(r"^(module\.)?head\.",),
-        preprocessing=_PER_DATA,
         small_stem="cifar_pad1",
     ),
     Layout(

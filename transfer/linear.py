@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from intl_bench.core import distributed
+from intl_bench.core.identity import runtime_only
 from pretrain.checkpoint import Checkpoint
 from pretrain.data import DataConfig, normalization, open_source
-from transfer.features import extract_both
+from transfer.features import extract_both, fingerprints, from_checkpoint
 from transfer.outcome import Outcome, describe_normalization, last_and_best
 from transfer.probe import train_probe
 from transfer.supervised import Settings, train_classifier
+
+__all__ = ["SEEDED", "Config", "fingerprints", "from_checkpoint", "protocol", "run"]
 
 SEEDED = True
 
@@ -33,8 +36,8 @@ class Config:
     """
 
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
-    workers: int = 8
-    device: str = "auto"
+    workers: int = runtime_only(8)
+    device: str = runtime_only("auto")
     augment: bool = False
     resize: int | None = None
     crop: int | None = None

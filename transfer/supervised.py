@@ -15,9 +15,9 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn import functional
 
-from intl_bench.core import config as configs
 from intl_bench.core import distributed
 from intl_bench.core.errors import DivergedError
+from intl_bench.core.identity import identity
 from intl_bench.core.progress import Progress
 from intl_bench.core.seeding import torch_seed
 from intl_bench.core.signals import StopRequest
@@ -25,6 +25,7 @@ from pretrain import checkpoint as checkpoints
 from pretrain.backbone import Backbone
 from pretrain.checkpoint import Checkpoint
 from pretrain.data import ImageSource
+from pretrain.fingerprint import fingerprint
 from pretrain.loader import Batch, evaluation_batches, steps_per_epoch, training_batches
 from pretrain.views import ViewConfig, augment
 from transfer.features import build
@@ -230,10 +231,10 @@ def _prepare(
         optimizer=torch.optim.SGD(parameters, lr=0.0, momentum=0.9, weight_decay=settings.weight_decay),
         steps_per_epoch=steps_per_epoch(len(train), settings.batch_size),
         identity={
-            "checkpoint": checkpoint.sha256,
-            "train_images": len(train),
-            "test_images": len(test),
-            **configs.to_dict(settings),
+            "weights": checkpoint.weights_sha256,
+            "train": fingerprint(train),
+            "test": fingerprint(test),
+            **identity(settings),
         },
     )
 

@@ -10,12 +10,12 @@ from transfer.detection.config import Config
 from transfer.detection.voc_evaluation import evaluate_voc
 from transfer.outcome import Outcome
 
-__all__ = ["DEFAULT", "NEUTRAL", "SEEDED", "Config", "from_checkpoint", "protocol", "run"]
+__all__ = ["DEFAULT", "SEEDED", "Config", "fingerprints", "from_checkpoint", "protocol", "run"]
 
 SEEDED = True
 DEFAULT = "r50_c4_24k"
-NEUTRAL = task.NEUTRAL
 from_checkpoint = task.from_checkpoint
+fingerprints = task.fingerprints
 protocol = task.protocol
 
 

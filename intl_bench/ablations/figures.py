@@ -21,7 +21,7 @@ class Point:
     """
 
     method: str
-    seed: int
+    seed: int | None
     config: Mapping[str, Any]
     metrics: Mapping[str, float]
     details: Mapping[str, Any]

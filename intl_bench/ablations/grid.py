@@ -13,26 +13,26 @@ from typing import Any
 
 import torch
 
-from intl_bench import machine, runs, spectra, tables
+from intl_bench import machine, protocol, runs, spectra, tables
 from intl_bench.ablations.figures import FIGURES, Point
 from intl_bench.core import config as configs
 from intl_bench.core import files
 from intl_bench.core.distributed import Process
-from intl_bench.core.errors import DivergedError
+from intl_bench.core.errors import DivergedError, InputError
+from intl_bench.core.identity import identity, is_runtime_only
 from intl_bench.records import RecordStore, ResultRecord
 from intl_bench.tables.ablation import TASK
+from pretrain import checkpoint as checkpoints
 from pretrain import diagnose, methods, train
-from pretrain.checkpoint import Checkpoint
-from pretrain.data import open_source
-from pretrain.recipe import Recipe, identity, load_recipe
+from pretrain.checkpoint import Checkpoint, Origin, Preprocessing
+from pretrain.data import normalization, open_source
+from pretrain.fingerprint import fingerprint
+from pretrain.recipe import Inputs, Recipe, load_recipe
 from transfer import TASKS
-from transfer.convert import read
-from transfer.features import RANDOM
+from transfer.features import random_init
 
 # Experiments without data or pre-training: modules with a `run(folder)`, which writes NAME.png, .json and perhaps .md.
 EXPERIMENTS = {name: f"intl_bench.ablations.{name}" for name in ("toy", "free_embedding")}
-# What a user may override without changing what is measured.
-_NEUTRAL = ("data.root=", "device=", "workers=", "save_minutes=", "log_every=", "spectrum_every=")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -90,7 +90,7 @@ def recipes(ablation: Ablation, seed: int, overrides: Sequence[str] = ()) -> lis
     Raises:
         InputError: a cell names no recipe, or has an unknown key or a wrong value.
     """
-    changes_grid = [word for word in overrides if not word.startswith(_NEUTRAL)]
+    changes_grid = [word for word in overrides if not is_runtime_only(Recipe, word.partition("=")[0])]
     scale = "reduced" if changes_grid else ablation.scale
     made = []
     for cell in ablation.cells:
@@ -99,8 +99,22 @@ def recipes(ablation: Ablation, seed: int, overrides: Sequence[str] = ()) -> lis
         slug = re.sub(r"[^A-Za-z0-9.]+", "_", "_".join([*other, *own, *changes_grid]))
         changes = [*ablation.overrides, *own, *overrides, f"seed={seed}", f"name={ablation.name}-{slug}"]
         recipe = load_recipe(other[0] if other else ablation.recipe, changes)
-        made.append(dataclasses.replace(recipe, scale=scale))
+        if recipe.init is not None:
+            raise InputError(f"init={recipe.init}: expected none in an ablation, whose cells start at random")
+        # What a published recipe lacks, its cells lack too.
+        adapted = scale == "paper" and load_recipe(other[0] if other else ablation.recipe).scale == "adapted"
+        made.append(dataclasses.replace(recipe, scale="adapted" if adapted else scale))
     return made
+
+
+def is_cell(recipe: Recipe) -> bool:
+    """Whether a recipe decides the same as a cell of the packaged grid that its name begins with."""
+    for path in (configs.CONFIGS / "ablation").glob("*.yaml"):
+        if recipe.name.startswith(f"{path.stem}-"):
+            cells = recipes(load(str(path)), recipe.seed)
+            if any(identity(cell) == identity(recipe) for cell in cells):
+                return True
+    return False
 
 
 def check(recipes: Sequence[Recipe]) -> None:
@@ -134,10 +148,13 @@ def run(
     """
     store = RecordStore(results / "records")
     for seed in seeds:
-        for recipe in recipes(ablation, seed, overrides):
+        cells = recipes(ablation, seed, overrides)
+        for recipe in cells:
             _run_cell(recipe, ablation.tasks, store, results, fresh=fresh)
-            if ablation.random:
-                _score_random(recipe, ablation.tasks, store, results)
+        for recipe in {recipe.backbone: recipe for recipe in reversed(cells)}.values() if ablation.random else ():
+            for task in ablation.tasks:
+                plan = runs.Plan(task=task, checkpoint=_planned(recipe), init="random", seeds=[seed], results=results)
+                runs.run(plan)
 
 
 def experiment(ablation: Ablation, results: Path, *, fresh: bool = False) -> None:
@@ -155,11 +172,12 @@ def experiment(ablation: Ablation, results: Path, *, fresh: bool = False) -> Non
 
 def finish(ablation: Ablation, results: Path, cells: Iterable[Recipe]) -> str:
     """Writes the table and the figure of these cells, with all the seeds that there are; returns the table."""
-    wanted = [{**identity(recipe), "seed": None} for recipe in cells]
+    recipes = list(cells)
+    wanted = {configs.digest(_planned(recipe).pretraining()) for recipe in recipes}
+    random = {configs.digest(random_init(_planned(recipe), 0).pretraining()) for recipe in recipes}
     records = RecordStore(results / "records").load()
-    ended = [r for r in records if r.task == TASK and {**r.config, "seed": None} in wanted]
-    checkpoints = {cell.details["checkpoint_sha256"] for cell in ended}
-    scores = [r for r in records if r.checkpoint_sha256 in checkpoints or r.method == RANDOM]
+    ended = [r for r in records if r.task == TASK and r.pretraining_sha256 in wanted]
+    scores = [r for r in records if r.task != TASK and r.pretraining_sha256 in wanted | random]
     records = [*ended, *scores]
     table = tables.render(records, tables=["ablation"])
     files.write_text(results / "table.md", table + "\n")
@@ -175,8 +193,8 @@ def points(records: Sequence[ResultRecord]) -> list[Point]:
     for cell in records:
         if cell.task != TASK:
             continue
-        digest = cell.details["checkpoint_sha256"]
-        scores = [r.metrics for r in records if digest and r.checkpoint_sha256 == digest]
+        digest = cell.details["weights_sha256"]
+        scores = [r.metrics for r in records if digest and r.weights_sha256 == digest]
         metrics = {name: value for score in [cell.metrics, *scores] for name, value in score.items()}
         found.append(
             Point(
@@ -186,21 +204,11 @@ def points(records: Sequence[ResultRecord]) -> list[Point]:
     return found
 
 
-def _score_random(recipe: Recipe, tasks: Sequence[str], store: RecordStore, results: Path) -> None:
-    done = {(r.task, r.transfer_seed, r.backbone) for r in store.load() if r.method == RANDOM}
-    for task in tasks:
-        if recipe.checkpoint.exists() and (task, recipe.seed, recipe.backbone.name) not in done:
-            plan = runs.Plan(
-                task=task, checkpoint=recipe.checkpoint, init="random", seeds=[recipe.seed], results=results
-            )
-            runs.run(plan)
-
-
 def _run_cell(recipe: Recipe, tasks: Sequence[str], store: RecordStore, results: Path, *, fresh: bool) -> None:
-    records = store.load()
-    # Told by the recipe, whose digest the record has: what else is in a record takes time to find out.
-    cell = TASK, configs.digest(identity(recipe)), recipe.seed
-    before = next((r for r in records if (r.task, r.config_sha256, r.pretrain_seed) == cell), None)
+    records, planned = store.load(), _planned(recipe)
+    # Told by the recipe and its data: what else is in a record takes time to find out.
+    cell = TASK, configs.digest(planned.pretraining()), recipe.seed
+    before = next((r for r in records if (r.task, r.pretraining_sha256, r.pretrain_seed) == cell), None)
     if before is not None and not fresh and _is_complete(before, tasks, records):
         print(f"{recipe.name} seed {recipe.seed}: already there", flush=True)
         return
@@ -208,50 +216,65 @@ def _run_cell(recipe: Recipe, tasks: Sequence[str], store: RecordStore, results:
         path = train.run(recipe, fresh=fresh)
     except DivergedError as error:
         print(f"{recipe.name} seed {recipe.seed}: {error}", flush=True)
-        record = _record(recipe, None, {"diverged": 100.0}, {"diverged": str(error)})
+        record = _record(planned, {"diverged": 100.0}, {"diverged": str(error), "weights_sha256": None})
     else:
+        state, digest = checkpoints.load(path)  # once, for all that follows
+        trained = checkpoints.online(path, digest, state)
         for task in tasks:
-            runs.run(runs.Plan(task=task, checkpoint=path, seeds=[recipe.seed], results=results, fresh=fresh))
-        metrics, details = spectra.record_values(diagnose.measure(path))
-        record = _record(recipe, read(path), {"diverged": 0.0, **metrics}, details)
+            runs.run(runs.Plan(task=task, checkpoint=trained, seeds=[recipe.seed], results=results, fresh=fresh))
+        metrics, details = spectra.record_values(diagnose.measure(path, state))
+        details |= {"weights_sha256": trained.weights_sha256}
+        record = _record(trained, {"diverged": 0.0, **metrics}, details)
     if before is not None:
         store.remove(before.key)
     store.append(record)
 
 
 def _is_complete(cell: ResultRecord, tasks: Sequence[str], records: Sequence[ResultRecord]) -> bool:
-    scored = {r.task for r in records if r.checkpoint_sha256 == cell.details["checkpoint_sha256"]}
+    scored = {r.task for r in records if r.weights_sha256 == cell.details["weights_sha256"]}
     return "diverged" in cell.details or scored >= set(tasks)
 
 
-def _record(
-    recipe: Recipe, checkpoint: Checkpoint | None, metrics: dict[str, float], details: dict[str, Any]
-) -> ResultRecord:
-    """How a cell has ended; without a checkpoint if it diverged."""
-    if checkpoint is None:
-        checkpoint = Checkpoint(
-            path=recipe.checkpoint,
-            sha256="",
-            backbone={},
-            config=configs.to_dict(recipe),
-            method=methods.find(recipe.method["name"]).DISPLAY,
-            epoch=recipe.epochs,
-            details={"images": len(open_source(recipe.data, "train"))},
-        )
+def _planned(recipe: Recipe) -> Checkpoint:
+    """What a cell's training is to end in, without weights."""
+    source = open_source(recipe.data, "train")
+    look = Preprocessing(**dict(zip(("mean", "std"), normalization(recipe.data), strict=True)))
+    return Checkpoint(
+        path=recipe.checkpoint,
+        sha256="",
+        backbone={},
+        origin=Origin.TRAINED,
+        method=methods.find(recipe.method["name"]).DISPLAY,
+        architecture=recipe.backbone,
+        preprocessing=look,
+        seed=recipe.seed,
+        recipe=recipe,
+        inputs=Inputs(data=fingerprint(source)),
+        epoch=recipe.epochs,
+        details={"images": len(source)},
+    )
+
+
+def _record(checkpoint: Checkpoint, metrics: dict[str, float], details: dict[str, Any]) -> ResultRecord:
+    """How a cell has ended."""
+    recipe = checkpoint.recipe
+    assert recipe is not None
     return ResultRecord(
         task=TASK,
         method=checkpoint.method,
         dataset=recipe.data.dataset,
         backbone=recipe.backbone.name,
         metrics=metrics,
-        details={"checkpoint_sha256": checkpoint.sha256, "pretrain": checkpoint.details, **details},
+        details={"pretrain": checkpoint.details, **details},
+        pretraining=checkpoint.pretraining(),
+        evaluation={},
         pretrain_seed=recipe.seed,
         transfer_seed=recipe.seed,
-        protocol=runs.pretrain_stamp(checkpoint),
-        scale=runs.pretrain_scale(checkpoint),
-        checkpoint_sha256=None,  # the same cell of another machine is the same cell
-        config=identity(recipe),
-        config_sha256=configs.digest(identity(recipe)),
+        protocol=protocol.describe_pretraining(checkpoint),
+        scale=protocol.pretraining_scale(checkpoint),
+        weights_sha256=None,  # the same cell of another machine is the same cell
+        checkpoint_sha256=checkpoint.sha256 or None,
+        config=configs.to_dict(recipe),
         code=machine.code(),
         libraries=machine.libraries(),
         hardware=machine.hardware(),

@@ -77,7 +77,7 @@ def build(schema: type[T], values: Mapping[str, Any], where: str, overrides: Seq
         for override in overrides:
             key, _, value = override.partition("=")
             OmegaConf.update(merged, key, OmegaConf.from_dotlist([f"value={value}"]).value)
-        return cast(T, OmegaConf.to_object(merged))
+        return cast(T, _with_tuples(OmegaConf.to_object(merged)))
     except (ConfigKeyError, ConfigAttributeError) as error:
         key, owner = str(error.key), error.object_type
         known = [field.name for field in dataclasses.fields(owner)] if dataclasses.is_dataclass(owner) else []
@@ -122,6 +122,16 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
         elif a != b:
             found.append(f"{prefix}{key}: {a} -> {b}")
     return found
+
+
+def _with_tuples(value: Any) -> Any:
+    """A dataclass whose sequences, lists in OmegaConf, are the tuples that its fields are declared as."""
+    if dataclasses.is_dataclass(value):
+        for field in dataclasses.fields(value):
+            part = _with_tuples(getattr(value, field.name))
+            is_tuple = isinstance(part, list) and "tuple" in str(field.type)
+            object.__setattr__(value, field.name, tuple(map(_with_tuples, part)) if is_tuple else part)
+    return value
 
 
 def _thaw(node: DictConfig | ListConfig) -> None:

@@ -55,3 +55,23 @@ def from_os_error(error: OSError, doing: str) -> BenchError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return ResourceError(f"{doing}: {reason}; nothing was overwritten; free some space and run the command again")
     return InputError(f"{doing}: {reason}")
+
+
+def translate(error: Exception) -> BenchError | None:
+    """Errors of libraries that have an exit code of their own."""
+    if isinstance(error, BenchError):
+        return error
+    if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
+        return ResourceError(
+            f"out of memory: {str(error).splitlines()[0] if str(error) else 'no more to give'}; "
+            "smaller batches need less; so do more GPUs, each with its part of a batch"
+        )
+    if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
+        # A worker that dies is noticed wherever the main process happens to be.
+        return ResourceError(f"a data worker died: {error}; use fewer workers, or check memory and /dev/shm")
+    if isinstance(error, RuntimeError) and ("gloo/" in str(error) or type(error).__name__.startswith("Dist")):
+        reason = " ".join(str(error).split())[:200]
+        return ResourceError(f"lost another process, which ended or was killed, perhaps for its memory: {reason}")
+    if isinstance(error, OSError):
+        return from_os_error(error, f"cannot use {error.filename or 'a file'}")
+    return None

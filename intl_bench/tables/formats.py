@@ -87,6 +87,7 @@ _LATEX = str.maketrans(
         "|": r"\textbar{}",
         '"': r"\textquotedbl{}",
         "±": r"$\pm$",
+        "†": r"$\dagger$",
         "–": "--",
     }
 )
@@ -178,14 +179,12 @@ def _groups(table: BuiltTable) -> Iterator[tuple[str, int]]:
 
 def _rows(table: BuiltTable, escape: Text, *, bold: Text, mark: Text) -> Iterator[tuple[str, list[str]]]:
     """(kind, [label, cell, ...]) of each row, escaped and marked up."""
-    for _, lines in table.frame.groupby("row"):
-        first = lines.iloc[0]
+    for _, group in itertools.groupby(table.frame.to_dict("records"), key=lambda line: line["row"]):
+        lines = list(group)
+        first = lines[0]
         label = escape(first["label"])
         label = bold(label) if first["bold_label"] else label
-        cells = [
-            bold(escape(cell)) if is_bold else escape(cell)
-            for cell, is_bold in zip(lines["cell"], lines["bold"], strict=True)
-        ]
+        cells = [bold(escape(line["cell"])) if line["bold"] else escape(line["cell"]) for line in lines]
         yield first["kind"], [label + "".join(mark(one) for one in first["marks"].split()), *cells]
 
 

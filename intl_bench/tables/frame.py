@@ -12,9 +12,13 @@ from intl_bench.tables.measured import measured_rows
 from intl_bench.tables.model import MISSING, Cell, Column, Row, Table
 
 _MEASURED = (
-    "Measured cells: mean ± std (n), divisor n - 1. Bold: the best of at least two measured rows with the same "
-    "data set, scale and evaluation protocol; measured and published rows are never ranked together."
+    "Measured cells: mean ± std (n), divisor n - 1, over n pre-trainings, each the mean of its transfer seeds. "
+    "Bold: the best of at least two measured rows with the same data set, evaluation, scale and backbone, pre-trained "
+    "on the same data from the same start for the same epochs. A row whose pre-training data or epochs are unknown is "
+    "ranked with none, a random initialization with others of its kind only; measured and published rows are never "
+    "ranked together."
 )
+_TYPES = {"mean": "float64", "std": "float64", "n": "Int64", "transfer_seeds": "Int64"}
 _FIELDS = ["table", "row", "column"]
 _FIELDS += [field.name for kind in (Row, Cell) for field in dataclasses.fields(kind) if field.name != "cells"]
 
@@ -45,7 +49,7 @@ def build(table: Table, records: Sequence[ResultRecord]) -> BuiltTable:
         rows = [*map(_published_row, paper.rows), *rows]
         notes = [*paper.notes, *notes]
     if own:
-        notes.append(("", _MEASURED))
+        notes += [("", note) for note in (table.about_measured, _MEASURED) if note]
     columns = table.columns(own)
     lines = [
         {"table": table.number, "row": position, "column": column.key}
@@ -54,7 +58,7 @@ def build(table: Table, records: Sequence[ResultRecord]) -> BuiltTable:
         for position, row in enumerate(rows)
         for column in columns
     ]
-    frame = pd.DataFrame(lines, columns=_FIELDS).astype({"mean": "float64", "std": "float64", "n": "Int64"})
+    frame = pd.DataFrame(lines, columns=_FIELDS).astype(_TYPES)
     _embolden(frame, {column.key for column in columns if column.ranked})
     return BuiltTable(number=table.number, caption=caption, columns=columns, frame=frame, notes=notes)
 

@@ -31,8 +31,10 @@ class Table:
         decimals: of a measured mean, as the paper prints that table.
         datasets: what the columns stand for by themselves; a row measured on something else says so in its label.
             None where the columns name their dataset.
-        spread: the pre-training key that the columns spread over, so that a row may hold several of its values.
+        spread: the dotted key of the pre-training's identity that the columns spread over, such as
+            "settings.batch_size", so that a row may hold several of its values.
         told: the protocol keys whose values every measured row says in its label.
+        about_measured: a note for a table with measured rows.
         schedules: the detection schedules that the table can be limited to, each with the name of its published rows
             in `intl_bench.published`.
         columns: the columns, given the records that are in the table.
@@ -46,6 +48,7 @@ class Table:
     datasets: tuple[str, ...] | None
     spread: str | None = None
     told: tuple[str, ...] = ()
+    about_measured: str = ""
     schedules: Mapping[str, str] = dataclasses.field(default_factory=dict)
     columns: Callable[[Sequence[ResultRecord]], Sequence[Column]]
     place: Callable[[ResultRecord], Mapping[str, str]]
@@ -65,8 +68,10 @@ class Table:
 class Cell:
     """A value as shown and as it is.
 
-    `protocol` is JSON text. `rank_with` is equal for the measured cells of a column that may be ranked together, and
-    None for a published one.
+    `n` counts pre-trainings; `spread` says what `std` is over: "pre-training" (their means over transfer seeds) or, of
+    a single pre-training, its "transfer" seeds. `transfer_seeds` is their number, the largest of any pre-training.
+    Both are None for a published cell. `protocol` is JSON text. `rank_with` is equal for the measured cells of a column
+    that may be ranked together, and None for one that is ranked with none, such as a published one.
     """
 
     cell: str = MISSING
@@ -74,6 +79,8 @@ class Cell:
     mean: float | None = None
     std: float | None = None
     n: int | None = None
+    transfer_seeds: int | None = None
+    spread: str | None = None
     protocol: str | None = None
     rank_with: str | None = None
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from intl_bench.records import ResultRecord
+from intl_bench.tables.identities import at
 from intl_bench.tables.model import Column, Table
 
 _PRINTED = (32, 64, 128, 256, 512, 1024)
@@ -14,7 +15,7 @@ def _columns(records: Sequence[ResultRecord]) -> Sequence[Column]:
 
 
 def _place(record: ResultRecord) -> Mapping[str, str]:
-    size = record.protocol.get("pretrain_batch_size")
+    size = at(record.pretraining, "known.pretrain_batch_size" if record.schema == 1 else "settings.batch_size")
     if (record.task, record.dataset, record.method) != ("linear", "imagenet", "INTL") or not isinstance(size, int):
         return {}
     return {str(size): "top1"}
@@ -26,7 +27,7 @@ TABLE = Table(
     published="table4",
     decimals=1,
     datasets=("imagenet",),
-    spread="pretrain_batch_size",
+    spread="settings.batch_size",
     columns=_columns,
     place=_place,
 )

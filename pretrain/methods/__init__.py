@@ -53,11 +53,11 @@ class Setup:
 class Method(Protocol):
     """What the training loop needs of a method; it is a `torch.nn.Module` as well.
 
-    A method may also have, and the loop and the diagnostics then heed:
+    A method may also have, and the loop and the diagnostics then use:
     `step`, set to the number of the step, from 0, before each `forward`: what depends on time or chance is a function
     of it, so that nothing needs saving; `constant_lr`, parameters whose learning rate stays at the recipe's base;
-    `target`, a momentum network; `transform(z)`, the whitened output (m, d) of an embedding (m, d), computed by one
-    process alone.
+    `target`, a momentum network, an `nn.Sequential` whose first part is the backbone (see `checkpoint.BRANCHES`);
+    `transform(z)`, the whitened output (m, d) of an embedding (m, d), computed by one process alone.
     """
 
     backbone: nn.Module

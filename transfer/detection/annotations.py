@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from intl_bench.core import datasets
 from intl_bench.core.errors import InputError
 from transfer.detection import coco_annotations, voc_annotations
 from transfer.detection.config import DataConfig
@@ -21,7 +22,8 @@ def read(config: DataConfig, split: str, *, masks: bool) -> Annotations:
         masks: whether the objects' outlines are needed.
 
     Raises:
-        InputError: something in the annotations is wrong, or an image file is missing or of another size.
+        InputError: something in the annotations is wrong, an image file is missing or of another size, or the
+            categories are not those of the published data set that they are named after.
     """
     if split not in ("train", "test"):
         raise ValueError(f"split={split}: expected train or test")
@@ -37,6 +39,7 @@ def read(config: DataConfig, split: str, *, masks: bool) -> Annotations:
     else:
         folder = root / (config.train_images if training else config.test_images)
         annotations = coco_annotations.read(files[0], folder, name=config.name, masks=masks, evaluated=not training)
+    datasets.check_categories(config.name, where=str(files[0]), category_names=annotations.category_names)
     return _for_training(annotations) if training else annotations
 
 

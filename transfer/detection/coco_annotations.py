@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import gc
+import hashlib
 import itertools
 import json
 from collections.abc import Iterator
@@ -35,7 +36,7 @@ def read(path: Path, folder: Path, *, name: str, masks: bool, evaluated: bool) -
         InputError: the file, an entry or an image file is not as the format demands; the first problem, in one line.
     """
     with no_collection():
-        document = _load(path)
+        document, sha256 = _load(path)
         categories = _Rows(path, document, "categories", "category")
         images = _Rows(path, document, "images", "image")
         annotations = _Rows(path, document, "annotations", "annotation")
@@ -62,6 +63,7 @@ def read(path: Path, folder: Path, *, name: str, masks: bool, evaluated: bool) -
     return Annotations(
         name=name,
         path=path,
+        sha256=sha256,
         folder=folder,
         category_ids=tuple(category_ids[by_category].tolist()),
         category_names=tuple(names[i] for i in by_category),
@@ -93,7 +95,8 @@ def no_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _load(path: Path) -> dict[str, Any]:
+def _load(path: Path) -> tuple[dict[str, Any], str]:
+    """The file's content, and the SHA-256 of its bytes."""
     try:
         content = path.read_bytes()
         try:
@@ -109,7 +112,7 @@ def _load(path: Path) -> dict[str, Any]:
         raise InputError(
             f"{path}: holds {_show(document)}; expected COCO's object with images, annotations and categories"
         )
-    return document
+    return document, hashlib.sha256(content).hexdigest()
 
 
 class _Rows:

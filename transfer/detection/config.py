@@ -4,6 +4,8 @@ import dataclasses
 import importlib.util
 import math
 
+from intl_bench.core.identity import every_value_published, runtime_only
+
 _STRIDES = {"imagenet": 16, "cifar": 4}
 
 
@@ -73,18 +75,18 @@ class DataConfig:
     Attributes:
         kind: "coco" (annotation JSON and image folders) or "voc" (VOCdevkit: XML annotations, lists of image names).
         root: the folder that all other paths start from.
-        name: the data set's name in results.
+        name: the data set's name in results; coco2017 (or coco) and voc0712 (or voc) are kept for their categories.
         train, test: annotation files; one JSON each for coco, one or more lists (ImageSets/Main/*.txt) for voc.
         train_images, test_images: image folders of coco; voc has its own beside each list.
     """
 
     kind: str = "coco"
-    root: str = ""
-    name: str = "coco2017"
-    train: tuple[str, ...] = ("annotations/instances_train2017.json",)
-    test: tuple[str, ...] = ("annotations/instances_val2017.json",)
-    train_images: str = "train2017"
-    test_images: str = "val2017"
+    root: str = runtime_only("")
+    name: str = runtime_only("coco2017")
+    train: tuple[str, ...] = runtime_only(("annotations/instances_train2017.json",))
+    test: tuple[str, ...] = runtime_only(("annotations/instances_val2017.json",))
+    train_images: str = runtime_only("train2017")
+    test_images: str = runtime_only("val2017")
 
     def __post_init__(self) -> None:
         if self.kind not in ("coco", "voc"):
@@ -126,7 +128,7 @@ class Config:
 
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
-    engine: str = "auto"
+    engine: str = every_value_published("auto")
     iterations: int = 180_000
     milestones: tuple[int, ...] = (120_000, 160_000)
     warmup_iterations: int = 1000
@@ -142,12 +144,12 @@ class Config:
     precise_bn: int = 200
     precision: str = "fp32"
     channels_last: bool = False
-    checkpoint_every: int = 5000
-    eval_every: int = 0
-    evaluator: str = "pycocotools"
-    visualize: int = 0
-    workers: int = 4
-    device: str = "auto"
+    checkpoint_every: int = runtime_only(5000)
+    eval_every: int = runtime_only(0)
+    evaluator: str = runtime_only("pycocotools")
+    visualize: int = runtime_only(0)
+    workers: int = runtime_only(4)
+    device: str = runtime_only("auto")
 
     def __post_init__(self) -> None:
         choices = {

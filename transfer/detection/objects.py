@@ -5,11 +5,14 @@ data worker; arrays are shared.
 """
 
 import dataclasses
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, overload
 
 import numpy as np
+
+from pretrain.fingerprint import of_files
 
 BOX_TOLERANCE = 1.0  # pixels by which a box may reach outside its image, as rounding makes it; it is clipped there
 
@@ -84,6 +87,7 @@ class Annotations:
     Attributes:
         name: the data set's.
         path: the annotation file; the first list of VOC.
+        sha256: of the annotation file; of all lists and XML files of VOC, in order.
         folder: where the image files' names start from.
         category_ids: ascending; class index i is category_ids[i].
         category_names: of the class indices.
@@ -99,6 +103,7 @@ class Annotations:
 
     name: str
     path: Path
+    sha256: str
     folder: Path
     category_ids: tuple[int, ...]
     category_names: tuple[str, ...]
@@ -127,6 +132,17 @@ class Annotations:
     def file(self, index: int) -> Path:
         """The file of image `index`."""
         return self.folder / self.file_names[index].decode()
+
+    def fingerprint(self) -> str:
+        """SHA-256, as 64 hex digits, of the annotation files, the categories' names and the image files.
+
+        The image files are hashed as `pretrain.fingerprint.fingerprint` says.
+
+        Raises:
+            InputError: an image file cannot be read.
+        """
+        about = json.dumps({"annotations": self.sha256, "categories": self.category_names})
+        return of_files(self.folder, self.file_names, about.encode())
 
     def select(self, chosen: np.ndarray, notes: list[str]) -> "Annotations":
         """The images `chosen` (n,) bool, with more notes."""

@@ -1,6 +1,7 @@
 """What COCO and VOC have in common: a checkpoint and a configuration in, metrics out, by either engine."""
 
 import dataclasses
+import functools
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,37 +13,47 @@ from torchvision.models.resnet import Bottleneck
 from intl_bench.core import config as configs
 from intl_bench.core import distributed
 from intl_bench.core.errors import InputError
+from intl_bench.core.identity import identity
 from intl_bench.core.signals import StopRequest
 from pretrain.backbone import ARCHITECTURES
 from pretrain.checkpoint import Checkpoint
-from pretrain.data import DataConfig, normalization
+from pretrain.data import IMAGENET_NORMALIZATION
 from transfer.convert import to_detectron2
 from transfer.detection import annotations
 from transfer.detection.annotations import Annotations
-from transfer.detection.config import Config, ModelConfig
+from transfer.detection.config import Config, DataConfig, ModelConfig
 from transfer.detection.evaluation import import_evaluator
 from transfer.detection.visualize import draw_worst
 from transfer.outcome import Outcome
 
 Result = dict[str, Any]
 
-# Where and how fast, not what: these do not change a result.
-NEUTRAL = ("workers", "device", "checkpoint_every", "eval_every", "evaluator", "visualize")
 _FROM_CHECKPOINT = ("blocks", "bottleneck", "width", "stem")
 
 
 def from_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
     """What a checkpoint says about a detection configuration: the backbone's architecture and its pixels' scale."""
-    backbone = checkpoint.config["backbone"]
-    block, blocks, width = ARCHITECTURES[backbone["name"]]
-    model = {"blocks": blocks, "bottleneck": block is Bottleneck, "width": width, "stem": backbone["stem"]}
-    if "preprocessing" in checkpoint.config:  # somebody else's checkpoint: what its authors did
-        pixels = checkpoint.config["preprocessing"]
-        mean, std = pixels["mean"], pixels["std"]
-    else:
-        mean, std = normalization(configs.build(DataConfig, checkpoint.config["data"], "checkpoint"))
+    block, blocks, width = ARCHITECTURES[checkpoint.architecture.name]
+    model: dict[str, Any] = {"blocks": blocks, "bottleneck": block is Bottleneck, "width": width}
+    look = checkpoint.preprocessing
+    mean, std = IMAGENET_NORMALIZATION if look is None else (look.mean, look.std)
     pixels = {"pixel_mean": mean, "pixel_std": std}
-    return {"model": model | {key: [round(255 * value, 6) for value in values] for key, values in pixels.items()}}
+    model |= {key: [round(255 * value, 6) for value in values] for key, values in pixels.items()}
+    return {"model": {**model, "stem": checkpoint.architecture.stem}}
+
+
+def fingerprints(config: Config) -> dict[str, str]:
+    """`Annotations.fingerprint` of the training and of the test images.
+
+    Raises:
+        InputError: as `run`, for the annotations.
+    """
+    return {split: _read(config.data, split, config.model.masks).fingerprint() for split in ("train", "test")}
+
+
+@functools.lru_cache(maxsize=2)  # the seeds of one command read the same annotations
+def _read(data: DataConfig, split: str, masks: bool) -> Annotations:
+    return annotations.read(data, split, masks=masks)
 
 
 def protocol(config: Config) -> dict[str, Any]:
@@ -85,7 +96,7 @@ def run(
         InputError: annotations, images, weights or a state that do not fit; also the engine's other errors.
     """
     engine = _engine(config.engine)  # first: reading large annotations takes a while
-    train, test = (annotations.read(config.data, split, masks=config.model.masks) for split in ("train", "test"))
+    train, test = (_read(config.data, split, config.model.masks) for split in ("train", "test"))
     if train.category_ids != test.category_ids:
         raise InputError(
             f"{test.path}: its category ids are not those of {train.path}; train and test on one list of categories"
@@ -99,12 +110,12 @@ def run(
             "annotations tell"
         )
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, num_classes=classes))
-    identity = {
-        "checkpoint": checkpoint.sha256,
+    own = {
+        "weights": checkpoint.weights_sha256,
         "seed": seed,
-        "train_images": len(train),
-        "test_images": len(test),
-        **{key: value for key, value in configs.to_dict(config).items() if key not in NEUTRAL},
+        "train": train.fingerprint(),
+        "test": test.fingerprint(),
+        **identity(config),
     }
     with distributed.start(config.device) as process, StopRequest() as stop:
         if process.is_main:
@@ -118,7 +129,7 @@ def run(
             folder=folder,
             train=train,
             test=test,
-            identity=identity,
+            identity=own,
             evaluate=lambda results: evaluate(test, results, config, config.evaluator),
             process=process,
             stop=stop,

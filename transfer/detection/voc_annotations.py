@@ -1,20 +1,20 @@
 """PASCAL VOC's annotations (VOCdevkit): lists of image names, and one XML file an image."""
 
+import hashlib
 import math
 import os
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
 
+from intl_bench.core.datasets import PAPER
 from intl_bench.core.errors import InputError, from_os_error
 from transfer.detection import image_sizes
 from transfer.detection.objects import BOX_TOLERANCE, Annotations
 
-CLASS_NAMES = (
-    *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
-    *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
-)
+CLASS_NAMES = PAPER["voc0712"].class_names
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
@@ -35,11 +35,12 @@ def read(lists: list[Path], root: Path, *, name: str) -> Annotations:
         InputError: a list, an XML file or an image file is not as the format demands; the first problem, in one line.
     """
     files, sizes, counts, objects = list[str](), list[tuple[int, int]](), [0], list[_Object]()
+    digest = hashlib.sha256()
     for path in lists:
         year = Path(os.path.abspath(path)).parents[2]
-        for image in _names(path):
+        for image in _names(path, digest):
             xml = year / "Annotations" / f"{image}.xml"
-            size, found = _read_xml(xml)
+            size, found = _read_xml(xml, digest)
             files.append(os.path.relpath(year / "JPEGImages" / f"{image}.jpg", os.path.abspath(root)))
             sizes.append(size)
             objects += found
@@ -56,6 +57,7 @@ def read(lists: list[Path], root: Path, *, name: str) -> Annotations:
     return Annotations(
         name=name,
         path=lists[0],
+        sha256=digest.hexdigest(),
         folder=root,
         category_ids=tuple(range(1, len(CLASS_NAMES) + 1)),
         category_names=CLASS_NAMES,
@@ -79,8 +81,8 @@ def read(lists: list[Path], root: Path, *, name: str) -> Annotations:
 _Object = tuple[int, list[float], bool]
 
 
-def _names(path: Path) -> list[str]:
-    lines = _text(path, "list of images").splitlines()
+def _names(path: Path, digest: Any) -> list[str]:
+    lines = _text(path, "list of images", digest).splitlines()
     names = []
     for number, line in enumerate(lines, start=1):
         if len(line.split()) > 1 or os.sep in line or not line.isprintable():
@@ -93,9 +95,9 @@ def _names(path: Path) -> list[str]:
     return names
 
 
-def _read_xml(path: Path) -> tuple[tuple[int, int], list[_Object]]:
+def _read_xml(path: Path, digest: Any) -> tuple[tuple[int, int], list[_Object]]:
     """Width and height, and the objects."""
-    text = _text(path, "annotations")
+    text = _text(path, "annotations", digest)
     if "<!" in text.replace("<!--", ""):  # entities can read other files and grow without bound
         raise InputError(f"{path}: declares a document type or entities; expected VOC's plain XML without any")
     try:
@@ -146,9 +148,11 @@ def _number(path: Path, tree: ElementTree.Element, field: str, where: str) -> fl
     return value
 
 
-def _text(path: Path, what: str) -> str:
+def _text(path: Path, what: str, digest: Any) -> str:
     try:
-        return path.read_bytes().decode()
+        content = path.read_bytes()
+        digest.update(hashlib.sha256(content).digest())
+        return content.decode()
     except OSError as error:
         raise from_os_error(error, f"cannot read the {what} {path}") from error
     except UnicodeDecodeError as error:

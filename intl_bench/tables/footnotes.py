@@ -1,0 +1,98 @@
+"""The footnote of a measured row: how it was measured, in words."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+from intl_bench.records import ResultRecord
+from intl_bench.tables.grouping import spread_key, task_of
+from intl_bench.tables.model import Table
+
+Protocol = dict[str, str | int | float | bool | None]
+
+ADAPTED = "the recipe's training differs from its source, as its header says"
+EARLIER = "recorded by an earlier version: settings unknown beyond those listed"
+
+
+def footnote(table: Table, row: Sequence[ResultRecord], used: Sequence[ResultRecord], told: Sequence[str]) -> str:
+    """The text of a row's footnote.
+
+    Args:
+        used: the records of the row that are in its cells.
+        told: what tells the row from those that would read alike.
+    """
+    several = len({record.dataset for record in used}) > 1
+    summaries = [(record, *summary(table, record)) for record in used]
+    trained = [(record.dataset, _sentence(pretraining)) for record, _, pretraining in summaries]
+    tasks = [
+        (f"{task_of(record)} on {record.dataset}" if several else task_of(record), _sentence(evaluation))
+        for record, evaluation, _ in summaries
+    ]
+    sentences = [
+        f"Measured at {row[0].scale} scale{f': {ADAPTED}' if row[0].scale == 'adapted' else ''}",
+        f"Pre-training: {_clauses(trained, name_single=False)}",
+        f"Evaluation: {_clauses(tasks, name_single=True)}",
+    ]
+    if row[0].schema == 1:
+        sentences.append(EARLIER)
+    if told:
+        sentences.append(f"Unlike rows of the same name: {', '.join(told)}")
+    sentences.append(", ".join(_counts(row, used)))
+    versions = sorted({_version(record.code) for record in used})
+    if len(versions) > 1:
+        sentences.append(f"Code versions: {', '.join(versions)}")
+    return "".join(f"{sentence[0].upper()}{sentence[1:]}. " for sentence in sentences).rstrip()
+
+
+def summary(table: Table, record: ResultRecord) -> tuple[Protocol, Protocol]:
+    """The protocol of the evaluation and of the pre-training, without what the columns say."""
+    in_column = "pretrain_" + spread_key(table, record).rpartition(".")[2].removeprefix("pretrain_")
+    evaluation, pretraining = {}, {}
+    for key, value in record.protocol.items():
+        if key.startswith("pretrain_"):
+            if key != in_column:
+                pretraining[key] = value
+        elif (record.task, key) != ("finetune", "train_percent"):
+            evaluation[key] = value
+    return evaluation, pretraining
+
+
+def _counts(row: Sequence[ResultRecord], used: Sequence[ResultRecord]) -> list[str]:
+    seeds = {record.pretrain_seed for record in used}
+    counts = [_count(len(seeds - {None}), "pre-training seed")] if seeds != {None} else []
+    counts += ["an unknown pre-training seed"] if None in seeds else []
+    counts += [_count(len({record.transfer_seed for record in used}), "transfer seed"), _count(len(used), "record")]
+    if len(row) > len(used):
+        counts.append(f"{_count(len(row) - len(used), 'older record')} of the same seeds left out")
+    return counts
+
+
+def _version(code: Mapping[str, object]) -> str:
+    commit = str(code.get("commit") or "")[:7]
+    about = ", ".join(filter(None, [commit, "modified" if code.get("modified") else ""]))
+    return f"{code.get('version', 'unknown')}{f' ({about})' if about else ''}"
+
+
+def _clauses(items: list[tuple[str, str]], *, name_single: bool) -> str:
+    """`items` are (what, text). Each text once, after all it is about; a single text may go without."""
+    about: dict[str, set[str]] = defaultdict(set)
+    for what, text in items:
+        about[text].add(what)
+    if len(about) == 1 and not name_single:
+        return items[0][1]
+    return "; ".join(sorted(f"{' and '.join(sorted(whats))}: {text}" for text, whats in about.items()))
+
+
+def _sentence(protocol: Protocol) -> str:
+    words = {key: key.removeprefix("pretrain_").replace("_", " ") for key in sorted(protocol)}
+    return ", ".join(f"{word} {value_text(protocol[key])}" for key, word in words.items()) or "not stated"
+
+
+def value_text(value: str | int | float | bool | None) -> str:
+    """A value of a protocol as people read it."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "not stated" if value is None else str(value)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"

@@ -1,0 +1,139 @@
+"""Which records share a row: those of one pre-training and of one evaluation a task, by their identities alone."""
+
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import TypeVar
+
+from intl_bench.core.errors import InputError
+from intl_bench.records import ResultRecord, digest
+from intl_bench.tables.identities import flatten, natural, without
+from intl_bench.tables.model import Table
+
+T = TypeVar("T")
+
+
+def rows_of(table: Table, records: Sequence[ResultRecord]) -> list[list[ResultRecord]]:
+    """The records of each row of a table.
+
+    A row may hold several tasks and data sets, but only one pre-training for each data set and one evaluation for each
+    task on each of them.
+
+    Raises:
+        InputError: records that contradict each other, or would count the same weights twice.
+    """
+    _refuse_contradictions(records)
+    pretraining = {id(record): trained(table, record) for record in records}
+    rows = []
+    for same in partition(records, lambda r: (r.method, r.backbone, r.scale, r.schema, dataset_in_label(table, r))):
+        one_each = _agree(same, lambda r: r.dataset, lambda r: pretraining[id(r)])
+        for part in [same] if one_each else partition(same, lambda r: pretraining[id(r)]):
+            rows += _by_evaluation(part)
+    for row in rows:
+        _refuse_double_count(row)
+    return rows
+
+
+def trained(table: Table, record: ResultRecord) -> str:
+    """Digest of a record's pre-training, whatever the setting that the table's columns spread over."""
+    if table.spread is None:
+        return record.pretraining_sha256
+    return digest(without(record.pretraining, spread_key(table, record)))
+
+
+def spread_key(table: Table, record: ResultRecord) -> str:
+    """The dotted key of the record's pre-training that the table's columns spread over; "" if they do not."""
+    if record.schema == 1 and table.spread:
+        return table.spread.replace("settings.", "known.pretrain_")
+    return table.spread or ""
+
+
+def task_of(record: ResultRecord) -> str:
+    """The task, together with the share of the labels where that makes it another column."""
+    if record.task != "finetune":
+        return record.task
+    return f"finetune {float(record.protocol.get('train_percent') or 0):g}%"
+
+
+def dataset_in_label(table: Table, record: ResultRecord) -> str:
+    """The data set, where the table's columns do not say it."""
+    return "" if table.datasets is None or record.dataset in table.datasets else record.dataset
+
+
+def partition(items: Iterable[T], key: Callable[[T], Hashable]) -> list[list[T]]:
+    """The items in lists of equal key, in the order of the keys."""
+    parts: dict[Hashable, list[T]] = defaultdict(list)
+    for item in items:
+        parts[key(item)].append(item)
+    return [parts[key] for key in sorted(parts)]  # type: ignore[type-var]
+
+
+def _agree(items: Iterable[T], where: Callable[[T], Hashable], what: Callable[[T], Hashable]) -> bool:
+    """Whether `what` is one and the same for all items with the same `where`."""
+    found: dict[Hashable, Hashable] = {}
+    return all(found.setdefault(where(item), what(item)) == what(item) for item in items)
+
+
+def _by_evaluation(records: list[ResultRecord]) -> list[list[ResultRecord]]:
+    if _agree(records, lambda r: (r.dataset, task_of(r)), lambda r: r.evaluation_sha256):
+        return [records]
+    flat = {r.evaluation_sha256: flatten(r.evaluation) for r in records}
+    evaluations: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
+    for record in records:
+        evaluations[task_of(record)][record.dataset].add(record.evaluation_sha256)
+    # Evaluations differ from one data set to another anyway; what they differ in on one of them numbers them on all.
+    numbers: dict[str, dict[str, int]] = {}
+    for task, by_dataset in evaluations.items():
+        varied = sorted({key for digests in by_dataset.values() for key in varying([flat[one] for one in digests])})
+        told = {
+            one: tuple(flat[one].get(key, "") for key in varied) for digests in by_dataset.values() for one in digests
+        }
+        order = sorted(set(told.values()), key=lambda values: [natural(value) for value in values])
+        places = {values: place for place, values in enumerate(order)}
+        numbers[task] = {one: places[values] for one, values in told.items()}
+    # The first evaluation of each task shares a row, then the second of each, and so on.
+    return partition(records, lambda r: numbers[task_of(r)][r.evaluation_sha256])
+
+
+def varying(flats: Sequence[dict[str, str]]) -> list[str]:
+    """The dotted keys in which flattened identities differ."""
+    keys = {key: None for flat in flats for key in flat}
+    return [key for key in keys if len({flat.get(key) for flat in flats}) > 1]
+
+
+def _refuse_contradictions(records: Sequence[ResultRecord]) -> None:
+    seen: dict[Hashable, ResultRecord] = {}
+    for record in sorted(records, key=lambda r: (r.file, r.key)):
+        if record.weights_sha256 is None:
+            continue
+        # Whatever the transfer seed: a pre-training has the same weights for all of them.
+        same = (record.task, record.method, record.dataset, record.pretraining_sha256, record.evaluation_sha256)
+        # The summary of an earlier version says nothing about these two.
+        unsaid = (record.backbone, record.scale) if record.schema == 1 else ()
+        first = seen.setdefault((*same, *unsaid, record.pretrain_seed), record)
+        if first.weights_sha256 != record.weights_sha256:
+            raise InputError(
+                f"{_file(first)} and {_file(record)}: the same {record.task} of the same pre-training and seed, but "
+                f"of different weights, {first.weights_sha256:.8} and {record.weights_sha256:.8}; remove the wrong "
+                "one or keep them in different folders"
+            )
+
+
+def _refuse_double_count(row: Sequence[ResultRecord]) -> None:
+    seen: dict[str, ResultRecord] = {}
+    for record in sorted(row, key=lambda r: (r.file, r.key)):
+        if record.weights_sha256 is None:
+            continue
+        first = seen.setdefault(record.weights_sha256, record)
+        if first.pretrain_seed != record.pretrain_seed:
+            raise InputError(
+                f"{_file(first)} and {_file(record)}: the same weights counted as two pre-trainings, of seed "
+                f"{_seed(first)} and seed {_seed(record)}; remove the wrong one or keep them in different folders"
+            )
+
+
+def _file(record: ResultRecord) -> str:
+    return record.file or f"record {record.key}"
+
+
+def _seed(record: ResultRecord) -> str:
+    return "unknown" if record.pretrain_seed is None else str(record.pretrain_seed)

@@ -1,0 +1,185 @@
+"""The label of a measured row, and what tells it from rows that would read alike."""
+
+import dataclasses
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+from intl_bench.core.datasets import PAPER
+from intl_bench.records import ResultRecord
+from intl_bench.tables.footnotes import value_text
+from intl_bench.tables.grouping import dataset_in_label, spread_key, task_of, trained, varying
+from intl_bench.tables.identities import flatten, has_fingerprint, name, shown
+from intl_bench.tables.model import Table
+
+_MOST = 3  # settings that a label tells
+
+# ("pretraining", data set) or ("evaluation", data set, task): a row has one identity of each
+Part = tuple[str, ...]
+# ("pretraining" or "evaluation", dotted key)
+Key = tuple[str, str]
+# part -> digest and flattened identity
+Identities = Mapping[Part, tuple[str, dict[str, str]]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Label:
+    """`text` is the label; `told` is all that tells the row from those that would read alike, as words."""
+
+    text: str
+    told: Sequence[str]
+
+
+def labels_of(table: Table, rows: Sequence[Sequence[ResultRecord]]) -> list[Label]:
+    """One label a row; of rows that would read alike each also says up to three settings that tell them apart."""
+    plain = [_plain(table, row) for row in rows]
+    forms = [", ".join(sorted({_form(record) for record in row} - {""})) for row in rows]
+    told: list[list[str]] = [[] for _ in rows]
+    flat: dict[str, dict[str, str]] = {}
+    for alike in _equal(plain):
+        if len({forms[row] for row in alike}) > 1:
+            for row in alike:
+                told[row] += [forms[row]] if forms[row] else []
+        for same in _equal(forms, alike):
+            if len(same) > 1:
+                for row, words in zip(same, _apart([_identities(table, rows[row], flat) for row in same]), strict=True):
+                    told[row] += words
+    return [
+        Label(text=f"{start}{_parts_of_data(row)}{_first(words)}{end}", told=words)
+        for (start, end), row, words in zip(plain, rows, told, strict=True)
+    ]
+
+
+def _plain(table: Table, row: Sequence[ResultRecord]) -> tuple[str, str]:
+    """Start and end of a label, between which stands what tells it apart."""
+    first = row[0]
+    backbone = re.sub(r"^resnet(?=\d)", "ResNet-", first.backbone).replace("_", " ")
+    always = []
+    for key in table.told:
+        values = {value_text(record.protocol[key]) for record in row if key in record.protocol}
+        always += [f"{key} {'/'.join(sorted(values))}"] if values else []
+    about = ", ".join(filter(None, [backbone, dataset_in_label(table, first), *always]))
+    return f"{first.method} ({about}", f"; measured, {first.scale} scale)"
+
+
+def _parts_of_data(row: Sequence[ResultRecord]) -> str:
+    """The data sets of the paper of whose training images only a part was used."""
+    images = defaultdict(set)
+    for record in row:
+        count = record.protocol.get("train_images")
+        # Fine-tuning takes a share of the images anyway, and its column says which.
+        if record.task != "finetune" and record.dataset in PAPER and isinstance(count, int):
+            images[record.dataset].add(count)
+    several = len({record.dataset for record in row}) > 1
+    return "".join(
+        f", {'/'.join(f'{count:,}' for count in sorted(counts))} training images{f' of {dataset}' if several else ''}"
+        for dataset, counts in sorted(images.items())
+        if counts != {PAPER[dataset].train}
+    )
+
+
+def _form(record: ResultRecord) -> str:
+    """What kind of identity a pre-training has; those of two kinds have no settings to compare."""
+    if record.schema == 1:
+        return "recorded by an earlier version"
+    if "source" in record.pretraining:
+        return f"{name('pretraining', 'source')} {record.pretraining['source']}"
+    return "random initialization" if "initialization" in record.pretraining else ""
+
+
+def _first(words: Sequence[str]) -> str:
+    more = f" and {len(words) - _MOST} more" if len(words) > _MOST else ""
+    return "".join(f", {word}" for word in words[:_MOST]) + more
+
+
+def _identities(table: Table, row: Sequence[ResultRecord], flat: dict[str, dict[str, str]]) -> Identities:
+    """The identities of a row; `flat` keeps the flattened ones by their digest."""
+    found: dict[Part, tuple[str, dict[str, str]]] = {}
+    for record in row:
+        part: Part = ("pretraining", record.dataset)
+        if part not in found:
+            digest = trained(table, record)
+            if digest not in flat:
+                flat[digest] = flatten(record.pretraining)
+                flat[digest].pop(spread_key(table, record), None)
+            found[part] = digest, flat[digest]
+        digest = record.evaluation_sha256
+        if digest not in flat:
+            flat[digest] = flatten(record.evaluation)
+        found["evaluation", record.dataset, task_of(record)] = digest, flat[digest]
+    return found
+
+
+def _apart(rows: Sequence[Identities]) -> list[list[str]]:
+    """What tells each row from the others, in words, the most telling first."""
+    values = _compare(rows)
+    # Rows without a data set and task in common: there is nothing but all that they are about.
+    for alike in _equal([tuple(sorted(found.items())) for found in values]):
+        if len(alike) > 1:
+            for row, found in zip(alike, _compare([_merged(rows[row]) for row in alike]), strict=True):
+                values[row] = values[row] | found
+    order = _order(values)
+    return [[f"{name(*key)} {shown(found[key])}" for key in order if key in found] for found in values]
+
+
+def _compare(rows: Sequence[Identities]) -> list[dict[Key, str]]:
+    """The values of each row that differ from another row's on the same data set and task."""
+    values: list[dict[Key, set[str]]] = [defaultdict(set) for _ in rows]
+    for part in {part: None for identities in rows for part in identities}:
+        having = [row for row, identities in enumerate(rows) if part in identities]
+        distinct = dict(rows[row][part] for row in having)
+        if len(distinct) == 1:
+            continue
+        for key in varying(list(distinct.values())):
+            for row in having:
+                value = rows[row][part][1].get(key)
+                if value is not None:
+                    values[row][part[0], key].add(value)
+    return [{key: "/".join(sorted(texts)) for key, texts in found.items()} for found in values]
+
+
+def _merged(identities: Identities) -> Identities:
+    """One identity of each kind, whatever the data set and task."""
+    digests: dict[str, set[str]] = defaultdict(set)
+    texts: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
+    for (kind, *_), (digest, flat) in identities.items():
+        digests[kind].add(digest)
+        for key, text in flat.items():
+            texts[kind][key].add(text)
+    return {
+        (kind,): (" ".join(sorted(digests[kind])), {key: "/".join(sorted(some)) for key, some in found.items()})
+        for kind, found in texts.items()
+    }
+
+
+def _order(values: Sequence[Mapping[Key, str]]) -> list[Key]:
+    """All keys: first those that it takes to tell the rows apart, settings before fingerprints, short before long."""
+    keys = sorted({key for found in values for key in found}, key=lambda key: (len(name(*key)), key))
+    fingerprints = {key for found in values for key, text in found.items() if has_fingerprint(text)}
+    settings = [key for key in keys if key not in fingerprints]
+    others = [key for key in keys if key in fingerprints]
+    chosen: list[Key] = []
+    classes = [0] * len(values)
+    for pool in (settings, others):
+        while len(chosen) < _MOST:
+            split = {key: _classes(classes, [found.get(key) for found in values]) for key in pool}
+            best = max(pool, key=lambda key: max(split[key]), default=None)
+            if best is None or max(split[best]) == max(classes):
+                break
+            chosen.append(best)
+            classes = split[best]
+    return chosen + [key for key in (*settings, *others) if key not in chosen]
+
+
+def _classes(classes: Sequence[int], values: Sequence[str | None]) -> list[int]:
+    """The number of each row's class, where rows of one class also have the same value."""
+    numbers: dict[tuple[int, str | None], int] = {}
+    return [numbers.setdefault(pair, len(numbers)) for pair in zip(classes, values, strict=True)]
+
+
+def _equal(values: Sequence[object], among: Sequence[int] | None = None) -> list[list[int]]:
+    """The places of equal values, of all or of some."""
+    found: dict[object, list[int]] = defaultdict(list)
+    for place in range(len(values)) if among is None else among:
+        found[values[place]].append(place)
+    return list(found.values())

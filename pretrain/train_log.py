@@ -1,0 +1,63 @@
+"""What a pre-training run reports of itself while it trains."""
+
+import typing
+from collections.abc import Mapping
+
+from torch.utils.tensorboard import SummaryWriter
+
+from intl_bench.core import files
+from intl_bench.core.progress import Progress
+from pretrain.reading import Reading
+
+if typing.TYPE_CHECKING:
+    from pretrain.train import Training
+
+
+class Log:
+    """What a run says of itself: progress, `metrics.jsonl` and TensorBoard events, of the first process.
+
+    On resume the files forget the steps that will be done again.
+    """
+
+    def __init__(self, training: "Training") -> None:
+        self.training, recipe, self.waited = training, training.recipe, 0.0
+        self.reported = training.step
+        self.progress = Progress(
+            training.total_steps,
+            done=training.step,
+            images_per_step=recipe.batch_size,
+            label=f"pretrain {recipe.name}",
+            enabled=training.process.is_main,
+        )
+        if training.process.is_main:
+            self.lines = files.JsonLines(recipe.folder / "metrics.jsonl", keep=lambda row: row["step"] <= training.step)
+            self.board = SummaryWriter(
+                str(recipe.folder / "tensorboard"), purge_step=training.step + 1 if training.step else None
+            )
+
+    def write(self, reading: Reading, more: Mapping[str, float] | None = None) -> None:
+        """Counts a step, and logs every so many; once more for the same step does nothing.
+
+        Raises:
+            DivergedError: on every process.
+        """
+        values = reading.values()
+        if reading.step == self.reported:
+            return
+        self.reported = reading.step
+        self.progress.step(self.waited, {"loss": values["loss"]})
+        self.waited = 0.0
+        due = reading.step % self.training.recipe.log_every == 0 or reading.step % self.training.steps_per_epoch == 0
+        if self.training.process.is_main and (due or more is not None):
+            rates = {"img/s": self.progress.images_per_second, "data": self.progress.data_share}
+            row = {**values, **rates, **(more or {})}
+            self.lines.append(
+                {"step": reading.step, **{key: value if value - value == 0 else None for key, value in row.items()}}
+            )
+            for name, value in row.items():
+                self.board.add_scalar(name, value, reading.step)
+
+    def close(self) -> None:
+        self.progress.close()
+        if self.training.process.is_main:
+            self.board.close()

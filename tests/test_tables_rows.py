@@ -1,0 +1,320 @@
+"""Rows: which records share one, how its label tells it from others, what contradicts itself, and how fast it is."""
+
+import copy
+import dataclasses
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_tables import KNN, LINEAR, R18, RANDOM, cells, make, sha, shown
+
+from intl_bench import cli
+from intl_bench.records import RecordStore, ResultRecord
+from intl_bench.tables import render
+
+
+def with_settings(identity: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """A copy with other values at dotted keys."""
+    changed = copy.deepcopy(identity)
+    for key, value in changes.items():
+        *path, last = key.split(".")
+        place: Any = changed
+        for part in path:
+            place = place[int(part)] if isinstance(place, list) else place.setdefault(part, {})
+        place[last] = value
+    return changed
+
+
+def trained(
+    changes: dict[str, Any], *, top1: float = 60.0, evaluation: dict[str, Any] | None = None, **more: Any
+) -> ResultRecord:
+    """A linear classifier on CIFAR-10, with other values in the identities of its pre-training and evaluation."""
+    base = make("linear", "cifar10", {"top1": top1}, {**LINEAR, **R18})
+    start = with_settings(
+        base.pretraining, {"settings.projector": {"out": 32}, "settings.views": [{"jitter_p": 0.8}, {"jitter_p": 0.8}]}
+    )
+    more = {"pretraining": with_settings(start, changes), **more}
+    return make(
+        "linear",
+        "cifar10",
+        {"top1": top1},
+        {**LINEAR, **R18},
+        evaluation=with_settings(base.evaluation, evaluation or {}),
+        **more,
+    )
+
+
+def labels(records: list[ResultRecord], table: str = "2") -> list[str]:
+    """The labels of the measured rows, in their order."""
+    return list(dict.fromkeys(cell["label"] for cell in cells(records, table)))
+
+
+def start(*told: str) -> str:
+    return f"INTL (ResNet-18, {', '.join(told)}; measured, reduced scale)"
+
+
+def test_a_sweep_of_one_setting_gives_a_row_for_each_value() -> None:
+    records = [
+        trained({"settings.weight_decay": decay}, top1=top1 + seed, pretrain_seed=seed)
+        for decay, top1 in ((1e-05, 60.0), (0.5, 70.0), (0.001, 65.0))
+        for seed in (0, 1)
+    ]
+    # Of two values 1 apart the deviation is 1 / sqrt(2).
+    row = "cifar10/top1"
+    assert shown(records, "2") == [
+        (0, row, "60.50 ± 0.71 (2)"),
+        (1, row, "65.50 ± 0.71 (2)"),
+        (2, row, "70.50 ± 0.71 (2)"),
+    ]
+    told = [f"pre-training weight_decay {decay}" for decay in ("1e-05", "0.001", "0.5")]
+    assert labels(records) == [start(one) for one in told]
+    assert all(f"Unlike rows of the same name: {one}. 2 pre" in render(records).replace("\\", "") for one in told)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"settings.projector.out": 64}, "pre-training projector.out 64"),
+        ({"settings.views.0.jitter_p": 0.0}, "pre-training views.0.jitter_p 0.0"),
+        ({"settings.channels_last": False}, "pre-training channels_last no"),
+        ({"settings.data.mean": [0.5, 0.25]}, "pre-training data.mean 0.5 0.25"),
+        ({"data": "1a2b3c4d" + "0" * 56}, "pre-training data 1a2b3c4d"),
+        ({"initial_weights": "1a2b3c4d" + "0" * 56}, "pre-training initial weights 1a2b3c4d"),
+        ({"progress": "step 120 of 320"}, "pre-training progress step 120 of 320"),
+        ({"branch": "momentum"}, "pre-training branch momentum"),
+    ],
+)
+def test_whatever_differs_in_the_pre_training_makes_a_row_and_is_named(changes: dict[str, Any], told: str) -> None:
+    records = [trained({}), trained(changes, top1=61.0)]
+    assert {cell["cell"] for cell in cells(records, "2")} == {"60.00 (1)", "61.00 (1)"}
+    assert start(told) in labels(records)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"settings.lr": 0.4}, "lr 0.4"),
+        ({"settings.data.mean": "checkpoint"}, "data.mean checkpoint"),
+        ({"data.test": "1a2b3c4d" + "0" * 56}, "test data 1a2b3c4d"),
+        ({"data.train": "1a2b3c4d" + "0" * 56}, "training data 1a2b3c4d"),
+    ],
+)
+def test_whatever_differs_in_the_evaluation_makes_a_row_and_is_named(changes: dict[str, Any], told: str) -> None:
+    records = [trained({}), trained({}, top1=61.0, evaluation=changes)]
+    assert {cell["cell"] for cell in cells(records, "2")} == {"60.00 (1)", "61.00 (1)"}
+    assert start(told) in labels(records)
+
+
+def test_a_label_tells_three_settings_and_the_footnote_all() -> None:
+    changes = {
+        "data": "1a2b3c4d" + "0" * 56,
+        "settings.a_setting_with_a_long_name": 1,
+        "settings.lr": 0.5,
+        "settings.projector.out": 64,
+        "settings.views.1.jitter_p": 0.0,
+    }
+    records = [trained({key: 2 for key in changes if "long" in key or "lr" in key}), trained(changes, top1=61.0)]
+    told = ["pre-training lr 0.5", "pre-training projector.out 64", "pre-training views.1.jitter_p 0.0"]
+    more = ["pre-training a_setting_with_a_long_name 1", "pre-training data 1a2b3c4d"]
+    assert start(*told[:2], f"{told[2]} and 2 more") in labels(records)
+    assert f"Unlike rows of the same name: {', '.join([*told, *more])}." in render(records).replace("\\", "")
+
+
+def test_a_label_tells_first_what_it_takes_to_tell_rows_apart() -> None:
+    # The short names split the three rows in two; only the long one knows them all.
+    records = [
+        trained({f"settings.{name}": min(n, 1) for name in "abcd"} | {"settings.the_swept_setting": n})
+        for n in range(3)
+    ]
+    assert [label.split(", ")[1] for label in labels(records)] == [
+        f"pre-training the_swept_setting {n}" for n in range(3)
+    ]
+
+
+def test_settings_are_told_before_fingerprints_that_would_do_alone() -> None:
+    records = [
+        trained({"settings.first": first, "settings.other": other, "data": sha(first, other)})
+        for first, other in ((0, 0), (0, 1), (1, 1))
+    ]
+    expected = [
+        start(f"pre-training first {first}", f"pre-training other {other}", f"pre-training data {sha(first, other):.8}")
+        for first, other in ((0, 0), (0, 1), (1, 1))
+    ]
+    assert labels(records) == expected
+
+
+def test_evaluations_of_other_data_sets_are_no_difference() -> None:
+    records = [
+        make("linear", "cifar10", {"top1": 90.0}, {**LINEAR, **R18}),
+        make("linear", "cifar10", {"top1": 91.0}, {**LINEAR, **R18, "epochs": 500}),
+        make("linear", "shapes", {"top1": 50.0}, {**LINEAR, **R18, "epochs": 500}),
+        make("knn", "shapes", {"knn5": 40.0}, {**KNN, **R18}),
+    ]
+    assert labels(records) == [start("epochs 100"), start("epochs 500")]
+    # The 500 epochs of both data sets share a row.
+    assert shown(records, "2") == [
+        (0, "cifar10/top1", "90.00 (1)"),
+        (0, "shapes/5nn", "40.00 (1)"),
+        (1, "cifar10/top1", "91.00 (1)"),
+        (1, "shapes/top1", "50.00 (1)"),
+    ]
+
+
+def test_rows_without_a_common_data_set_have_labels_of_their_own() -> None:
+    records = [
+        make("linear", dataset, {"top1": 50.0}, {**LINEAR, "pretrain_dataset": dataset, "pretrain_epochs": epochs})
+        for dataset, epochs in (("cifar10", 1), ("cifar10", 2), ("shapes", 3), ("digits", 3))
+    ]
+    assert len(labels(records)) == 4
+
+
+def test_random_initializations_of_two_stems_are_two_rows() -> None:
+    other = with_settings(RANDOM, {"settings.backbone.stem": "cifar"})
+    records = [
+        make("knn", "cifar10", {"knn5": 30.0}, KNN, method="Random init", pretraining=RANDOM),
+        make("knn", "cifar10", {"knn5": 31.0}, KNN, method="Random init", pretraining=other),
+    ]
+    assert labels(records) == [
+        f"Random init (ResNet-18, pre-training backbone.stem {stem}; measured, reduced scale)"
+        for stem in ("cifar", "imagenet")
+    ]
+
+
+def foreign(top1: float, **own: Any) -> ResultRecord:
+    identity = {"source": "moco", "epochs": 200, **{key: own.pop(key) for key in ("weights", "group") if key in own}}
+    return make("linear", "cifar10", {"top1": top1}, LINEAR, pretraining=identity, **own)
+
+
+def test_foreign_files_are_averaged_only_as_a_group_of_seeds() -> None:
+    one, other = "1a2b3c4d" + "0" * 56, "5e6f7a8b" + "0" * 56
+    files = [
+        foreign(top1, weights=weights, weights_sha256=weights, pretrain_seed=None)
+        for weights, top1 in ((one, 60.0), (other, 62.0))
+    ]
+    assert labels(files) == [start("pre-training weights 1a2b3c4d"), start("pre-training weights 5e6f7a8b")]
+    group = [foreign(60.0 + 2 * seed, group="mine", pretrain_seed=seed) for seed in (0, 1)]
+    assert shown(group, "2") == [(0, "cifar10/top1", "61.00 ± 1.41 (2)")]
+    groups = [*group, foreign(70.0, group="theirs")]
+    assert labels(groups) == [start("pre-training group mine"), start("pre-training group theirs")]
+
+
+def test_kinds_of_identities_are_told_apart_by_their_kind() -> None:
+    records = [trained({}), foreign(61.0, group="mine"), trained({}, pretraining=RANDOM)]
+    assert labels(records) == [
+        start("pre-training source moco"),
+        start("random initialization"),
+        "INTL (ResNet-18; measured, reduced scale)",
+    ]
+
+
+def earlier(folder: Path, dataset: str, batch_size: int = 256) -> None:
+    """Writes a file as the first version did."""
+    protocol = {**LINEAR, "pretrain_epochs": 100, "pretrain_batch_size": batch_size}
+    values = dataclasses.asdict(make("linear", dataset, {"top1": 60.0}, protocol))
+    for name in ("pretraining", "evaluation", "weights_sha256", "file"):
+        del values[name]
+    path = folder / "linear" / f"{sha(dataset, protocol)}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(values | {"schema": 1, "config_sha256": "cd" * 32}))
+
+
+def test_records_of_an_earlier_version_keep_to_themselves(tmp_path: Path) -> None:
+    earlier(tmp_path, "cifar10")
+    (old,) = RecordStore(tmp_path).load()
+    new = make("linear", "cifar10", {"top1": 61.0}, old.protocol)
+    elsewhere = make("linear", "shapes", {"top1": 62.0}, old.protocol)
+    records = [old, new, elsewhere]
+    assert labels(records) == [start("recorded by an earlier version"), "INTL (ResNet-18; measured, reduced scale)"]
+    assert len(shown(records, "2")) == 3
+    text = render(records)
+    assert text.count("Recorded by an earlier version: settings unknown beyond those listed.") == 1
+
+
+def test_one_row_never_holds_records_of_two_versions(tmp_path: Path) -> None:
+    earlier(tmp_path, "cifar10")
+    (old,) = RecordStore(tmp_path).load()
+    new = make("linear", "shapes", {"top1": 62.0}, LINEAR)
+    assert {row for row, _, _ in shown([old, new], "2")} == {0, 1}
+
+
+def test_two_backbones_of_an_earlier_version_do_not_contradict_each_other(tmp_path: Path) -> None:
+    earlier(tmp_path, "cifar10")
+    (old,) = RecordStore(tmp_path).load()
+    other = dataclasses.replace(old, backbone="resnet50", weights_sha256="b" * 64)
+    assert len(labels([old, other])) == 2
+
+
+def test_batch_sizes_spread_over_columns_and_other_settings_over_rows(tmp_path: Path) -> None:
+    for size in (32, 64):
+        earlier(tmp_path, "imagenet", size)
+    records = RecordStore(tmp_path).load()
+    for size, decay, top1 in ((256, 0.1, 61.0), (32, 0.1, 60.0), (32, 0.2, 62.0)):
+        protocol = {**LINEAR, "pretrain_batch_size": size, "pretrain_weight_decay": decay}
+        records.append(make("linear", "imagenet", {"top1": top1}, protocol))
+    assert shown(records, "4") == [
+        (0, "256", "61.0 (1)"),
+        (0, "32", "60.0 (1)"),
+        (1, "32", "62.0 (1)"),
+        (2, "32", "60.0 (1)"),
+        (2, "64", "60.0 (1)"),
+    ]
+    assert labels(records, "4") == [
+        start("pre-training weight_decay 0.1"),
+        start("pre-training weight_decay 0.2"),
+        start("recorded by an earlier version"),
+    ]
+
+
+def written(folder: Path, *records: ResultRecord) -> list[str]:
+    """The names of the files that the records went to."""
+    return [RecordStore(folder).append(record).name for record in records]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"weights_sha256": "b" * 64}, "different weights"),
+        ({"weights_sha256": "b" * 64, "transfer_seed": 1}, "different weights"),
+        ({"pretrain_seed": 1}, "the same weights counted as two pre-trainings, of seed 0 and seed 1"),
+        ({"pretrain_seed": None}, "the same weights counted as two pre-trainings"),
+    ],
+)
+def test_contradictions_are_refused_with_both_files_named(
+    changes: dict[str, Any], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = {"weights_sha256": "a" * 64}
+    names = written(tmp_path / "records", trained({}, **first), trained({}, **{**first, **changes}))
+    assert cli.main(["tables", "--results", str(tmp_path)]) == 2
+    line = capsys.readouterr().err
+    assert message in line
+    assert all(name in line for name in names)
+    assert line.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"weights_sha256": None},
+        {"weights_sha256": "b" * 64, "pretrain_seed": 1},
+        {"weights_sha256": "b" * 64, "method": "BYOL"},
+        {"pretrain_seed": 1, "method": "BYOL"},
+    ],
+)
+def test_what_does_not_contradict_is_no_error(changes: dict[str, Any]) -> None:
+    same = {"weights_sha256": "a" * 64}
+    assert "measured" in render([trained({}, **same), trained({}, **{**same, **changes})])
+
+
+def test_two_thousand_records_are_quick(tmp_path: Path) -> None:
+    """The bound is far above what it takes, for slow processors; it is there for what grows with the square."""
+    store = RecordStore(tmp_path)
+    for n in range(2000):
+        changes = {f"settings.setting_{key}": key * 0.125 for key in range(70)} | {"settings.swept": n // 2}
+        store.append(trained(changes, pretrain_seed=n % 2, details={"losses": [0.125 * i for i in range(100)]}))
+    started = time.process_time()
+    text = render(store.load())
+    assert time.process_time() - started < 6
+    assert text.count("pre-training swept") == 2 * 1000  # label and footnote
+    assert text.count("60.00 ± 0.00 (2)") == 1000
