@@ -17,9 +17,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
+from intl_bench.core.datasets import PAPER
 from intl_bench.core.distributed import start
 from pretrain import methods, train
-from pretrain.data import TRAINING_IMAGES, open_source
+from pretrain.data import open_source
 from pretrain.loader import training_batches
 from pretrain.recipe import load_recipe
 
@@ -34,7 +35,7 @@ def two_steps(name: str, root: str, batch: int) -> str:
     recipe = load_recipe(f"imagenet_r50_{name}", overrides)
     source = open_source(recipe.data, "train")
     with start("auto") as process:
-        training = train.build(recipe, process, TRAINING_IMAGES["imagenet"], 1000)
+        training = train.build(recipe, process, PAPER["imagenet"].train, 1000)
         began = time.perf_counter()
         batches = training_batches(source, recipe.views, seed=0, batch_size=batch, last_step=2)
         losses = [training.take_step(images).values()["loss"] for images in batches]

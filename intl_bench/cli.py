@@ -284,23 +284,23 @@ def _one_seed(args: argparse.Namespace) -> list[str]:
 
 def _ablation(args: argparse.Namespace) -> None:
     from intl_bench import runs
-    from intl_bench.ablations import grid
+    from intl_bench.ablations import cells, grid
 
     name, overrides = _split(args.words, "NAME")
     if name is None:
         raise InputError("ablation: which? Give the name of a grid in configs/ablation/, such as power_reduced")
-    ablation = grid.load(name)
+    ablation = cells.load(name)
     seeds = runs.parse_seeds(args.seeds or str(ablation.seeds))
     results = args.results or Path("results") / "ablations" / ablation.name
-    cells = grid.recipes(ablation, seeds[0], overrides)
+    made = cells.recipes(ablation, seeds[0], overrides)
     if args.dry_run:
-        plan = {"cells": [recipe.name for recipe in cells], "seeds": seeds, "tasks": list(ablation.tasks)}
+        plan = {"cells": [recipe.name for recipe in made], "seeds": seeds, "tasks": list(ablation.tasks)}
         _print_plan({"ablation": ablation.name, **plan, "writes": str(results)})
         return
-    grid.check(cells)
+    grid.check(made)
     if not args.cells_only:
         grid.experiment(ablation, results, fresh=args.fresh)
-    if not cells:
+    if not made:
         return
     if args.parallel or args.slurm is not None:
         words = ["ablation", *args.words, "--results", str(results), "--cells-only"]
@@ -308,7 +308,7 @@ def _ablation(args: argparse.Namespace) -> None:
     else:
         grid.run(ablation, seeds=seeds, results=results, overrides=overrides, fresh=args.fresh)
     if not args.cells_only:
-        print(grid.finish(ablation, results, cells))
+        print(grid.finish(ablation, results, made))
 
 
 def _convert(args: argparse.Namespace) -> None:

@@ -2,33 +2,31 @@
 
 import importlib
 import itertools
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from intl_bench.ablations.cells import is_cell
 from intl_bench.core import config as configs
 from intl_bench.core.datasets import PAPER
 from intl_bench.core.errors import InputError
 from intl_bench.core.identity import identity, same_protocol
 from pretrain import recipe as recipes
 from pretrain.checkpoint import Checkpoint, Origin, Preprocessing
-from pretrain.data import DataConfig, normalization
+from pretrain.data import DataConfig
 from transfer import TASKS
 
 # SimCLR's lists of ImageNet's images.
 _LISTED = {1: 12_811, 10: 128_116}
 
+_CIFAR100 = Preprocessing.of(DataConfig(kind="cifar100"))
 # Sections under `for_checkpoints` of a protocol's file: for which checkpoints each holds; None where that is not known.
 _CONDITIONS: dict[str, Callable[[Checkpoint], bool | None]] = {
     "two_views": lambda checkpoint: None if checkpoint.recipe is None else len(checkpoint.recipe.views) <= 2,
-    "cifar100_normalization": lambda checkpoint: checkpoint.preprocessing in (None, _usual("cifar100")),
+    "cifar100_normalization": lambda checkpoint: checkpoint.preprocessing in (None, _CIFAR100),
 }
-
-
-def _usual(kind: str) -> Preprocessing:
-    mean, std = normalization(DataConfig(kind=kind))
-    return Preprocessing(mean=mean, std=std)
 
 
 def build(module: ModuleType, checkpoint: Checkpoint, data: Mapping[str, Any], path: Path, overrides: Any = ()) -> Any:
@@ -79,6 +77,8 @@ def evaluation(module: ModuleType, checkpoint: Checkpoint, config: Any, data: Ma
         data: the fingerprints of the splits.
     """
     settings = identity(config)
+    if getattr(module, "PROCESSES_MATTER", False):
+        settings["processes"] = int(os.environ.get("WORLD_SIZE", 1))
     if checkpoint.origin is not Origin.RANDOM:
         for section, values in module.from_checkpoint(checkpoint).items():
             for key, value in values.items():
@@ -91,15 +91,18 @@ def describe(module: ModuleType, checkpoint: Checkpoint, config: Any) -> dict[st
     """How a result was measured, in the words of a table's footnote; see `ResultRecord.protocol`."""
     stated = {key: value for key, value in module.protocol(config).items() if value is not None}
     if "normalization" in stated:
-        look = checkpoint.preprocessing
-        if config.data.mean is None and config.data.std is None:
-            whose = "the data set's"
-        elif look is not None and (look.mean, look.std) == normalization(config.data):
-            whose = "the checkpoint's"
-        else:
-            whose = "set by the protocol or an override"
-        stated["normalization"] = f"{stated['normalization']} ({whose})"
+        stated["normalization"] += f" ({_whose(module, checkpoint, config)})"
     return stated | describe_pretraining(checkpoint)
+
+
+def _whose(module: ModuleType, checkpoint: Checkpoint, config: Any) -> str:
+    """Where the mean and std of a configuration's pixels come from."""
+    settings, pixels = identity(config), ("mean", "std", "pixel_mean", "pixel_std")
+    given = {key: v for part in module.from_checkpoint(checkpoint).values() for key, v in part.items() if key in pixels}
+    used = {key: v for part in ("data", "model") for key, v in settings.get(part, {}).items() if key in pixels}
+    if not any(used.values()):
+        return "the data set's"
+    return "the checkpoint's" if used == given else "set by the protocol or an override"
 
 
 def describe_pretraining(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -143,10 +146,10 @@ def pretraining_scale(checkpoint: Checkpoint) -> str:
     if recipe is None:
         return "paper"
     scale = recipes.judged_scale(recipe)
-    if scale != recipe.scale and importlib.import_module("intl_bench.ablations.grid").is_cell(recipe):
+    if scale != recipe.scale and is_cell(recipe):
         scale = recipe.scale
     facts = PAPER.get(recipe.data.dataset)
-    whole = facts is not None and checkpoint.details.get("images", facts.train) == facts.train
+    whole = facts is not None and checkpoint.details.get("images") == facts.train
     complete = checkpoint.progress == "complete" and checkpoint.inputs.initial_weights is None
     return "reduced" if scale in recipes.PUBLISHED and not (whole and complete) else scale
 
@@ -179,8 +182,11 @@ def _is_published(task: str, checkpoint: Checkpoint, config: Any) -> bool:
     """Whether the configuration is a packaged protocol for this checkpoint and data set."""
     module = importlib.import_module(TASKS[task])
     data = {key: value for key, value in configs.to_dict(config.data).items() if key not in ("mean", "std")}
-    for path in (configs.CONFIGS / task).glob("*.yaml"):
-        if path.stem == "demo" or (path.stem in PAPER and path.stem != config.data.dataset):
+    folder, name = configs.CONFIGS / task, config.data.dataset
+    # A data set with a protocol of its own is not measured by another one's, nor by those for all others.
+    others = {*PAPER, "default", "imagefolder"} - {name} if (folder / f"{name}.yaml").is_file() else {*PAPER}
+    for path in folder.glob("*.yaml"):
+        if path.stem in {"demo", *others}:
             continue
         for content in _variants(configs.read(path), checkpoint):
             if same_protocol(_build(module, checkpoint, data, content, path, ()), config):

@@ -2,22 +2,20 @@
 
 import dataclasses
 import functools
-import hashlib
 import json
 import math
 import re
 import types
 import typing
-from collections.abc import Mapping
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from intl_bench.core.errors import InputError, from_os_error
-from intl_bench.core.files import create_json
+from intl_bench.core.files import create_json, json_text, write_text
+from intl_bench.core.identity import SCALES, digest
 
 SCHEMA = 2
-SCALES = ("paper", "adapted", "reduced", "demo")
 _DIGESTED = ("pretraining", "evaluation")
 _KEY = (
     *("task", "method", "dataset", "pretraining_sha256", "evaluation_sha256"),
@@ -128,12 +126,6 @@ class ResultRecord:
         return digest({name: getattr(self, name) for name in _KEY})[:16]
 
 
-def digest(values: Mapping[str, Any]) -> str:
-    """SHA-256 of an identity's canonical JSON, as 64 hex digits."""
-    text = json.dumps(values, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
 class RecordStore:
     """The records in `folder`/<task>/*.json. Many processes may append and read at once."""
 
@@ -148,16 +140,21 @@ class RecordStore:
             ResourceError: the disk is full.
             ValueError: the record is one of schema 1, which nothing writes any more; or a field holds a NaN.
         """
-        if record.schema != SCHEMA:
-            raise ValueError(
-                f"schema is {record.schema}, expected {SCHEMA}: a record of an earlier version is only read"
-            )
-        pretrain_seed = "unknown" if record.pretrain_seed is None else record.pretrain_seed
-        seeds = f"p{pretrain_seed}-t{record.transfer_seed}"
-        name = f"{_slug(record.method)}-{_slug(record.dataset)}-{seeds}-{record.key}.json"
-        path = self.folder / record.task / name
-        values = {field: getattr(record, field) for field in _FIELDS}
-        create_json(path, values | {f"{name}_sha256": getattr(record, f"{name}_sha256") for name in _DIGESTED})
+        path = self._path(record)
+        create_json(path, _values(record))
+        return path
+
+    def replace(self, record: ResultRecord) -> Path:
+        """As `append`, but in place of what there is of the same thing, also of weights that were trained before.
+
+        The earlier records go only when the new one is on the disk.
+        """
+        path = self._path(record)
+        write_text(path, json_text(_values(record)))
+        for old in self.load():
+            same = all(getattr(old, name) == getattr(record, name) for name in _KEY if name != "weights_sha256")
+            if same and Path(old.file) != path:
+                Path(old.file).unlink(missing_ok=True)
         return path
 
     def load(self) -> list[ResultRecord]:
@@ -176,15 +173,26 @@ class RecordStore:
         paths = self._paths(key)
         return _read(paths[0]) if paths else None
 
-    def remove(self, key: str) -> None:
-        """Deletes the record with this key, if there is one, so that its task can be run afresh."""
-        for path in self._paths(key):
-            path.unlink(missing_ok=True)
+    def _path(self, record: ResultRecord) -> Path:
+        if record.schema != SCHEMA:
+            raise ValueError(
+                f"schema is {record.schema}, expected {SCHEMA}: a record of an earlier version is only read"
+            )
+        pretrain_seed = "unknown" if record.pretrain_seed is None else record.pretrain_seed
+        seeds = f"p{pretrain_seed}-t{record.transfer_seed}"
+        name = f"{_slug(record.method)}-{_slug(record.dataset)}-{seeds}-{record.key}.json"
+        return self.folder / record.task / name
 
     def _paths(self, key: str = "") -> list[Path]:
         # A name that starts with a dot is a file that another process is still writing.
         paths = (path for path in self.folder.glob("*/*.json") if not path.name.startswith("."))
         return sorted(path for path in paths if path.name.endswith(f"{key}.json"))
+
+
+def _values(record: ResultRecord) -> dict[str, Any]:
+    """What a record's file holds."""
+    values = {field: getattr(record, field) for field in _FIELDS}
+    return values | {f"{name}_sha256": getattr(record, f"{name}_sha256") for name in _DIGESTED}
 
 
 def _read(path: Path) -> ResultRecord:

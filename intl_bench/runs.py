@@ -22,6 +22,7 @@ from intl_bench.records import RecordStore, ResultRecord
 from pretrain.backbone import BackboneConfig
 from pretrain.checkpoint import Checkpoint, Origin
 from pretrain.data import DataConfig
+from pretrain.recipe import inherited_data
 from transfer import TASKS
 from transfer.convert import read
 from transfer.features import RANDOM, random_init
@@ -84,10 +85,8 @@ def prepare(plan: Plan) -> tuple[ModuleType, Checkpoint, Any]:
         data, path = {}, configs.find(plan.config or module.DEFAULT, plan.task)
     else:
         changes = [change.removeprefix("data.") for change in plan.overrides if change.startswith("data.")]
-        # Another kind of data is another data set: nothing of the checkpoint's, such as its name, holds for it.
-        own = checkpoint.recipe is None or any(change.startswith("kind=") for change in changes)
-        data = {} if own or checkpoint.recipe is None else configs.to_dict(checkpoint.recipe.data)
-        data = {key: value for key, value in data.items() if key not in ("mean", "std")}  # those are the backbone's
+        own = {} if checkpoint.recipe is None else inherited_data(checkpoint.recipe.data, changes)
+        data = {key: value for key, value in own.items() if key not in ("mean", "std")}  # those are the backbone's
         asked = configs.build(DataConfig, data, "data", changes)
         path = configs.find(plan.config, plan.task) if plan.config else _default_config(plan.task, asked)
     return module, checkpoint, protocol.build(module, checkpoint, data, path, plan.overrides)
@@ -109,11 +108,15 @@ def _checkpoint(plan: Plan) -> Checkpoint:
         given = plan.checkpoint
         checkpoint = given if isinstance(given, Checkpoint) else read(given, plan.layout)
     if plan.method is not None:
+        if not plan.method.strip():
+            raise InputError("--method: empty; expected a name for tables, such as INTL")
         checkpoint = dataclasses.replace(checkpoint, method=plan.method)
     if plan.pretrain_seed is None:
         if plan.group is not None:
             raise InputError(f"--group {plan.group}: expected --pretrain-seed N too, the seed of this pre-training")
         return checkpoint
+    if plan.pretrain_seed < 0:
+        raise InputError(f"--pretrain-seed {plan.pretrain_seed}: expected at least 0")
     if checkpoint.origin is not Origin.FOREIGN or plan.init == "random":
         raise InputError(
             f"--pretrain-seed {plan.pretrain_seed}: only for a checkpoint of others, whose seed is not known; "
@@ -191,7 +194,7 @@ def _run_seed(
                 undrawn = getattr(config, "visualize", 0) and "picture" not in done.details
                 _report(done, "already there; add --fresh to draw" if undrawn else "already there")
             return done
-        if plan.fresh:
+        if plan.fresh and is_main_process():
             shutil.rmtree(folder, ignore_errors=True)
         started = time.perf_counter()
         outcome = module.run(checkpoint, config, seed, folder=folder)
@@ -207,9 +210,7 @@ def _run_seed(
             created=now(),
         )
         if is_main_process():
-            if plan.fresh:  # only now: a run that fails leaves the earlier result
-                store.remove(record.key)
-            store.append(record)
+            (store.replace if plan.fresh else store.append)(record)
             _clear(folder)
             _report(record, f"{record.wall_time_s:.0f} s")
     return record

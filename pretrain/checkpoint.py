@@ -21,7 +21,7 @@ from intl_bench.core.errors import InputError, from_os_error
 from intl_bench.core.identity import identity
 from pretrain import recipe as recipes
 from pretrain.backbone import BackboneConfig
-from pretrain.data import normalization
+from pretrain.data import DataConfig, normalization
 from pretrain.recipe import Inputs, Recipe
 
 FORMAT = 2  # 1 did not note the training images' fingerprint
@@ -45,6 +45,12 @@ class Preprocessing:
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+    @classmethod
+    def of(cls, data: DataConfig) -> "Preprocessing":
+        """That of a data set's images, as `pretrain.data.normalization` has it."""
+        mean, std = normalization(data)
+        return cls(mean=mean, std=std)
 
     def __post_init__(self) -> None:
         for name in ("mean", "std"):  # JSON and YAML have lists
@@ -217,12 +223,6 @@ def load_own(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
     return state
 
 
-def load_backbone_checkpoint(path: Path) -> Checkpoint:
-    """The backbone of a training state, its projector and optimizer left aside; raises as `load`."""
-    state, digest = load(path)
-    return online(path, digest, state)
-
-
 def online(path: Path, sha256: str, state: Mapping[str, Any]) -> Checkpoint:
     """The backbone that was trained, of the state that `load` read; raises as `from_state`."""
     prefix = BRANCHES["online"]
@@ -247,7 +247,7 @@ def from_state(
         origin=Origin.TRAINED,
         method=state["display"],
         architecture=recipe.backbone,
-        preprocessing=_preprocessing(recipe),
+        preprocessing=Preprocessing.of(recipe.data),
         seed=recipe.seed,
         recipe=recipe,
         inputs=Inputs(**state.get("inputs", {})),
@@ -256,11 +256,6 @@ def from_state(
         progress="complete" if state["step"] == total else f"step {state['step']} of {total}",
         details=state["details"],
     )
-
-
-def _preprocessing(recipe: Recipe) -> Preprocessing:
-    mean, std = normalization(recipe.data)
-    return Preprocessing(mean=mean, std=std)
 
 
 _ABOUT = 2  # version of `about`; 1 held the recipe alone, or a layout's facts without the recipe
@@ -293,6 +288,8 @@ def from_about(values: Mapping[str, Any], path: Path, sha256: str, backbone: dic
         InputError: its configuration is not one of this version.
     """
     where = f"checkpoint {path}"
+    if values.get("about", 0) > _ABOUT:
+        raise InputError(f"{where}: described by version {values['about']}, this one reads {_ABOUT}; update intl-bench")
     stored = values.get("recipe") if "about" in values else values if "epochs" in values else None
     recipe = None
     if stored is not None:
@@ -309,15 +306,15 @@ def from_about(values: Mapping[str, Any], path: Path, sha256: str, backbone: dic
         origin=Origin.FOREIGN if recipe is None else Origin.EXPORTED,
         method=str(display or "unnamed"),
         architecture=configs.build(BackboneConfig, values["backbone"], where),
-        preprocessing=_preprocessing(recipe) if recipe is not None else look and _canonical(look, where),
+        preprocessing=Preprocessing.of(recipe.data) if recipe is not None else look and _canonical(look, where),
         seed=recipe.seed if recipe is not None else values.get("seed"),
         source=str(values.get("source", "intl-bench")),
         recipe=recipe,
         inputs=Inputs(**values.get("inputs", {})),
         branch=values.get("branch", "online"),
-        # Earlier versions exported a run when it was finished, and only then.
+        # Earlier versions exported a run when it was finished, but converted it (`source_sha256`) at any time.
         epoch=values.get("epoch", recipe.epochs if recipe is not None else None),
-        progress=values.get("progress", "complete"),
+        progress=values.get("progress", "unknown" if recipe is not None and "source_sha256" in values else "complete"),
         details=dict(values.get("details", {})),
     )
 

@@ -33,8 +33,6 @@ _NORMALIZATION = {
     "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
     "shapes": ((0.5, 0.5, 0.5), (0.29, 0.29, 0.29)),
 }
-# Of the paper's data sets.
-TRAINING_IMAGES = {name: datasets.PAPER[name].train for name in ("imagenet", "imagenet100", "cifar10", "cifar100")}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -23,7 +23,7 @@ from pretrain import recipe as recipes
 from pretrain.checkpoint import Preprocessing
 from pretrain.data import ArraySource, DataConfig, FileSource, ImageSource, normalization, open_source
 from pretrain.loader import evaluation_batches
-from pretrain.recipe import Recipe
+from pretrain.recipe import Recipe, inherited_data
 from pretrain.spectrum import Spectrum
 
 IMAGES = 2048
@@ -129,11 +129,9 @@ def data_config(own: DataConfig | None, look: Preprocessing | None, overrides: S
         if not change.startswith("data."):
             raise InputError(f"override {change}: expected data.key=value, such as data.root=PATH")
     changes = [change.removeprefix("data.") for change in overrides]
-    values = {} if own is None else configs.to_dict(own)
-    if any(change.startswith("kind=") and change != f"kind={values.get('kind')}" for change in changes):
-        values = {key: values[key] for key in ("mean", "std") if key in values}
+    values = {} if own is None else inherited_data(own, changes)
     if own is None and look is not None:
-        values = {"mean": list(look.mean), "std": list(look.std)}
+        values = {"mean": look.mean, "std": look.std}
     return configs.build(DataConfig, values, "data", changes)
 
 

@@ -17,11 +17,12 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_map_only
 
+from intl_bench.core.datasets import PAPER
 from intl_bench.core.distributed import Process
 from intl_bench.core.errors import BenchError, InputError
 from pretrain import costs, train
 from pretrain.costs import Cost, Device
-from pretrain.data import TRAINING_IMAGES, DataConfig, open_source
+from pretrain.data import DataConfig, open_source
 from pretrain.methods.intl import INTLLoss
 from pretrain.recipe import Recipe
 
@@ -38,7 +39,6 @@ _ERRORS = (
     "Against img/s that NVIDIA published for a supervised ResNet-50 on one A100: +1% in mixed precision, from which "
     "the two shares were chosen, and +34% in TF32."
 )
-_CLASSES = {"cifar10": 10, "cifar100": 100, "imagenet100": 100}
 _RESERVED = 2**30  # bytes of a GPU that CUDA, its libraries and the gaps between tensors take
 
 
@@ -293,9 +293,10 @@ def _images(config: DataConfig) -> tuple[int | None, int, str]:
         source = open_source(config, "train")
         return len(source), len(source.class_names), "counted"
     except BenchError as error:
-        known = TRAINING_IMAGES.get(config.dataset)
+        facts = PAPER.get(config.dataset)
+        known = facts.train if facts is not None else None
         reason = f"cannot count them: {' '.join(str(error).split())}"
-        classes = _CLASSES.get(config.dataset, 1000)
+        classes = facts.classes if facts is not None else 1000
         return known, classes, f"{'as published' if known else 'not known'}; {reason}"
 
 

@@ -1,21 +1,22 @@
 """The configuration of one pre-training run."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from intl_bench.core import config as configs
 from intl_bench.core import identity as identities
+from intl_bench.core.datasets import PAPER
 from intl_bench.core.errors import InputError
-from intl_bench.core.identity import runtime_only
+from intl_bench.core.identity import SCALES, runtime_only
 from pretrain import methods, optim
 from pretrain.backbone import BackboneConfig
 from pretrain.data import DataConfig, normalization
 from pretrain.projector import ProjectorConfig
 from pretrain.views import ViewConfig
 
-SCALES = ("paper", "adapted", "reduced", "demo")
 PRECISIONS = ("fp32", "bf16", "fp16")
 PUBLISHED = ("paper", "adapted")  # scales that only a packaged recipe has
 
@@ -138,13 +139,21 @@ def judged_scale(recipe: Recipe) -> str:
         return recipe.scale
     packaged = sorted((configs.CONFIGS / "pretrain").glob("*.yaml"), key=lambda path: path.stem != recipe.name)
     for other in packaged if recipe.init is None else ():
-        values = configs.read(other)
-        # Most are told apart by these, which takes a fiftieth of the time of building them.
+        values = _packaged(other)
+        # Most are told apart by these, in a fiftieth of the time of building them.
         if all(values.get(key, getattr(Recipe, key)) == getattr(recipe, key) for key in ("epochs", "batch_size")):
             published = dataclasses.replace(_build(values, other.name, ()), seed=recipe.seed)
-            if identities.identity(published) == identities.identity(recipe):
+            if decides_the_same(published, recipe):
                 return published.scale
     return "reduced"
+
+
+_packaged = functools.cache(configs.read)
+
+
+def decides_the_same(one: Recipe, other: Recipe) -> bool:
+    """Whether two recipes ask for the same training on a data set of the same name."""
+    return one.data.dataset == other.data.dataset and identities.identity(one) == identities.identity(other)
 
 
 def _build(values: Mapping[str, Any], where: str, overrides: Sequence[str]) -> Recipe:
@@ -160,6 +169,21 @@ def from_dict(values: Mapping[str, Any], where: str) -> Recipe:
         InputError: an unknown key, or a value that is refused.
     """
     return _build(values, where, ())
+
+
+def inherited_data(own: DataConfig, changes: Sequence[str]) -> dict[str, Any]:
+    """What of a checkpoint's own data set holds under overrides "key=value", as values of a `DataConfig`.
+
+    Of another kind of data nothing does but the mean and std of the pixels. Images elsewhere keep a name of the
+    paper's, which is checked against their content, and no other.
+    """
+    values: dict[str, Any] = dataclasses.asdict(own)
+    asked = dict(change.partition("=")[::2] for change in changes)
+    if asked.get("kind", own.kind) != own.kind:
+        return {key: values[key] for key in ("mean", "std")}
+    if asked.get("root", own.root) != own.root and own.name not in PAPER:
+        values["name"] = None
+    return values
 
 
 def identity(recipe: Recipe, inputs: Inputs) -> dict[str, Any]:

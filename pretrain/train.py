@@ -302,6 +302,8 @@ def _initial_weights(recipe: Recipe, state: dict[str, Any] | None) -> warm_start
     if recipe.init is None:
         return None
     path = Path(recipe.init).expanduser()
+    if path.resolve().is_relative_to(recipe.folder.resolve()):
+        raise InputError(f"init={path}: in the folder of this run itself; give the new run another name with name=...")
     before = {} if state is None else state.get("inputs", {})
     known = before.get("initial_weights")
     if known and state is not None and state["config"].get("init") == recipe.init and not path.exists():

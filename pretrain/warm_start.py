@@ -43,7 +43,10 @@ def read(path: Path) -> InitialWeights:
             raise InputError(f"init={path}: not a readable safetensors file ({error})") from error
     else:
         try:
-            weights = checkpoint.load(path)[0]["method"]
+            state, _ = checkpoint.load(path)
+            if "method" not in state:
+                raise InputError(f"checkpoint {path}: not of `intl-bench pretrain` (it has no field `method`)")
+            weights = state["method"]
         except InputError as error:
             raise InputError(
                 f"init: {error}; anybody else's checkpoint is rewritten by `intl-bench convert CHECKPOINT "

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from intl_bench import cli
-from intl_bench.ablations import free_embedding, grid
+from intl_bench.ablations import cells, free_embedding, grid
 from intl_bench.ablations.figures import FIGURES, Point
 from intl_bench.core import config as configs
 from intl_bench.records import RecordStore
@@ -73,7 +73,8 @@ def test_a_grid_from_pre_training_to_table_and_figure(capfd: pytest.CaptureFixtu
     missing = next(path for path in paths() if path.parent.name == "knn" and path.name.startswith("intl"))
     missing.unlink()
     assert cli.main(["ablation", "grid.yaml"]) == 0  # makes what is missing, from the checkpoint that is there
-    assert capfd.readouterr().out.count("already there") == 3
+    # One cell of seed 0, two of seed 1, and random initialization for both.
+    assert capfd.readouterr().out.count("already there") == 5
     assert {path.name for path in paths()} == {path.name for path in before}
     others = [path for path in before if path.name != missing.name and path.parent.name == "knn"]
     assert all(path.read_bytes() == before[path] for path in others)
@@ -83,9 +84,9 @@ def test_a_grid_from_pre_training_to_table_and_figure(capfd: pytest.CaptureFixtu
     assert printed.count("already there") == 4  # said by the seeds' own processes,
     assert printed.count(table.strip()) == 1  # which leave the table to the one that started them
 
-    ablation, results = grid.load("grid.yaml"), Path("results/ablations/tiny")
-    assert grid.finish(ablation, results, grid.recipes(ablation, 5)) == table.removesuffix("\n")
-    assert "iterations 1," not in grid.finish(ablation, results, grid.recipes(ablation, 0, ["base_lr=0.1"]))
+    ablation, results = cells.load("grid.yaml"), Path("results/ablations/tiny")
+    assert grid.finish(ablation, results, cells.recipes(ablation, 5)) == table.removesuffix("\n")
+    assert "iterations 1," not in grid.finish(ablation, results, cells.recipes(ablation, 0, ["base_lr=0.1"]))
 
 
 def test_an_experiment_without_data_is_run_once_unless_fresh(
@@ -104,14 +105,14 @@ def test_an_experiment_without_data_is_run_once_unless_fresh(
 
 @pytest.mark.parametrize("name", PACKAGED)
 def test_packaged_grids_name_recipes_that_there_are(name: str) -> None:
-    ablation = grid.load(name.replace("_", "-"))
-    names = [recipe.name for recipe in grid.recipes(ablation, seed=1, overrides=["data.root=elsewhere"])]
+    ablation = cells.load(name.replace("_", "-"))
+    names = [recipe.name for recipe in cells.recipes(ablation, seed=1, overrides=["data.root=elsewhere"])]
     assert len(set(names)) == len(names) == len(ablation.cells)
     assert ablation.name == name
     assert ablation.seeds >= 3
     scales = {"paper", "adapted"} if ablation.scale == "paper" else {ablation.scale}
-    assert {recipe.scale for recipe in grid.recipes(ablation, 0)} <= scales
-    changed = grid.recipes(ablation, 0, ["epochs=1", "warmup_epochs=0"])
+    assert {recipe.scale for recipe in cells.recipes(ablation, 0)} <= scales
+    changed = cells.recipes(ablation, 0, ["epochs=1", "warmup_epochs=0"])
     assert {recipe.scale for recipe in changed} <= {"reduced"}
     assert not {recipe.name for recipe in changed} & set(names)  # a folder of its own
 
@@ -126,20 +127,20 @@ def test_packaged_grids_name_recipes_that_there_are(name: str) -> None:
     ],
 )
 def test_grids_are_the_papers(name: str, section: str, key: str, values: list[float]) -> None:
-    made = [configs.to_dict(recipe)[section][key] for recipe in grid.recipes(grid.load(name), 0)]
+    made = [configs.to_dict(recipe)[section][key] for recipe in cells.recipes(cells.load(name), 0)]
     assert made == values
 
 
 @pytest.mark.parametrize("name", ["batch_size", "batch_size_reduced"])
 def test_batch_sizes_are_the_papers(name: str) -> None:
-    assert [recipe.batch_size for recipe in grid.recipes(grid.load(name), 0)] == [2**n for n in range(5, 11)]
+    assert [recipe.batch_size for recipe in cells.recipes(cells.load(name), 0)] == [2**n for n in range(5, 11)]
 
 
 @pytest.mark.parametrize("name", ["trace_loss", "trace_loss_reduced"])
 def test_iterations_are_the_papers_with_both_iterations(name: str) -> None:
-    cells = [recipe.method for recipe in grid.recipes(grid.load(name), 0)]
+    made = [recipe.method for recipe in cells.recipes(cells.load(name), 0)]
     counts = {
-        (method, variant): [m["iterations"] for m in cells if (m["name"], m["variant"]) == (method, variant)]
+        (method, variant): [m["iterations"] for m in made if (m["name"], m["variant"]) == (method, variant)]
         for method in ("intl", "iternorm")
         for variant in ("coupled", "paper")
     }

@@ -103,7 +103,7 @@ def test_coco_from_checkpoint_to_table(capsys: pytest.CaptureFixture[str]) -> No
     assert cli.main(["tables", "--table", "3"]) == 0
     (row,) = (line for line in capsys.readouterr().out.splitlines() if "measured, demo scale" in line)
     assert "engine builtin" in row
-    assert row.count("(2) |") == 6
+    assert row.count("(2†) |") == 6
     assert cli.main(["tables", "--table", "3", "--schedule", "2x"]) == 0
     assert "demo scale" not in capsys.readouterr().out
 

@@ -21,6 +21,7 @@ from pretrain import checkpoint, train
 from pretrain.data import open_source
 from pretrain.loader import training_batches
 from pretrain.recipe import Recipe, load_recipe
+from transfer.convert import read
 
 TINY = ["data.size=192", "batch_size=32", "epochs=2", "projector.hidden=32", "projector.out=32", "log_every=1"]
 ROOT = Path(__file__).resolve().parents[1]
@@ -111,7 +112,7 @@ def test_finished_run_is_left_alone() -> None:
 def test_fresh_starts_over() -> None:
     train.run(tiny("epochs=3"))
     path = train.run(tiny(), fresh=True)
-    assert checkpoint.load_backbone_checkpoint(path).epoch == 2
+    assert read(path).epoch == 2
 
 
 def test_another_configuration_is_not_continued() -> None:
@@ -288,7 +289,7 @@ def test_export_is_the_backbone() -> None:
 
     path = train.run(tiny())
     exported = load_file(path.with_name("backbone.safetensors"))
-    assert_same(exported, checkpoint.load_backbone_checkpoint(path).backbone)
+    assert_same(exported, read(path).backbone)
 
 
 @pytest.fixture
@@ -311,7 +312,7 @@ def test_a_truncated_image_stops_with_its_name_or_is_counted(photos: Path) -> No
     assert done.returncode == 2
     assert "class1/7.jpg" in done.stderr.splitlines()[-1]
     path = train.run(tiny("data.kind=imagefolder", f"data.root={photos}", "data.on_bad_image=skip", "epochs=3"))
-    details = checkpoint.load_backbone_checkpoint(path).details
+    details = read(path).details
     assert details["bad_images"] == 1
     assert [Path(name).name for name in details["bad_files"]] == ["7.jpg"]
 

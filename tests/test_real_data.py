@@ -6,7 +6,7 @@ import pytest
 
 from intl_bench import cli
 from intl_bench.records import RecordStore
-from pretrain.checkpoint import load_backbone_checkpoint
+from transfer.convert import read
 
 pytestmark = pytest.mark.data
 SMALL = ["backbone.name=resnet10_narrow", "projector.hidden=64", "projector.out=64", "epochs=1", "workers=1"]
@@ -32,11 +32,18 @@ def test_cifar10_from_pixels_to_record(test_data: Path, tmp_path: Path, monkeypa
 def test_photos_through_all_six_crops(test_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     photos = test_data / "imagenet_sample"
-    run = ["pretrain", "imagenet_r50_intl_multicrop_100ep", *SMALL, f"data.root={photos}", "data.name=photos", "batch_size=48"]
+    run = [
+        "pretrain",
+        "imagenet_r50_intl_multicrop_100ep",
+        *SMALL,
+        f"data.root={photos}",
+        "data.name=photos",
+        "batch_size=48",
+    ]
     run += ["name=six"]
     assert cli.main(run) == 0
     path = Path("runs/pretrain/six/seed0/checkpoint.pt")
-    assert load_backbone_checkpoint(path).details["images"] == 96
+    assert read(path).details["images"] == 96
     listed = sorted(file.name for file in (photos / "train").rglob("*.JPEG"))[::10]
     Path("list.txt").write_text("\n".join(listed) + "\n")
     run = ["finetune", str(path), "train_percent=10", "file_list=list.txt", "epochs=2", "batch_size=5", "workers=0"]

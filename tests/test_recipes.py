@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from intl_bench.core import config as configs
+from intl_bench.core.datasets import PAPER
 from intl_bench.core.distributed import Process
 from intl_bench.core.errors import InputError
 from pretrain import methods, train
-from pretrain.data import TRAINING_IMAGES
 from pretrain.recipe import Recipe, load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -111,8 +111,8 @@ def test_a_run_can_be_built_from_every_recipe(method: str) -> None:
         assert recipe.backbone.stem.startswith("cifar") == data.startswith("cifar")
         assert {view.size for view in recipe.views} <= ({32} if data.startswith("cifar") else {224, 96})
         with meta:
-            training = train.build(recipe, Process(rank=0, world_size=1, device=meta), TRAINING_IMAGES[data], classes)
-        assert training.total_steps == TRAINING_IMAGES[data] // recipe.batch_size * recipe.epochs
+            training = train.build(recipe, Process(rank=0, world_size=1, device=meta), PAPER[data].train, classes)
+        assert training.total_steps == PAPER[data].train // recipe.batch_size * recipe.epochs
         if data != "imagenet" and training.display.lower() in table(2):
             assert recipe.epochs == (400 if data == "imagenet100" else 1000)
 

@@ -1,9 +1,11 @@
 """Records: validation, the key, the store, and many writers at once."""
 
 import dataclasses
+import errno
 import hashlib
 import json
 import multiprocessing
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from intl_bench.core.errors import InputError
+from intl_bench.core.errors import InputError, ResourceError
 from intl_bench.records import RecordStore, ResultRecord
 
 
@@ -148,15 +150,44 @@ def test_a_record_is_never_overwritten(tmp_path: Path) -> None:
     assert first.read_bytes() == before
 
 
-def test_a_removed_record_can_be_written_again(tmp_path: Path) -> None:
+def test_a_record_takes_the_place_of_what_there_was_of_the_same_thing(tmp_path: Path) -> None:
     store = RecordStore(tmp_path)
     store.append(make())
     store.append(make(transfer_seed=2))
-    store.remove(make().key)
-    store.remove(make().key)
-    assert [record.transfer_seed for record in store.load()] == [2]
+    store.append(make(weights_sha256="12" * 32))
+    store.replace(make(metrics={"top1": 1.0}))
+    assert [(r.transfer_seed, r.metrics["top1"]) for r in store.load()] == [(1, 1.0), (2, 92.6)]
+    store.replace(make(weights_sha256="34" * 32, metrics={"top1": 2.0}))  # trained anew
+    assert [(r.transfer_seed, r.metrics["top1"]) for r in store.load()] == [(1, 2.0), (2, 92.6)]
+    store.replace(make(transfer_seed=5))
+    assert len(store.load()) == 3
+
+
+def test_a_record_that_cannot_be_written_leaves_the_earlier_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = RecordStore(tmp_path)
+    store.append(make())
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(ResourceError, match="No space left"):
+        store.replace(make(weights_sha256="34" * 32))
+    assert store.load() == [make()]
+
+
+def test_a_record_is_written_where_there_are_no_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refused)
+    store = RecordStore(tmp_path)
+    path = store.append(make())
     store.append(make(metrics={"top1": 1.0}))
-    assert store.load()[0].metrics == {"top1": 1.0}
+    assert store.load() == [make()]
+    assert list(path.parent.iterdir()) == [path]
 
 
 def test_load_is_sorted_and_ignores_what_is_no_record(tmp_path: Path) -> None:

@@ -11,9 +11,9 @@ import torch
 from intl_bench import cli, runs
 from intl_bench.core.errors import InputError
 from intl_bench.records import RecordStore
-from pretrain import checkpoint as checkpoints
 from pretrain import train
 from pretrain.recipe import load_recipe
+from transfer.convert import read
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICK = ["epochs=3", "batch_size=64"]
@@ -59,7 +59,7 @@ def test_a_record_a_seed_with_all_that_was_asked_for(trained: Path) -> None:
     assert record.dataset == "shapes"
     assert record.backbone == "resnet10_narrow"
     assert record.scale == "demo"
-    checkpoint = checkpoints.load_backbone_checkpoint(trained)
+    checkpoint = read(trained)
     assert record.checkpoint_sha256 == checkpoint.sha256
     assert record.weights_sha256 == checkpoint.weights_sha256
     assert record.pretraining["settings"]["projector"] == {"hidden": 32, "out": 32, "layers": 3}

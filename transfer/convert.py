@@ -23,7 +23,7 @@ from intl_bench.core.errors import BenchError, InputError
 from pretrain import checkpoint as checkpoints
 from pretrain.backbone import Backbone, BackboneConfig
 from pretrain.checkpoint import Checkpoint, Origin, Preprocessing, export_backbone
-from pretrain.data import IMAGENET_NORMALIZATION
+from pretrain.data import DataConfig
 from transfer import unpickle
 from transfer.layout_names import DETECTRON2, TORCHVISION, Names, names
 from transfer.layouts import LAYOUTS, Layout
@@ -100,7 +100,7 @@ def load_backbone(path: str | Path, source: str = "auto") -> dict[str, torch.Ten
     Raises:
         InputError: unreadable, no backbone, several that nothing tells apart, or a tensor missing, extra or misshapen.
     """
-    loaded = _load(Path(path), source)
+    loaded = _interpret(unpickle.read(Path(path)), source)
     _warn(loaded)
     return loaded.extracted.state
 
@@ -176,7 +176,7 @@ def convert(path: str | Path, out: str | Path, to: str, source: str = "auto") ->
         raise InputError(f"--to {to}: expected one of {', '.join(TARGETS)}")
     if out.is_dir() or (out.exists() and out.samefile(path)):
         raise InputError(f"cannot write {out}: it is {'a folder' if out.is_dir() else 'the source itself'}")
-    loaded = _load(path, source)
+    loaded = _interpret(unpickle.read(path), source)
     about, state, stem = loaded.about, loaded.extracted.state, loaded.checkpoint.architecture.stem
     if to != "safetensors" and stem != "imagenet":
         raise InputError(
@@ -215,10 +215,6 @@ def convert(path: str | Path, out: str | Path, to: str, source: str = "auto") ->
         lines.append(_detectron2_settings(loaded))
     lines += [f"warning: {line}" for line in loaded.warnings()]
     return Conversion(lines=lines, about=about, left_aside=loaded.extracted.left_aside, difference=difference)
-
-
-def _load(path: Path, source: str) -> _Loaded:
-    return _interpret(unpickle.read(path), source)
 
 
 def _interpret(content: unpickle.Content, source: str) -> _Loaded:
@@ -277,7 +273,7 @@ def _facts(layout: Layout, extracted: Extracted) -> dict[str, Any]:
             f"{layout.small_stem}, as in the code of {layout.display}"
         )
         if layout.per_data_set:
-            facts["assumed"] += "; nor the mean and std of the pixels: the data set's own are taken"
+            facts["assumed"] += "; nor the mean and std of the pixels: the protocol's or the data set's own are taken"
     return facts
 
 
@@ -325,8 +321,7 @@ def _describe(loaded: _Loaded) -> list[str]:
 
 
 def _look(checkpoint: Checkpoint) -> Preprocessing:
-    mean, std = IMAGENET_NORMALIZATION
-    return checkpoint.preprocessing or Preprocessing(mean=mean, std=std)
+    return checkpoint.preprocessing or Preprocessing.of(DataConfig())
 
 
 def _grouped(keys: list[str]) -> str:

@@ -14,10 +14,9 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from intl_bench.core import config as configs
 from intl_bench.core import distributed, files
 from intl_bench.core.errors import InputError
-from intl_bench.core.identity import identity
+from intl_bench.core.identity import digest, identity
 from intl_bench.core.progress import Progress
 from intl_bench.core.seeding import torch_seed
 from pretrain import backbone as backbones
@@ -158,7 +157,7 @@ def extract(
         "code": [files.sha256(path) for path in _CODE],
         "computed_by": [process.device.type, torch.__version__],
     }
-    path = FOLDER / f"{configs.digest(about)}.npy"
+    path = FOLDER / f"{digest(about)}.npy"
     features = _cached(path)
     if not distributed.any_process(features is None, process.device):
         if process.is_main:

@@ -17,9 +17,20 @@ from transfer.features import from_checkpoint
 from transfer.outcome import Outcome, describe_normalization
 from transfer.supervised import Settings, train_classifier
 
-__all__ = ["SEEDED", "Config", "find_list", "fingerprints", "from_checkpoint", "listed_images", "protocol", "run"]
+__all__ = [
+    "PROCESSES_MATTER",
+    "SEEDED",
+    "Config",
+    "find_list",
+    "fingerprints",
+    "from_checkpoint",
+    "listed_images",
+    "protocol",
+    "run",
+]
 
 SEEDED = True
+PROCESSES_MATTER = True  # each has batch norms of its own, as the authors'
 
 _ORIGIN = (
     "SimCLR's lists are imagenet_subsets/1percent.txt and 10percent.txt of github.com/google-research/simclr, "
@@ -63,7 +74,7 @@ class Config:
 
 
 def protocol(config: Config) -> dict[str, Any]:
-    """What must be equal for two results to be compared."""
+    """How this evaluation measures, in words for a footnote; what it is, `core.identity.identity` says."""
     return {
         "protocol": "fine-tuned on a share of the labels",
         "train_percent": config.train_percent,

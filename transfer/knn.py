@@ -50,7 +50,7 @@ class Config:
 
 
 def protocol(config: Config) -> dict[str, Any]:
-    """What must be equal for two results to be compared."""
+    """How this evaluation measures, in words for a footnote; what it is, `core.identity.identity` says."""
     return {
         "protocol": "knn",
         "resize": config.resize,

@@ -58,7 +58,7 @@ class Config:
 
 
 def protocol(config: Config) -> dict[str, Any]:
-    """What must be equal for two results to be compared."""
+    """How this evaluation measures, in words for a footnote; what it is, `core.identity.identity` says."""
     schedule = (
         {"milestones": ", ".join(map(str, config.milestones))} if config.augment else {"final_lr": config.final_lr}
     )

@@ -44,6 +44,6 @@ def last_and_best(history: Sequence[dict[str, float]]) -> tuple[dict[str, float]
 
 
 def describe_normalization(data: DataConfig) -> str:
-    """Mean and standard deviation per channel, for a protocol stamp."""
+    """Mean and standard deviation per channel, for a footnote."""
     mean, std = normalization(data)
     return f"mean {' '.join(map(str, mean))}, std {' '.join(map(str, std))}"

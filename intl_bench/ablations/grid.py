@@ -6,115 +6,28 @@ diverged. A cell with all its records is skipped, whatever has become of its che
 
 import dataclasses
 import importlib
-import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from intl_bench import machine, protocol, runs, spectra, tables
+from intl_bench.ablations.cells import EXPERIMENTS, Ablation, recipes
 from intl_bench.ablations.figures import FIGURES, Point
 from intl_bench.core import config as configs
 from intl_bench.core import files
 from intl_bench.core.distributed import Process
 from intl_bench.core.errors import DivergedError, InputError
-from intl_bench.core.identity import identity, is_runtime_only
+from intl_bench.core.identity import digest
 from intl_bench.records import RecordStore, ResultRecord
 from intl_bench.tables.ablation import TASK
 from pretrain import checkpoint as checkpoints
 from pretrain import diagnose, methods, train
 from pretrain.checkpoint import Checkpoint, Origin, Preprocessing
-from pretrain.data import normalization, open_source
+from pretrain.data import open_source
 from pretrain.fingerprint import fingerprint
-from pretrain.recipe import Inputs, Recipe, load_recipe
-from transfer import TASKS
-from transfer.features import random_init
-
-# Experiments without data or pre-training: modules with a `run(folder)`, which writes NAME.png, .json and perhaps .md.
-EXPERIMENTS = {name: f"intl_bench.ablations.{name}" for name in ("toy", "free_embedding")}
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Ablation:
-    """A grid; see configs/ablation/.
-
-    Attributes:
-        name: also of its folder in results/ablations/.
-        recipe: what each cell's pre-training starts from.
-        overrides: those of all cells, key=value.
-        cells: of each the words that `intl-bench pretrain` would be told: overrides, and perhaps another recipe.
-        seeds: how many, unless the command line says otherwise.
-        tasks: how each cell is scored.
-        random: whether the backbone is scored as initialised, too.
-        figure: which of `figures.FIGURES` is drawn, if any.
-        also: which of `EXPERIMENTS`, that need no data, is run beside it, if any.
-        scale: of its records; with overrides from the command line it is "reduced".
-    """
-
-    name: str
-    recipe: str = "cifar10_r18_intl"
-    overrides: tuple[str, ...] = ()
-    cells: tuple[str, ...] = ()
-    seeds: int = 3
-    tasks: tuple[str, ...] = ("linear", "knn")
-    random: bool = False
-    figure: str | None = None
-    also: str | None = None
-    scale: str = "reduced"
-
-    def __post_init__(self) -> None:
-        if not (self.cells or self.also):
-            raise ValueError("cells: expected at least one")
-        if self.seeds < 1:
-            raise ValueError(f"seeds={self.seeds}: expected at least 1")
-        choices: list[tuple[str, str | None, Collection[str]]] = [("tasks", name, TASKS) for name in self.tasks]
-        choices += [("figure", self.figure, FIGURES), ("also", self.also, EXPERIMENTS)]
-        for what, name, known in choices:
-            if name is not None and name not in known:
-                raise ValueError(f"{what}: {name!r} is not one of {', '.join(known)}")
-
-
-def load(name: str) -> Ablation:
-    """The grid of a file, or of a packaged one in configs/ablation/, whose name may be spelt with hyphens.
-
-    Raises:
-        InputError: no such file, an unknown key, a wrong type or value.
-    """
-    return configs.load(Ablation, name if Path(name).suffix else name.replace("-", "_"), "ablation")
-
-
-def recipes(ablation: Ablation, seed: int, overrides: Sequence[str] = ()) -> list[Recipe]:
-    """The cells' recipes for one seed, in order; each run has a folder of its own.
-
-    Raises:
-        InputError: a cell names no recipe, or has an unknown key or a wrong value.
-    """
-    changes_grid = [word for word in overrides if not is_runtime_only(Recipe, word.partition("=")[0])]
-    scale = "reduced" if changes_grid else ablation.scale
-    made = []
-    for cell in ablation.cells:
-        other = [word for word in cell.split() if "=" not in word]
-        own = [word for word in cell.split() if "=" in word]
-        slug = re.sub(r"[^A-Za-z0-9.]+", "_", "_".join([*other, *own, *changes_grid]))
-        changes = [*ablation.overrides, *own, *overrides, f"seed={seed}", f"name={ablation.name}-{slug}"]
-        recipe = load_recipe(other[0] if other else ablation.recipe, changes)
-        if recipe.init is not None:
-            raise InputError(f"init={recipe.init}: expected none in an ablation, whose cells start at random")
-        # What a published recipe lacks, its cells lack too.
-        adapted = scale == "paper" and load_recipe(other[0] if other else ablation.recipe).scale == "adapted"
-        made.append(dataclasses.replace(recipe, scale="adapted" if adapted else scale))
-    return made
-
-
-def is_cell(recipe: Recipe) -> bool:
-    """Whether a recipe decides the same as a cell of the packaged grid that its name begins with."""
-    for path in (configs.CONFIGS / "ablation").glob("*.yaml"):
-        if recipe.name.startswith(f"{path.stem}-"):
-            cells = recipes(load(str(path)), recipe.seed)
-            if any(identity(cell) == identity(recipe) for cell in cells):
-                return True
-    return False
+from pretrain.recipe import Inputs, Recipe
 
 
 def check(recipes: Sequence[Recipe]) -> None:
@@ -172,9 +85,9 @@ def experiment(ablation: Ablation, results: Path, *, fresh: bool = False) -> Non
 
 def finish(ablation: Ablation, results: Path, cells: Iterable[Recipe]) -> str:
     """Writes the table and the figure of these cells, with all the seeds that there are; returns the table."""
-    recipes = list(cells)
-    wanted = {configs.digest(_planned(recipe).pretraining()) for recipe in recipes}
-    random = {configs.digest(random_init(_planned(recipe), 0).pretraining()) for recipe in recipes}
+    planned = [_planned(recipe) for recipe in cells]
+    wanted = {digest(one.pretraining()) for one in planned}
+    random = {digest(dataclasses.replace(one, origin=Origin.RANDOM, recipe=None).pretraining()) for one in planned}
     records = RecordStore(results / "records").load()
     ended = [r for r in records if r.task == TASK and r.pretraining_sha256 in wanted]
     scores = [r for r in records if r.task != TASK and r.pretraining_sha256 in wanted | random]
@@ -207,7 +120,7 @@ def points(records: Sequence[ResultRecord]) -> list[Point]:
 def _run_cell(recipe: Recipe, tasks: Sequence[str], store: RecordStore, results: Path, *, fresh: bool) -> None:
     records, planned = store.load(), _planned(recipe)
     # Told by the recipe and its data: what else is in a record takes time to find out.
-    cell = TASK, configs.digest(planned.pretraining()), recipe.seed
+    cell = TASK, digest(planned.pretraining()), recipe.seed
     before = next((r for r in records if (r.task, r.pretraining_sha256, r.pretrain_seed) == cell), None)
     if before is not None and not fresh and _is_complete(before, tasks, records):
         print(f"{recipe.name} seed {recipe.seed}: already there", flush=True)
@@ -218,16 +131,18 @@ def _run_cell(recipe: Recipe, tasks: Sequence[str], store: RecordStore, results:
         print(f"{recipe.name} seed {recipe.seed}: {error}", flush=True)
         record = _record(planned, {"diverged": 100.0}, {"diverged": str(error), "weights_sha256": None})
     else:
-        state, digest = checkpoints.load(path)  # once, for all that follows
-        trained = checkpoints.online(path, digest, state)
+        state, sha256 = checkpoints.load(path)  # once, for all that follows
+        trained = checkpoints.online(path, sha256, state)
+        if trained.inputs != planned.inputs:
+            raise InputError(f"{path}: an earlier version began it, which did not note its images; add --fresh")
+        # A training that was done anew, for want of its checkpoint, replaces its scores.
+        again = fresh or before is None
         for task in tasks:
-            runs.run(runs.Plan(task=task, checkpoint=trained, seeds=[recipe.seed], results=results, fresh=fresh))
+            runs.run(runs.Plan(task=task, checkpoint=trained, seeds=[recipe.seed], results=results, fresh=again))
         metrics, details = spectra.record_values(diagnose.measure(path, state))
         details |= {"weights_sha256": trained.weights_sha256}
         record = _record(trained, {"diverged": 0.0, **metrics}, details)
-    if before is not None:
-        store.remove(before.key)
-    store.append(record)
+    store.replace(record)
 
 
 def _is_complete(cell: ResultRecord, tasks: Sequence[str], records: Sequence[ResultRecord]) -> bool:
@@ -238,7 +153,6 @@ def _is_complete(cell: ResultRecord, tasks: Sequence[str], records: Sequence[Res
 def _planned(recipe: Recipe) -> Checkpoint:
     """What a cell's training is to end in, without weights."""
     source = open_source(recipe.data, "train")
-    look = Preprocessing(**dict(zip(("mean", "std"), normalization(recipe.data), strict=True)))
     return Checkpoint(
         path=recipe.checkpoint,
         sha256="",
@@ -246,7 +160,7 @@ def _planned(recipe: Recipe) -> Checkpoint:
         origin=Origin.TRAINED,
         method=methods.find(recipe.method["name"]).DISPLAY,
         architecture=recipe.backbone,
-        preprocessing=look,
+        preprocessing=Preprocessing.of(recipe.data),
         seed=recipe.seed,
         recipe=recipe,
         inputs=Inputs(data=fingerprint(source)),

@@ -6,7 +6,6 @@ the nearest known one. Each dataclass checks its own values in `__post_init__` a
 
 import dataclasses
 import difflib
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -55,7 +54,11 @@ def read(path: Path) -> dict[str, Any]:
     base = values.pop("base", None)
     if base is None:
         return values
-    merged = OmegaConf.merge(read(path.parent / str(base)), values)
+    below = read(path.parent / str(base))
+    # What a file sets holds for every checkpoint, also where its base has another value for some of them.
+    for section in below.get("for_checkpoints", {}).values():
+        _drop(section, values)
+    merged = OmegaConf.merge(below, values)
     return cast(dict[str, Any], OmegaConf.to_container(merged))
 
 
@@ -106,12 +109,6 @@ def to_dict(config: Any) -> dict[str, Any]:
     return cast(dict[str, Any], json.loads(json.dumps(dataclasses.asdict(config))))
 
 
-def digest(values: Mapping[str, Any]) -> str:
-    """SHA-256 of a configuration's canonical JSON, as 64 hex digits."""
-    text = json.dumps(values, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
     """Where two resolved configurations differ, as lines "key: old -> new"."""
     found: list[str] = []
@@ -122,6 +119,15 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
         elif a != b:
             found.append(f"{prefix}{key}: {a} -> {b}")
     return found
+
+
+def _drop(section: dict[str, Any], own: Mapping[str, Any]) -> None:
+    """Removes from a section what a file sets itself, key by key."""
+    for key, value in own.items():
+        if isinstance(value, Mapping) and isinstance(section.get(key), dict):
+            _drop(section[key], value)
+        else:
+            section.pop(key, None)
 
 
 def _with_tuples(value: Any) -> Any:

@@ -5,6 +5,7 @@ format of `sha256sum`, so that a flipped bit is noticed (`torch.load` and safete
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -18,6 +19,7 @@ from intl_bench.core.errors import InputError, from_os_error
 # Read once: the call changes the whole process's, and files are written in the background too.
 _UMASK = os.umask(0)
 os.umask(_UMASK)
+_NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
 
 
 @contextlib.contextmanager
@@ -68,22 +70,38 @@ def write_stream(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 def create_json(path: Path, value: Any) -> bool:
     """Writes indented JSON with sorted keys and no NaN, atomically, if `path` does not exist yet; else returns False.
 
-    Safe with many processes writing at once: exactly one of them gets True for a path.
+    Safe with many processes writing at once: exactly one of them gets True for a path. On a file system without hard
+    links the file is empty for a moment.
     """
-    text = json.dumps(value, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n"
+    temporary: str | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", encoding="utf-8", prefix=f".{path.name}.", dir=path.parent) as stream:
-            stream.write(text)
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            stream.write(json_text(value))
             stream.flush()
             os.fsync(stream.fileno())
-            os.chmod(stream.name, 0o644)
-            os.link(stream.name, path)
+        os.chmod(temporary, 0o666 & ~_UMASK)
+        try:
+            os.link(temporary, path)
+        except OSError as error:
+            if error.errno not in _NO_HARD_LINKS:
+                raise
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
+            os.replace(temporary, path)
     except FileExistsError:
         return False
     except OSError as error:
         raise from_os_error(error, f"cannot write {path}") from error
+    finally:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
     return True
+
+
+def json_text(value: Any) -> str:
+    """Indented JSON with sorted keys; raises `ValueError` for a NaN."""
+    return json.dumps(value, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n"
 
 
 class JsonLines:

@@ -5,9 +5,13 @@ setting tells experiments apart from its first day, and no other module keeps a 
 """
 
 import dataclasses
+import hashlib
 import json
 import typing
+from collections.abc import Mapping
 from typing import Any
+
+SCALES = ("paper", "adapted", "reduced", "demo")
 
 _RUNTIME_ONLY = "runtime_only"
 _EVERY_VALUE_PUBLISHED = "every_value_published"
@@ -28,7 +32,13 @@ def every_value_published(default: Any) -> Any:
 
 def identity(config: Any) -> dict[str, Any]:
     """What decides the result of a configuration dataclass, as plain JSON-able values, nested as the dataclass is."""
-    return {field.name: _plain(getattr(config, field.name)) for field in _fields(config, _RUNTIME_ONLY)}
+    fields = dataclasses.fields(config)
+    return {field.name: _plain(getattr(config, field.name)) for field in fields if _RUNTIME_ONLY not in field.metadata}
+
+
+def digest(values: Mapping[str, Any]) -> str:
+    """SHA-256 of an identity's canonical JSON, as 64 hex digits."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def same_protocol(one: Any, other: Any) -> bool:
@@ -46,10 +56,6 @@ def is_runtime_only(schema: type, key: str) -> bool:
         return field is not None
     inner = typing.get_type_hints(schema)[name]
     return bool(rest) and isinstance(inner, type) and dataclasses.is_dataclass(inner) and is_runtime_only(inner, rest)
-
-
-def _fields(config: Any, without: str) -> list[dataclasses.Field[Any]]:
-    return [field for field in dataclasses.fields(config) if without not in field.metadata]
 
 
 def _plain(value: Any) -> Any:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from intl_bench.core import files
-from intl_bench.core.errors import BenchError, InputError, from_os_error
+from intl_bench.core.errors import InputError, from_os_error
 
 _NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
 _PATIENCE_S = 2.0  # where hard links are missing, a lock is empty between its creation and its writing
@@ -130,25 +130,7 @@ def _read(path: Path, folder: Path) -> _Holder | None:
 
 def _create(path: Path, me: _Holder) -> bool:
     """Makes the lock; False if there is one."""
-    values = dataclasses.asdict(me)
-    try:
-        return files.create_json(path, values)
-    except BenchError as error:
-        if not isinstance(error.__cause__, OSError) or error.__cause__.errno not in _NO_HARD_LINKS:
-            raise
-    try:
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as stream:
-                json.dump(values, stream)
-        except BaseException:
-            path.unlink()  # half a lock would keep everybody out
-            raise
-    except FileExistsError:
-        return False
-    except OSError as error:
-        raise from_os_error(error, f"cannot write {path}") from error
-    return True
+    return files.create_json(path, dataclasses.asdict(me))
 
 
 def _take_over(path: Path, me: _Holder) -> bool:

@@ -5,7 +5,8 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import TypeVar
 
 from intl_bench.core.errors import InputError
-from intl_bench.records import ResultRecord, digest
+from intl_bench.core.identity import digest
+from intl_bench.records import ResultRecord
 from intl_bench.tables.identities import flatten, natural, without
 from intl_bench.tables.model import Table
 

@@ -1,5 +1,6 @@
 """What COCO and VOC have in common: a checkpoint and a configuration in, metrics out, by either engine."""
 
+import contextlib
 import dataclasses
 import functools
 import sys
@@ -28,7 +29,8 @@ from transfer.outcome import Outcome
 
 Result = dict[str, Any]
 
-_FROM_CHECKPOINT = ("blocks", "bottleneck", "width", "stem")
+# Of a detector's settings, those that the footnote says otherwise.
+_BACKBONE = ("blocks", "bottleneck", "width", "stem", "pixel_mean", "pixel_std")
 
 
 def from_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -48,18 +50,32 @@ def fingerprints(config: Config) -> dict[str, str]:
     Raises:
         InputError: as `run`, for the annotations.
     """
-    return {split: _read(config.data, split, config.model.masks).fingerprint() for split in ("train", "test")}
+    return {split: _read(config, split).fingerprint() for split in ("train", "test")}
 
 
-@functools.lru_cache(maxsize=2)  # the seeds of one command read the same annotations
-def _read(data: DataConfig, split: str, masks: bool) -> Annotations:
+def _read(config: Config, split: str) -> Annotations:
+    """The annotations of a split; the seeds of one command share what was read, as long as the files do not change."""
+    root = Path(config.data.root).expanduser().absolute()
+    state = []
+    for file in config.data.train if split == "train" else config.data.test:
+        with contextlib.suppress(OSError):  # reading says what is wrong
+            status = (root / file).stat()
+            state.append((status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino))
+    return _read_once(config.data, split, config.model.masks, root, tuple(state))
+
+
+@functools.lru_cache(maxsize=2)
+def _read_once(data: DataConfig, split: str, masks: bool, root: Path, state: tuple[Any, ...]) -> Annotations:
     return annotations.read(data, split, masks=masks)
 
 
 def protocol(config: Config) -> dict[str, Any]:
-    """What must be equal for two results to be compared."""
+    """How this evaluation measures, in words for a footnote; what it is, `core.identity.identity` says."""
     usual, used = configs.to_dict(ModelConfig()), configs.to_dict(config.model)
-    own = {key: value for key, value in used.items() if value != usual[key] and key not in _FROM_CHECKPOINT}
+    own = {key: value for key, value in used.items() if value != usual[key] and key not in _BACKBONE}
+    mean, std = (
+        " ".join(f"{value:g}" for value in values) for values in (config.model.pixel_mean, config.model.pixel_std)
+    )
     return {
         "protocol": config.data.kind,
         "schedule": config.schedule,
@@ -73,6 +89,7 @@ def protocol(config: Config) -> dict[str, Any]:
         "test_size": f"{config.test_min_size}, at most {config.test_max_size}",
         "precise_bn": config.precise_bn,
         "precision": config.precision,
+        "normalization": f"mean {mean}, std {std}",
         "detector_changes": ", ".join(f"{key} {value}" for key, value in own.items()) or None,
     }
 
@@ -96,7 +113,7 @@ def run(
         InputError: annotations, images, weights or a state that do not fit; also the engine's other errors.
     """
     engine = _engine(config.engine)  # first: reading large annotations takes a while
-    train, test = (_read(config.data, split, config.model.masks) for split in ("train", "test"))
+    train, test = (_read(config, split) for split in ("train", "test"))
     if train.category_ids != test.category_ids:
         raise InputError(
             f"{test.path}: its category ids are not those of {train.path}; train and test on one list of categories"
@@ -113,8 +130,8 @@ def run(
     own = {
         "weights": checkpoint.weights_sha256,
         "seed": seed,
-        "train": train.fingerprint(),
-        "test": test.fingerprint(),
+        "train_images": len(train),
+        "test_images": len(test),
         **identity(config),
     }
     with distributed.start(config.device) as process, StopRequest() as stop:

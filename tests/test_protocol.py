@@ -1,0 +1,167 @@
+"""Scales and evaluation protocols, judged for the checkpoint at hand."""
+
+import dataclasses
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transfer_cases import make_checkpoint
+
+from intl_bench import protocol, runs
+from intl_bench.ablations import cells
+from intl_bench.core import config as configs
+from intl_bench.core.datasets import PAPER
+from intl_bench.core.errors import InputError
+from pretrain.checkpoint import Checkpoint, Origin, Preprocessing
+from pretrain.recipe import Inputs, Recipe, load_recipe
+
+TWO, MULTI = "imagenet_r50_intl", "imagenet_r50_intl_multicrop_800ep"
+
+
+def trained(recipe: Recipe | str, **changes: Any) -> Checkpoint:
+    """What a finished run of a recipe on the paper's images leaves."""
+    recipe = load_recipe(recipe) if isinstance(recipe, str) else recipe
+    assert recipe.data.mean is not None
+    assert recipe.data.std is not None
+    values: dict[str, Any] = {
+        "origin": Origin.TRAINED,
+        "architecture": recipe.backbone,
+        "preprocessing": Preprocessing(mean=recipe.data.mean, std=recipe.data.std),
+        "recipe": recipe,
+        "epoch": recipe.epochs,
+        "details": {"images": PAPER[recipe.data.dataset].train},
+        "seed": recipe.seed,
+    }
+    return dataclasses.replace(make_checkpoint(), **values | changes)
+
+
+def foreign(**changes: Any) -> Checkpoint:
+    return dataclasses.replace(make_checkpoint(), source="moco", **changes)
+
+
+def scale(checkpoint: Checkpoint, task: str, *overrides: str, config: str | None = None, **counts: int) -> str:
+    """The scale of a result on the whole data set."""
+    plan = runs.Plan(task=task, checkpoint=checkpoint, overrides=overrides, config=config)
+    _, _, resolved = runs.prepare(plan)
+    facts = PAPER[resolved.data.dataset]
+    listed = {1: 12_811, 10: 128_116}.get(getattr(resolved, "train_percent", 0), facts.train)
+    details = {"train_images": listed, "test_images": facts.test} | counts
+    return protocol.scale(task, checkpoint, resolved, details, random=False)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "task", "overrides", "expected"),
+    [
+        (MULTI, "linear", [], "paper"),
+        (MULTI, "linear", ["lr=0.2"], "reduced"),
+        (TWO, "linear", [], "paper"),
+        (TWO, "linear", ["lr=0.2"], "paper"),
+        (TWO, "linear", ["lr=0.4"], "reduced"),
+        (TWO, "linear", ["workers=1", "device=cpu", "data.root=/elsewhere"], "paper"),
+        (MULTI, "finetune", [], "paper"),
+        (MULTI, "finetune", ["train_percent=10", "file_list=mine.txt"], "paper"),
+        (MULTI, "finetune", ["train_percent=10", "backbone_lr=0.006"], "reduced"),
+        (TWO, "finetune", [], "paper"),
+        (TWO, "finetune", ["train_percent=10"], "paper"),
+        (TWO, "finetune", ["backbone_lr=0.006"], "paper"),
+        (TWO, "finetune", ["backbone_lr=0.004"], "reduced"),
+        ("cifar10_r18_intl", "knn", [], "paper"),
+        ("cifar10_r18_intl", "knn", ["k=3"], "reduced"),
+        ("cifar10_r18_intl", "linear", ["weight_decay=0"], "reduced"),
+        ("cifar10_r18_intl", "linear", ["data.std=[0.2,0.2,0.2]"], "reduced"),
+        ("cifar100_r18_intl", "linear", [], "paper"),
+        ("cifar10_r18_cw_rgp", "knn", [], "adapted"),
+        ("cifar10_r18_iternorm", "linear", [], "adapted"),
+        ("cifar10_r18_cw_rgp", "knn", ["k=3"], "reduced"),
+        ("imagenet_r50_dino", "linear", [], "adapted"),
+        ("imagenet_r50_intl", "coco", ["data.root=x"], "paper"),
+        ("imagenet_r50_intl", "coco", ["engine=builtin", "visualize=3", "eval_every=10"], "paper"),
+        ("imagenet_r50_intl", "coco", ["iterations=100", "milestones=[50]"], "reduced"),
+        ("imagenet_r50_intl", "coco", ["model.pixel_std=[1,1,1]"], "reduced"),
+        ("imagenet_r50_intl", "voc", ["data.root=x"], "paper"),
+    ],
+)
+def test_scale_is_judged_for_the_checkpoint(recipe: str, task: str, overrides: list[str], expected: str) -> None:
+    assert scale(trained(recipe), task, *overrides) == expected
+
+
+def test_scale_needs_all_images_and_epochs() -> None:
+    recipe = load_recipe("cifar10_r18_intl")
+    assert scale(trained(recipe), "knn", train_images=5170) == "reduced"
+    assert scale(trained(recipe), "knn", test_images=1017) == "reduced"
+    assert scale(trained(recipe, details={"images": 5170}), "knn") == "reduced"
+    assert scale(trained(recipe, progress="step 9 of 10"), "knn") == "reduced"
+    assert scale(trained(recipe, inputs=Inputs(data="ab", initial_weights="cd")), "knn") == "reduced"
+    assert scale(trained(dataclasses.replace(recipe, seed=5, name="other", workers=1)), "knn") == "paper"
+    assert scale(trained(dataclasses.replace(recipe, weight_decay=0.5)), "knn") == "reduced"
+
+
+def test_how_a_foreign_checkpoint_was_trained_is_not_known() -> None:
+    words = ["data.kind=imagefolder", "data.name=imagenet", "data.root=x"]
+    for lr, expected in (("0.2", "paper"), ("0.4", "paper"), ("0.3", "reduced")):
+        assert scale(foreign(), "linear", *words, f"lr={lr}") == expected
+    for lr, percent in itertools.product(("0.004", "0.006"), ("1", "10")):
+        assert scale(foreign(), "finetune", *words, f"backbone_lr={lr}", f"train_percent={percent}") == "paper"
+
+
+def test_a_file_with_a_base_has_the_scale_of_what_it_resolves_to(tmp_path: Path) -> None:
+    own = tmp_path / "own.yaml"
+    base = f"base: {configs.CONFIGS / 'pretrain' / 'imagenet_r50_intl.yaml'}\nname: own\n"
+    for text, expected in (
+        ("", "paper"),
+        ("weight_decay: 0.00001\nworkers: 3\ndata: {root: elsewhere}\n", "paper"),
+        ("weight_decay: 0.1\n", "reduced"),
+        ("views:\n  - {size: 224}\n  - {size: 224}\n", "reduced"),
+        ("epochs: 100\n", "reduced"),
+        ("scale: demo\n", "demo"),
+    ):
+        own.write_text(base + text)
+        assert load_recipe(str(own)).scale == expected
+    own.write_text(base)
+    assert load_recipe(str(own), ["base_lr=1"]).scale == "reduced"
+    assert load_recipe(str(own), ["init=a.pt"]).scale == "reduced"
+    own.write_text(f"base: {configs.CONFIGS / 'pretrain' / 'cifar10_r18_cw_rgp.yaml'}\nscale: paper\n")
+    assert load_recipe(str(own)).scale == "adapted"
+
+
+def test_cells_of_packaged_grids_are_published() -> None:
+    for name, adapted in (("batch_size", False), ("power", True)):
+        for recipe in cells.recipes(cells.load(name), 3):
+            assert protocol.pretraining_scale(trained(recipe)) == ("adapted" if adapted else "paper")
+            changed = dataclasses.replace(recipe, momentum=0.5)
+            assert protocol.pretraining_scale(trained(changed)) == "reduced"
+    (first, *_) = cells.recipes(cells.load("batch_size"), 0, ["weight_decay=1"])
+    assert first.scale == "reduced"
+    (first, *_) = cells.recipes(cells.load("batch_size"), 0, ["data.root=x", "workers=2", "data.name=imagenet"])
+    assert first.scale == "paper"
+    assert first.name == "batch_size-batch_size_32"
+
+
+def own_normalization(recipe: str, task: str, *overrides: str, config: str | None = None) -> tuple[Any, ...]:
+    _, _, resolved = runs.prepare(runs.Plan(task=task, checkpoint=trained(recipe), overrides=overrides, config=config))
+    return tuple(resolved.data.mean), tuple(resolved.data.std)
+
+
+@pytest.mark.parametrize("task", ["knn", "linear"])
+def test_the_authors_evaluate_cifar100_with_cifar10s_statistics(task: str) -> None:
+    assert own_normalization("cifar100_r18_intl", task) == ((0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261))
+    # Trained with statistics of their own, which they keep.
+    cw_rgp = load_recipe("cifar100_r18_cw_rgp").data
+    assert own_normalization("cifar100_r18_cw_rgp", task) == (cw_rgp.mean, cw_rgp.std)
+    shuffled = load_recipe("cifar10_r18_shuffled_dbn").data
+    assert own_normalization("cifar10_r18_shuffled_dbn", task) == (shuffled.mean, shuffled.std)
+    # The user has the last word.
+    assert own_normalization("cifar100_r18_intl", task, "data.mean=[0,0,0]")[0] == (0, 0, 0)
+
+
+def test_another_data_set_is_seen_with_the_checkpoints_own_statistics() -> None:
+    words = ["data.kind=imagefolder", "data.root=photos"]
+    assert own_normalization("cifar10_r18_intl", "knn", *words) == own_normalization("cifar10_r18_intl", "knn")
+
+
+def test_an_unknown_section_for_checkpoints_is_named(tmp_path: Path) -> None:
+    own = tmp_path / "own.yaml"
+    own.write_text("for_checkpoints:\n  three_views: {k: 3}\n")
+    with pytest.raises(InputError, match=r"for_checkpoints\.three_views.*two_views"):
+        runs.prepare(runs.Plan(task="knn", checkpoint=trained("cifar10_r18_intl"), config=str(own)))
