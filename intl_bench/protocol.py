@@ -1,5 +1,6 @@
 """What is comparable: which evaluation a configuration is, at which scale, and the words for it in tables."""
 
+import difflib
 import importlib
 import itertools
 import os
@@ -27,6 +28,23 @@ _CONDITIONS: dict[str, Callable[[Checkpoint], bool | None]] = {
     "two_views": lambda checkpoint: None if checkpoint.recipe is None else len(checkpoint.recipe.views) <= 2,
     "cifar100_normalization": lambda checkpoint: checkpoint.preprocessing in (None, _CIFAR100),
 }
+
+
+def default_path(task: str, data: DataConfig) -> Path:
+    """The file of a task's protocol for a data set: its own, or that for its kind.
+
+    Raises:
+        InputError: there is none.
+    """
+    folder = configs.CONFIGS / task
+    for name in (data.dataset, data.kind, "default"):
+        if (folder / f"{name}.yaml").is_file():
+            return folder / f"{name}.yaml"
+    known = sorted(path.stem for path in folder.glob("*.yaml"))
+    near = difflib.get_close_matches(data.dataset, known, n=1) or known
+    raise InputError(
+        f"{task}: no protocol for the data set {data.dataset}; choose one with --config, such as {near[0]}"
+    )
 
 
 def build(module: ModuleType, checkpoint: Checkpoint, data: Mapping[str, Any], path: Path, overrides: Any = ()) -> Any:
@@ -84,6 +102,10 @@ def evaluation(module: ModuleType, checkpoint: Checkpoint, config: Any, data: Ma
             for key, value in values.items():
                 if settings[section][key] == value:
                     settings[section][key] = "checkpoint"
+    # Without the checkpoint's nor any others they are the data set's, as if these had been given.
+    pixels = settings["data"]
+    if {"mean", "std"} <= pixels.keys() and None in (pixels["mean"], pixels["std"]):
+        pixels |= identity(Preprocessing.of(config.data))
     return {"settings": settings, "data": dict(data)}
 
 
@@ -182,12 +204,11 @@ def _is_published(task: str, checkpoint: Checkpoint, config: Any) -> bool:
     """Whether the configuration is a packaged protocol for this checkpoint and data set."""
     module = importlib.import_module(TASKS[task])
     data = {key: value for key, value in configs.to_dict(config.data).items() if key not in ("mean", "std")}
-    folder, name = configs.CONFIGS / task, config.data.dataset
-    # A data set with a protocol of its own is not measured by another one's, nor by those for all others.
-    others = {*PAPER, "default", "imagefolder"} - {name} if (folder / f"{name}.yaml").is_file() else {*PAPER}
-    for path in folder.glob("*.yaml"):
-        if path.stem in {"demo", *others}:
-            continue
+    if hasattr(module, "DEFAULT"):
+        paths = [path for path in (configs.CONFIGS / task).glob("*.yaml") if path.stem != "demo"]
+    else:
+        paths = [default_path(task, config.data)]
+    for path in paths:
         for content in _variants(configs.read(path), checkpoint):
             if same_protocol(_build(module, checkpoint, data, content, path, ()), config):
                 return True

@@ -232,12 +232,18 @@ def _read(path: Path) -> ResultRecord:
 def _upgraded(values: dict[str, Any]) -> dict[str, Any]:
     """The fields of schema 1 as those of a record: what its summary says is all that is known of its identities."""
     values = {name: value for name, value in values.items() if name != "config_sha256"}
-    protocol = values["protocol"] if isinstance(values["protocol"], dict) else {}
+    protocol, details = (values[name] if isinstance(values[name], dict) else {} for name in ("protocol", "details"))
     known: dict[bool, dict[str, Any]] = {True: {}, False: {}}
     for name, value in protocol.items():
         known[name.startswith("pretrain_")][name] = value
+    # Equal summaries may hide other settings, so only its weights say that a pre-training is the same as another.
+    weights = (details if values["task"] == "pretrain" else values).get("checkpoint_sha256")
     return values | {
-        "pretraining": {"schema": 1, "known": known[True]},
+        "pretraining": {
+            "schema": 1,
+            "known": known[True],
+            "weights": weights or f"unknown, of record {digest(values)}",
+        },
         "evaluation": {"schema": 1, "known": known[False]},
         "weights_sha256": None if values["task"] == "pretrain" else values["checkpoint_sha256"],
     }

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import datetime
-import difflib
 import importlib
 import shutil
 import sys
@@ -88,7 +87,7 @@ def prepare(plan: Plan) -> tuple[ModuleType, Checkpoint, Any]:
         own = {} if checkpoint.recipe is None else inherited_data(checkpoint.recipe.data, changes)
         data = {key: value for key, value in own.items() if key not in ("mean", "std")}  # those are the backbone's
         asked = configs.build(DataConfig, data, "data", changes)
-        path = configs.find(plan.config, plan.task) if plan.config else _default_config(plan.task, asked)
+        path = configs.find(plan.config, plan.task) if plan.config else protocol.default_path(plan.task, asked)
     return module, checkpoint, protocol.build(module, checkpoint, data, path, plan.overrides)
 
 
@@ -125,17 +124,6 @@ def _checkpoint(plan: Plan) -> Checkpoint:
     return dataclasses.replace(checkpoint, seed=plan.pretrain_seed, group=plan.group or checkpoint.method)
 
 
-def _default_config(task: str, data: DataConfig) -> Path:
-    folder = configs.CONFIGS / task
-    names = [data.name or data.dataset, data.kind, "default"]
-    for name in names:
-        if (folder / f"{name}.yaml").is_file():
-            return folder / f"{name}.yaml"
-    known = sorted(path.stem for path in folder.glob("*.yaml"))
-    near = difflib.get_close_matches(names[0], known, n=1) or known
-    raise InputError(f"{task}: no protocol for the data set {names[0]}; choose one with --config, such as {near[0]}")
-
-
 def run(plan: Plan) -> list[ResultRecord]:
     """Runs every seed of a plan that has no record yet; returns the records of all of them in seed order.
 
@@ -148,8 +136,7 @@ def run(plan: Plan) -> list[ResultRecord]:
     if not module.SEEDED and plan.init == "checkpoint" and len(seeds) > 1:
         print(f"{plan.task}: nothing in it is random for a given checkpoint; one run serves all seeds", file=sys.stderr)
         seeds = seeds[:1]
-    data = module.fingerprints(config)
-    return [_run_seed(plan, module, checkpoint, config, data, seed, store) for seed in seeds]
+    return [_run_seed(plan, module, checkpoint, config, seed, store) for seed in seeds]
 
 
 def _run_seed(
@@ -157,12 +144,12 @@ def _run_seed(
     module: ModuleType,
     trained: Checkpoint,
     config: Any,
-    data: dict[str, str],
     seed: int,
     store: RecordStore,
 ) -> ResultRecord:
     random = plan.init == "random"
     checkpoint = random_init(trained, seed) if random else trained
+    data = module.fingerprints(config)
     record = ResultRecord(
         task=plan.task,
         method=checkpoint.method,
@@ -198,6 +185,8 @@ def _run_seed(
             shutil.rmtree(folder, ignore_errors=True)
         started = time.perf_counter()
         outcome = module.run(checkpoint, config, seed, folder=folder)
+        if module.fingerprints(config) != data:
+            raise InputError(f"{config.data.root}: its data changed while they were used; run the command again")
         record = dataclasses.replace(
             record,
             metrics=outcome.metrics,

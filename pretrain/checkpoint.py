@@ -1,12 +1,13 @@
 """Checkpoints: weights, optimiser and position in one digested file that loads with `weights_only=True`."""
 
+import contextlib
 import dataclasses
 import enum
 import functools
 import hashlib
 import json
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -103,7 +104,13 @@ class Checkpoint:
         """Which pre-training this is, whatever its seed: equal for what may be averaged, and for nothing else."""
         if self.recipe is not None:
             values = recipes.identity(self.recipe, self.inputs)
-            settings = {key: value for key, value in values["settings"].items() if key != "seed"}
+            settings = {key: value for key, value in values.pop("settings").items() if key != "seed"}
+            if values.pop("extends") is not None:
+                values["initial_weights"] = f"of the same seed of {self.inputs.extends}"
+            if values["computed_in"] is None:
+                del values["computed_in"]
+            if values["data"] is None:  # it may be any images: not known is not the same
+                values["weights"] = self.weights_sha256
             return {**values, "settings": settings, "progress": self.progress, "branch": self.branch}
         settings = {"backbone": identity(self.architecture)}
         if self.origin is Origin.RANDOM:
@@ -227,7 +234,18 @@ def online(path: Path, sha256: str, state: Mapping[str, Any]) -> Checkpoint:
     """The backbone that was trained, of the state that `load` read; raises as `from_state`."""
     prefix = BRANCHES["online"]
     backbone = {key.removeprefix(prefix): value for key, value in state["method"].items() if key.startswith(prefix)}
-    return from_state(path, sha256, state, backbone)
+    with readable(path):
+        return from_state(path, sha256, state, backbone)
+
+
+@contextlib.contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Turns what odd or missing fields raise into one line."""
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+        raise InputError(f"checkpoint {path}: its fields are not those of this version ({reason})") from error
 
 
 def from_state(

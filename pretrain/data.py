@@ -56,7 +56,7 @@ class DataConfig:
     root: str = runtime_only("")
     name: str | None = runtime_only(None)
     classes: str | None = runtime_only(None)  # a path; what it selects is in the data's fingerprint
-    on_bad_image: str = "stop"
+    on_bad_image: str = runtime_only("stop")  # a run that met a bad image ends with "skip" alone
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     size: int = 2048
@@ -67,9 +67,7 @@ class DataConfig:
         if self.on_bad_image not in ("stop", "skip"):
             raise ValueError(f"data.on_bad_image={self.on_bad_image}: expected stop or skip")
         if self.classes is not None and self.kind != "imagefolder":
-            raise ValueError(
-                f"data.classes={self.classes}: only data.kind=imagefolder has class folders to choose from"
-            )
+            raise ValueError(f"data.classes={self.classes}: only data.kind=imagefolder has folders to choose from")
         for field, values in (("mean", self.mean), ("std", self.std)):
             if values is not None and (len(values) != 3 or not np.isfinite(values).all()):
                 raise ValueError(f"data.{field}={values}: expected three numbers, for red, green and blue")
@@ -80,13 +78,18 @@ class DataConfig:
                 f"data.size={self.size}: expected at least 40, for ten classes to be in the test images too"
             )
 
+    def unused(self) -> set[str]:
+        """See `intl_bench.core.identity.identity`."""
+        return set() if self.kind == "shapes" else {"size"}
+
     @property
     def dataset(self) -> str:
         """The data set's name in results."""
-        if self.name or not self.root or self.kind not in ("imagefolder", "npz"):
-            return self.name or self.kind
-        place = Path(os.path.abspath(os.path.expanduser(self.root)))
-        return (place.name if self.kind == "imagefolder" else place.stem) or self.kind
+        name = self.name
+        if name is None and self.root and self.kind in ("imagefolder", "npz"):
+            place = Path(os.path.abspath(os.path.expanduser(self.root)))
+            name = place.name if self.kind == "imagefolder" else place.stem
+        return datasets.canonical(name or self.kind)
 
 
 def normalization(config: DataConfig) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -89,10 +89,15 @@ class Recipe:
             raise ValueError(f"optimizer={self.optimizer!r}: expected one of {', '.join(optim.NAMES)}")
         if not self.views:
             raise ValueError("views: expected at least one")
-        if not self.name or "/" in self.name:
+        if self.name in ("", ".", "..") or "/" in self.name:
             raise ValueError(f"name={self.name!r}: expected a folder name")
         mean, std = normalization(self.data)
         object.__setattr__(self, "data", dataclasses.replace(self.data, mean=mean, std=std))
+
+    def unused(self) -> set[str]:
+        """See `intl_bench.core.identity.identity`."""
+        names = set() if self.optimizer == "lars" else {"trust_coefficient", "clip_trust"}
+        return names | ({"momentum"} if self.optimizer in ("adam", "adamw") else set())
 
     @property
     def folder(self) -> Path:
@@ -112,10 +117,15 @@ class Inputs:
     Attributes:
         data: `pretrain.fingerprint.fingerprint` of the training images; None where an earlier version did not note it.
         initial_weights: SHA-256 of the weights of `Recipe.init`; None for a run that starts at random.
+        extends: digest of the pre-training that they are of, where it had the same seed: so seeds that were extended
+            each from its own stay seeds of one training.
+        computed_in: the precision, where the device does not have the recipe's (fp16 on a CPU).
     """
 
     data: str | None = None
     initial_weights: str | None = None
+    extends: str | None = None
+    computed_in: str | None = None
 
 
 def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -210,6 +220,11 @@ def check_same_run(recipe: Recipe, inputs: Inputs, before: Recipe, read: Inputs)
         raise InputError(
             f"{recipe.checkpoint} was trained on other images: their fingerprint is {read.data[:12]}, that of those at "
             f"data.root={recipe.data.root} is {str(inputs.data)[:12]}; restore the images, or {remedy}"
+        )
+    if read.computed_in != inputs.computed_in:
+        raise InputError(
+            f"{recipe.checkpoint} was computed in {read.computed_in or recipe.precision}, here it would be in "
+            f"{inputs.computed_in or recipe.precision}; go on where it began, or {remedy}"
         )
     if read.initial_weights != inputs.initial_weights:
         raise InputError(

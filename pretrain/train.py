@@ -37,6 +37,7 @@ from pretrain.sync_batch_norm import synchronize
 from pretrain.train_log import Log
 from pretrain.views import augment, send
 
+_OTHERWISE = "give this run a name of its own with name=..."
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -221,9 +222,9 @@ def build(
             method = module.build(config, setup)
         except ValueError as error:
             raise InputError(f"method {config.name}: {error}") from error
-    autocast = _DTYPES.get(recipe.precision)
+    autocast, inputs = _DTYPES.get(recipe.precision), Inputs()
     if autocast == torch.float16 and process.device.type == "cpu":
-        autocast = torch.bfloat16
+        autocast, inputs = torch.bfloat16, Inputs(computed_in="bf16")
         if process.is_main:
             print("precision=fp16: computed in bf16, for a CPU takes twenty times as long in fp16", file=sys.stderr)
     if process.world_size > 1:
@@ -254,6 +255,7 @@ def build(
         images=n_images,
         classes=n_classes,
         normalization=normalization(recipe.data),
+        inputs=inputs,
     )
 
 
@@ -271,12 +273,14 @@ def run(recipe: Recipe, *, fresh: bool = False) -> Path:
         source = open_source(recipe.data, "train")
         training = build(recipe, process, len(source), len(source.class_names))
         # The first process alone needs the folder: the others may be on machines that do not share its disk.
-        distributed.from_main(lambda: locked.enter_context(lock(recipe.folder)))
+        distributed.from_main(lambda: locked.enter_context(lock(recipe.folder, otherwise=_OTHERWISE)))
         state = None if fresh else distributed.from_main(lambda: _saved(recipe.checkpoint))
-        initial = distributed.from_main(lambda: _initial_weights(recipe, state))
+        initial = distributed.from_main(lambda: _initial_weights(training, state))
         training.inputs = Inputs(
             data=distributed.from_main(lambda: fingerprint(source)),
-            initial_weights=initial.sha256 if initial is not None else None,
+            initial_weights=None if initial is None else initial.sha256,
+            extends=None if initial is None else initial.extends,
+            computed_in=training.inputs.computed_in,
         )
         if state is not None:
             training.restore(state)
@@ -297,8 +301,9 @@ def run(recipe: Recipe, *, fresh: bool = False) -> Path:
     return recipe.checkpoint
 
 
-def _initial_weights(recipe: Recipe, state: dict[str, Any] | None) -> warm_start.InitialWeights | None:
-    """The weights that `recipe.init` names; of a run that goes on, the file may be gone, and its digest is enough."""
+def _initial_weights(training: Training, state: dict[str, Any] | None) -> warm_start.InitialWeights | None:
+    """The weights that the recipe's `init` names; of a run that goes on the digest is enough where the file is gone."""
+    recipe = training.recipe
     if recipe.init is None:
         return None
     path = Path(recipe.init).expanduser()
@@ -307,8 +312,8 @@ def _initial_weights(recipe: Recipe, state: dict[str, Any] | None) -> warm_start
     before = {} if state is None else state.get("inputs", {})
     known = before.get("initial_weights")
     if known and state is not None and state["config"].get("init") == recipe.init and not path.exists():
-        return warm_start.InitialWeights(path=path, weights={}, sha256=known)
-    return warm_start.read(path)
+        return warm_start.InitialWeights(path=path, weights={}, sha256=known, extends=before.get("extends"))
+    return warm_start.read(path, training.method, recipe.seed)
 
 
 def _saved(path: Path) -> dict[str, Any] | None:

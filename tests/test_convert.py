@@ -341,12 +341,16 @@ def test_files_of_earlier_versions_still_load(small: tuple[State, State], tmp_pa
         read(tmp_path / "b.safetensors")
 
 
-def test_lightning_numbers_its_last_epoch_from_0(small: tuple[State, State], tmp_path: Path) -> None:
+def test_some_number_their_last_epoch_from_0(small: tuple[State, State], tmp_path: Path) -> None:
     state = prefixed("backbone.", small[0]) | prefixed("classifier.", {"weight": torch.eye(2), "bias": torch.ones(2)})
     lightning = {"state_dict": state, "epoch": 399, "pytorch-lightning_version": "1.6.4"}
     assert read(write(lightning, tmp_path / "solo.ckpt")).epoch == 400
     assert read(write({"state_dict": state, "epoch": 400}, tmp_path / "other.ckpt")).epoch == 400
     assert read(write({"state_dict": state}, tmp_path / "none.ckpt")).epoch is None
+    timm = {"state_dict": small[0], "epoch": 299, "arch": "resnet18", "version": 2, "metric": 70.0}
+    assert read(write(timm, tmp_path / "timm.pth.tar"), "timm").epoch == 300
+    reference = {"model": small[0], "epoch": 89, "lr_scheduler": {}, "args": None, "optimizer": {}}
+    assert read(write(reference, tmp_path / "torchvision.pth")).epoch == 90
 
 
 def test_what_cannot_be_written_is_one_line(small: tuple[State, State], tmp_path: Path) -> None:

@@ -71,6 +71,7 @@ def scale(checkpoint: Checkpoint, task: str, *overrides: str, config: str | None
         ("cifar10_r18_intl", "linear", ["weight_decay=0"], "reduced"),
         ("cifar10_r18_intl", "linear", ["data.std=[0.2,0.2,0.2]"], "reduced"),
         ("cifar100_r18_intl", "linear", [], "paper"),
+        ("cifar100_r18_intl", "linear", ["data.mean=[0.5071,0.4865,0.4409]"], "reduced"),
         ("cifar10_r18_cw_rgp", "knn", [], "adapted"),
         ("cifar10_r18_iternorm", "linear", [], "adapted"),
         ("cifar10_r18_cw_rgp", "knn", ["k=3"], "reduced"),
@@ -84,6 +85,34 @@ def scale(checkpoint: Checkpoint, task: str, *overrides: str, config: str | None
 )
 def test_scale_is_judged_for_the_checkpoint(recipe: str, task: str, overrides: list[str], expected: str) -> None:
     assert scale(trained(recipe), task, *overrides) == expected
+
+
+@pytest.mark.parametrize(
+    ("recipe", "task", "config"),
+    [
+        (MULTI, "linear", "default"),
+        (MULTI, "linear", "imagefolder"),
+        ("cifar10_r18_intl", "linear", "default"),
+        ("cifar10_r18_intl", "knn", "dino"),
+        ("cifar100_r18_intl", "knn", "solo_learn"),
+    ],
+)
+def test_another_protocol_is_not_the_papers(recipe: str, task: str, config: str) -> None:
+    expected = "paper" if (task, config) == ("linear", "default") and recipe == "cifar10_r18_intl" else "reduced"
+    assert scale(trained(recipe), task, config=config) == expected
+
+
+def test_a_recipe_on_another_data_set_is_not_published() -> None:
+    recipe = load_recipe(TWO, ["data.name=imagenet100", "data.root=x"])
+    assert recipe.scale == "reduced"
+    assert scale(trained(recipe), "linear") == "reduced"
+
+
+def test_a_file_has_the_last_word_over_its_base(tmp_path: Path) -> None:
+    own = tmp_path / "own.yaml"
+    own.write_text(f"base: {configs.CONFIGS / 'linear' / 'imagenet.yaml'}\nlr: 0.1\n")
+    _, _, config = runs.prepare(runs.Plan(task="linear", checkpoint=trained(TWO), config=str(own)))
+    assert config.lr == 0.1
 
 
 def test_scale_needs_all_images_and_epochs() -> None:

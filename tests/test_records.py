@@ -103,7 +103,11 @@ def test_a_file_of_the_first_schema_is_read_as_what_is_known(tmp_path: Path) -> 
     path = write_earlier(tmp_path, protocol={"pretrain_epochs": 4, "pretrain_lr": 0.5, "lr": 0.01, "k": None})
     (record,) = RecordStore(tmp_path).load()
     assert record.schema == 1
-    assert record.pretraining == {"schema": 1, "known": {"pretrain_epochs": 4, "pretrain_lr": 0.5}}
+    assert record.pretraining == {
+        "schema": 1,
+        "known": {"pretrain_epochs": 4, "pretrain_lr": 0.5},
+        "weights": "ab" * 32,
+    }
     assert record.evaluation == {"schema": 1, "known": {"lr": 0.01, "k": None}}
     assert (record.pretrain_seed, record.transfer_seed, record.scale) == (0, 1, "paper")
     assert (record.weights_sha256, record.checkpoint_sha256) == ("ab" * 32, "ab" * 32)
@@ -121,8 +125,19 @@ def test_a_file_without_a_schema_is_of_the_first(tmp_path: Path) -> None:
 
 
 def test_the_first_schema_knows_no_weights_of_a_pre_training(tmp_path: Path) -> None:
-    write_earlier(tmp_path, task="pretrain")
-    assert RecordStore(tmp_path).load()[0].weights_sha256 is None
+    write_earlier(tmp_path, task="pretrain", checkpoint_sha256=None, details={"checkpoint_sha256": "cd" * 32})
+    (record,) = RecordStore(tmp_path).load()
+    assert record.weights_sha256 is None
+    assert record.pretraining["weights"] == "cd" * 32
+
+
+def test_pre_trainings_of_the_first_schema_without_weights_are_never_the_same(tmp_path: Path) -> None:
+    diverged: dict[str, Any] = {"task": "pretrain", "checkpoint_sha256": None, "details": {"checkpoint_sha256": ""}}
+    for seed in (0, 1):
+        write_earlier(tmp_path / str(seed), pretrain_seed=seed, **diverged)
+    first, second = (RecordStore(tmp_path / str(seed)).load()[0] for seed in (0, 1))
+    assert first.pretraining["weights"].startswith("unknown, of record ")
+    assert first.pretraining != second.pretraining
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from intl_bench import cli
 from intl_bench.core import files
 from intl_bench.records import RecordStore, ResultRecord
 from pretrain import checkpoint as checkpoints
-from transfer import unpickle
+from transfer import knn, unpickle
 
 TINY = ["data.size=160", "batch_size=32", "epochs=1", "warmup_epochs=0", "projector.hidden=32", "projector.out=32"]
 QUICK = ["epochs=2", "batch_size=64"]
@@ -254,15 +254,83 @@ def test_a_warm_start_is_another_experiment(capsys: pytest.CaptureFixture[str]) 
     cold = pretrain("epochs=2", name="cold")
     for checkpoint in (longer, cold):
         intl_bench("knn", checkpoint)
-    found = {record.pretraining["initial_weights"] for record in records()}
-    state, _ = checkpoints.load(Path(path))
-    assert found == {None, checkpoints.weights_digest(state["method"])}
+    first, second = (record.pretraining["initial_weights"] for record in records())
+    assert None in (first, second)
+    assert first != second
+    weights = checkpoints.weights_digest(checkpoints.load(Path(path))[0]["method"])
+    assert checkpoints.load(Path(longer))[0]["inputs"]["initial_weights"] == weights
     assert len(rows(capsys)) == 2
     pretrain("projector.out=16", f"init={Path(path).with_name('backbone.safetensors')}", name="part")
     assert "the backbone from" in capsys.readouterr().err
     shutil.rmtree(Path(path).parent)
     intl_bench("pretrain", "demo", *TINY, "name=longer", "epochs=2", f"init={path}")  # finished: nothing to load again
     assert "init=nowhere.pt" in refused(capsys, "pretrain", "demo", *TINY, "name=new", "init=nowhere.pt")
+
+
+def test_seeds_extended_each_from_its_own_stay_seeds(capsys: pytest.CaptureFixture[str]) -> None:
+    for seed in (0, 1):
+        path = pretrain(seed=seed)
+        intl_bench("knn", pretrain(f"init={path}", name="longer", seed=seed))
+    ((_, cells),) = rows(capsys).items()
+    assert cells[0].endswith("(2)")
+    intl_bench("knn", pretrain("init=runs/pretrain/a/seed0/checkpoint.pt", name="branch", seed=1))
+    assert sorted(cells[0].split()[-1] for cells in rows(capsys).values()) == ["(1)", "(2)"]
+
+
+def test_a_backbone_to_start_from_is_the_same_in_a_checkpoint_and_in_its_export() -> None:
+    path = Path(pretrain())
+    found = []
+    for number, file in enumerate((path, path.with_name("backbone.safetensors"))):
+        other = pretrain(f"init={file}", "projector.out=16", name=f"from{number}", seed=1)
+        found.append(checkpoints.load(Path(other))[0]["inputs"])
+    assert found[0] == found[1]
+    assert found[0]["initial_weights"]
+
+
+def test_what_nothing_looks_at_decides_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    intl_bench("knn", pretrain(), "temperature=0.2")
+    path = pretrain("trust_coefficient=0.5", "clip_trust=true", "data.on_bad_image=skip", name="b")
+    capsys.readouterr()
+    intl_bench("knn", path)
+    assert "already there" in capsys.readouterr().out
+
+
+def test_half_precision_is_what_the_device_computes() -> None:
+    path = pretrain("precision=fp16")
+    assert checkpoints.load(Path(path))[0]["inputs"]["computed_in"] == "bf16"
+
+
+def test_checkpoints_whose_images_are_not_known_are_never_seeds_of_one_training(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for seed in (0, 1):
+        state, _ = checkpoints.load(Path(pretrain(seed=seed)))
+        del state["inputs"]
+        torch.save({**state, "format": 1}, f"{seed}.pt")
+        intl_bench("knn", f"{seed}.pt")
+    assert [cells[0].split()[-1] for cells in rows(capsys).values()] == ["(1)", "(1)"]
+
+
+def test_data_that_change_while_they_are_used_give_no_result(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, data, scored = pretrain(), archive(Path("x.npz"), 0), knn.run
+
+    def replaced(*args: Any, **named: Any) -> Any:
+        archive(data, 1)
+        return scored(*args, **named)
+
+    monkeypatch.setattr(knn, "run", replaced)
+    assert "changed while" in refused(capsys, "knn", path, "data.kind=npz", f"data.root={data}")
+    assert records() == []
+
+
+def test_a_paper_name_however_it_is_spelled(capsys: pytest.CaptureFixture[str]) -> None:
+    path = pretrain()
+    for name in ("CIFAR-10", "ImageNet-100", "imagenet_1k"):
+        assert "expected" in refused(
+            capsys, "knn", path, "data.kind=npz", f"data.root={archive(Path('x.npz'), 0)}", f"data.name={name}"
+        )
 
 
 def test_a_warm_start_starts_from_the_weights() -> None:

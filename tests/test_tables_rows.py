@@ -2,13 +2,13 @@
 
 import copy
 import dataclasses
-import json
+import re
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from test_tables import KNN, LINEAR, R18, RANDOM, cells, make, sha, shown
+from test_tables import COCO, KNN, LINEAR, R18, RANDOM, cells, make, sha, shown
 
 from intl_bench import cli
 from intl_bench.records import RecordStore, ResultRecord
@@ -152,7 +152,7 @@ def test_evaluations_of_other_data_sets_are_no_difference() -> None:
         make("linear", "shapes", {"top1": 50.0}, {**LINEAR, **R18, "epochs": 500}),
         make("knn", "shapes", {"knn5": 40.0}, {**KNN, **R18}),
     ]
-    assert labels(records) == [start("epochs 100"), start("epochs 500")]
+    assert labels(records) == [start("linear epochs 100"), start("linear epochs 500")]
     # The 500 epochs of both data sets share a row.
     assert shown(records, "2") == [
         (0, "cifar10/top1", "90.00 (1)"),
@@ -209,61 +209,127 @@ def test_kinds_of_identities_are_told_apart_by_their_kind() -> None:
     ]
 
 
-def earlier(folder: Path, dataset: str, batch_size: int = 256) -> None:
-    """Writes a file as the first version did."""
-    protocol = {**LINEAR, "pretrain_epochs": 100, "pretrain_batch_size": batch_size}
-    values = dataclasses.asdict(make("linear", dataset, {"top1": 60.0}, protocol))
-    for name in ("pretraining", "evaluation", "weights_sha256", "file"):
-        del values[name]
-    path = folder / "linear" / f"{sha(dataset, protocol)}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(values | {"schema": 1, "config_sha256": "cd" * 32}))
-
-
-def test_records_of_an_earlier_version_keep_to_themselves(tmp_path: Path) -> None:
-    earlier(tmp_path, "cifar10")
-    (old,) = RecordStore(tmp_path).load()
-    new = make("linear", "cifar10", {"top1": 61.0}, old.protocol)
-    elsewhere = make("linear", "shapes", {"top1": 62.0}, old.protocol)
-    records = [old, new, elsewhere]
-    assert labels(records) == [start("recorded by an earlier version"), "INTL (ResNet-18; measured, reduced scale)"]
-    assert len(shown(records, "2")) == 3
-    text = render(records)
-    assert text.count("Recorded by an earlier version: settings unknown beyond those listed.") == 1
-
-
-def test_one_row_never_holds_records_of_two_versions(tmp_path: Path) -> None:
-    earlier(tmp_path, "cifar10")
-    (old,) = RecordStore(tmp_path).load()
-    new = make("linear", "shapes", {"top1": 62.0}, LINEAR)
-    assert {row for row, _, _ in shown([old, new], "2")} == {0, 1}
-
-
-def test_two_backbones_of_an_earlier_version_do_not_contradict_each_other(tmp_path: Path) -> None:
-    earlier(tmp_path, "cifar10")
-    (old,) = RecordStore(tmp_path).load()
-    other = dataclasses.replace(old, backbone="resnet50", weights_sha256="b" * 64)
-    assert len(labels([old, other])) == 2
-
-
-def test_batch_sizes_spread_over_columns_and_other_settings_over_rows(tmp_path: Path) -> None:
-    for size in (32, 64):
-        earlier(tmp_path, "imagenet", size)
-    records = RecordStore(tmp_path).load()
-    for size, decay, top1 in ((256, 0.1, 61.0), (32, 0.1, 60.0), (32, 0.2, 62.0)):
-        protocol = {**LINEAR, "pretrain_batch_size": size, "pretrain_weight_decay": decay}
-        records.append(make("linear", "imagenet", {"top1": top1}, protocol))
-    assert shown(records, "4") == [
-        (0, "256", "61.0 (1)"),
-        (0, "32", "60.0 (1)"),
-        (1, "32", "62.0 (1)"),
-        (2, "32", "60.0 (1)"),
-        (2, "64", "60.0 (1)"),
+@pytest.mark.parametrize(
+    ("table", "task", "names"), [("3", "coco", ("coco", "coco2017")), ("voc",) * 2 + (("voc", "voc0712"),)]
+)
+@pytest.mark.parametrize("alike", [False, True])
+@pytest.mark.parametrize("own_pre_training", [False, True])
+def test_two_data_sets_of_one_column_never_share_a_row(
+    table: str, task: str, names: tuple[str, str], alike: bool, own_pre_training: bool
+) -> None:
+    """Not even where nothing but the name tells them apart."""
+    records = [
+        make(
+            task,
+            dataset,
+            {"bbox/AP": ap},
+            {**COCO, **({"pretrain_dataset": dataset} if own_pre_training else {})},
+            transfer_seed=seed,
+            **({"evaluation": {"settings": {}}} if alike else {}),
+        )
+        for dataset, ap in zip(names, (40.0, 42.0), strict=True)
+        for seed in (0, 1)
     ]
-    assert labels(records, "4") == [
-        start("pre-training weight_decay 0.1"),
-        start("pre-training weight_decay 0.2"),
-        start("recorded by an earlier version"),
+    assert {(column, cell) for _, column, cell in shown(records, table)} == {
+        ("bbox/AP", "40.0 ± 0.00 (2†)"),
+        ("bbox/AP", "42.0 ± 0.00 (2†)"),
+    }
+    assert {row for row, _, _ in shown(records, table)} == {0, 1}
+    told = [re.search(r"data set (\w+)", label) for label in labels(records, table)]
+    assert {found[1] for found in told if found} == set(names)
+
+
+def test_batch_sizes_of_two_evaluations_never_share_a_row() -> None:
+    records = [
+        make("linear", "imagenet", {"top1": 60.0}, {**LINEAR, "lr": lr, "pretrain_batch_size": size})
+        for size, lr in ((32, 0.1), (64, 0.2))
+    ]
+    assert shown(records, "4") == [(0, "32", "60.0 (1)"), (1, "64", "60.0 (1)")]
+    assert labels(records, "4") == [start("lr 0.1"), start("lr 0.2")]
+
+
+def elsewhere(changes: dict[str, Any], dataset: str = "shapes") -> ResultRecord:
+    """As `trained`, but scored on another data set."""
+    return dataclasses.replace(trained(changes), dataset=dataset)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "rows"),
+    [
+        ({}, {}, {0}),
+        ({"settings.lr": 0.4}, {"settings.lr": 0.5}, {0, 1}),
+        ({"settings.lr": 0.4}, {"settings.lr": 0.5, "data": sha("other images")}, {0}),
+        ({"data": None}, {"data": None}, {0}),
+        ({"data": None}, {"settings.lr": 0.5, "data": sha("other images")}, {0, 1}),
+        ({"settings.lr": 0.4, "data": None}, {"settings.lr": 0.5, "data": None}, {0, 1}),
+    ],
+)
+def test_pre_trainings_share_a_row_only_where_each_has_images_of_its_own(
+    first: dict[str, Any], second: dict[str, Any], rows: set[int]
+) -> None:
+    records = [trained(first), elsewhere(second)]
+    assert {row for row, _, _ in shown(records, "2")} == rows
+    assert len(set(labels(records))) == len(rows)
+
+
+def test_pre_trainings_that_meet_in_a_column_are_rows_of_their_own() -> None:
+    other = {"data": sha("other images")}
+    records = [trained({}), elsewhere(other), elsewhere({})]
+    assert [(row, column) for row, column, _ in shown(records, "2")] in (
+        [(0, "cifar10/top1"), (0, "shapes/top1"), (1, "shapes/top1")],
+        [(0, "shapes/top1"), (1, "cifar10/top1"), (1, "shapes/top1")],
+    )
+
+
+def test_foreign_files_never_share_a_row() -> None:
+    files = [
+        dataclasses.replace(foreign(60.0, weights=sha(dataset), pretrain_seed=None), dataset=dataset)
+        for dataset in ("cifar10", "shapes")
+    ]
+    assert {row for row, _, _ in shown(files, "2")} == {0, 1}
+
+
+def on(dataset: str, task: str, evaluation: dict[str, Any], pretraining: dict[str, Any] | None = None) -> ResultRecord:
+    """A score of one task on one data set, with other values in its identities."""
+    base = make(task, dataset, {"top1": 60.0} if task == "linear" else {"knn5": 50.0}, R18)
+    return dataclasses.replace(
+        base,
+        evaluation=with_settings(base.evaluation, evaluation),
+        pretraining=with_settings(base.pretraining, pretraining or {}),
+        weights_sha256=None,
+    )
+
+
+def test_a_setting_that_holds_for_one_task_of_its_row_names_the_task() -> None:
+    mean, taken = {"settings.data.mean": [0.1, 0.1, 0.1]}, {"settings.data.mean": "checkpoint"}
+    records = [on("cifar10", task, values) for task, values in (("linear", mean), ("linear", taken), ("knn", taken))]
+    told = ["linear data.mean 0.1 0.1 0.1", "linear data.mean checkpoint"]
+    assert labels(records) == [start(one) for one in told]
+    assert all(f"Unlike rows of the same name: {one}." in render(records) for one in told)
+    # With both evaluations of both tasks there is nothing to add; a task without an evaluation is no other.
+    records.append(make("pretrain", "cifar10", {"diverged": 0.0}, R18, evaluation={}))
+    assert labels([*records, on("cifar10", "knn", mean)], "ablation") == [
+        start("data.mean 0.1 0.1 0.1"),
+        start("data.mean checkpoint"),
+    ]
+
+
+def test_evaluations_without_a_common_data_set_are_told_by_task() -> None:
+    told = [("cifar10", 100), ("shapes", 200), ("digits", 300), ("cifar10", 400)]
+    records = [on(dataset, "linear", {"settings.epochs": epochs}) for dataset, epochs in told]
+    assert {re.split(", |;", label)[1] for label in labels(records)} == {f"epochs {epochs}" for _, epochs in told}
+
+
+def test_a_setting_that_holds_for_one_data_set_of_its_row_names_it_too() -> None:
+    few, many = {"settings.epochs": 100}, {"settings.epochs": 500}
+    records = [
+        on("cifar10", "linear", few, {"settings.lr": 0.1}),
+        on("shapes", "linear", many, {"settings.lr": 0.1}),
+        on("cifar10", "linear", many, {"settings.lr": 0.2}),
+        on("shapes", "linear", many, {"settings.lr": 0.2}),
+    ]
+    assert labels(records) == [
+        start(f"pre-training lr {lr}", f"linear on cifar10 epochs {epochs}") for lr, epochs in ((0.1, 100), (0.2, 500))
     ]
 
 

@@ -223,15 +223,16 @@ def _interpret(content: unpickle.Content, source: str) -> _Loaded:
     extracted = extract(found, path)
     stored = _stored(content) if source == "auto" else None
     facts: dict[str, Any] = {"source_sha256": content.sha256}
-    if found.layout.name == "intl-bench":
-        checkpoints.require_format(path, content.data)
-        checkpoint = checkpoints.from_state(path, content.sha256, content.data, extracted.state, found.branch)
-    elif stored is not None:
-        checkpoint = checkpoints.from_about(stored, path, content.sha256, extracted.state)
-        facts |= {key: stored[key] for key in ("differs", "stride_in_1x1", "assumed") if key in stored}
-    else:
-        checkpoint = _foreign(content, found, extracted)
-        facts |= _facts(found.layout, extracted)
+    with checkpoints.readable(path):
+        if found.layout.name == "intl-bench":
+            checkpoints.require_format(path, content.data)
+            checkpoint = checkpoints.from_state(path, content.sha256, content.data, extracted.state, found.branch)
+        elif stored is not None:
+            checkpoint = checkpoints.from_about(stored, path, content.sha256, extracted.state)
+            facts |= {key: stored[key] for key in ("differs", "stride_in_1x1", "assumed") if key in stored}
+        else:
+            checkpoint = _foreign(content, found, extracted)
+            facts |= _facts(found.layout, extracted)
     note = found.layout.preprocessing.get("note", "") if checkpoint.origin is Origin.FOREIGN else ""
     return _Loaded(found=found, extracted=extracted, checkpoint=checkpoint, facts=facts, note=note)
 
@@ -255,12 +256,17 @@ def _foreign(content: unpickle.Content, found: Found, extracted: Extracted) -> C
 
 
 def _epochs(root: Mapping[str, Any]) -> int | None:
-    """Completed epochs: Lightning stores the number of the last one from 0, others how many there were."""
+    """Completed epochs: some store the number of the last one from 0, others how many there were."""
     meta = root.get("meta")
     epoch = root.get("epoch", meta.get("epoch") if isinstance(meta, dict) else None)
     if not isinstance(epoch, int) or isinstance(epoch, bool) or epoch < 0:
         return None
-    return epoch + 1 if "pytorch-lightning_version" in root else epoch
+    from_0 = (
+        "pytorch-lightning_version" in root
+        or ("arch" in root and isinstance(root.get("version"), int) and root["version"] > 1)  # timm's train.py
+        or {"model", "lr_scheduler", "args"} <= root.keys()  # torchvision's references/classification
+    )
+    return epoch + from_0
 
 
 def _facts(layout: Layout, extracted: Extracted) -> dict[str, Any]:

@@ -45,6 +45,10 @@ class Config:
     weights: str = "uniform"
     temperature: float = 0.07
 
+    def unused(self) -> set[str]:
+        """See `intl_bench.core.identity.identity`."""
+        return set() if self.weights == "softmax" else {"temperature"}
+
     def __post_init__(self) -> None:
         _check(self.k, self.distance, self.weights, self.temperature)
 

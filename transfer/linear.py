@@ -48,6 +48,10 @@ class Config:
     milestones: tuple[int, ...] = ()
     weight_decay: float = 5e-6
 
+    def unused(self) -> set[str]:
+        """See `intl_bench.core.identity.identity`."""
+        return {"final_lr"} if self.augment else {"milestones"}
+
     def __post_init__(self) -> None:
         if self.augment and self.crop is None:
             raise ValueError("crop: expected the size of the training images, such as crop=224, with augment=true")

@@ -52,8 +52,15 @@ PAPER: dict[str, Facts] = {
     "coco2017": Facts(classes=80, train=117_266, test=5_000, class_names=_COCO),
     "voc0712": Facts(classes=20, train=16_551, test=4_952, class_names=_VOC),
 }
-_SHORT = {"coco": "coco2017", "voc": "voc0712"}
+_ALIASES = {"coco": "coco2017", "voc": "voc0712", "imagenet1k": "imagenet", "ilsvrc2012": "imagenet"}
 _REMEDY = "give these images a name of their own with data.name=NAME"
+
+
+def canonical(name: str) -> str:
+    """A name as `PAPER` has it, however it is spelled there, such as "CIFAR-10"; any other name as it is."""
+    key = re.sub(r"[^a-z0-9]", "", name.lower())
+    key = _ALIASES.get(key, key)
+    return key if key in PAPER else name
 
 
 def check_images(
@@ -107,7 +114,7 @@ def check_categories(name: str, *, where: str, category_names: Sequence[str]) ->
     Raises:
         InputError: a category is missing, or is none of them.
     """
-    facts = PAPER.get(_SHORT.get(name, name))
+    facts = PAPER.get(canonical(name))
     own, given = set(facts.class_names if facts else ()), set(category_names)
     if not own or own == given:
         return

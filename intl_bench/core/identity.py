@@ -31,9 +31,17 @@ def every_value_published(default: Any) -> Any:
 
 
 def identity(config: Any) -> dict[str, Any]:
-    """What decides the result of a configuration dataclass, as plain JSON-able values, nested as the dataclass is."""
-    fields = dataclasses.fields(config)
-    return {field.name: _plain(getattr(config, field.name)) for field in fields if _RUNTIME_ONLY not in field.metadata}
+    """What decides the result of a configuration dataclass, as plain JSON-able values, nested as the dataclass is.
+
+    A dataclass may have a method `unused`: the names of the fields that nothing looks at beside its other values, such
+    as the temperature of a vote without weights.
+    """
+    unused = config.unused() if hasattr(config, "unused") else ()
+    return {
+        field.name: _plain(getattr(config, field.name))
+        for field in dataclasses.fields(config)
+        if _RUNTIME_ONLY not in field.metadata and field.name not in unused
+    }
 
 
 def digest(values: Mapping[str, Any]) -> str:

@@ -156,23 +156,27 @@ def _take_over(path: Path, me: _Holder) -> bool:
         raise from_os_error(error, f"cannot take over {path}") from error
 
 
-def _refusal(folder: Path, path: Path, holder: _Holder, me: _Holder) -> InputError:
+def _refusal(folder: Path, path: Path, holder: _Holder, me: _Holder, otherwise: str) -> InputError:
     here = (holder.host, holder.boot_id, holder.pid_namespace) == (me.host, me.boot_id, me.pid_namespace)
     ours = here and holder.process == me.process
     who = f"{'this process, ' if ours else 'process '}{holder.process} on {holder.host}, since {holder.since}"
-    wait = "" if ours else "wait for it, or stop it, or "
+    advice = [] if ours else ["wait for it", "stop it"]
+    advice += [otherwise] if otherwise else []
     elsewhere = "" if here else f"; if it is gone, delete {path}"
     return InputError(
-        f"{folder}: in use by {who} ({holder.command}); {wait}give this run a name of its own with name=...{elsewhere}"
+        f"{folder}: in use by {who} ({holder.command}){'; ' if advice else ''}{', or '.join(advice)}{elsewhere}"
     )
 
 
 @contextlib.contextmanager
-def lock(folder: Path) -> Iterator[None]:
+def lock(folder: Path, *, otherwise: str = "") -> Iterator[None]:
     """Keeps every other process out of `folder`, which need not exist, until the block ends.
 
     The lock is the file `folder` + ".lock". One that was left by a process of this machine that is gone is taken over,
     with one line on stderr. Child processes belong to their parent's block and must not take the lock themselves.
+
+    Args:
+        otherwise: what the user may do instead of waiting, for the message.
 
     Raises:
         InputError: another block holds the lock, in this process or any other, or the lock cannot be written.
@@ -188,7 +192,7 @@ def lock(folder: Path) -> Iterator[None]:
             if holder.token == me.token:
                 break  # a network file system repeated the request, and it had succeeded the first time
             if not holder.is_gone(me):
-                raise _refusal(folder, path, holder, me)
+                raise _refusal(folder, path, holder, me, otherwise)
             if _take_over(path, me):
                 left = f"process {holder.process}, which is gone (since {holder.since}: {holder.command})"
                 print(f"{folder}: took over the lock of {left}", file=sys.stderr)

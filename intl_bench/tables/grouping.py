@@ -1,7 +1,7 @@
 """Which records share a row: those of one pre-training and of one evaluation a task, by their identities alone."""
 
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
 from intl_bench.core.errors import InputError
@@ -16,8 +16,8 @@ T = TypeVar("T")
 def rows_of(table: Table, records: Sequence[ResultRecord]) -> list[list[ResultRecord]]:
     """The records of each row of a table.
 
-    A row may hold several tasks and data sets, but only one pre-training for each data set and one evaluation for each
-    task on each of them.
+    A row has one pre-training, or several of different images that share no column. It may hold several tasks and data
+    sets, but only one evaluation for each task on each of them, and for each column.
 
     Raises:
         InputError: records that contradict each other, or would count the same weights twice.
@@ -26,9 +26,9 @@ def rows_of(table: Table, records: Sequence[ResultRecord]) -> list[list[ResultRe
     pretraining = {id(record): trained(table, record) for record in records}
     rows = []
     for same in partition(records, lambda r: (r.method, r.backbone, r.scale, r.schema, dataset_in_label(table, r))):
-        one_each = _agree(same, lambda r: r.dataset, lambda r: pretraining[id(r)])
-        for part in [same] if one_each else partition(same, lambda r: pretraining[id(r)]):
-            rows += _by_evaluation(part)
+        share = _may_share(table, same, pretraining)
+        for part in [same] if share else partition(same, lambda r: pretraining[id(r)]):
+            rows += _by_evaluation(table, part)
     for row in rows:
         _refuse_double_count(row)
     return rows
@@ -68,31 +68,57 @@ def partition(items: Iterable[T], key: Callable[[T], Hashable]) -> list[list[T]]
     return [parts[key] for key in sorted(parts)]  # type: ignore[type-var]
 
 
-def _agree(items: Iterable[T], where: Callable[[T], Hashable], what: Callable[[T], Hashable]) -> bool:
-    """Whether `what` is one and the same for all items with the same `where`."""
+def evaluation_of(record: ResultRecord) -> tuple[str, str]:
+    """What tells a record's evaluation from another: the data set's name and the digest of all else."""
+    return record.dataset, record.evaluation_sha256
+
+
+def flat_evaluation(table: Table, record: ResultRecord) -> dict[str, str]:
+    """The flattened identity of a record's evaluation, with the data set's name where the columns do not say it."""
+    return {**flatten(record.evaluation), **({} if table.datasets is None else {"dataset": record.dataset})}
+
+
+def _may_share(table: Table, records: Sequence[ResultRecord], pretraining: Mapping[int, str]) -> bool:
+    """Whether the pre-trainings, by a record's `id`, may share a row, as a method's on CIFAR-10 and on CIFAR-100 do.
+
+    Each needs known images of its own and columns of its own.
+    """
+    images = {pretraining[id(record)]: record.pretraining.get("data") for record in records}
+    if len(images) == 1:
+        return True
+    apart = all(isinstance(data, str) for data in images.values()) and len(set(images.values())) == len(images)
+    return apart and _one_each((column, pretraining[id(r)]) for r in records for column in table.place(r))
+
+
+def _one_each(pairs: Iterable[tuple[Hashable, Hashable]]) -> bool:
+    """Whether each place, the first of a pair, has one and the same second."""
     found: dict[Hashable, Hashable] = {}
-    return all(found.setdefault(where(item), what(item)) == what(item) for item in items)
+    return all(found.setdefault(place, what) == what for place, what in pairs)
 
 
-def _by_evaluation(records: list[ResultRecord]) -> list[list[ResultRecord]]:
-    if _agree(records, lambda r: (r.dataset, task_of(r)), lambda r: r.evaluation_sha256):
+def _places(table: Table, record: ResultRecord) -> list[Hashable]:
+    """Where a row may have a single evaluation; not only in a column, as columns may spread over pre-trainings."""
+    return [*table.place(record), (record.dataset, task_of(record))]
+
+
+def _by_evaluation(table: Table, records: list[ResultRecord]) -> list[list[ResultRecord]]:
+    if _one_each((place, evaluation_of(record)) for record in records for place in _places(table, record)):
         return [records]
-    flat = {r.evaluation_sha256: flatten(r.evaluation) for r in records}
-    evaluations: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
+    flat = {evaluation_of(record): flat_evaluation(table, record) for record in records}
+    evaluations: dict[str, dict[Hashable, set[tuple[str, str]]]] = defaultdict(lambda: defaultdict(set))
     for record in records:
-        evaluations[task_of(record)][record.dataset].add(record.evaluation_sha256)
+        for place in _places(table, record):
+            evaluations[task_of(record)][place].add(evaluation_of(record))
     # Evaluations differ from one data set to another anyway; what they differ in on one of them numbers them on all.
-    numbers: dict[str, dict[str, int]] = {}
-    for task, by_dataset in evaluations.items():
-        varied = sorted({key for digests in by_dataset.values() for key in varying([flat[one] for one in digests])})
-        told = {
-            one: tuple(flat[one].get(key, "") for key in varied) for digests in by_dataset.values() for one in digests
-        }
+    numbers: dict[str, dict[tuple[str, str], int]] = {}
+    for task, by_place in evaluations.items():
+        varied = sorted({key for some in by_place.values() for key in varying([flat[one] for one in some])})
+        told = {one: tuple(flat[one].get(key, "") for key in varied) for some in by_place.values() for one in some}
         order = sorted(set(told.values()), key=lambda values: [natural(value) for value in values])
         places = {values: place for place, values in enumerate(order)}
         numbers[task] = {one: places[values] for one, values in told.items()}
     # The first evaluation of each task shares a row, then the second of each, and so on.
-    return partition(records, lambda r: numbers[task_of(r)][r.evaluation_sha256])
+    return partition(records, lambda r: numbers[task_of(r)][evaluation_of(r)])
 
 
 def varying(flats: Sequence[dict[str, str]]) -> list[str]:
@@ -108,9 +134,7 @@ def _refuse_contradictions(records: Sequence[ResultRecord]) -> None:
             continue
         # Whatever the transfer seed: a pre-training has the same weights for all of them.
         same = (record.task, record.method, record.dataset, record.pretraining_sha256, record.evaluation_sha256)
-        # The summary of an earlier version says nothing about these two.
-        unsaid = (record.backbone, record.scale) if record.schema == 1 else ()
-        first = seen.setdefault((*same, *unsaid, record.pretrain_seed), record)
+        first = seen.setdefault((*same, record.pretrain_seed), record)
         if first.weights_sha256 != record.weights_sha256:
             raise InputError(
                 f"{_file(first)} and {_file(record)}: the same {record.task} of the same pre-training and seed, but "

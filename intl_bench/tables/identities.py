@@ -7,7 +7,7 @@ from typing import Any
 _FINGERPRINT = re.compile(r"\b([0-9a-f]{8})[0-9a-f]{56}\b")
 # How the start of a dotted key is called
 _PRETRAINING = {"settings.": "", "initial_weights": "initial weights"}
-_EVALUATION = {"settings.": "", "data.train": "training data", "data.test": "test data"}
+_EVALUATION = {"settings.": "", "data.train": "training data", "data.test": "test data", "dataset": "data set"}
 
 
 def flatten(values: Mapping[str, Any]) -> dict[str, str]:

@@ -3,23 +3,32 @@
 import dataclasses
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 from intl_bench.core.datasets import PAPER
 from intl_bench.records import ResultRecord
 from intl_bench.tables.footnotes import value_text
-from intl_bench.tables.grouping import dataset_in_label, spread_key, task_of, trained, varying
+from intl_bench.tables.grouping import (
+    dataset_in_label,
+    evaluation_of,
+    flat_evaluation,
+    spread_key,
+    task_of,
+    trained,
+    varying,
+)
 from intl_bench.tables.identities import flatten, has_fingerprint, name, shown
 from intl_bench.tables.model import Table
 
 _MOST = 3  # settings that a label tells
 
-# ("pretraining", data set) or ("evaluation", data set, task): a row has one identity of each
+# A row has one identity of each: ("pretraining",), or ("pretraining", data set) where it has several pre-trainings, and
+# ("evaluation", task, data set), of which the last is "" where the columns or the label say it.
 Part = tuple[str, ...]
-# ("pretraining" or "evaluation", dotted key)
-Key = tuple[str, str]
-# part -> digest and flattened identity
-Identities = Mapping[Part, tuple[str, dict[str, str]]]
+# The start of parts for all of which a setting holds, such as ("evaluation", task), and its dotted key
+Key = tuple[Part, str]
+# part -> what tells the identity from others, and the identity flattened
+Identities = Mapping[Part, tuple[Hashable, dict[str, str]]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,7 +44,7 @@ def labels_of(table: Table, rows: Sequence[Sequence[ResultRecord]]) -> list[Labe
     plain = [_plain(table, row) for row in rows]
     forms = [", ".join(sorted({_form(record) for record in row} - {""})) for row in rows]
     told: list[list[str]] = [[] for _ in rows]
-    flat: dict[str, dict[str, str]] = {}
+    flat: dict[Hashable, dict[str, str]] = {}
     for alike in _equal(plain):
         if len({forms[row] for row in alike}) > 1:
             for row in alike:
@@ -58,7 +67,8 @@ def _plain(table: Table, row: Sequence[ResultRecord]) -> tuple[str, str]:
     for key in table.told:
         values = {value_text(record.protocol[key]) for record in row if key in record.protocol}
         always += [f"{key} {'/'.join(sorted(values))}"] if values else []
-    about = ", ".join(filter(None, [backbone, dataset_in_label(table, first), *always]))
+    earlier = "recorded by an earlier version" if first.schema == 1 else ""
+    about = ", ".join(filter(None, [backbone, dataset_in_label(table, first), *always, earlier]))
     return f"{first.method} ({about}", f"; measured, {first.scale} scale)"
 
 
@@ -80,8 +90,6 @@ def _parts_of_data(row: Sequence[ResultRecord]) -> str:
 
 def _form(record: ResultRecord) -> str:
     """What kind of identity a pre-training has; those of two kinds have no settings to compare."""
-    if record.schema == 1:
-        return "recorded by an earlier version"
     if "source" in record.pretraining:
         return f"{name('pretraining', 'source')} {record.pretraining['source']}"
     return "random initialization" if "initialization" in record.pretraining else ""
@@ -92,83 +100,117 @@ def _first(words: Sequence[str]) -> str:
     return "".join(f", {word}" for word in words[:_MOST]) + more
 
 
-def _identities(table: Table, row: Sequence[ResultRecord], flat: dict[str, dict[str, str]]) -> Identities:
-    """The identities of a row; `flat` keeps the flattened ones by their digest."""
-    found: dict[Part, tuple[str, dict[str, str]]] = {}
+def _identities(table: Table, row: Sequence[ResultRecord], flat: dict[Hashable, dict[str, str]]) -> Identities:
+    """The identities of a row; `flat` keeps the flattened ones."""
+    found: dict[Part, tuple[Hashable, dict[str, str]]] = {}
+    pretrainings = {trained(table, record) for record in row}
     for record in row:
-        part: Part = ("pretraining", record.dataset)
+        part: Part = ("pretraining", record.dataset) if len(pretrainings) > 1 else ("pretraining",)
         if part not in found:
             digest = trained(table, record)
             if digest not in flat:
                 flat[digest] = flatten(record.pretraining)
                 flat[digest].pop(spread_key(table, record), None)
             found[part] = digest, flat[digest]
-        digest = record.evaluation_sha256
-        if digest not in flat:
-            flat[digest] = flatten(record.evaluation)
-        found["evaluation", record.dataset, task_of(record)] = digest, flat[digest]
+        if not record.evaluation:
+            continue
+        evaluation = evaluation_of(record)
+        if evaluation not in flat:
+            flat[evaluation] = flat_evaluation(table, record)
+        dataset = record.dataset if table.datasets is None else ""
+        found["evaluation", task_of(record), dataset] = evaluation, flat[evaluation]
     return found
 
 
 def _apart(rows: Sequence[Identities]) -> list[list[str]]:
     """What tells each row from the others, in words, the most telling first."""
     values = _compare(rows)
-    # Rows without a data set and task in common: there is nothing but all that they are about.
+    # Rows without a data set and task in common: they are compared by task, whatever the data set.
     for alike in _equal([tuple(sorted(found.items())) for found in values]):
         if len(alike) > 1:
             for row, found in zip(alike, _compare([_merged(rows[row]) for row in alike]), strict=True):
                 values[row] = values[row] | found
     order = _order(values)
-    return [[f"{name(*key)} {shown(found[key])}" for key in order if key in found] for found in values]
+    return [[f"{_name(key)} {shown(found[key])}" for key in order if key in found] for found in values]
+
+
+def _name(key: Key) -> str:
+    (kind, *about), dotted = key
+    return " ".join(filter(None, [" on ".join(filter(None, about)), name(kind, dotted)]))
 
 
 def _compare(rows: Sequence[Identities]) -> list[dict[Key, str]]:
     """The values of each row that differ from another row's on the same data set and task."""
-    values: list[dict[Key, set[str]]] = [defaultdict(set) for _ in rows]
+    differing: dict[tuple[str, str], list[Part]] = defaultdict(list)
     for part in {part: None for identities in rows for part in identities}:
-        having = [row for row, identities in enumerate(rows) if part in identities]
-        distinct = dict(rows[row][part] for row in having)
-        if len(distinct) == 1:
-            continue
-        for key in varying(list(distinct.values())):
-            for row in having:
-                value = rows[row][part][1].get(key)
-                if value is not None:
-                    values[row][part[0], key].add(value)
-    return [{key: "/".join(sorted(texts)) for key, texts in found.items()} for found in values]
+        distinct = dict(identities[part] for identities in rows if part in identities)
+        for dotted in varying(list(distinct.values())):
+            differing[part[0], dotted].append(part)
+    values: list[dict[Key, str]] = [{} for _ in rows]
+    for (_, dotted), parts in differing.items():
+        depth = next(depth for depth in (1, 2, 3) if all(_holds(row, parts, dotted, depth) for row in rows))
+        for found, identities in zip(values, rows, strict=True):
+            for part in parts:
+                if part in identities and dotted in identities[part][1]:
+                    found[part[:depth], dotted] = identities[part][1][dotted]
+    return values
+
+
+def _holds(identities: Identities, parts: Sequence[Part], dotted: str, depth: int) -> bool:
+    """Whether a row's values for some parts are those of all its parts with the same start of `depth` words."""
+    return all(
+        identities[part][1].get(dotted) == flat.get(dotted)
+        for part in parts
+        if part in identities
+        for other, (_, flat) in identities.items()
+        if other[:depth] == part[:depth]
+    )
 
 
 def _merged(identities: Identities) -> Identities:
-    """One identity of each kind, whatever the data set and task."""
-    digests: dict[str, set[str]] = defaultdict(set)
-    texts: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
-    for (kind, *_), (digest, flat) in identities.items():
-        digests[kind].add(digest)
-        for key, text in flat.items():
-            texts[kind][key].add(text)
+    """One identity of the pre-training and one of each task, whatever the data set."""
+    merged: dict[Part, list[tuple[Hashable, dict[str, str]]]] = defaultdict(list)
+    for (kind, *about), identity in identities.items():
+        merged[(kind, *about[:1]) if kind == "evaluation" else (kind,)].append(identity)
     return {
-        (kind,): (" ".join(sorted(digests[kind])), {key: "/".join(sorted(some)) for key, some in found.items()})
-        for kind, found in texts.items()
+        part: (
+            tuple(one for one, _ in some),
+            {
+                key: "/".join(sorted({flat[key] for _, flat in some if key in flat}))
+                for key in {key: None for _, flat in some for key in flat}
+            },
+        )
+        for part, some in merged.items()
     }
 
 
 def _order(values: Sequence[Mapping[Key, str]]) -> list[Key]:
     """All keys: first those that it takes to tell the rows apart, settings before fingerprints, short before long."""
-    keys = sorted({key for found in values for key in found}, key=lambda key: (len(name(*key)), key))
+    keys = sorted({key for found in values for key in found}, key=lambda key: (len(_name(key)), key))
     fingerprints = {key for found in values for key, text in found.items() if has_fingerprint(text)}
     settings = [key for key in keys if key not in fingerprints]
     others = [key for key in keys if key in fingerprints]
-    chosen: list[Key] = []
-    classes = [0] * len(values)
-    for pool in (settings, others):
-        while len(chosen) < _MOST:
-            split = {key: _classes(classes, [found.get(key) for found in values]) for key in pool}
-            best = max(pool, key=lambda key: max(split[key]), default=None)
-            if best is None or max(split[best]) == max(classes):
-                break
-            chosen.append(best)
-            classes = split[best]
+    chosen, classes = _telling(values, settings, [0] * len(values), _MOST)
+    if len(chosen) == _MOST and _telling(values, others, classes, 1)[0]:
+        # A place for a fingerprint, so that the label tells all rows apart.
+        chosen, classes = _telling(values, settings, [0] * len(values), _MOST - 1)
+    chosen += _telling(values, others, classes, _MOST - len(chosen))[0]
     return chosen + [key for key in (*settings, *others) if key not in chosen]
+
+
+def _telling(
+    values: Sequence[Mapping[Key, str]], pool: Sequence[Key], classes: Sequence[int], most: int
+) -> tuple[list[Key], Sequence[int]]:
+    """Up to `most` keys that split the classes of the rows further, the best first, and the classes they make."""
+    chosen: list[Key] = []
+    while len(chosen) < most:
+        split = {key: _classes(classes, [found.get(key) for found in values]) for key in pool}
+        best = max(pool, key=lambda key: max(split[key]), default=None)
+        if best is None or max(split[best]) == max(classes):
+            break
+        chosen.append(best)
+        classes = split[best]
+    return chosen, classes
 
 
 def _classes(classes: Sequence[int], values: Sequence[str | None]) -> list[int]:

@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import math
 
+from intl_bench.core.datasets import canonical
 from intl_bench.core.identity import every_value_published, runtime_only
 
 _STRIDES = {"imagenet": 16, "cifar": 4}
@@ -101,7 +102,7 @@ class DataConfig:
     @property
     def dataset(self) -> str:
         """The data set's name in results."""
-        return self.name
+        return canonical(self.name)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
