@@ -181,6 +181,8 @@ def _run_seed(
                 undrawn = getattr(config, "visualize", 0) and "picture" not in done.details
                 _report(done, "already there; add --fresh to draw" if undrawn else "already there")
             return done
+        if plan.pretrain_seed is not None and not plan.fresh:
+            _require_one_file_a_seed(record, store)
         if plan.fresh and is_main_process():
             shutil.rmtree(folder, ignore_errors=True)
         started = time.perf_counter()
@@ -193,7 +195,7 @@ def _run_seed(
             scale=protocol.scale(plan.task, trained, config, outcome.details, random=random),
             # Of two data sets with one name, such as CIFAR-10 and a part of it, the sizes tell.
             protocol=record.protocol | {key: outcome.details[key] for key in ("train_images", "test_images")},
-            details={"pretrain": checkpoint.details, **outcome.details},
+            details={"checkpoint": str(checkpoint.path), "pretrain": checkpoint.details, **outcome.details},
             wall_time_s=round(time.perf_counter() - started, 2),
             peak_memory_mib=round(machine.peak_memory_mib(), 1),
             created=now(),
@@ -203,6 +205,17 @@ def _run_seed(
             _clear(folder)
             _report(record, f"{record.wall_time_s:.0f} s")
     return record
+
+
+def _require_one_file_a_seed(record: ResultRecord, store: RecordStore) -> None:
+    """Refuses a second file of others under one `--pretrain-seed` of one pre-training."""
+    for other in store.load():
+        same = (other.pretraining_sha256, other.pretrain_seed) == (record.pretraining_sha256, record.pretrain_seed)
+        if same and other.method == record.method and other.weights_sha256 != record.weights_sha256:
+            raise InputError(
+                f"--pretrain-seed {record.pretrain_seed}: already given to {other.details.get('checkpoint')}; give "
+                f"another seed, or tell the pre-trainings apart with --group NAME ({other.file})"
+            )
 
 
 def _clear(folder: Path) -> None:
@@ -220,4 +233,10 @@ def now() -> str:
 
 def _report(record: ResultRecord, note: str) -> None:
     values = ", ".join(f"{name} {value:.2f}" for name, value in sorted(record.metrics.items()))
-    print(f"{record.task} {record.method} {record.dataset} seed {record.transfer_seed}: {values} ({note})", flush=True)
+    trained = record.pretrain_seed
+    which = (
+        f"seed {record.transfer_seed}"
+        if trained in (None, record.transfer_seed)
+        else (f"pre-training seed {trained}, transfer seed {record.transfer_seed}")
+    )
+    print(f"{record.task} {record.method} {record.dataset} {which}: {values} ({note})", flush=True)

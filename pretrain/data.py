@@ -64,6 +64,8 @@ class DataConfig:
     def __post_init__(self) -> None:
         if self.kind not in _SOURCES:
             raise ValueError(f"data.kind={self.kind}: expected {', '.join(_SOURCES)}")
+        if self.kind == "shapes" and self.root:
+            raise ValueError(f"data.root={self.root}: data.kind=shapes generates its images; set data.kind=imagefolder")
         if self.on_bad_image not in ("stop", "skip"):
             raise ValueError(f"data.on_bad_image={self.on_bad_image}: expected stop or skip")
         if self.classes is not None and self.kind != "imagefolder":
@@ -74,9 +76,7 @@ class DataConfig:
         if self.std is not None and min(self.std) <= 0:
             raise ValueError(f"data.std={self.std}: expected positive numbers")
         if self.size < 40:
-            raise ValueError(
-                f"data.size={self.size}: expected at least 40, for ten classes to be in the test images too"
-            )
+            raise ValueError(f"data.size={self.size}: expected at least 40, so that the test images have ten classes")
 
     def unused(self) -> set[str]:
         """See `intl_bench.core.identity.identity`."""

@@ -135,7 +135,12 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
         InputError: no such recipe, an unknown key, a wrong type or value.
     """
     path = configs.find(name, "pretrain")
-    recipe = _build(configs.read(path), path.name, overrides)
+    values = configs.read(path)
+    data = values.get("data", {})
+    # Another kind of data is another data set, which the recipe's name is not of.
+    if any(change.startswith("data.kind=") and change != f"data.kind={data.get('kind')}" for change in overrides):
+        values["data"] = {key: value for key, value in data.items() if key not in ("name", "root", "classes")}
+    recipe = _build(values, path.name, overrides)
     return dataclasses.replace(recipe, scale=judged_scale(recipe))
 
 
@@ -143,8 +148,10 @@ def judged_scale(recipe: Recipe) -> str:
     """The scale of a recipe; one that says "paper" or "adapted" has to decide the same as a packaged one.
 
     Returns:
-        The packaged recipe's scale, "reduced" where there is none, or what `recipe` itself says: "reduced" or "demo".
+        The packaged recipe's scale, "reduced" where there is none; "demo" on generated images alone.
     """
+    if recipe.scale == "demo":
+        return "demo" if recipe.data.kind == "shapes" and recipe.init is None else "reduced"
     if recipe.scale not in PUBLISHED:
         return recipe.scale
     packaged = sorted((configs.CONFIGS / "pretrain").glob("*.yaml"), key=lambda path: path.stem != recipe.name)
@@ -225,6 +232,10 @@ def check_same_run(recipe: Recipe, inputs: Inputs, before: Recipe, read: Inputs)
         raise InputError(
             f"{recipe.checkpoint} was computed in {read.computed_in or recipe.precision}, here it would be in "
             f"{inputs.computed_in or recipe.precision}; go on where it began, or {remedy}"
+        )
+    if read.initial_weights != inputs.initial_weights and recipe.init is None:
+        raise InputError(
+            f"{recipe.checkpoint} started from other weights; add init={before.init} to go on, or {remedy}"
         )
     if read.initial_weights != inputs.initial_weights:
         raise InputError(

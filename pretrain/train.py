@@ -292,6 +292,8 @@ def run(recipe: Recipe, *, fresh: bool = False) -> Path:
             shutil.rmtree(recipe.folder, ignore_errors=True)
         if training.step < training.total_steps:
             _loop(training, source, stop)
+        elif process.is_main:
+            print(f"{recipe.checkpoint}: finished before, there is nothing to train", file=sys.stderr)
         exported = recipe.folder / "backbone.safetensors"
         if process.is_main and not exported.exists():
             about = checkpoint.from_state(

@@ -41,14 +41,14 @@ def paths() -> list[Path]:
 def test_a_grid_from_pre_training_to_table_and_figure(capfd: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["ablation", "grid.yaml"]) == 0
     records = RecordStore(Path("results/ablations/tiny/records")).load()
-    cells = [record for record in records if record.task == "pretrain"]
-    assert sorted((r.config["method"]["iterations"], r.pretrain_seed) for r in cells) == [
+    ended = [record for record in records if record.task == "pretrain"]
+    assert sorted((r.config["method"]["iterations"], r.pretrain_seed) for r in ended) == [
         (1, 0),
         (1, 1),
         (60, 0),
         (60, 1),
     ]
-    for cell in cells:
+    for cell in ended:
         own = [r for r in records if r.task == "knn" and r.weights_sha256 == cell.details["weights_sha256"]]
         if cell.config["method"]["iterations"] == 60:
             assert cell.metrics == {"diverged": 100.0}
@@ -81,8 +81,9 @@ def test_a_grid_from_pre_training_to_table_and_figure(capfd: pytest.CaptureFixtu
 
     assert cli.main(["ablation", "grid.yaml", "--parallel"]) == 0
     printed = capfd.readouterr().out
-    assert printed.count("already there") == 6  # four cells and two random initializations, said by the seeds' own processes,
-    assert printed.count(table.strip()) == 1  # which leave the table to the one that started them
+    # The seeds' own processes report four cells and two random initializations, and leave the table to their starter.
+    assert printed.count("already there") == 6
+    assert printed.count(table.strip()) == 1
 
     ablation, results = cells.load("grid.yaml"), Path("results/ablations/tiny")
     assert grid.finish(ablation, results, cells.recipes(ablation, 5)) == table.removesuffix("\n")

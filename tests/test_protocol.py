@@ -143,7 +143,8 @@ def test_a_file_with_a_base_has_the_scale_of_what_it_resolves_to(tmp_path: Path)
         ("weight_decay: 0.1\n", "reduced"),
         ("views:\n  - {size: 224}\n  - {size: 224}\n", "reduced"),
         ("epochs: 100\n", "reduced"),
-        ("scale: demo\n", "demo"),
+        ("scale: demo\n", "reduced"),
+        ("scale: reduced\n", "reduced"),
     ):
         own.write_text(base + text)
         assert load_recipe(str(own)).scale == expected

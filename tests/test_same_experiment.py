@@ -402,3 +402,37 @@ def test_a_checkpoint_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
         "hash checkpoint.pt",
         "read checkpoint.pt",
     ]
+
+
+def test_a_row_holds_scores_on_one_version_of_the_images(capsys: pytest.CaptureFixture[str]) -> None:
+    path, data = pretrain(), archive(Path("x.npz"), 0)
+    words = [path, "data.kind=npz", f"data.root={data}"]
+    intl_bench("knn", *words)
+    archive(data, 1)
+    intl_bench("knn", *words)
+    intl_bench("linear", *words, *QUICK)
+    assert sorted(len(cells) for cells in rows(capsys).values()) == [1, 2]
+
+
+def test_own_images_in_the_demos_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    data = archive(Path("mine.npz"), 0)
+    assert "data.kind=shapes" in refused(capsys, "pretrain", "demo", *TINY, "data.root=mine.npz")
+    path = pretrain("data.kind=npz", f"data.root={data}")
+    capsys.readouterr()
+    intl_bench("knn", path)
+    assert "knn INTL mine seed 0" in capsys.readouterr().out
+    (record,) = records()
+    assert (record.dataset, record.scale) == ("mine", "reduced")
+    intl_bench("pretrain", "demo", *TINY, "data.kind=npz", f"data.root={data}", "name=a", "seed=0")
+    assert "finished before" in capsys.readouterr().err
+
+
+def test_a_seed_of_others_is_given_once(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["data.kind=shapes", "data.size=160", "--config", "default", "--pretrain-seed", "0"]
+    for number in (0, 1):
+        state = random_state("resnet10_narrow", number)
+        torch.save({"state_dict": prefixed("module.encoder_q.", state)}, f"{number}.pth")
+    intl_bench("knn", "0.pth", *words)
+    line = refused(capsys, "knn", "1.pth", *words)
+    assert "already given to 0.pth" in line
+    intl_bench("knn", "1.pth", *words, "--group", "other")

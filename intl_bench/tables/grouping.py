@@ -28,7 +28,8 @@ def rows_of(table: Table, records: Sequence[ResultRecord]) -> list[list[ResultRe
     for same in partition(records, lambda r: (r.method, r.backbone, r.scale, r.schema, dataset_in_label(table, r))):
         share = _may_share(table, same, pretraining)
         for part in [same] if share else partition(same, lambda r: pretraining[id(r)]):
-            rows += _by_evaluation(table, part)
+            for version in _by_images(part):
+                rows += _by_evaluation(table, version)
     for row in rows:
         _refuse_double_count(row)
     return rows
@@ -99,6 +100,24 @@ def _one_each(pairs: Iterable[tuple[Hashable, Hashable]]) -> bool:
 def _places(table: Table, record: ResultRecord) -> list[Hashable]:
     """Where a row may have a single evaluation; not only in a column, as columns may spread over pre-trainings."""
     return [*table.place(record), (record.dataset, task_of(record))]
+
+
+def _by_images(records: list[ResultRecord]) -> list[list[ResultRecord]]:
+    """Splits where one data set had other images at another time, so that a row's tasks were all scored on the same."""
+
+    def where(record: ResultRecord) -> tuple[str, str]:
+        # Fine-tuning has a list of its training images, and each share of the labels its own.
+        return record.dataset, task_of(record) if record.task == "finetune" else ""
+
+    def images(record: ResultRecord) -> str:
+        return str(sorted(record.evaluation.get("data", {}).items()))
+
+    versions: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for record in records:
+        if "data" in record.evaluation:
+            versions[where(record)].add(images(record))
+    order = {place: sorted(some) for place, some in versions.items()}
+    return partition(records, lambda r: order[where(r)].index(images(r)) if "data" in r.evaluation else 0)
 
 
 def _by_evaluation(table: Table, records: list[ResultRecord]) -> list[list[ResultRecord]]:

@@ -20,7 +20,7 @@ from intl_bench.tables.grouping import (
 from intl_bench.tables.identities import flatten, has_fingerprint, name, shown
 from intl_bench.tables.model import Table
 
-_MOST = 3  # settings that a label tells
+_USUAL = 3  # settings that a label tells, unless it takes more to tell the rows apart
 
 # A row has one identity of each: ("pretraining",), or ("pretraining", data set) where it has several pre-trainings, and
 # ("evaluation", task, data set), of which the last is "" where the columns or the label say it.
@@ -40,10 +40,11 @@ class Label:
 
 
 def labels_of(table: Table, rows: Sequence[Sequence[ResultRecord]]) -> list[Label]:
-    """One label a row; of rows that would read alike each also says up to three settings that tell them apart."""
+    """One label a row; of rows that would read alike each also says the settings that tell them apart."""
     plain = [_plain(table, row) for row in rows]
     forms = [", ".join(sorted({_form(record) for record in row} - {""})) for row in rows]
     told: list[list[str]] = [[] for _ in rows]
+    first = [_USUAL for _ in rows]
     flat: dict[Hashable, dict[str, str]] = {}
     for alike in _equal(plain):
         if len({forms[row] for row in alike}) > 1:
@@ -51,11 +52,13 @@ def labels_of(table: Table, rows: Sequence[Sequence[ResultRecord]]) -> list[Labe
                 told[row] += [forms[row]] if forms[row] else []
         for same in _equal(forms, alike):
             if len(same) > 1:
-                for row, words in zip(same, _apart([_identities(table, rows[row], flat) for row in same]), strict=True):
+                apart, needed = _apart([_identities(table, rows[row], flat) for row in same])
+                for row, words in zip(same, apart, strict=True):
+                    first[row] = max(_USUAL, len(told[row]) + needed)
                     told[row] += words
     return [
-        Label(text=f"{start}{_parts_of_data(row)}{_first(words)}{end}", told=words)
-        for (start, end), row, words in zip(plain, rows, told, strict=True)
+        Label(text=f"{start}{_parts_of_data(row)}{_first(words, count)}{end}", told=words)
+        for (start, end), row, words, count in zip(plain, rows, told, first, strict=True)
     ]
 
 
@@ -95,9 +98,9 @@ def _form(record: ResultRecord) -> str:
     return "random initialization" if "initialization" in record.pretraining else ""
 
 
-def _first(words: Sequence[str]) -> str:
-    more = f" and {len(words) - _MOST} more" if len(words) > _MOST else ""
-    return "".join(f", {word}" for word in words[:_MOST]) + more
+def _first(words: Sequence[str], count: int) -> str:
+    more = f" and {len(words) - count} more" if len(words) > count else ""
+    return "".join(f", {word}" for word in words[:count]) + more
 
 
 def _identities(table: Table, row: Sequence[ResultRecord], flat: dict[Hashable, dict[str, str]]) -> Identities:
@@ -122,16 +125,16 @@ def _identities(table: Table, row: Sequence[ResultRecord], flat: dict[Hashable, 
     return found
 
 
-def _apart(rows: Sequence[Identities]) -> list[list[str]]:
-    """What tells each row from the others, in words, the most telling first."""
+def _apart(rows: Sequence[Identities]) -> tuple[list[list[str]], int]:
+    """What tells each row from the others, in words, the most telling first; and how many it takes at most."""
     values = _compare(rows)
     # Rows without a data set and task in common: they are compared by task, whatever the data set.
     for alike in _equal([tuple(sorted(found.items())) for found in values]):
         if len(alike) > 1:
             for row, found in zip(alike, _compare([_merged(rows[row]) for row in alike]), strict=True):
                 values[row] = values[row] | found
-    order = _order(values)
-    return [[f"{_name(key)} {shown(found[key])}" for key in order if key in found] for found in values]
+    order, needed = _order(values)
+    return [[f"{_name(key)} {shown(found[key])}" for key in order if key in found] for found in values], needed
 
 
 def _name(key: Key) -> str:
@@ -184,26 +187,23 @@ def _merged(identities: Identities) -> Identities:
     }
 
 
-def _order(values: Sequence[Mapping[Key, str]]) -> list[Key]:
-    """All keys: first those that it takes to tell the rows apart, settings before fingerprints, short before long."""
+def _order(values: Sequence[Mapping[Key, str]]) -> tuple[list[Key], int]:
+    """All keys, settings before fingerprints, short before long; and how many of the first tell the rows apart."""
     keys = sorted({key for found in values for key in found}, key=lambda key: (len(_name(key)), key))
     fingerprints = {key for found in values for key, text in found.items() if has_fingerprint(text)}
     settings = [key for key in keys if key not in fingerprints]
     others = [key for key in keys if key in fingerprints]
-    chosen, classes = _telling(values, settings, [0] * len(values), _MOST)
-    if len(chosen) == _MOST and _telling(values, others, classes, 1)[0]:
-        # A place for a fingerprint, so that the label tells all rows apart.
-        chosen, classes = _telling(values, settings, [0] * len(values), _MOST - 1)
-    chosen += _telling(values, others, classes, _MOST - len(chosen))[0]
-    return chosen + [key for key in (*settings, *others) if key not in chosen]
+    chosen, classes = _telling(values, settings, [0] * len(values))
+    chosen += _telling(values, others, classes)[0]
+    return chosen + [key for key in (*settings, *others) if key not in chosen], len(chosen)
 
 
 def _telling(
-    values: Sequence[Mapping[Key, str]], pool: Sequence[Key], classes: Sequence[int], most: int
+    values: Sequence[Mapping[Key, str]], pool: Sequence[Key], classes: Sequence[int]
 ) -> tuple[list[Key], Sequence[int]]:
-    """Up to `most` keys that split the classes of the rows further, the best first, and the classes they make."""
+    """The keys that split the classes of the rows further, the best first, and the classes they make."""
     chosen: list[Key] = []
-    while len(chosen) < most:
+    while max(classes) < len(values) - 1:
         split = {key: _classes(classes, [found.get(key) for found in values]) for key in pool}
         best = max(pool, key=lambda key: max(split[key]), default=None)
         if best is None or max(split[best]) == max(classes):
