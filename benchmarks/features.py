@@ -13,7 +13,7 @@ the best of `--repeats` counts. The first batch warms up; `extract` has the same
 import argparse
 import json
 import math
-import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -57,9 +57,9 @@ def measure(way: str, options: argparse.Namespace) -> dict[str, Any]:
     from intl_bench.core.distributed import Process
     from intl_bench.core.memory import keep_freed_memory
     from pretrain.backbone import BackboneConfig, build_backbone
-    from pretrain.checkpoint import Checkpoint
+    from pretrain.checkpoint import Checkpoint, Origin
     from pretrain.data import IMAGENET_NORMALIZATION, DataConfig, open_source
-    from transfer.features import extract, fold_norms
+    from transfer.features import FOLDER, extract, fold_norms
 
     torch.manual_seed(0)
     model = build_backbone(options.backbone).eval()
@@ -71,15 +71,16 @@ def measure(way: str, options: argparse.Namespace) -> dict[str, Any]:
     device = torch.device(options.device, 0) if options.device == "cuda" else torch.device("cpu")
 
     def ours() -> torch.Tensor:
-        config = {"backbone": vars(BackboneConfig(name=options.backbone))}
+        shutil.rmtree(FOLDER, ignore_errors=True)  # nothing is in the cache
         checkpoint = Checkpoint(
             path=Path("case"),
-            sha256=os.urandom(32).hex(),  # never in the cache
+            sha256="",
             backbone=model.state_dict(),
-            config=config,
+            origin=Origin.RANDOM,
             method="",
-            epoch=0,
-            details={},
+            architecture=BackboneConfig(name=options.backbone),
+            preprocessing=None,
+            seed=None,
         )
         found = extract(
             checkpoint,

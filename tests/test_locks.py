@@ -155,7 +155,7 @@ class TestHeld:
         process = holding(start, folder)
         message = refusal(folder)
         content = json.loads(lock_file(folder).read_text())
-        for part in (f"process {process.pid} on {content['host']}", content["since"], str(folder), "name=...", "stop"):
+        for part in (f"process {process.pid} on {content['host']}", content["since"], str(folder), "stop"):
             assert part in message
         assert "delete" not in message
         process.communicate("")

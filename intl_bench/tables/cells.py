@@ -78,7 +78,7 @@ def _contest(record: ResultRecord) -> str | None:
             "dataset": record.dataset,
             "evaluation": record.evaluation_sha256,
             "scale": record.scale,
-            "backbone": [record.backbone, at(pretraining, "settings.backbone")],
+            "backbone": [record.backbone, at(pretraining, "settings.backbone.stem")],
             "pretraining": budget,
         }
     )
