@@ -134,6 +134,8 @@ def test_files_of_others_are_one_training_only_if_the_user_says_so(capsys: pytes
         intl_bench("knn", f"{seed}.pth", *data, "--pretrain-seed", str(seed))
     ((_, cells),) = rows(capsys).items()
     assert cells[0].endswith("(3)")
+    intl_bench("tables", "--table", "2")
+    assert "Checkpoints: 0.pth, 1.pth, 2.pth." in capsys.readouterr().out
     intl_bench("knn", "0.pth", *data, "--pretrain-seed", "7", "--group", "other")
     assert len(rows(capsys)) == 2
     assert "--pretrain-seed N" in refused(capsys, "knn", "0.pth", *data, "--group", "other")

@@ -36,6 +36,11 @@ def footnote(table: Table, row: Sequence[ResultRecord], used: Sequence[ResultRec
         sentences.append(EARLIER)
     if told:
         sentences.append(f"Unlike rows of the same name: {', '.join(told)}")
+    files = sorted(
+        {str(record.details.get("checkpoint", "")) for record in used if "source" in record.pretraining} - {""}
+    )
+    if files:  # a user knows somebody else's file by its name
+        sentences.append(f"Checkpoints: {', '.join(files)}")
     sentences.append(", ".join(_counts(row, used)))
     versions = sorted({_version(record.code) for record in used})
     if len(versions) > 1:
