@@ -184,7 +184,7 @@ def scale(task: str, trained: Checkpoint, config: Any, details: Mapping[str, Any
         details: of the outcome: `train_images`, `test_images`.
     """
     found = pretraining_scale(trained)
-    if found == "demo" and getattr(config.data, "kind", "") in ("imagefolder", "npz", "cifar10", "cifar100"):
+    if found == "demo" and isinstance(config.data, DataConfig) and config.data.kind != "shapes":
         return "reduced"
     if random and found != "demo":
         found = "paper"

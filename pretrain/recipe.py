@@ -137,8 +137,9 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     path = configs.find(name, "pretrain")
     values = configs.read(path)
     data = values.get("data", {})
+    changes = [change.removeprefix("data.") for change in overrides if change.startswith("data.")]
     # Another kind of data is another data set, which the recipe's name is not of.
-    if any(change.startswith("data.kind=") and change != f"data.kind={data.get('kind')}" for change in overrides):
+    if _asked(changes, "kind", data.get("kind")) != data.get("kind"):
         values["data"] = {key: value for key, value in data.items() if key not in ("name", "root", "classes")}
     recipe = _build(values, path.name, overrides)
     return dataclasses.replace(recipe, scale=judged_scale(recipe))
@@ -195,12 +196,16 @@ def inherited_data(own: DataConfig, changes: Sequence[str]) -> dict[str, Any]:
     paper's, which is checked against their content, and no other.
     """
     values: dict[str, Any] = dataclasses.asdict(own)
-    asked = dict(change.partition("=")[::2] for change in changes)
-    if asked.get("kind", own.kind) != own.kind:
+    if _asked(changes, "kind", own.kind) != own.kind:
         return {key: values[key] for key in ("mean", "std")}
-    if asked.get("root", own.root) != own.root and own.name not in PAPER:
+    if _asked(changes, "root", own.root) != own.root and own.name not in PAPER:
         values["name"] = None
     return values
+
+
+def _asked(changes: Sequence[str], key: str, otherwise: Any) -> Any:
+    """The text that the last override "key=value" of a key gives it, `otherwise` where there is none."""
+    return dict(change.partition("=")[::2] for change in changes).get(key, otherwise)
 
 
 def identity(recipe: Recipe, inputs: Inputs) -> dict[str, Any]:
@@ -233,11 +238,11 @@ def check_same_run(recipe: Recipe, inputs: Inputs, before: Recipe, read: Inputs)
             f"{recipe.checkpoint} was computed in {read.computed_in or recipe.precision}, here it would be in "
             f"{inputs.computed_in or recipe.precision}; go on where it began, or {remedy}"
         )
-    if read.initial_weights != inputs.initial_weights and recipe.init is None:
-        raise InputError(
-            f"{recipe.checkpoint} started from other weights; add init={before.init} to go on, or {remedy}"
-        )
     if read.initial_weights != inputs.initial_weights:
+        if recipe.init is None:
+            raise InputError(
+                f"{recipe.checkpoint} started from other weights; add init={before.init} to go on, or {remedy}"
+            )
         raise InputError(
             f"{recipe.checkpoint} started from other weights than init={recipe.init}: {read.initial_weights} -> "
             f"{inputs.initial_weights}; {remedy}"

@@ -76,14 +76,15 @@ def recipes(ablation: Ablation, seed: int, overrides: Sequence[str] = ()) -> lis
     made = []
     for cell in ablation.cells:
         other = [word for word in cell.split() if "=" not in word]
+        name = other[0] if other else ablation.recipe
         own = [word for word in cell.split() if "=" in word]
         slug = re.sub(r"[^A-Za-z0-9.]+", "_", "_".join([*other, *own, *changes_grid]))
         changes = [*ablation.overrides, *own, *overrides, f"seed={seed}", f"name={ablation.name}-{slug}"]
-        recipe = load_recipe(other[0] if other else ablation.recipe, changes)
+        recipe = load_recipe(name, changes)
         if recipe.init is not None:
             raise InputError(f"init={recipe.init}: expected none in an ablation, whose cells start at random")
         # What a published recipe lacks, its cells lack too.
-        adapted = scale == "paper" and load_recipe(other[0] if other else ablation.recipe).scale == "adapted"
+        adapted = scale == "paper" and load_recipe(name).scale == "adapted"
         made.append(dataclasses.replace(recipe, scale="adapted" if adapted else scale))
     return made
 

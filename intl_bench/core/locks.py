@@ -25,7 +25,6 @@ from typing import Any
 from intl_bench.core import files
 from intl_bench.core.errors import InputError, from_os_error
 
-_NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
 _PATIENCE_S = 2.0  # where hard links are missing, a lock is empty between its creation and its writing
 
 
@@ -128,11 +127,6 @@ def _read(path: Path, folder: Path) -> _Holder | None:
             raise from_os_error(error, f"cannot read {path}") from error
 
 
-def _create(path: Path, me: _Holder) -> bool:
-    """Makes the lock; False if there is one."""
-    return files.create_json(path, dataclasses.asdict(me))
-
-
 def _take_over(path: Path, me: _Holder) -> bool:
     """Makes the lock its own if its process is gone, looked up again where no other process of ours can come between.
 
@@ -148,7 +142,7 @@ def _take_over(path: Path, me: _Holder) -> bool:
             except (FileNotFoundError, ValueError):
                 gone = False  # given back meanwhile, or another process is making its own
             if gone:
-                files.write_text(path, json.dumps(dataclasses.asdict(me), indent=2) + "\n")
+                files.write_text(path, files.json_text(dataclasses.asdict(me)))
             return gone
         finally:
             os.close(guard)
@@ -185,7 +179,7 @@ def lock(folder: Path, *, otherwise: str = "") -> Iterator[None]:
     path = folder.absolute().with_name(folder.absolute().name + ".lock")
     me = _me()
     try:
-        while not _create(path, me):
+        while not files.create_json(path, dataclasses.asdict(me)):
             holder = _read(path, folder)
             if holder is None:
                 continue
