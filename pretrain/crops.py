@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms.v2 import functional
 
-from pretrain.views import ViewConfig, send
+from intl_bench.core.copies import send
+from pretrain.views import ViewConfig
 
 _RATIO = (3 / 4, 4 / 3)
 _TRIES = 10

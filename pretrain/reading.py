@@ -2,9 +2,7 @@
 
 import dataclasses
 
-import torch
-from torch import Tensor
-
+from intl_bench.core.copies import Fetched
 from intl_bench.core.errors import DivergedError
 
 
@@ -16,8 +14,7 @@ class Reading:
         step: number of the step, from 1 on; it is in epoch `epoch`, from 0 on.
         lr: its learning rate.
         names: of the numbers.
-        host: the numbers, one float32 each, then the signal by which any process asked to stop, and whether to save.
-        copied: when they have arrived; None where they were on the host all the time.
+        numbers: one float32 each, then the signal by which any process asked to stop, and whether to save.
         finite: names of the numbers that must be finite.
     """
 
@@ -25,8 +22,7 @@ class Reading:
     epoch: int
     lr: float
     names: list[str]
-    host: Tensor
-    copied: torch.cuda.Event | None
+    numbers: Fetched
     finite: set[str]
 
     def values(self) -> dict[str, float]:
@@ -35,7 +31,7 @@ class Reading:
         Raises:
             DivergedError: one that must be finite is not.
         """
-        values = dict(zip(self.names, self._read(), strict=False))
+        values = dict(zip(self.names, self.numbers.read().tolist(), strict=False))
         bad = [f"{name} = {value}" for name, value in values.items() if name in self.finite and value - value != 0]
         if bad:
             raise DivergedError(
@@ -46,20 +42,5 @@ class Reading:
 
     def asked(self) -> tuple[int, bool]:
         """The signal by which any process asked to stop (0: none did), and whether any asked to save."""
-        stop, save = self._read()[-2:]
+        stop, save = self.numbers.read().tolist()[-2:]
         return int(stop), save > 0
-
-    def _read(self) -> list[float]:
-        if self.copied is not None:
-            self.copied.synchronize()
-        return self.host.tolist()
-
-
-def fetch(numbers: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
-    """`numbers` on the host, as soon as the event (where there is one) has come."""
-    if numbers.device.type != "cuda":
-        return numbers, None
-    host = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True).copy_(numbers, non_blocking=True)
-    copied = torch.cuda.Event()
-    copied.record()
-    return host, copied

@@ -20,6 +20,7 @@ from torch import nn
 
 from intl_bench.core import config as configs
 from intl_bench.core import distributed
+from intl_bench.core.copies import fetch, send
 from intl_bench.core.errors import InputError
 from intl_bench.core.locks import lock
 from intl_bench.core.seeding import torch_seed
@@ -30,12 +31,12 @@ from pretrain.data import ImageSource, normalization, open_source
 from pretrain.fingerprint import fingerprint
 from pretrain.loader import Batch, steps_per_epoch, training_batches
 from pretrain.optim import build_optimizer, group_lr
-from pretrain.reading import Reading, fetch
+from pretrain.reading import Reading
 from pretrain.recipe import Inputs, Recipe, check_same_run, from_dict
 from pretrain.schedules import warmup_cosine
 from pretrain.sync_batch_norm import synchronize
 from pretrain.train_log import Log
-from pretrain.views import augment, send
+from pretrain.views import augment
 
 _OTHERWISE = "give this run a name of its own with name=..."
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -121,15 +122,13 @@ class Training:
 
         asked = distributed.largest(send(torch.tensor([stop, save], dtype=torch.float32), device))
         numbers = [*(term.detach().float() for term in terms.values()), loss.detach().float(), norm.float()]
-        host, copied = fetch(torch.cat([torch.stack(numbers), asked]))
         finite = {*terms, "loss"}
         return Reading(
             step=self.step,
             epoch=(self.step - 1) // self.steps_per_epoch,
             lr=lr,
             names=[*terms, "loss", "gradient_norm"],
-            host=host,
-            copied=copied,
+            numbers=fetch(torch.cat([torch.stack(numbers), asked])),
             # The scaler skips a step whose half-precision gradients overflow, and goes on.
             finite=finite if self.scaler.is_enabled() else finite | {"gradient_norm"},
         )

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from intl_bench.core.copies import send
+
 # The columns of a row of parameters. FACTORS are brightness, contrast, saturation and hue; ORDER says which of these
 # four comes first, second, ...; SIGMA is 0 where there is no blur; the others are flags, 0 or 1.
 JITTER, FACTORS, ORDER, GRAY, SIGMA, SOLARIZE, FLIP = 0, slice(1, 5), slice(5, 9), 9, 10, 11, 12
@@ -128,11 +130,6 @@ def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
     for channel in range(3):
         images[:, channel].sub_(mean[channel]).div_(std[channel])
     return images
-
-
-def send(tensor: Tensor, device: torch.device) -> Tensor:
-    """`tensor` of the CPU on `device`, without waiting: a GPU copies from page-locked memory only in the background."""
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 class _Sorted(NamedTuple):

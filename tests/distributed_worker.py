@@ -139,10 +139,11 @@ def gathering(rank: int, world_size: int) -> Results:
     results |= {"half_gradients": gradients, "half_gradient": half_gradient}
     flags = [distributed.any_process(flag, CPU) for flag in (False, rank == world_size - 1, True)]
     stop = StopRequest()
-    before = distributed.stop_signal(stop, CPU)
+    vote = distributed.StopVote(stop, CPU)
+    before = vote.ask()
     stop.received = signal.SIGUSR2 if rank == world_size - 1 else None
-    signals = torch.tensor([before, distributed.stop_signal(stop, CPU)])
-    return results | {"any_process": torch.tensor(flags), "stop_signal": signals, "x": x.detach()}
+    signals = torch.tensor([before, vote.ask(), vote.ask()])
+    return results | {"any_process": torch.tensor(flags), "stop_vote": signals, "x": x.detach()}
 
 
 def products(rank: int = 0, world_size: int = 1) -> Results:

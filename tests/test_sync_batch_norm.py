@@ -79,7 +79,7 @@ def test_gather_is_in_rank_order_and_sends_gradients_back(world_size: int) -> No
             # Every process computes sum(whole^2) / 2, and the gradients of all of them add up.
             assert torch.equal(results[f"gather/gradient{dim}"], world_size * part)
         assert results["gather/any_process"].tolist() == [False, True, True]
-        assert results["gather/stop_signal"].tolist() == [0, signal.SIGUSR2]
+        assert results["gather/stop_vote"].tolist() == [0, 0, signal.SIGUSR2]
 
 
 def test_synchronize_keeps_names_values_and_what_is_frozen() -> None:

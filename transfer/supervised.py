@@ -247,6 +247,7 @@ def _loop(run: _Run, batches: Iterator[Batch], test: ImageSource, stop: StopRequ
         label="linear" if run.classifier.frozen else "finetune",
         enabled=process.is_main,
     )
+    vote = distributed.StopVote(stop, process.device)
     loss = torch.zeros((), device=process.device)
     for batch in batches:
         loss += run.take_step(batch)
@@ -261,7 +262,7 @@ def _loop(run: _Run, batches: Iterator[Batch], test: ImageSource, stop: StopRequ
             loss.zero_()
             run.history.append(run.test(test, workers))
         progress.step(values=run.history[-1] if run.history else None)
-        stopping = distributed.stop_signal(stop, process.device)
+        stopping = vote.ask()
         if process.is_main and (epoch_done or stopping):
             run.save(path)
         if stopping and run.step < run.total_steps:

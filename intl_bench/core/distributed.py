@@ -16,6 +16,7 @@ from torch import nn
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
+from intl_bench.core.copies import Fetched, fetch, send
 from intl_bench.core.errors import BenchError, InputError, ResourceError
 from intl_bench.core.memory import keep_freed_memory
 from intl_bench.core.signals import StopRequest
@@ -234,19 +235,29 @@ def largest(x: torch.Tensor) -> torch.Tensor:
 
 def any_process(flag: bool, device: torch.device) -> bool:
     """True on every process as soon as it is true on one."""
-    return bool(_largest_number(flag, device))
-
-
-def stop_signal(stop: StopRequest, device: torch.device) -> int:
-    """The signal that asks any process to stop, 0 if none, on every process: its own may still be on its way."""
-    return _largest_number(stop.received or 0, device)
-
-
-def _largest_number(number: int, device: torch.device) -> int:
-    """The largest of all processes' numbers; one process alone does not wait for its device."""
     if world_size() == 1:
-        return number
-    return int(largest(torch.tensor(float(number), device=device)).item())
+        return flag
+    return bool(largest(torch.tensor(float(flag), device=device)))
+
+
+class StopVote:
+    """Which signal asks any process to stop, without waiting for the device.
+
+    One process knows at once. Of several each learns in a step what any of them had received by the step before.
+    """
+
+    def __init__(self, stop: StopRequest, device: torch.device) -> None:
+        self.stop, self.device = stop, device
+        self._before: Fetched | None = None
+
+    def ask(self) -> int:
+        """The signal, 0 if none; the same on all processes, which have to call it equally often."""
+        received = self.stop.received or 0
+        if world_size() == 1:
+            return received
+        before = self._before
+        self._before = fetch(largest(send(torch.tensor(float(received)), self.device)))
+        return int(before.read()) if before is not None else 0
 
 
 def union(items: set[str]) -> set[str]:

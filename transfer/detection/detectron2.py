@@ -217,6 +217,7 @@ class _Bookkeeping(HookBase):
         evaluate: Callable[[list[Result]], dict[str, float]],
     ) -> None:
         self.run, self.path, self.test, self.evaluate = run, folder / "state.pt", test, evaluate
+        self.vote = distributed.StopVote(run.stop, run.process.device)
         config, main = run.config, run.process.is_main
         self.log = files.JsonLines(folder / "metrics.jsonl", lambda row: row["iteration"] <= first) if main else None
         self.progress = Progress(
@@ -226,7 +227,7 @@ class _Bookkeeping(HookBase):
     def after_step(self) -> None:
         config, done = self.run.config, self.trainer.iter + 1
         last = done == config.iterations
-        stopping = distributed.stop_signal(self.run.stop, self.run.process.device)
+        stopping = self.vote.ask()
         saving = done % config.checkpoint_every == 0 or last or stopping > 0
         if self.log is not None:  # the main process; the others have no losses
             latest = {name: value for name, (value, _) in self.trainer.storage.latest().items()}

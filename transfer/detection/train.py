@@ -196,12 +196,13 @@ def _loop(
     )
     names = ["loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg"] + ["loss_mask"] * config.model.masks + ["loss"]
     totals, steps, values = torch.zeros(len(names), device=process.device), 0, dict[str, float]()
+    vote = distributed.StopVote(stop, process.device)
     ended = time.perf_counter()
     for batch in _batches(run, train, run.iteration, config.iterations, "detection order"):
         waited = time.perf_counter() - ended
         totals += run.take_step(batch)
         steps += 1
-        stopping = distributed.stop_signal(stop, process.device)
+        stopping = vote.ask()
         last = run.iteration == config.iterations
         saving = run.iteration % config.checkpoint_every == 0 or last or stopping > 0
         if saving or run.iteration % _LOG_EVERY == 0:
