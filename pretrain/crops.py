@@ -102,11 +102,11 @@ class ResidentImages:
         self.images = torch.from_numpy(images).to(device)
         self.weights = functools.lru_cache(functools.partial(_weights, max(images.shape[1:3]), device))
 
-    def crops(self, indices: np.ndarray, boxes: np.ndarray, size: int, interpolation: str = "bicubic") -> Tensor:
-        """`crop` of images `indices` (b,) by `boxes` (b, 4): (b, 3, size, size) uint8 on the device."""
+    def crops(self, places: Tensor, size: int, interpolation: str = "bicubic") -> Tensor:
+        """`crop` of images (b,) by boxes (b, 4), side by side in `places` (b, 5) int64: (b, 3, size, size) uint8."""
         _, height, width, _ = self.images.shape
         weights = self.weights(size, interpolation)
-        sent = send(torch.from_numpy(np.column_stack([indices, boxes])), self.images.device)
+        sent = send(places, self.images.device)
         which, top, left, h, w = sent[:, :, None, None].unbind(1)
         # Beyond the box there are other pixels of the image, or its last ones again: their weight is 0.
         rows = (top + torch.arange(height, device=sent.device)[:, None]).clamp_(max=height - 1)

@@ -13,7 +13,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,11 +21,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from intl_bench.core.copies import pinned
 from intl_bench.core.errors import BenchError, InputError, ResourceError
 from intl_bench.core.seeding import permutation, uniforms
 from pretrain import crops
+from pretrain.ahead import ahead
 from pretrain.data import ArraySource, BadImageError, ImageSource
-from pretrain.views import PARAMETER_DRAWS, ViewConfig, draw_parameters, normalize
+from pretrain.views import PARAMETER_DRAWS, Prepared, ViewConfig, draw_parameters, normalize, prepare
 
 # On a CPU, resizing small images one by one is faster than by the matrices of `crops.ResidentImages`; on a GPU these
 # grow with the square of the side, and larger images are no burden for workers.
@@ -40,14 +42,15 @@ class Batch(NamedTuple):
     Attributes:
         step: number of the batch, from 0 on over all epochs.
         crops: for each view (b, 3, S, S) uint8, in channels-last order; on the GPU already if its images are.
-        parameters: for each view (b, PARAMETERS) float32 on the CPU, for `views.augment`.
+        parameters: for each view (b, PARAMETERS) float32 on the CPU, for `views.augment`; of images that stay on a GPU
+            as `views.prepare` makes them.
         labels: (b,) int64 on the CPU.
         bad_files: files of this batch that could not be decoded, in whose place the next image stands.
     """
 
     step: int
     crops: list[Tensor]
-    parameters: list[Tensor]
+    parameters: Sequence[Tensor | Prepared]
     labels: Tensor
     bad_files: list[str]
 
@@ -110,8 +113,7 @@ def training_batches(
     )
     steps, on_gpu = range(first_step, last_step), device.type == "cuda"
     if on_gpu and isinstance(source, ArraySource) and _is_small(source.images):
-        images = crops.ResidentImages(source.images, device)
-        return (_resident_batch(source, images, sampler, step) for step in steps)
+        return _resident_batches(source, sampler, steps, device)
     return iterate(functools.partial(_decoded_batch, source, sampler), steps, workers, on_gpu)
 
 
@@ -276,15 +278,25 @@ def _decoded_batch(source: ImageSource, sampler: _Sampler, step: int) -> Batch:
     return Batch(step, made, rows, labels, bad_files)
 
 
-def _resident_batch(source: ArraySource, images: crops.ResidentImages, sampler: _Sampler, step: int) -> Batch:
-    indices, shapes, parameters = sampler.draw(step)
-    made = [
-        images.crops(indices, crops.fit_boxes(of_view, *source.images.shape[1:3]), view.size, view.interpolation)
-        for view, of_view in zip(sampler.views, shapes, strict=True)
-    ]
-    return Batch(
-        step, made, [torch.from_numpy(rows) for rows in parameters], torch.from_numpy(source.labels[indices]), []
-    )
+def _resident_batches(
+    source: ArraySource, sampler: _Sampler, steps: Iterable[int], device: torch.device
+) -> Iterator[Batch]:
+    """Batches of images that stay on a GPU; a thread draws the next one's crops and parameters meanwhile."""
+    images = crops.ResidentImages(source.images, device)
+
+    def draw(step: int) -> tuple[int, list[Tensor], list[Prepared], Tensor]:
+        indices, shapes, parameters = sampler.draw(step)
+        boxes = (crops.fit_boxes(of_view, *source.images.shape[1:3]) for of_view in shapes)
+        places = [pinned(torch.from_numpy(np.column_stack([indices, of_view])), device) for of_view in boxes]
+        prepared = [prepare(torch.from_numpy(rows), device) for rows in parameters]
+        return step, places, prepared, pinned(torch.from_numpy(source.labels[indices]), device)
+
+    for step, places, prepared, labels in ahead(map(draw, steps)):
+        made = [
+            images.crops(of_view, view.size, view.interpolation)
+            for view, of_view in zip(sampler.views, places, strict=True)
+        ]
+        yield Batch(step, made, prepared, labels, [])
 
 
 def _is_small(images: np.ndarray) -> bool:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.sgd import sgd
 
 NAMES = ("sgd", "lars", "adam", "adamw")
 
@@ -50,7 +51,10 @@ def build_optimizer(
             )
     if name in ("adam", "adamw"):
         optimizer: torch.optim.Optimizer = (torch.optim.Adam if name == "adam" else torch.optim.AdamW)(
-            groups, lr=0.0, fused=True
+            groups,
+            lr=0.0,
+            fused=True,
+            capturable=all(parameter.is_cuda for parameter in trainable),
         )
         for parameter in trainable:  # from the start, so that a checkpoint has one size
             optimizer.state[parameter] = {
@@ -75,6 +79,23 @@ def group_lr(group: dict[str, Any], *, scheduled: float, base: float) -> float:
     return float(group["lr_ratio"] * (base if group["constant"] else scheduled))
 
 
+def set_lr(group: dict[str, Any], lr: float, *, in_tensor: bool) -> None:
+    """Sets a group's learning rate.
+
+    Args:
+        in_tensor: it lives in one tensor on the parameters' device, where a recorded step reads it anew each time.
+    """
+    parameter, held = group["params"][0], group["lr"]
+    if not in_tensor:
+        group["lr"] = lr
+        return
+    if not (isinstance(held, torch.Tensor) and held.device == parameter.device):
+        # A GPU's fused kernels read float32; a CPU's take the number out, of which float64 keeps all digits.
+        dtype = torch.float32 if parameter.is_cuda else torch.float64
+        held = group["lr"] = torch.zeros((), dtype=dtype, device=parameter.device)
+    held.fill_(lr)
+
+
 class LARS(torch.optim.Optimizer):
     """SGD with momentum whose gradients are scaled tensor by tensor (You et al., arXiv 1708.03888, Eqn. 6).
 
@@ -82,6 +103,9 @@ class LARS(torch.optim.Optimizer):
     moves a weight further than SGD would (solo-learn's `clip_lr`, solo/utils/lars.py). Groups without "scaled" are
     left to SGD.
     """
+
+    # A gradient scaler then hands over whether a gradient overflowed, instead of waiting for the device to know it.
+    _step_supports_amp_scaling = True
 
     def __init__(
         self, groups: list[dict[str, Any]], *, momentum: float, trust_coefficient: float, clip_trust: bool
@@ -91,25 +115,37 @@ class LARS(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One step."""
+        """One step; none where a gradient scaler found an overflow. The gradients are used up."""
+        scale = getattr(self, "grad_scale", None)
         for group in self.param_groups:
             weights = [p for p in group["params"] if p.grad is not None]
             if not weights:
                 continue
             gradients, decay = [p.grad for p in weights], group["weight_decay"]
-            updates = torch._foreach_add(gradients, weights, alpha=decay)
+            if scale is not None:
+                torch._foreach_div_(gradients, scale)
             if group["scaled"]:
-                torch._foreach_mul_(updates, self._trust(weights, gradients, decay, group["lr"]))
-            moments = [self.state[p]["momentum_buffer"] for p in weights]
-            torch._foreach_mul_(moments, group["momentum"])
-            torch._foreach_add_(moments, updates)
-            torch._foreach_add_(weights, moments, alpha=-group["lr"])
+                trusts = self._trusts(weights, gradients, decay, group["lr"])
+                torch._foreach_add_(gradients, weights, alpha=decay)
+                torch._foreach_mul_(gradients, trusts)
+                decay = 0.0
+            sgd(
+                weights,
+                gradients,
+                [self.state[p]["momentum_buffer"] for p in weights],
+                fused=True,
+                found_inf=getattr(self, "found_inf", None),
+                weight_decay=decay,
+                momentum=group["momentum"],
+                lr=group["lr"],
+                dampening=0.0,
+                nesterov=False,
+                maximize=False,
+            )
 
-    def _trust(self, weights: Any, gradients: Any, decay: float, lr: float) -> list[torch.Tensor]:
-        sizes = zip(torch._foreach_norm(weights), torch._foreach_norm(gradients), strict=True)
-        trusts = []
-        for weight, gradient in sizes:
-            trust = self.trust_coefficient * weight / (gradient + decay * weight + 1e-8)
-            trust = (trust / lr).clamp_max(1) if self.clip_trust else trust
-            trusts.append(torch.where((weight > 0) & (gradient > 0), trust, 1.0))
-        return trusts
+    def _trusts(self, weights: Any, gradients: Any, decay: float, lr: float | torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """One factor for each tensor, computed for all of them at once."""
+        weight, gradient = torch.stack(torch._foreach_norm(weights)), torch.stack(torch._foreach_norm(gradients))
+        trust = self.trust_coefficient * weight / (gradient + decay * weight + 1e-8)
+        trust = (trust / lr).clamp_max(1) if self.clip_trust else trust
+        return torch.where((weight > 0) & (gradient > 0), trust, 1.0).unbind()

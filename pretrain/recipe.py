@@ -28,7 +28,8 @@ class Recipe:
     `base_lr` is multiplied by batch_size / 256; `batch_size` is the global one. The optimizer's settings are those of
     `pretrain.optim.build_optimizer`. `data.mean` and `data.std` are resolved here, so that they are stored and compared
     as numbers. `init` is a checkpoint whose weights the run starts from (see `pretrain.warm_start`). A checkpoint is
-    written whenever `save_minutes` have passed since the last one.
+    written whenever `save_minutes` have passed since the last one. `compile` (networks), `graph` (a step recorded as a
+    CUDA graph) and `deterministic` are for GPUs and change no result beyond rounding (docs/gpu.md).
 
     `scale` is "paper" for a published recipe, "adapted" for one whose training differs from its source as its header
     says, "reduced" for a cut-down one and "demo" for a demonstration. `load_recipe` makes "reduced" of a recipe that
@@ -58,6 +59,9 @@ class Recipe:
     log_every: int = runtime_only(50)
     spectrum_every: int = runtime_only(500)
     save_minutes: float = runtime_only(10)
+    compile: bool = runtime_only(False)
+    graph: bool = runtime_only(False)
+    deterministic: bool = runtime_only(False)
     method: dict[str, Any] = dataclasses.field(default_factory=lambda: {"name": "intl"})
     backbone: BackboneConfig = dataclasses.field(default_factory=BackboneConfig)
     projector: ProjectorConfig = dataclasses.field(default_factory=ProjectorConfig)

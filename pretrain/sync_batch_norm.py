@@ -1,4 +1,8 @@
-"""Batch normalisation over the batch of all processes, on GPUs (PyTorch's own) and on CPUs (which that refuses)."""
+"""Batch normalisation over the batch of all processes.
+
+PyTorch's own refuses CPUs, and looks for empty parts by a boolean index three times a layer, for each of which a GPU
+has to be waited for.
+"""
 
 from typing import Any
 
@@ -22,9 +26,10 @@ class _Normalize(torch.autograd.Function):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         channels, count = x.shape[1], x.numel() // x.shape[1]
         # Half precision (autocast) is for the values alone; statistics are float32, as in PyTorch's own.
-        values = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-        part = values.new_zeros(2 * channels + 1)
+        part = x.new_zeros(2 * channels + 1, dtype=torch.promote_types(x.dtype, torch.float32))
         if count:
+            # A GPU's kernel adds half-precision values up in float32 itself.
+            values = x if x.is_cuda else x.to(part.dtype)
             part[:channels], part[channels:-1] = torch.batch_norm_update_stats(values, None, None, 0.0)
             part[-1] = count
         parts = stack(part)
@@ -59,8 +64,8 @@ class _Normalize(torch.autograd.Function):
         return for_x.to(x.dtype), for_weight, for_bias, None
 
 
-class CPUSyncBatchNorm(nn.BatchNorm2d):
-    """`torch.nn.SyncBatchNorm` for CPU tensors: (N, C) or (N, C, H, W); N may differ between the processes."""
+class SyncBatchNorm(nn.BatchNorm2d):
+    """`torch.nn.SyncBatchNorm`, also for CPUs: (N, C) or (N, C, H, W); N may differ between the processes."""
 
     def _check_input_dim(self, x: torch.Tensor) -> None:
         if x.ndim < 2:
@@ -83,19 +88,14 @@ class CPUSyncBatchNorm(nn.BatchNorm2d):
         return output
 
 
-def synchronize(module: nn.Module, device: torch.device) -> nn.Module:
-    """Replaces every batch norm of `module` by one over all processes; parameter names stay.
-
-    On GPUs it is PyTorch's, whose forward pass waits for the device once a layer (it looks for empty parts).
-    """
-    if device.type != "cpu":
-        return nn.SyncBatchNorm.convert_sync_batchnorm(module)
+def synchronize(module: nn.Module) -> nn.Module:
+    """Replaces every batch norm of `module` by one over all processes; parameter names stay."""
     for name, child in module.named_children():
         if isinstance(child, _BatchNorm):
-            norm = CPUSyncBatchNorm(child.num_features, eps=child.eps, momentum=child.momentum, affine=child.affine)
+            norm = SyncBatchNorm(child.num_features, eps=child.eps, momentum=child.momentum, affine=child.affine)
             norm.load_state_dict(child.state_dict())
             norm.weight, norm.bias = child.weight, child.bias  # what is frozen stays so
             setattr(module, name, norm)
         else:
-            synchronize(child, device)
+            synchronize(child)
     return module

@@ -12,6 +12,7 @@ import dataclasses
 import shutil
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,12 @@ from intl_bench.core.errors import InputError
 from intl_bench.core.locks import lock
 from intl_bench.core.seeding import torch_seed
 from intl_bench.core.signals import StopRequest
-from pretrain import checkpoint, methods, warm_start, watch
+from pretrain import accelerate, checkpoint, methods, warm_start, watch
 from pretrain.backbone import Backbone
 from pretrain.data import ImageSource, normalization, open_source
 from pretrain.fingerprint import fingerprint
 from pretrain.loader import Batch, steps_per_epoch, training_batches
-from pretrain.optim import build_optimizer, group_lr
+from pretrain.optim import build_optimizer, group_lr, set_lr
 from pretrain.reading import Reading
 from pretrain.recipe import Inputs, Recipe, check_same_run, from_dict
 from pretrain.schedules import warmup_cosine
@@ -63,6 +64,10 @@ class Training:
     step: int = 0
     seconds: float = 0.0
     bad_files: set[str] = dataclasses.field(default_factory=set)
+    recorded: accelerate.Recorded | None = None
+    # Of the latest step: names of the loss terms, and the backbone's features of the view whose embedding is kept.
+    terms: list[str] = dataclasses.field(default_factory=list)
+    features: torch.Tensor | None = None
 
     @property
     def total_steps(self) -> int:
@@ -101,15 +106,35 @@ class Training:
             base=base,
             final_ratio=recipe.final_lr_ratio,
         )
+        in_tensor = device.type == "cuda" or self.recorded is not None
         for group in self.optimizer.param_groups:
-            group["lr"] = group_lr(group, scheduled=lr, base=base)
-        if recipe.channels_last:
-            views = [view.contiguous(memory_format=torch.channels_last) for view in views]
+            set_lr(group, group_lr(group, scheduled=lr, base=base), in_tensor=in_tensor)
+        self.method.step = self.step
+        numbers = (self.recorded or self.work)(views, labels)
+        self.step += 1
+        self.method.after_step(self.step / self.total_steps)
 
-        with torch.autocast(device.type, dtype=self.autocast, enabled=self.autocast is not None):
-            self.method.step = self.step
+        asked = distributed.largest(send(torch.tensor([stop, save], dtype=torch.float32), device))
+        finite = {*self.terms, "loss"}
+        return Reading(
+            step=self.step,
+            epoch=(self.step - 1) // self.steps_per_epoch,
+            lr=lr,
+            names=[*self.terms, "loss", "gradient_norm"],
+            numbers=fetch(torch.cat([numbers, asked])),
+            # The scaler skips a step whose half-precision gradients overflow, and goes on.
+            finite=finite if self.scaler.is_enabled() else finite | {"gradient_norm"},
+        )
+
+    def work(self, views: Sequence[torch.Tensor], labels: torch.Tensor | None) -> torch.Tensor:
+        """What a step asks of the device, see `accelerate.Work`: the loss terms, their sum and the gradient's norm."""
+        if self.recipe.channels_last:
+            views = [view.contiguous(memory_format=torch.channels_last) for view in views]
+        autocast = torch.autocast(self.process.device.type, dtype=self.autocast, enabled=self.autocast is not None)
+        with autocast, watch.first_output(self.method.backbone) as features:
             terms = self.model(views) if labels is None else self.model(views, labels)
         loss = torch.stack(list(terms.values())).sum()
+        self.terms, self.features = list(terms), features[0]
 
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
@@ -117,27 +142,16 @@ class Training:
         norm = torch.nn.utils.get_total_norm(p.grad for p in self.model.parameters() if p.grad is not None)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.step += 1
-        self.method.after_step(self.step / self.total_steps)
-
-        asked = distributed.largest(send(torch.tensor([stop, save], dtype=torch.float32), device))
-        numbers = [*(term.detach().float() for term in terms.values()), loss.detach().float(), norm.float()]
-        finite = {*terms, "loss"}
-        return Reading(
-            step=self.step,
-            epoch=(self.step - 1) // self.steps_per_epoch,
-            lr=lr,
-            names=[*terms, "loss", "gradient_norm"],
-            numbers=fetch(torch.cat([torch.stack(numbers), asked])),
-            # The scaler skips a step whose half-precision gradients overflow, and goes on.
-            finite=finite if self.scaler.is_enabled() else finite | {"gradient_norm"},
-        )
+        return torch.stack([*(term.detach().float() for term in terms.values()), loss.detach().float(), norm.float()])
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds."""
+        optimizer = self.optimizer.state_dict()
+        for group in optimizer["param_groups"]:
+            group["lr"] = float(group["lr"])
         return {
             "method": self.method.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": optimizer,
             "scaler": self.scaler.state_dict(),
             "step": self.step,
             "steps_per_epoch": self.steps_per_epoch,
@@ -227,7 +241,7 @@ def build(
         if process.is_main:
             print("precision=fp16: computed in bf16, for a CPU takes twenty times as long in fp16", file=sys.stderr)
     if process.world_size > 1:
-        method = synchronize(method, process.device)
+        method = synchronize(method)
     method.to(process.device, memory_format=torch.channels_last if recipe.channels_last else torch.preserve_format)
     method.train()
     return Training(
@@ -268,7 +282,8 @@ def run(recipe: Recipe, *, fresh: bool = False) -> Path:
         InputError, ResourceError, DivergedError: as the exit codes say.
         Preempted: a signal came; the state is saved.
     """
-    with distributed.start(recipe.device) as process, StopRequest() as stop, contextlib.ExitStack() as locked:
+    started = distributed.start(recipe.device, deterministic=recipe.deterministic, fixed_shapes=True)
+    with started as process, StopRequest() as stop, contextlib.ExitStack() as locked:
         source = open_source(recipe.data, "train")
         training = build(recipe, process, len(source), len(source.class_names))
         # The first process alone needs the folder: the others may be on machines that do not share its disk.
@@ -290,6 +305,7 @@ def run(recipe: Recipe, *, fresh: bool = False) -> Path:
         if fresh and process.is_main:  # only now that nothing stands in the way of the new run
             shutil.rmtree(recipe.folder, ignore_errors=True)
         if training.step < training.total_steps:
+            accelerate.apply(training)
             _loop(training, source, stop)
         elif process.is_main:
             print(f"{recipe.checkpoint}: finished before, there is nothing to train", file=sys.stderr)
@@ -344,8 +360,7 @@ def _loop(training: Training, source: ImageSource, stop: StopRequest) -> None:
             wanted = stop.received or 0
             save = process.is_main and time.perf_counter() - saved >= 60 * recipe.save_minutes
             saved = time.perf_counter() if save else saved
-            with watch.first_output(training.method.backbone) as features:
-                reading = training.take_step(batch, stop=wanted, save=save)
+            reading = training.take_step(batch, stop=wanted, save=save)
             if before is not None:  # read while the device computes this step
                 log.write(before)
             # One process knows what it wants; several learn of the step before what any of them wanted.
@@ -355,7 +370,8 @@ def _loop(training: Training, source: ImageSource, stop: StopRequest) -> None:
                 stopping, saving = before.asked() if before is not None else (0, False)
             last = training.step == training.total_steps
             if recipe.spectrum_every and (last or training.step % recipe.spectrum_every == 0):
-                log.write(reading, watch.spectra(training.method, features[0], training.step))
+                assert training.features is not None
+                log.write(reading, watch.spectra(training.method, training.features, training.step))
             training.seconds += time.perf_counter() - ended
             if last or stopping or saving:
                 log.write(reading)  # a state that has diverged is not saved

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from intl_bench.core.copies import send
+from intl_bench.core.copies import pinned, send
 
 # The columns of a row of parameters. FACTORS are brightness, contrast, saturation and hue; ORDER says which of these
 # four comes first, second, ...; SIGMA is 0 where there is no blur; the others are flags, 0 or 1.
@@ -107,21 +107,25 @@ def draw_parameters(config: ViewConfig, uniform: np.ndarray) -> np.ndarray:
 
 
 @torch.no_grad()
-def augment(crops: Tensor, parameters: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+def augment(crops: Tensor, parameters: "Tensor | Prepared", mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """The part of the views' making that runs on the device, without waiting for it.
 
     Args:
         crops: (B, 3, S, S) uint8, on any device.
-        parameters: (B, PARAMETERS) float32 on the CPU, a row of `draw_parameters` for each crop.
+        parameters: (B, PARAMETERS) float32 on the CPU, a row of `draw_parameters` for each crop; or what `prepare`
+            made of them.
         mean, std: three values each, for pixels in 0..1.
 
     Returns:
         (B, 3, S, S) float32 on the device of `crops`.
     """
-    part = max(1, _PART // crops[0, 0].numel()) if crops.device.type == "cpu" else len(crops)
     output = torch.empty(crops.shape, dtype=torch.float32, device=crops.device)
+    if isinstance(parameters, Prepared):
+        _augment(crops.contiguous(), parameters, mean, std, output)
+        return output
+    part = max(1, _PART // crops[0, 0].numel()) if crops.device.type == "cpu" else len(crops)
     for pixels, rows, views in zip(crops.split(part), parameters.split(part), output.split(part), strict=True):
-        _augment(pixels.contiguous(), rows, mean, std, views)
+        _augment(pixels.contiguous(), prepare(rows, crops.device), mean, std, views)
     return output
 
 
@@ -132,28 +136,31 @@ def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
     return images
 
 
-class _Sorted(NamedTuple):
-    """Parameters in the order in which a batch is worked on: by the turn at which a sample's hue comes.
+class Prepared(NamedTuple):
+    """Parameters of a batch in the order in which it is worked on: by the turn at which a sample's hue comes.
 
     Brightness, contrast and saturation are one operation with different numbers, `_blend`. Of these three, a sample's
     first, second and third come before its hue or after it: so all samples' first blends are two runs of neighbours.
 
     Attributes:
-        order: (B,) the samples, as sorted; those without jitter come last.
-        jittered: number of those with jitter.
+        numbers: int64, the runs of samples' numbers that the device needs, in one tensor that is sent in one go.
+        lengths: of these runs.
+        values: (B, 11), sorted: the arguments of each sample's three blends, its turn of the hue, its blur's sigma.
+        jittered: number of samples with jitter; those without come last.
         blended_after: for the first, second and third blend, the number of samples for which it comes after the hue.
-        rows: (B, PARAMETERS), sorted.
-        blends: (B, 9), the arguments of each sample's three blends.
+        blur_radius: where the widest blur ends, in pixels.
     """
 
-    order: Tensor
+    numbers: Tensor
+    lengths: list[int]
+    values: Tensor
     jittered: int
     blended_after: list[int]
-    rows: Tensor
-    blends: Tensor
+    blur_radius: int
 
 
-def _sort(parameters: Tensor) -> _Sorted:
+def prepare(parameters: Tensor, device: torch.device) -> Prepared:
+    """The host's part of `augment` on a device, for rows (B, PARAMETERS) of `draw_parameters`."""
     turn = (parameters[:, ORDER] == _HUE).int().argmax(dim=1).where(parameters[:, JITTER] > 0, 4)
     order = turn.argsort(stable=True)
     rows = parameters[order]
@@ -161,22 +168,27 @@ def _sort(parameters: Tensor) -> _Sorted:
     own = rows[:, FACTORS].gather(1, numbers)
     blends = torch.stack([own, (1 - own) * (numbers == _CONTRAST), (1 - own) * (numbers == _SATURATION)], dim=2)
     *blended_after, jittered = [int((turn <= last).sum()) for last in range(4)]
-    return _Sorted(order, jittered, blended_after, rows, blends.flatten(1))
-
-
-def _augment(crops: Tensor, parameters: Tensor, mean: Sequence[float], std: Sequence[float], views: Tensor) -> None:
-    """Everything between the crops (B, 3, S, S) and the `views` that it writes, (B, 3, S, S)."""
-    order, jittered, blended_after, parameters, blends = _sort(parameters)
-    # Which samples a step changes is known on the CPU and sent in one go, so that the device is never waited for.
-    flipped, *chosen = ((parameters[:, column] > 0).nonzero().flatten() for column in (FLIP, GRAY, SIGMA, SOLARIZE))
+    # Which samples a step changes is known here and sent in one go, so that the device is never waited for.
+    flipped, *chosen = ((rows[:, column] > 0).nonzero().flatten() for column in (FLIP, GRAY, SIGMA, SOLARIZE))
     origin = order.clone()
     origin[flipped] = len(order) + torch.arange(len(flipped))  # the flipped crops are put behind all others
-    numbers = [order[flipped], origin, order.argsort(), *chosen]
-    sent = send(torch.cat(numbers), crops.device).split([len(some) for some in numbers])
-    flipped, origin, back, gray, blurred, solarized = sent
-    values = torch.cat([blends, parameters[:, [FACTORS.start + _HUE, SIGMA]]], dim=1)
-    values = send(values, crops.device)[..., None, None, None]
+    runs = [order[flipped], origin, order.argsort(), *chosen]
+    return Prepared(
+        numbers=pinned(torch.cat(runs), device),
+        lengths=[len(run) for run in runs],
+        values=pinned(torch.cat([blends.flatten(1), rows[:, [FACTORS.start + _HUE, SIGMA]]], dim=1), device),
+        jittered=jittered,
+        blended_after=blended_after,
+        blur_radius=math.ceil(4 * float(rows[:, SIGMA].max())),
+    )
+
+
+def _augment(crops: Tensor, prepared: Prepared, mean: Sequence[float], std: Sequence[float], views: Tensor) -> None:
+    """Everything between the crops (B, 3, S, S) and the `views` that it writes, (B, 3, S, S)."""
+    flipped, origin, back, gray, blurred, solarized = send(prepared.numbers, crops.device).split(prepared.lengths)
+    values = send(prepared.values, crops.device)[..., None, None, None]
     blends, turn, sigma = values[:, :9].unflatten(1, (3, 3)), values[:, 9], values[:, 10]
+    jittered, blended_after = prepared.jittered, prepared.blended_after
 
     crops = torch.cat([crops, crops.index_select(0, flipped).flip(3)]).index_select(0, origin)
     images = crops.to(torch.float32).div_(255)
@@ -191,9 +203,8 @@ def _augment(crops: Tensor, parameters: Tensor, mean: Sequence[float], std: Sequ
     if len(gray):
         _replace(images, gray, _luma(images.index_select(0, gray)).expand(-1, 3, -1, -1))
     if len(blurred):
-        radius = math.ceil(4 * float(parameters[:, SIGMA].max()))
-        changed = _blur(images.index_select(0, blurred), sigma.index_select(0, blurred), radius=radius)
-        _replace(images, blurred, changed)
+        some, sigmas = images.index_select(0, blurred), sigma.index_select(0, blurred)
+        _replace(images, blurred, _blur(some, sigmas, radius=prepared.blur_radius))
     if len(solarized):
         # What is brighter than its negative becomes that: torchvision's threshold is the first level above one half.
         some = images.index_select(0, solarized)

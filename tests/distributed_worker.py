@@ -65,7 +65,7 @@ def training(case: str, rank: int = 0, world_size: int = 1) -> Results:
     method = intl.build(config, setup(encoder=(backbone, projector)))
     model: nn.Module = method
     if world_size > 1:
-        method = synchronize(method, CPU)
+        method = synchronize(method)
         model = distributed.Process(rank=rank, world_size=world_size, device=CPU).parallel(method.to(dtype))
     method.to(dtype).train()
     optimizer = build_optimizer(method, momentum=0.9, weight_decay=1e-2, decay_one_dimensional=False)
@@ -89,7 +89,7 @@ def batch_norm(case: str, dtype: torch.dtype, rank: int = 0, world_size: int = 1
     """Three training steps and one evaluation of a batch norm on values of `dtype` far from zero."""
     kind, shape = NORMS[case]
     module = nn.Sequential(authors.fill(kind(shape[1]), "norm"))
-    module = synchronize(module, CPU) if world_size > 1 else module
+    module = synchronize(module) if world_size > 1 else module
     module = module.double() if dtype == torch.float64 else module
     results = {}
     for step in range(3):
@@ -113,7 +113,7 @@ def batch_norm(case: str, dtype: torch.dtype, rank: int = 0, world_size: int = 1
 def uneven_batch_norm(rank: int = 0, world_size: int = 1) -> Results:
     """A batch norm of seven samples, of which the last process has all but one a process, the first none."""
     module: nn.Module = nn.Sequential(authors.fill(nn.BatchNorm2d(6), "norm")).double()
-    module = synchronize(module, CPU) if world_size > 1 else module
+    module = synchronize(module) if world_size > 1 else module
     sizes = [0, *[1] * (world_size - 2), 9 - world_size] if world_size > 1 else [7]
     x, direction = (
         authors.noise(name, 7, 6, *rest).double().split(sizes)[rank]

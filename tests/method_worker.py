@@ -39,7 +39,7 @@ def steps(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(5)
         method = module.build(module.Config(**settings), run)
-    method = (synchronize(method, torch.device("cpu")) if world > 1 else method).double().train()
+    method = (synchronize(method) if world > 1 else method).double().train()
     model: nn.Module = distributed.Process(rank=rank, world_size=world, device=torch.device("cpu")).parallel(method)
     optimizer = build_optimizer(
         method,

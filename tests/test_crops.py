@@ -66,6 +66,10 @@ def test_whole_image_is_its_own_crop() -> None:
     assert np.array_equal(image, before)
 
 
+def places(indices: np.ndarray, boxes: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.column_stack([indices, boxes]))
+
+
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 @pytest.mark.parametrize(
     ("height", "width", "size"), [(32, 32, 32), (32, 40, 16), (41, 23, 48), (1, 5, 3), (96, 64, 12), (128, 96, 4)]
@@ -77,13 +81,13 @@ def test_a_batch_at_once_equals_each_alone(height: int, width: int, size: int, i
     boxes[0] = 0, 0, height, width
     resident = ResidentImages(images, CPU)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        together = resident.crops(indices, boxes, size, interpolation)
+        together = resident.crops(places(indices, boxes), size, interpolation)
     alone = torch.stack(
         [crop(images[index], box, size, interpolation) for index, box in zip(indices, boxes.tolist(), strict=True)]
     )
     assert together.dtype == torch.uint8
     assert torch.equal(together, alone)
-    assert torch.equal(resident.crops(indices[5:8], boxes[5:8], size, interpolation), alone[5:8])
+    assert torch.equal(resident.crops(places(indices[5:8], boxes[5:8]), size, interpolation), alone[5:8])
 
 
 @pytest.mark.parametrize("size", [16, 32, 48])
@@ -91,7 +95,7 @@ def test_a_batch_at_once_as_pil(size: int) -> None:
     """PIL's two passes come in the other order and round, or cut off at 0 and 255, in between: no extreme values."""
     images = noise(60, 32, 40) // 2 + 64
     boxes = drawn(ViewConfig(size=size), 60, 32, 40)
-    ours = ResidentImages(images, CPU).crops(np.arange(60), boxes, size)
+    ours = ResidentImages(images, CPU).crops(places(np.arange(60), boxes), size)
     theirs = [
         reference.pil_to_tensor(
             reference.resized_crop(Image.fromarray(image), *box, [size, size], reference.InterpolationMode.BICUBIC)
@@ -107,13 +111,13 @@ def test_a_batch_at_once_as_pil(size: int) -> None:
 def test_gpu_as_cpu_without_waiting() -> None:
     images, boxes = noise(60, 32, 40), drawn(ViewConfig(size=32), 60, 32, 40)
     resident = ResidentImages(images, torch.device("cuda"))
-    resident.crops(np.arange(60), boxes, 32)
+    resident.crops(places(np.arange(60), boxes), 32)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        ours = resident.crops(np.arange(60), boxes, 32)
+        ours = resident.crops(places(np.arange(60), boxes), 32)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert torch.equal(ours.cpu(), ResidentImages(images, CPU).crops(np.arange(60), boxes, 32))
+    assert torch.equal(ours.cpu(), ResidentImages(images, CPU).crops(places(np.arange(60), boxes), 32))
 
 
 def test_boxes_reach_every_edge() -> None:

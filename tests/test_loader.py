@@ -4,23 +4,27 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils._pytree import tree_leaves
 from torchvision.transforms.v2 import functional as reference
 
 from intl_bench.core.errors import InputError, ResourceError
 from intl_bench.core.seeding import permutation, uniforms
 from pretrain import crops, loader
+from pretrain.ahead import ahead
 from pretrain.data import ArraySource, DataConfig, ImageSource, open_source
 from pretrain.loader import Batch, evaluation_batches, steps_per_epoch, training_batches
-from pretrain.views import PARAMETER_DRAWS, PARAMETERS, ViewConfig, augment, draw_parameters
+from pretrain.views import PARAMETER_DRAWS, PARAMETERS, ViewConfig, augment, draw_parameters, prepare
 
+CPU = torch.device("cpu")
 VIEWS = [ViewConfig(size=16), ViewConfig(size=24, blur_p=0.5, solarize_p=0.2)]
 
 
@@ -47,9 +51,14 @@ def assert_identical(ours: Iterable[Batch], theirs: Iterable[Batch]) -> None:
         assert a.step == b.step
         assert a.bad_files == b.bad_files
         assert torch.equal(a.labels, b.labels)
-        for mine, other in zip([*a.crops, *a.parameters], [*b.crops, *b.parameters], strict=True):
-            assert mine.dtype == other.dtype
-            assert torch.equal(mine, other)
+        mine, other = (tree_leaves([batch.crops, list(batch.parameters)]) for batch in (a, b))
+        for left, right in zip(mine, other, strict=True):
+            assert type(left) is type(right)
+            if isinstance(left, torch.Tensor):
+                assert left.dtype == right.dtype
+                assert torch.equal(left, right)
+            else:
+                assert left == right
 
 
 def test_what_a_batch_holds() -> None:
@@ -167,8 +176,37 @@ def test_resident_images_make_the_same_batches() -> None:
     source = arrays()
     expected = list(training_batches(source, VIEWS, seed=1, batch_size=8, last_step=5, rank=1, world_size=2))
     sampler = loader._Sampler(images=22, views=tuple(VIEWS), seed=1, steps=2, share=4, rank=1, world_size=2)
-    resident = crops.ResidentImages(source.images, torch.device("cpu"))
-    assert_identical([loader._resident_batch(source, resident, sampler, step) for step in range(5)], expected)
+    assert_identical(list(loader._resident_batches(source, sampler, range(5), CPU)), prepared(expected))
+
+
+def prepared(batches: list[Batch]) -> list[Batch]:
+    """Batches of decoded images with their parameters as those of resident images have them."""
+    return [batch._replace(parameters=[prepare(rows, CPU) for rows in batch.parameters]) for batch in batches]
+
+
+def test_what_goes_wrong_while_the_next_batch_is_drawn_is_raised_in_its_turn() -> None:
+    def draws() -> Iterator[int]:
+        yield from (0, 1)
+        raise InputError("the third")
+
+    drawn = ahead(draws())
+    assert [next(drawn), next(drawn)] == [0, 1]
+    with pytest.raises(InputError, match="the third"):
+        next(drawn)
+
+
+def test_the_next_batch_is_drawn_while_one_is_used() -> None:
+    begun = [threading.Event() for _ in range(3)]
+
+    def draws() -> Iterator[int]:
+        for number, event in enumerate(begun):
+            event.set()
+            yield number
+
+    drawn = ahead(draws())
+    assert next(drawn) == 0
+    assert begun[1].wait(10)
+    assert list(drawn) == [1, 2]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
@@ -183,7 +221,8 @@ def test_a_gpu_gets_the_same_batches_without_waiting(side: int) -> None:
         batch = next(batches)
         assert batch.crops[0].is_cuda == (side == 32)
         assert batch.crops[0].is_cuda or batch.crops[0].is_pinned()
-        assert_identical([batch._replace(crops=[view.cpu() for view in batch.crops])], [expected])
+        on_host = batch._replace(crops=[view.cpu() for view in batch.crops])
+        assert_identical([on_host], prepared([expected]) if side == 32 else [expected])
         torch.cuda.set_sync_debug_mode("error")
         for view, rows in zip(batch.crops, batch.parameters, strict=True):
             augment(view.to("cuda", non_blocking=True), rows, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))

@@ -5,11 +5,11 @@ import signal
 import distributed_worker
 import pytest
 import torch
-from distributed_worker import BATCH, CPU, NORMS, my_part
+from distributed_worker import BATCH, NORMS, my_part
 from torch import nn
 
 from pretrain.backbone import build_backbone
-from pretrain.sync_batch_norm import CPUSyncBatchNorm, synchronize
+from pretrain.sync_batch_norm import SyncBatchNorm, synchronize
 
 world_sizes = pytest.mark.parametrize("world_size", [2, 4])
 TOLERANCES = {torch.float32: 5e-5, torch.float64: 1e-12}  # of values of 100 with a standard deviation of 2
@@ -88,17 +88,17 @@ def test_synchronize_keeps_names_values_and_what_is_frozen() -> None:
     plain.layer3[0].bn1.bias.requires_grad_(False)
     before = {name: value.clone() for name, value in plain.state_dict().items()}
     trainable = {name: p.requires_grad for name, p in plain.named_parameters()}
-    synced = synchronize(plain, CPU)
+    synced = synchronize(plain)
     norms = [m for m in synced.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     assert len(norms) == 12
-    assert all(isinstance(norm, CPUSyncBatchNorm) for norm in norms)
+    assert all(isinstance(norm, SyncBatchNorm) for norm in norms)
     assert list(synced.state_dict()) == list(before)
     assert all(torch.equal(value, before[name]) for name, value in synced.state_dict().items())
     assert {name: p.requires_grad for name, p in synced.named_parameters()} == trainable
 
 
 def test_evaluation_uses_the_running_statistics() -> None:
-    norm = CPUSyncBatchNorm(3).eval()
+    norm = SyncBatchNorm(3).eval()
     norm.running_mean.fill_(2.0)
     norm.running_var.fill_(4.0)
     x = torch.arange(6.0).view(2, 3)
@@ -107,4 +107,4 @@ def test_evaluation_uses_the_running_statistics() -> None:
 
 def test_vector_is_refused() -> None:
     with pytest.raises(ValueError, match=r"at least two dimensions, got \(3,\)"):
-        CPUSyncBatchNorm(3)(torch.ones(3))
+        SyncBatchNorm(3)(torch.ones(3))

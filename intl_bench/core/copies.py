@@ -6,9 +6,14 @@ import torch
 from torch import Tensor
 
 
+def pinned(tensor: Tensor, device: torch.device) -> Tensor:
+    """`tensor` of the CPU; for a GPU in page-locked memory, from which alone it copies in the background."""
+    return tensor.pin_memory() if device.type == "cuda" else tensor
+
+
 def send(tensor: Tensor, device: torch.device) -> Tensor:
-    """`tensor` of the CPU on `device`, without waiting: a GPU copies from page-locked memory only in the background."""
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+    """`tensor` of the CPU on `device`, without waiting."""
+    return pinned(tensor, device).to(device, non_blocking=True)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

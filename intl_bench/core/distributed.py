@@ -61,11 +61,13 @@ class Process:
 
 
 @contextlib.contextmanager
-def start(device: str = "auto") -> Iterator[Process]:
+def start(device: str = "auto", *, deterministic: bool = False, fixed_shapes: bool = False) -> Iterator[Process]:
     """Joins the process group that `torchrun` describes (NCCL on GPUs, gloo on CPUs); leaves it at the end.
 
     Args:
         device: "auto" (GPU if there is one), "cpu" or "cuda".
+        deterministic: a GPU computes the same bits each time (see docs/gpu.md); a CPU does so anyway.
+        fixed_shapes: the work repeats the same shapes, for which a GPU tries out its convolutions' kernels.
 
     Raises:
         InputError: an unknown device name.
@@ -79,6 +81,9 @@ def start(device: str = "auto") -> Iterator[Process]:
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     if use_cuda:
+        # Read when the first tensor is made; images of many sizes leave gaps that no other block fits.
+        if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:
+            os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
         if local_rank >= torch.cuda.device_count():
             raise ResourceError(
                 f"process {local_rank} of this machine has no GPU of its own: {torch.cuda.device_count()} are visible; "
@@ -88,20 +93,40 @@ def start(device: str = "auto") -> Iterator[Process]:
     else:
         keep_freed_memory()
     where = torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
+    with _kernels(deterministic, fixed_shapes) if use_cuda else contextlib.nullcontext():
+        yield from _joined(rank, world_size, where)
+
+
+def _joined(rank: int, world_size: int, where: torch.device) -> Iterator[Process]:
     if world_size == 1:
         yield Process(rank=0, world_size=1, device=where)
         return
     dist.init_process_group(
-        "nccl" if use_cuda else "gloo",
+        "nccl" if where.type == "cuda" else "gloo",
         # The store outlives a group: a second one, for another seed, must not find the addresses of the first.
         store=dist.PrefixStore(f"group {next(_GROUPS)}", _store()),
         rank=rank,
         world_size=world_size,
         timeout=_TIMEOUT,
-        device_id=where if use_cuda else None,
+        device_id=where if where.type == "cuda" else None,
     )
     yield Process(rank=rank, world_size=world_size, device=where)
     dist.destroy_process_group()  # not after an error: it would wait for the other processes
+
+
+@contextlib.contextmanager
+def _kernels(deterministic: bool, fixed_shapes: bool) -> Iterator[None]:
+    """How a GPU's kernels are chosen within the block."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it PyTorch refuses matrix products
+    torch.use_deterministic_algorithms(deterministic)
+    torch.backends.cudnn.benchmark = fixed_shapes and not deterministic
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        torch.backends.cudnn.benchmark = before[1]
 
 
 @functools.cache
