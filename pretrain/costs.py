@@ -71,7 +71,7 @@ class Cost:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Device:
-    """The rates that a processor is taken to reach.
+    """The rates of a processor, and what training is taken to reach of them.
 
     Attributes:
         flops: a second, of products and convolutions, for each `Operation.unit`.
@@ -79,6 +79,7 @@ class Device:
         memory: bytes.
         link: bytes a second to another one, in one direction.
         launch: seconds that starting one operation from Python takes.
+        product_share, memory_share: of `flops`, and of `bandwidth` and `link`.
     """
 
     name: str
@@ -87,6 +88,8 @@ class Device:
     memory: float
     link: float = float("inf")
     launch: float = 10e-6
+    product_share: float = 1.0
+    memory_share: float = 1.0
 
 
 def _gpu(name: str, *, half: float, tf32: float, fp32: float, bandwidth: float, gib: float, link: float) -> Device:
@@ -94,10 +97,12 @@ def _gpu(name: str, *, half: float, tf32: float, fp32: float, bandwidth: float, 
     rates = {"half": half, "conv32": tf32, "matmul32": fp32}
     return Device(
         name=name,
-        flops={unit: PRODUCT_SHARE * rate * 1e12 for unit, rate in rates.items()},
-        bandwidth=MEMORY_SHARE * bandwidth * 1e12,
+        flops={unit: rate * 1e12 for unit, rate in rates.items()},
+        bandwidth=bandwidth * 1e12,
         memory=gib * 2**30,
-        link=MEMORY_SHARE * link * 1e12,
+        link=link * 1e12,
+        product_share=PRODUCT_SHARE,
+        memory_share=MEMORY_SHARE,
     )
 
 
@@ -124,14 +129,32 @@ def step_seconds(cost: Cost, device: Device, *, trained: int = 0, target: int = 
     Args:
         trained, target: bytes of the trained parameters and of a momentum target's.
     """
-    computing = sum(
-        n * max(operation.flops / device.flops[operation.unit], operation.bytes / device.bandwidth)
+    computing = _computing(cost, device, device.product_share, device.memory_share, trained, target)
+    starting = device.launch * sum(cost.operations.values())
+    averaging = 2 * (processes - 1) / processes * trained / (device.memory_share * device.link)
+    return max(computing, starting) + averaging
+
+
+def roofline_seconds(cost: Cost, device: Device, *, trained: int = 0, target: int = 0) -> float:
+    """The least time of the same operations, one by one, at the device's full rates; starting them takes none.
+
+    Only fused operations, which move less memory, are faster (Williams, Waterman & Patterson, "Roofline", 2009).
+
+    Args:
+        trained, target: as for `step_seconds`.
+    """
+    return _computing(cost, device, 1.0, 1.0, trained, target)
+
+
+def _computing(
+    cost: Cost, device: Device, product_share: float, memory_share: float, trained: int, target: int
+) -> float:
+    bandwidth = memory_share * device.bandwidth
+    operations = sum(
+        n * max(operation.flops / (product_share * device.flops[operation.unit]), operation.bytes / bandwidth)
         for operation, n in cost.operations.items()
     )
-    computing += (6 * trained + 3 * target) / device.bandwidth
-    starting = device.launch * sum(cost.operations.values())
-    averaging = 2 * (processes - 1) / processes * trained / device.link
-    return max(computing, starting) + averaging
+    return operations + (6 * trained + 3 * target) / bandwidth
 
 
 class _Tally(TorchDispatchMode):

@@ -30,7 +30,8 @@ _MODEL = (
     "The estimate is a model, not a measurement: an operation takes as long as its arithmetic at "
     f"{costs.PRODUCT_SHARE:.0%} or its memory traffic at {costs.MEMORY_SHARE:.0%} of the data sheet's dense rate, "
     "whichever is longer (float32: TF32 for convolutions alone), all of them at least 10 us each; the gradients' "
-    "all-reduce comes on top. It leaves out augmentation, and waiting for data: loaders have to deliver these img/s."
+    "all-reduce comes on top. It leaves out augmentation, and waiting for data: loaders have to deliver these img/s. "
+    "The roofline is the same at the full rates of the data sheet, without the starts and the all-reduce."
 )
 # As benchmarks/plan.py found them.
 _ERRORS = (
@@ -48,6 +49,7 @@ class Estimate:
 
     Attributes:
         step: seconds of a step.
+        roofline: seconds of the same operations at the device's full rates, see `costs.roofline_seconds`.
         images_per_second: over all processes; what the data loaders have to deliver.
         hours: of all epochs; None where the number of images is not known.
         fits: whether the device's memory is enough.
@@ -55,6 +57,7 @@ class Estimate:
 
     device: Device
     step: float
+    roofline: float
     images_per_second: float
     hours: float | None
     fits: bool
@@ -143,16 +146,12 @@ def make_plan(recipe: Recipe, *, processes: int = 1, devices: Sequence[Device] =
     }
 
     def estimate(device: Device) -> Estimate:
-        step = costs.step_seconds(
-            cost,
-            device,
-            trained=persistent["gradients"],
-            target=persistent["momentum target"],
-            processes=processes,
-        )
+        passes = {"trained": persistent["gradients"], "target": persistent["momentum target"]}
+        step = costs.step_seconds(cost, device, **passes, processes=processes)
         return Estimate(
             device=device,
             step=step,
+            roofline=costs.roofline_seconds(cost, device, **passes),
             images_per_second=recipe.batch_size / step,
             hours=steps * recipe.epochs * step / 3600 if steps else None,
             fits=sum(memory.values()) + _RESERVED <= device.memory,
@@ -267,16 +266,19 @@ def format_plan(plan: Plan) -> str:
         f"  peak               {plan.peak / 2**30:8.3f}",
         f"checkpoint           {plan.checkpoint / 2**30:8.3f} GiB",
         "",
-        f"estimated, on {plan.processes} of   {'step':>8}  {'img/s':>8}  {'hours':>8}  memory",
+        f"estimated, on {plan.processes} of   {'step':>8}  {'roofline':>8}  {'img/s':>8}  {'hours':>8}  memory",
     ]
-    lines += [
-        f"  {estimate.device.name:18} {1000 * estimate.step:5.0f} ms  {estimate.images_per_second:8,.0f}  "
-        + ("not known" if estimate.hours is None else f"{estimate.hours:8,.1f}")
-        + f"  {plan.peak / 2**30:.1f} of {estimate.device.memory / 2**30:.0f} GiB"
-        + ("" if estimate.fits else ": too little")
-        for estimate in plan.estimates
-    ]
+    lines += [_estimated(estimate, plan.peak) for estimate in plan.estimates]
     return "\n".join([*lines, "", *textwrap.wrap(_MODEL, 118), *textwrap.wrap(_ERRORS, 118)])
+
+
+def _estimated(estimate: Estimate, peak: int) -> str:
+    hours = "not known" if estimate.hours is None else f"{estimate.hours:8,.1f}"
+    return (
+        f"  {estimate.device.name:18} {1000 * estimate.step:5.0f} ms  {1000 * estimate.roofline:5.0f} ms  "
+        f"{estimate.images_per_second:8,.0f}  {hours}  {peak / 2**30:.1f} of {estimate.device.memory / 2**30:.0f} GiB"
+        + ("" if estimate.fits else ": too little")
+    )
 
 
 def _millions(n: int) -> str:

@@ -95,6 +95,46 @@ def test_state_has_its_size_from_the_start_and_resumes(name: str) -> None:
         assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("unscaled", [True, False])
+@pytest.mark.parametrize("name", NAMES)
+def test_with_a_gradient_scaler(name: str, unscaled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scale that is a power of two changes nothing; a gradient that overflows changes neither weights nor state.
+
+    The scaler asks for no number of the device: it hands the overflow over.
+    """
+    x = authors.noise("optim/x", 16, 5)
+    scaled, plain = network().float(), network().float()
+    optimizers = [
+        build_optimizer(module, name=name, momentum=0.9, weight_decay=0.1, decay_one_dimensional=False)
+        for module in (scaled, plain)
+    ]
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    monkeypatch.setattr(torch.amp.GradScaler, "_maybe_opt_step", None)  # the way that reads the overflow
+    for step, factor in enumerate((1.0, 1.0, torch.inf, 1.0)):
+        before = [value.clone() for state in optimizers[0].state.values() for value in state.values()]
+        for module, optimizer in zip((scaled, plain), optimizers, strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = 0.01
+            optimizer.zero_grad()
+            loss = module(x).square().sum() * factor
+            if module is plain:
+                loss.backward()
+                if factor < torch.inf:
+                    optimizer.step()
+                continue
+            scaler.scale(loss).backward()
+            if unscaled:
+                scaler.unscale_(optimizer)
+            scaler.step(optimizer)
+            scaler.update()
+        if factor == torch.inf:
+            after = [value for state in optimizers[0].state.values() for value in state.values()]
+            assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+        for a, b in zip(scaled.parameters(), plain.parameters(), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7, msg=f"step {step}")
+    assert scaler.get_scale() == 512.0
+
+
 def test_learning_rates_of_groups() -> None:
     module = network()
     optimizer = build_optimizer(

@@ -223,6 +223,16 @@ def test_estimates_follow_the_stated_model() -> None:
     assert seconds(launch=1e-3) == pytest.approx(5e-3)
     assert seconds(launch=1e-3, flops=rates) == pytest.approx(5e-3)
     assert seconds(processes=4, link=1e9) == pytest.approx(2 * 3 / 4 * 4e-3)
+    assert seconds(processes=4, link=1e9, memory_share=0.5) == pytest.approx(2 * 2 * 3 / 4 * 4e-3)
+    assert seconds(flops=rates, product_share=0.5) == pytest.approx(6e-3)
+    assert seconds(bandwidth=1e9, memory_share=0.5) == pytest.approx(2 * memory)
+
+    def roofline(**changes: object) -> float:
+        return costs.roofline_seconds(cost, dataclasses.replace(endless, **changes), trained=4 * 10**6, target=10**6)
+
+    slow = {"product_share": 0.5, "memory_share": 0.5, "launch": 1.0, "link": 1.0}  # which a roofline does not know
+    assert roofline(flops=rates, **slow) == pytest.approx(3e-3)
+    assert roofline(bandwidth=1e9, **slow) == pytest.approx(memory)
 
 
 def test_hours_and_rates_follow_from_the_step() -> None:
