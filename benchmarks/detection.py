@@ -26,6 +26,7 @@ import torch
 from detection_cases import calibrate, ground_truth, picture, small_model
 from detectron2_cases import detectron2_inputs, detectron2_model
 
+from intl_bench.core.copies import send
 from intl_bench.core.memory import keep_freed_memory
 from transfer.detection import MaskRCNN
 from transfer.detection.config import ModelConfig
@@ -33,15 +34,15 @@ from transfer.detection.config import ModelConfig
 KEPT = "builtin, freed memory kept"
 
 
-def builtin_ways(model: MaskRCNN, images: list, targets: list, device: str) -> tuple[Callable, Callable]:
+def builtin_ways(model: MaskRCNN, images: list, targets: list, device: torch.device) -> tuple[Callable, Callable]:
     def train() -> None:
         draws = [torch.Generator(device).manual_seed(n) for n in range(len(images))]
-        losses = model.train()([image.to(device) for image in images], targets, draws)
+        losses = model.train()([send(image, device) for image in images], targets, draws)
         model.zero_grad()
         sum(losses.values()).backward()
 
     def detect() -> None:
-        model.eval().detect([image.to(device) for image in images], [image.shape[1:] for image in images])
+        model.eval().detect([send(image, device) for image in images], [image.shape[1:] for image in images])
 
     return train, detect
 
@@ -104,7 +105,7 @@ def main() -> None:
     on_device = [target._replace(boxes=target.boxes.to(options.device)) for target in targets]
     on_device = [target._replace(classes=target.classes.to(options.device)) for target in on_device]
     if "builtin" in options.engines:
-        ways["builtin"] = builtin_ways(model, images, on_device, options.device)
+        ways["builtin"] = builtin_ways(model, images, on_device, torch.device(options.device))
         if options.device == "cpu":
             ways[KEPT] = ways["builtin"]
 

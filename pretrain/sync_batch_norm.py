@@ -31,7 +31,7 @@ class _Normalize(torch.autograd.Function):
             # A GPU's kernel adds half-precision values up in float32 itself.
             values = x if x.is_cuda else x.to(part.dtype)
             part[:channels], part[channels:-1] = torch.batch_norm_update_stats(values, None, None, 0.0)
-            part[-1] = count
+            part[-1:].fill_(count)  # an assignment to one element would be a copy from the host
         parts = stack(part)
         means, variances, counts = parts[:, :channels], parts[:, channels:-1], parts[:, -1:]
         # The parts' own variances and the distances of their means keep the digits that a sum of squares loses where

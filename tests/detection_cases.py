@@ -148,9 +148,9 @@ def training_values(model: MaskRCNN, images: list[Tensor], targets: list[Target]
     with shared_permutations():
         features = model.backbone(model._batch(images))
         predictions = rpn.predict(features)
-        samples = [rpn.sample(predictions.anchors, *pair) for pair in zip(targets, draws, strict=True)]
+        samples = rpn.sample(predictions.anchors, targets, draws)
         proposals = rpn.propose(predictions, sizes)
-        regions = [heads.sample(*parts) for parts in zip(proposals, targets, draws, strict=True)]
+        regions = heads.sample(proposals, targets, draws)
         losses = rpn.losses(predictions, samples) | heads.losses(features, regions, targets)
     sum(losses.values()).backward()
     values |= {"features": features, "anchors": predictions.anchors}

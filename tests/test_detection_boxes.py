@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from detection_cases import TINY, outline, relative
+from detection_cases import TINY, generators, outline, relative
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.ops import roi_align
@@ -68,24 +68,29 @@ def test_without_objects_every_box_is_background() -> None:
     assert objects.tolist() == labels.tolist() == [0] * 5
 
 
-@given(st.lists(st.sampled_from([-1, 0, 1]), min_size=1, max_size=40), st.integers(1, 20), st.integers(0, 5))
+some_labels = st.lists(st.sampled_from([-1, 0, 1]), min_size=1, max_size=40)
+
+
+@given(st.lists(some_labels, min_size=1, max_size=3), st.integers(1, 20), st.integers(0, 5))
 @settings(max_examples=50)
-def test_sampling_fills_up_with_background(labels: list[int], count: int, seed: int) -> None:
-    kinds = torch.tensor(labels)
-    draws = [torch.Generator().manual_seed(seed) for _ in range(2)]
-    foreground, background = box_ops.sample(kinds == 1, kinds == 0, count, 0.25, draws[0])
-    assert len(foreground) == min(labels.count(1), count // 4)
-    assert len(background) == min(labels.count(0), count - len(foreground))
-    assert set(kinds[foreground].tolist()) <= {1}
-    assert set(kinds[background].tolist()) <= {0}
-    assert len({*foreground.tolist(), *background.tolist()}) == len(foreground) + len(background)
-    again = box_ops.sample(kinds == 1, kinds == 0, count, 0.25, draws[1])
-    assert torch.equal(again[0], foreground)
-    assert torch.equal(again[1], background)
+def test_sampling_fills_up_with_background_in_each_image_by_itself(
+    labels: list[list[int]], count: int, seed: int
+) -> None:
+    kinds = [torch.tensor(some) for some in labels]
+    drawn = box_ops.sample(kinds, count, 0.25, generators(len(kinds), seed))
+    for n, (kind, (foreground, background)) in enumerate(zip(kinds, drawn, strict=True)):
+        assert len(foreground) == min(labels[n].count(1), count // 4)
+        assert len(background) == min(labels[n].count(0), count - len(foreground))
+        assert set(kind[foreground].tolist()) <= {1}
+        assert set(kind[background].tolist()) <= {0}
+        assert len({*foreground.tolist(), *background.tolist()}) == len(foreground) + len(background)
+        ((alone, others),) = box_ops.sample([kind], count, 0.25, generators(1, seed + n))
+        assert torch.equal(alone, foreground)
+        assert torch.equal(others, background)
 
 
-@pytest.mark.parametrize("weights", [(1.0, 1.0, 1.0, 1.0), (10.0, 10.0, 5.0, 5.0)])
-def test_decoding_undoes_encoding_and_limits_growth(weights: tuple[float, float, float, float]) -> None:
+@pytest.mark.parametrize("weights", [(1.0, 1.0), (10.0, 5.0)])
+def test_decoding_undoes_encoding_and_limits_growth(weights: tuple[float, float]) -> None:
     draw = generator(0, "boxes")
     corners = torch.from_numpy(draw.random((2, 20, 2)) * 100)
     sizes = torch.from_numpy(1 + draw.random((2, 20, 2)) * 50)
@@ -98,9 +103,9 @@ def test_decoding_undoes_encoding_and_limits_growth(weights: tuple[float, float,
 
 def test_decoding_is_in_float32() -> None:
     boxes, deltas = torch.tensor([[1000.3, 7.0, 1100.7, 80.0]]), torch.tensor([[[0.5, 0.25, 0.0, 0.0]]])
-    half = box_ops.decode(deltas.bfloat16(), boxes, (1.0, 1.0, 1.0, 1.0))
+    half = box_ops.decode(deltas.bfloat16(), boxes, (1.0, 1.0))
     assert half.dtype == torch.float32
-    assert torch.equal(half, box_ops.decode(deltas, boxes, (1.0, 1.0, 1.0, 1.0)))
+    assert torch.equal(half, box_ops.decode(deltas, boxes, (1.0, 1.0)))
 
 
 def test_anchors_are_exact_and_row_by_row() -> None:
@@ -116,7 +121,7 @@ def test_anchors_are_exact_and_row_by_row() -> None:
 
 REGIONS = [
     [[3.0, 5.0, 90.0, 60.0], [0.0, 0.0, 112.0, 80.0], [50.2, 10.1, 50.9, 79.0]],
-    [[100.0, 70.0, 112.0, 80.0], [-9.0, -30.0, 150.0, 120.0], [30.0, 30.0, 30.0, 30.0], [7.0, 7.0, 7.00001, 9.0]],
+    [[100.0, 70.0, 112.0, 80.0], [-9.0, 30.0, 80.0, 109.0], [30.0, 30.0, 30.0, 30.0], [7.0, 7.0, 7.00001, 9.0]],
 ]
 
 
@@ -126,9 +131,11 @@ def test_pooling_is_torchvisions_roi_align(size: int) -> None:
     draw = generator(0, "maps")
     maps = torch.from_numpy(draw.random((2, 3, 20, 28)))
     boxes = [torch.tensor(some, dtype=torch.float64) for some in REGIONS]
-    for step in (1, 2):
+    steps = (1, 2)
+    for step, bins in zip(
+        steps, find_bins(boxes, maps.shape, size=size, stride=4, steps=steps, dtype=torch.float64), strict=True
+    ):
         first, second = maps.clone().requires_grad_(), maps.clone().requires_grad_()
-        bins = find_bins(boxes, maps.shape, size=size, stride=4, step=step, dtype=torch.float64)
         pooled = pool(first, bins)
         wanted = roi_align(second, boxes, size, spatial_scale=1 / 4, aligned=True)[:, :, ::step, ::step]
         assert pooled.shape == wanted.shape
@@ -141,8 +148,16 @@ def test_pooling_is_torchvisions_roi_align(size: int) -> None:
 
 def test_pooling_no_region() -> None:
     maps = torch.ones(1, 3, 5, 5)
-    bins = find_bins([torch.zeros(0, 4)], maps.shape, size=4, stride=4, step=1, dtype=torch.float32)
+    (bins,) = find_bins([torch.zeros(0, 4)], maps.shape, size=4, stride=4, steps=(1,), dtype=torch.float32)
     assert pool(maps, bins).shape == (0, 3, 4, 4)
+
+
+def test_pooling_a_region_longer_than_the_map_takes_means_all_the_same() -> None:
+    maps, boxes = torch.ones(1, 1, 20, 20), [torch.tensor([[-80.0, -80, 160, 160]])]
+    (bins,) = find_bins(boxes, maps.shape, size=6, stride=4, steps=(1,), dtype=torch.float32)
+    inside = torch.zeros(6, 6)
+    inside[2:4, 2:4] = 1
+    torch.testing.assert_close(pool(maps, bins)[0, 0], inside)
 
 
 def pasted_by_hand(mask: np.ndarray, box: np.ndarray, height: int, width: int) -> np.ndarray:

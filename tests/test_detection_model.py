@@ -19,11 +19,15 @@ from detection_cases import (
     small_model,
 )
 from torch import nn
+from torchvision.ops import nms
 
 from intl_bench.core.errors import DivergedError, InputError
 from transfer.detection import MaskRCNN, build_model
+from transfer.detection import boxes as box_ops
 from transfer.detection.config import ModelConfig
+from transfer.detection.model import check_targets
 from transfer.detection.resnet import load_backbone
+from transfer.detection.rpn import Predictions
 from transfer.detection.structures import Target
 
 VARIANTS = {
@@ -134,13 +138,63 @@ def test_rpn_losses_are_divided_by_the_sampling_size_however_many_there_are() ->
         assert small[name].item() == pytest.approx(2 * large[name].item(), rel=1e-5)
 
 
-def test_nothing_detected_is_an_empty_result() -> None:
-    model = build_model(dataclasses.replace(TINY, score_threshold=0.999)).eval()
-    (found,) = model.detect([picture(0, 48, 48)], [(48, 48)])
+@pytest.mark.parametrize("masks", [True, False], ids=["mask", "faster"])
+@pytest.mark.parametrize("why", ["no proposal", "no likely class", "not finite", "nothing left"])
+def test_nothing_detected_is_an_empty_result(why: str, masks: bool) -> None:
+    model = build_model(dataclasses.replace(TINY, masks=masks, score_threshold=0.999 * (why == "no likely class")))
+    with torch.no_grad():
+        if why == "no proposal":
+            model.proposal_generator.rpn_head.anchor_deltas.bias.fill_(math.nan)
+        if why == "not finite":  # a number of one class takes away the whole region
+            model.roi_heads.box_predictor.bbox_pred.bias[0] = math.nan
+        if why == "nothing left":  # boxes shrink to points
+            model.roi_heads.box_predictor.bbox_pred.bias.view(-1, 4)[:, 2:].fill_(-1000.0)
+    (found,) = model.eval().detect([picture(0, 48, 48)], [(48, 48)])
     assert found.boxes.shape == (0, 4)
     assert found.scores.shape == found.classes.shape == (0,)
-    assert found.masks is not None
-    assert found.masks.shape == (0, 4, 4)
+    assert (found.masks is not None) == masks
+    assert found.masks is None or found.masks.shape == (0, 4, 4)
+
+
+def test_an_image_without_proposals_does_not_change_another() -> None:
+    model = small_model()
+    calibrate(model, *batch())
+    model.eval()
+    size = (96, 112)
+    with torch.no_grad():
+        features = model.backbone(model._batch([picture(n, *size) for n in range(2)]))
+        proposals, _ = model.proposal_generator.propose(model.proposal_generator.predict(features), [size] * 2)
+        first, second = model.roi_heads.detect(features, [proposals, proposals[:0]], [size] * 2)
+        (alone,) = model.roi_heads.detect(features[:1], [proposals], [size])
+    assert len(second.boxes) == 0
+    assert len(alone.boxes) > 0
+    assert all(relative(a, b) < 2e-3 for a, b in zip(first, alone, strict=True))
+
+
+@pytest.mark.parametrize("most", [20, 1000])
+@pytest.mark.parametrize("training", [True, False])
+def test_proposals_are_those_of_the_boxes_that_can_be_used(training: bool, most: int) -> None:
+    """Empty boxes, and in test those that are not finite, are left out as if they had never been there."""
+    limit = 200
+    config = dataclasses.replace(TINY, pre_nms_train=limit, pre_nms_test=limit, post_nms_train=most, post_nms_test=most)
+    rpn = small_model(config).proposal_generator.train(training)
+    draw = torch.Generator().manual_seed(0)
+    anchors = rpn.anchors(4, 5).repeat(2, 1)  # so that many are suppressed
+    logits, deltas = torch.randn(2, len(anchors), generator=draw), torch.randn(2, len(anchors), 4, generator=draw) / 20
+    deltas[:, ::3, :2] = 100.0  # far outside
+    if not training:
+        deltas[0, 1::5, 2], deltas[1, ::4, 0], logits[1, 2::7] = math.nan, math.inf, math.inf
+    sizes = [(64, 80), (60, 70)]
+    found = rpn.propose(Predictions(logits, deltas, anchors), sizes)
+    for score, delta, size, proposals in zip(logits, deltas, sizes, found, strict=True):
+        best = score.topk(limit).indices
+        boxes = box_ops.decode(delta[best, None], anchors[best], (1.0, 1.0))[:, 0]
+        usable = boxes.isfinite().all(dim=1) & score[best].isfinite()
+        boxes = box_ops.clip(boxes, *size)
+        usable &= box_ops.nonempty(boxes)
+        kept = nms(boxes[usable], score[best][usable], 0.7)
+        assert 20 < len(kept) < usable.sum() < limit
+        assert torch.equal(proposals, boxes[usable][kept[:most]])
 
 
 def test_bfloat16_is_near_float32() -> None:
@@ -262,9 +316,9 @@ def target(**changes: Any) -> Target:
     ],
 )
 def test_bad_targets_are_refused(changes: dict[str, Any], message: str) -> None:
-    model = build_model(TINY).train()
-    with pytest.raises(InputError, match=message):
-        model([picture(0, 48, 48)], [target(**changes)], generators(1))
+    check_targets([target(), target()], TINY)
+    with pytest.raises(InputError, match=f"target 1: .*{message}"):
+        check_targets([target(), target(**changes)], TINY)
 
 
 def test_bad_images_are_refused() -> None:

@@ -26,20 +26,23 @@ def iou(first: Tensor, second: Tensor) -> Tensor:
     return torch.where(intersection > 0, intersection / union, 0.0)
 
 
-def encode(boxes: Tensor, targets: Tensor, weights: tuple[float, float, float, float]) -> Tensor:
-    """The regression (n, 4) that leads from `boxes` to `targets`: shifts in box sizes, logarithms of the scales."""
+def encode(boxes: Tensor, targets: Tensor, weights: tuple[float, float]) -> Tensor:
+    """The regression (n, 4) that leads from `boxes` to `targets`: shifts in box sizes, logarithms of the scales.
+
+    Args:
+        weights: what the shifts and the logarithms are multiplied by.
+    """
     size, target_size = boxes[:, 2:] - boxes[:, :2], targets[:, 2:] - targets[:, :2]
     shift = targets[:, :2] + 0.5 * target_size - (boxes[:, :2] + 0.5 * size)
-    scale = size.new_tensor(weights)
-    return torch.cat([scale[:2] * shift / size, scale[2:] * torch.log(target_size / size)], dim=1)
+    return torch.cat([weights[0] * shift / size, weights[1] * torch.log(target_size / size)], dim=1)
 
 
-def decode(deltas: Tensor, boxes: Tensor, weights: tuple[float, float, float, float]) -> Tensor:
-    """Applies regressions (n, k, 4) to boxes (n, 4): (n, k, 4) float32, whatever the input's type."""
-    deltas = deltas.float() / torch.tensor(weights, device=deltas.device)
+def decode(deltas: Tensor, boxes: Tensor, weights: tuple[float, float]) -> Tensor:
+    """Applies regressions (n, k, 4) of `encode` to boxes (n, 4): (n, k, 4) float32, whatever the input's type."""
+    shift, scale = deltas[..., :2].float() / weights[0], deltas[..., 2:].float() / weights[1]
     size = (boxes[:, 2:] - boxes[:, :2])[:, None]
-    center = boxes[:, None, :2] + 0.5 * size + deltas[..., :2] * size
-    half = 0.5 * (deltas[..., 2:].clamp(max=_MAX_LOG_SCALE).exp() * size)
+    center = boxes[:, None, :2] + 0.5 * size + shift * size
+    half = 0.5 * (scale.clamp(max=_MAX_LOG_SCALE).exp() * size)
     return torch.cat([center - half, center + half], dim=-1)
 
 
@@ -79,22 +82,32 @@ def match(overlaps: Tensor, low: float, high: float, *, low_quality: bool = Fals
 
 
 def sample(
-    foreground: Tensor, background: Tensor, count: int, fraction: float, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Draws at most `count` boxes, of which at most `fraction` are foreground and the rest background.
+    labels: list[Tensor], count: int, fraction: float, generators: list[torch.Generator]
+) -> list[tuple[Tensor, Tensor]]:
+    """Draws at most `count` boxes of each image, of which at most `fraction` are foreground and the rest background.
 
     Args:
-        foreground, background: (n,) bool, where each kind is.
-        generator: on the same device.
+        labels: of `match`, (n,) for each image.
+        generators: one for each image, on the same device.
 
     Returns:
-        Positions of the foreground and of the background drawn, both int64.
+        Of each image the positions of the foreground and of the background drawn, both int64.
     """
-    candidates = foreground.nonzero()[:, 0], background.nonzero()[:, 0]
-    taken = min(len(candidates[0]), int(count * fraction))
-    counts = taken, count - taken
-    drawn = [
-        places[torch.randperm(len(places), generator=generator, device=places.device)[:most]]
-        for places, most in zip(candidates, counts, strict=True)
-    ]
-    return drawn[0], drawn[1]
+    kinds = [torch.stack([some == FOREGROUND, some == BACKGROUND]) for some in labels]
+    # The host waits here alone, once for all images: what is drawn depends on how many there are.
+    counts = torch.stack([kind.sum(dim=1) for kind in kinds]).cpu().tolist()
+    drawn = []
+    for kind, numbers, generator in zip(kinds, counts, generators, strict=True):
+        taken = min(numbers[0], int(count * fraction))
+        foreground, background = (
+            _draw(one, number, most, generator)
+            for one, number, most in zip(kind, numbers, (taken, count - taken), strict=True)
+        )
+        drawn.append((foreground, background))
+    return drawn
+
+
+def _draw(where: Tensor, number: int, most: int, generator: torch.Generator) -> Tensor:
+    """At most `most` of the `number` positions at which `where` (n,) bool is true, in random order."""
+    places = torch.nonzero_static(where, size=number)[:, 0]
+    return places[torch.randperm(number, generator=generator, device=where.device)[:most]]

@@ -148,17 +148,19 @@ def test_images(
     first: int = 0,
     last: int | None = None,
     workers: int = 0,
+    pin: bool = False,
 ) -> Iterator[Image]:
     """Images first, ..., last - 1 in order, without randomness and without targets.
 
     Args:
         min_size, max_size: shorter side in pixels, and the longest side.
+        pin: puts images into page-locked memory.
 
     Raises:
         InputError, ResourceError: as for `training_batches`.
     """
     make = functools.partial(_test_image, annotations, min_size, max_size)
-    return iterate(make, range(len(annotations))[first:last], workers, False)
+    return iterate(make, range(len(annotations))[first:last], workers, pin)
 
 
 def _training_batch(

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as rle
 
+from intl_bench.core.copies import fetch
 from intl_bench.core.errors import InputError, from_os_error
 from transfer.detection import masks
 from transfer.detection.annotations import Annotations
@@ -148,13 +149,15 @@ def to_results(
         One dict a detection: image_id, category_id, score, bbox [x, y, width, height], and segmentation (compressed
         RLE) where there are masks.
     """
+    fetched = [fetch(numbers) for numbers in (detections.boxes, detections.scores, detections.classes)]
+    boxes, scores, classes = (numbers.read() for numbers in fetched)
     # In float64 the difference of two float32 is exact, so that x + width is the right edge again.
-    boxes = detections.boxes.detach().cpu().double()
+    boxes = boxes.double()
     sides = boxes[:, 2:] - boxes[:, :2]
     results: list[dict[str, Any]] = [
         {"image_id": image_id, "category_id": category_ids[label], "score": score, "bbox": [*corner, *side]}
         for label, score, corner, side in zip(
-            detections.classes.tolist(), detections.scores.tolist(), boxes[:, :2].tolist(), sides.tolist(), strict=True
+            classes.tolist(), scores.tolist(), boxes[:, :2].tolist(), sides.tolist(), strict=True
         )
     ]
     if detections.masks is not None:
@@ -162,7 +165,7 @@ def to_results(
         for first in range(0, len(results), step):
             part = slice(first, first + step)
             pasted = masks.paste(detections.masks[part], detections.boxes[part], height, width)
-            columns = np.asfortranarray(pasted.cpu().numpy().astype(np.uint8).transpose(1, 2, 0))
+            columns = np.asfortranarray(fetch(pasted).read().numpy().astype(np.uint8).transpose(1, 2, 0))
             for result, code in zip(results[part], rle.encode(columns), strict=True):
                 result["segmentation"] = {"size": [height, width], "counts": code["counts"].decode("ascii")}
     return results

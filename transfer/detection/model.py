@@ -38,7 +38,8 @@ class MaskRCNN(nn.Module):
 
         Args:
             images: (3, h, w) uint8 each, RGB.
-            targets: ground truth, in pixels of these images; an image may have no object.
+            targets: ground truth on the model's device, in pixels of these images, as `check_targets` wants it; an
+                image may have no object.
             generators: one for each image, on the model's device; an image's draws come from its own alone, so they do
                 not depend on the images beside it.
 
@@ -46,18 +47,20 @@ class MaskRCNN(nn.Module):
             loss_rpn_cls, loss_rpn_loc, loss_cls, loss_box_reg, and loss_mask where there are masks; scalars.
 
         Raises:
-            InputError: shapes that do not fit, empty or non-finite boxes, unknown classes.
+            InputError: shapes that do not fit.
             DivergedError: proposals are not finite.
         """
         _check_images(images)
-        self._check_targets(images, targets, generators)
+        if not len(images) == len(targets) == len(generators):
+            raise InputError(
+                f"{len(images)} images, {len(targets)} targets, {len(generators)} generators: expected as many of each"
+            )
         features = self.backbone(self._batch(images))
         predictions = self.proposal_generator.predict(features)
-        drawn = zip(targets, generators, strict=True)
-        samples = [self.proposal_generator.sample(predictions.anchors, *pair) for pair in drawn]
+        samples = self.proposal_generator.sample(predictions.anchors, targets, generators)
         losses = self.proposal_generator.losses(predictions, samples)
         proposals = self.proposal_generator.propose(predictions, [_size(image) for image in images])
-        regions = [self.roi_heads.sample(*parts) for parts in zip(proposals, targets, generators, strict=True)]
+        regions = self.roi_heads.sample(proposals, targets, generators)
         return losses | self.roi_heads.losses(features, regions, targets)
 
     @torch.inference_mode()
@@ -89,27 +92,28 @@ class MaskRCNN(nn.Module):
             row[:, : image.shape[1], : image.shape[2]] = (image - self.pixel_mean) / self.pixel_std
         return batch
 
-    def _check_targets(self, images: list[Tensor], targets: list[Target], generators: list[torch.Generator]) -> None:
-        if not len(images) == len(targets) == len(generators):
+
+def check_targets(targets: list[Target], config: ModelConfig) -> None:
+    """Looks at the ground truth of some images, which a device would have to be waited for: on the CPU.
+
+    Raises:
+        InputError: shapes that do not fit, empty or non-finite boxes, unknown classes.
+    """
+    for n, (boxes, classes, masks) in enumerate(targets):
+        if boxes.shape != (len(boxes), 4) or classes.shape != boxes.shape[:1] or classes.dtype != torch.int64:
             raise InputError(
-                f"{len(images)} images, {len(targets)} targets, {len(generators)} generators: expected as many of each"
+                f"target {n}: boxes {tuple(boxes.shape)}, classes {tuple(classes.shape)} {classes.dtype}: "
+                "expected (n, 4) and (n,) int64"
             )
-        for n, (boxes, classes, masks) in enumerate(targets):
-            if boxes.shape != (len(boxes), 4) or classes.shape != boxes.shape[:1] or classes.dtype != torch.int64:
-                raise InputError(
-                    f"target {n}: boxes {tuple(boxes.shape)}, classes {tuple(classes.shape)} {classes.dtype}: "
-                    "expected (n, 4) and (n,) int64"
-                )
-            if self.config.masks and len(masks) != len(boxes):
-                raise InputError(f"target {n}: {len(masks)} masks for {len(boxes)} boxes: expected one for each")
-        boxes, classes = torch.cat([target.boxes for target in targets]), torch.cat([t.classes for t in targets])
+        if config.masks and len(masks) != len(boxes):
+            raise InputError(f"target {n}: {len(masks)} masks for {len(boxes)} boxes: expected one for each")
         valid = box_ops.nonempty(boxes) & boxes.isfinite().all(dim=1)
-        valid &= (classes >= 0) & (classes < self.config.num_classes)
+        valid &= (classes >= 0) & (classes < config.num_classes)
         if not valid.all():
             bad = int((~valid).nonzero()[0, 0])
             raise InputError(
-                f"an object with box {boxes[bad].tolist()} and class {int(classes[bad])}: "
-                f"expected finite x0 < x1, y0 < y1 and a class from 0 to {self.config.num_classes - 1}"
+                f"target {n}: an object with box {boxes[bad].tolist()} and class {int(classes[bad])}: "
+                f"expected finite x0 < x1, y0 < y1 and a class from 0 to {config.num_classes - 1}"
             )
 
 
@@ -127,9 +131,10 @@ def _size(image: Tensor) -> tuple[int, int]:
 
 def _rescale(found: Detections, seen: tuple[int, int], size: tuple[int, int]) -> Detections:
     """Detections in an image of (height, width) `size` instead of `seen`; boxes that become empty are dropped."""
-    scale = found.boxes.new_tensor([size[1] / seen[1], size[0] / seen[0]]).repeat(2)
-    boxes = box_ops.clip(found.boxes * scale, *size)
-    keep = box_ops.nonempty(boxes)
+    scale = size[1] / seen[1], size[0] / seen[0]
+    scaled = torch.stack([found.boxes[:, n] * scale[n % 2] for n in range(4)], dim=1)
+    boxes = box_ops.clip(scaled, *size)
+    keep = box_ops.nonempty(boxes).nonzero()[:, 0]  # not the mask: each use of it would be a wait
     masks = None if found.masks is None else found.masks[keep]
     return Detections(boxes[keep], found.scores[keep], found.classes[keep], masks)
 

@@ -24,7 +24,10 @@ def _decay(config: Config, iteration: int) -> float:
 
 
 def build_sgd(model: nn.Module, config: Config) -> torch.optim.SGD:
-    """SGD with momentum 0.9; the norms' scales and shifts have a weight decay of their own (the paper's: 0)."""
+    """SGD with momentum 0.9; the norms' scales and shifts have a weight decay of their own (the paper's: 0).
+
+    On a GPU the update is one kernel for many parameters, which rounds otherwise than the plain one of a CPU.
+    """
     norms = [p for m in model.modules() if isinstance(m, _BatchNorm) for p in m.parameters(recurse=False)]
     known = {id(p) for p in norms}
     others = [p for p in model.parameters() if id(p) not in known]
@@ -32,4 +35,5 @@ def build_sgd(model: nn.Module, config: Config) -> torch.optim.SGD:
         {"params": others, "weight_decay": config.weight_decay},
         {"params": norms, "weight_decay": config.norm_weight_decay},
     ]
-    return torch.optim.SGD(groups, lr=config.lr, momentum=0.9)
+    fused = all(parameter.is_cuda for parameter in model.parameters())
+    return torch.optim.SGD(groups, lr=config.lr, momentum=0.9, fused=fused)

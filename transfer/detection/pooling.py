@@ -6,6 +6,7 @@ convolution would throw away need not be computed, and the backward pass is a su
 fifteen times as long as it does forward.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -29,50 +30,77 @@ class Bins(NamedTuple):
     side: int
 
 
-def find_bins(boxes: list[Tensor], shape: torch.Size, *, size: int, stride: int, step: int, dtype: torch.dtype) -> Bins:
+class _Axis(NamedTuple):
+    """One direction of r regions.
+
+    Attributes:
+        weights: (r, bins, cells).
+        first: (r, bins) int64, the first cell of each bin that has one.
+        many: (r, bins) int64, how many cells each bin has.
+    """
+
+    weights: Tensor
+    first: Tensor
+    many: Tensor
+
+    def every(self, step: int) -> "_Axis":
+        """The first of each `step` bins."""
+        return _Axis(self.weights[:, ::step], self.first[:, ::step], self.many[:, ::step])
+
+
+def find_bins(
+    boxes: list[Tensor], shape: torch.Size, *, size: int, stride: int, steps: Sequence[int], dtype: torch.dtype
+) -> list[Bins]:
     """The bins of each image's boxes (r_i, 4), in pixels of the image, on feature maps of a `shape` (N, C, H, W).
 
     Args:
-        size: bins of a box in each direction, of which every `step`-th is kept.
+        boxes: inside the image. One that is longer than the map gets fewer samples than in `roi_align`.
+        size: bins of a box in each direction.
         stride: pixels of the image to one position of the map.
+        steps: every how many-th of the bins is kept in both directions, for each result.
         dtype: of the weights.
     """
     _, _, height, width = shape
-    image = torch.repeat_interleave(
-        torch.arange(len(boxes), device=boxes[0].device),
-        torch.tensor([len(some) for some in boxes], device=boxes[0].device),
-    )
+    image = torch.cat([torch.full((len(some),), n, device=some.device) for n, some in enumerate(boxes)])
     low, high = (torch.cat(boxes).to(dtype) / stride - 0.5).split(2, dim=1)
-    x, first_x, many_x = _axis(low[:, 0], high[:, 0], size, step, width)
-    y, first_y, many_y = _axis(low[:, 1], high[:, 1], size, step, height)
-    side = x.shape[1]
-    many = (many_y[:, :, None] * many_x[:, None, :]).flatten()
-    ends = many.cumsum(0)
-    starts = ends - many
-    number = torch.repeat_interleave(many)
+    x, y = (_axis(low[:, n], high[:, n], size, cells) for n, cells in enumerate((width, height)))
+    kept = [(x.every(step), y.every(step)) for step in steps]
+    many = [(y.many[:, :, None] * x.many[:, None, :]).flatten() for x, y in kept]
+    totals = torch.stack([some.sum() for some in many]).cpu().tolist()  # the host waits here alone
+    return [_bins(*axes, number, total, image) for axes, number, total in zip(kept, many, totals, strict=True)]
+
+
+def _bins(x: _Axis, y: _Axis, many: Tensor, total: int, image: Tensor) -> Bins:
+    """The bins from their two directions.
+
+    Args:
+        many: (regions * side * side,) int64, positions of each bin.
+        total: their sum.
+        image: (regions,) int64, of each region.
+    """
+    side, height, width = x.many.shape[1], y.weights.shape[2], x.weights.shape[2]
+    starts = many.cumsum(0) - many
+    number = torch.repeat_interleave(many, output_size=total)
     region, row, column = number // side**2, number // side % side, number % side
-    nth = torch.arange(len(number), device=number.device) - starts[number]
-    across = many_x[region, column]
-    at_y, at_x = first_y[region, row] + nth // across, first_x[region, column] + nth % across
+    nth = torch.arange(total, device=number.device) - starts[number]
+    across = x.many[region, column]
+    at_y, at_x = y.first[region, row] + nth // across, x.first[region, column] + nth % across
     return Bins(
         positions=(image[region] * height + at_y) * width + at_x,
-        weights=y[region, row, at_y] * x[region, column, at_x],
+        weights=y.weights[region, row, at_y] * x.weights[region, column, at_x],
         starts=starts,
         side=side,
     )
 
 
-def _axis(low: Tensor, high: Tensor, size: int, step: int, cells: int) -> tuple[Tensor, Tensor, Tensor]:
-    """One direction of regions from `low` to `high`, (r,) each: a bin is the mean of ceil(length / size) samples.
-
-    Returns:
-        (r, bins, cells) weights; the first cell of each bin that has one, and how many there are, both (r, bins).
-    """
+def _axis(low: Tensor, high: Tensor, size: int, cells: int) -> _Axis:
+    """One direction of regions from `low` to `high`, (r,) each: a bin is the mean of ceil(length / size) samples."""
     length = (high - low)[:, None, None]
     width = length / size
-    samples = width.ceil()  # none where rounding has left no length; such a bin is 0
-    bins = torch.arange(0, size, step, device=low.device)[:, None]
-    nth = torch.arange(max(1, int(samples.max())) if len(low) else 1, device=low.device)
+    most = -(-cells // size)  # of a region inside the map; to ask for the largest number the host would have to wait
+    samples = width.ceil().clamp(max=most)  # none where rounding has left no length; such a bin is 0
+    bins = torch.arange(size, device=low.device)[:, None]
+    nth = torch.arange(most, device=low.device)
     place = low[:, None, None] + bins * width + (nth + 0.5) * width / samples.clamp(min=1)
     # As in torchvision: a sample farther than one cell outside counts as 0, a nearer one as the cell at the border.
     share = ((nth < samples) & (place >= -1) & (place <= cells)) / samples.clamp(min=1)
@@ -84,7 +112,8 @@ def _axis(low: Tensor, high: Tensor, size: int, step: int, cells: int) -> tuple[
     weights.scatter_add_(2, (below.long() + 1).clamp(max=cells - 1), share * part)
     used = weights > 0
     first = used.int().argmax(dim=2)
-    return weights, first, torch.where(used.any(dim=2), cells - used.flip(2).int().argmax(dim=2) - first, 0)
+    many = torch.where(used.any(dim=2), cells - used.flip(2).int().argmax(dim=2) - first, 0)
+    return _Axis(weights, first, many)
 
 
 def pool(features: Tensor, bins: Bins) -> Tensor:

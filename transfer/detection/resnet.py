@@ -152,10 +152,7 @@ class Res5(nn.Sequential):
         """Maps of `project` and each image's boxes (r_i, 4) in pixels -> (sum of r_i, 2 C, s, s), s = size / 2."""
         # Half precision has too few digits for places in an image.
         dtype = torch.promote_types(maps[0].dtype, torch.float32)
-        every, second = (
-            find_bins(boxes, maps[0].shape, size=self.size, stride=self.stride, step=step, dtype=dtype)
-            for step in (1, 2)
-        )
+        every, second = find_bins(boxes, maps[0].shape, size=self.size, stride=self.stride, steps=(1, 2), dtype=dtype)
         first, *others = self
         assert isinstance(first, (BasicBlock, Bottleneck))
         x = first.on_regions(maps, every, second)

@@ -7,13 +7,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import batched_nms
 
+from intl_bench.core.copies import fetch, send
 from transfer.detection import boxes as box_ops
 from transfer.detection.config import ModelConfig
 from transfer.detection.masks import crop_targets
 from transfer.detection.resnet import Res5, stage_channels
 from transfer.detection.structures import Detections, Target
 
-_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
+_WEIGHTS = (10.0, 5.0)
 _THRESHOLD = 0.5
 _FOREGROUND_FRACTION = 0.25
 
@@ -79,59 +80,57 @@ class RoIHeads(nn.Module):
         self.mask_head = MaskHead(channels, config) if config.masks else None
 
     @torch.no_grad()
-    def sample(self, proposals: Tensor, target: Target, generator: torch.Generator) -> Regions:
-        """Draws the regions of one image from its proposals and its objects' boxes, a quarter foreground if possible.
+    def sample(
+        self, proposals: list[Tensor], targets: list[Target], generators: list[torch.Generator]
+    ) -> list[Regions]:
+        """Draws the regions of every image from its proposals and its objects' boxes, a quarter foreground if possible.
 
         Foreground overlaps an object by at least 0.5. Without an object everything is background.
         """
-        boxes = torch.cat([proposals, target.boxes])
-        objects, labels = box_ops.match(box_ops.iou(target.boxes, boxes), _THRESHOLD, _THRESHOLD)
-        foreground, background = box_ops.sample(
-            labels == box_ops.FOREGROUND,
-            labels == box_ops.BACKGROUND,
-            self.config.roi_batch,
-            _FOREGROUND_FRACTION,
-            generator,
-        )
-        objects = objects[foreground]
-        nothing = torch.full_like(background, self.config.num_classes)
-        return Regions(
-            boxes=boxes[torch.cat([foreground, background])],
-            classes=torch.cat([target.classes[objects], nothing]),
-            objects=objects,
-            targets=target.boxes[objects],
-        )
+        candidates = [torch.cat([some, target.boxes]) for some, target in zip(proposals, targets, strict=True)]
+        matched = [
+            box_ops.match(box_ops.iou(target.boxes, boxes), _THRESHOLD, _THRESHOLD)
+            for boxes, target in zip(candidates, targets, strict=True)
+        ]
+        labels = [labels for _, labels in matched]
+        drawn = box_ops.sample(labels, self.config.roi_batch, _FOREGROUND_FRACTION, generators)
+        regions = []
+        for boxes, target, (objects, _), (foreground, background) in zip(
+            candidates, targets, matched, drawn, strict=True
+        ):
+            chosen = objects[foreground]
+            nothing = torch.full_like(background, self.config.num_classes)
+            regions.append(
+                Regions(
+                    boxes=boxes[torch.cat([foreground, background])],
+                    classes=torch.cat([target.classes[chosen], nothing]),
+                    objects=chosen,
+                    targets=target.boxes[chosen],
+                )
+            )
+        return regions
 
     def losses(self, features: Tensor, regions: list[Regions], targets: list[Target]) -> dict[str, Tensor]:
         """Cross-entropy of the classes, L1 distance of the boxes over all regions, and cross-entropy of the masks."""
-        # Before the heavy part: the mask targets are made on the CPU, which then need not wait for the device.
-        foreground = [len(region.objects) for region in regions]
-        outlined = [
-            (region.objects.cpu(), region.boxes[:count].cpu())
-            for region, count in zip(regions, foreground, strict=True)
-        ]
+        counts = [len(region.objects) for region in regions]
+        foreground = torch.cat([region.boxes[:number] for region, number in zip(regions, counts, strict=True)])
+        # The mask targets are made on the CPU. Asked for before the heavy part, this need not wait for it.
+        places, objects = fetch(foreground), fetch(torch.cat([region.objects for region in regions]))
         shared = self.res5(self.res5.project(features), [region.boxes for region in regions])
         logits, deltas = self.box_predictor(shared.mean(dim=(2, 3)))
         classes = torch.cat([region.classes for region in regions])
         count = max(1, len(classes))
         losses = {"loss_cls": F.cross_entropy(logits.float(), classes, reduction="sum") / count}
         chosen = self._foreground_rows(regions, shared.device)
-        wanted = torch.cat(
-            [
-                box_ops.encode(region.boxes[:number], region.targets, _WEIGHTS)
-                for region, number in zip(regions, foreground, strict=True)
-            ]
-        )
+        wanted = box_ops.encode(foreground, torch.cat([region.targets for region in regions]), _WEIGHTS)
         predicted = deltas[chosen, classes[chosen]].float()
         losses["loss_box_reg"] = F.l1_loss(predicted, wanted, reduction="sum") / count
         if self.mask_head is not None:
             masks = self.mask_head(shared[chosen])
             masks = masks[torch.arange(len(chosen), device=masks.device), classes[chosen]]
-            crops = [
-                crop_targets(target.masks, objects, boxes, masks.shape[-1])
-                for target, (objects, boxes) in zip(targets, outlined, strict=True)
-            ]
-            truth = torch.cat(crops).to(masks.device, torch.float32)
+            parts = zip(targets, objects.read().split(counts), places.read().split(counts), strict=True)
+            crops = [crop_targets(target.masks, some, boxes, masks.shape[-1]) for target, some, boxes in parts]
+            truth = send(torch.cat(crops), masks.device).float()
             entropy = F.binary_cross_entropy_with_logits(masks.float(), truth, reduction="sum")
             losses["loss_mask"] = entropy / max(1, masks.numel())
         return losses
@@ -172,8 +171,8 @@ class RoIHeads(nn.Module):
     def _select(self, scores: Tensor, boxes: Tensor, size: tuple[int, int]) -> Detections:
         """Detections of one image from scores (r, K + 1) and boxes (r, K, 4)."""
         finite = scores.isfinite().all(dim=1) & boxes.isfinite().all(dim=(1, 2))
-        scores, boxes = scores[finite, :-1], box_ops.clip(boxes[finite], *size)
-        region, category = (scores > self.config.score_threshold).nonzero(as_tuple=True)
-        scores, boxes = scores[region, category], boxes[region, category]
+        likely = (scores[:, :-1] > self.config.score_threshold) & finite[:, None]
+        region, category = likely.nonzero(as_tuple=True)
+        scores, boxes = scores[region, category], box_ops.clip(boxes[region, category], *size)
         keep = batched_nms(boxes, scores, category, self.config.nms_threshold)[: self.config.detections_per_image]
         return Detections(boxes[keep], scores[keep], category[keep], None)

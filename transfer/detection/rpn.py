@@ -1,5 +1,6 @@
 """The region proposal network."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -7,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import nms
 
+from intl_bench.core.copies import fetch
 from intl_bench.core.errors import DivergedError
 from transfer.detection import boxes as box_ops
 from transfer.detection.anchors import Anchors
@@ -14,7 +16,7 @@ from transfer.detection.config import ModelConfig
 from transfer.detection.resnet import stage_channels
 from transfer.detection.structures import Target
 
-_WEIGHTS = (1.0, 1.0, 1.0, 1.0)
+_WEIGHTS = (1.0, 1.0)
 _LOW, _HIGH = 0.3, 0.7
 _FOREGROUND_FRACTION = 0.5
 _NMS_THRESHOLD = 0.7
@@ -77,21 +79,21 @@ class RPN(nn.Module):
         )
 
     @torch.no_grad()
-    def sample(self, anchors: Tensor, target: Target, generator: torch.Generator) -> Samples:
-        """Draws the anchors of one image, half of them foreground if there are enough.
+    def sample(self, anchors: Tensor, targets: list[Target], generators: list[torch.Generator]) -> list[Samples]:
+        """Draws the anchors of every image, half of them foreground if there are enough.
 
         An anchor is foreground from an overlap of 0.7 with an object on, or where none overlaps that object more, and
         background below 0.3. Without an object every anchor is background.
         """
-        objects, labels = box_ops.match(box_ops.iou(target.boxes, anchors), _LOW, _HIGH, low_quality=True)
-        foreground, background = box_ops.sample(
-            labels == box_ops.FOREGROUND,
-            labels == box_ops.BACKGROUND,
-            self.config.rpn_batch,
-            _FOREGROUND_FRACTION,
-            generator,
-        )
-        return Samples(foreground, background, target.boxes[objects[foreground]])
+        matched = [
+            box_ops.match(box_ops.iou(target.boxes, anchors), _LOW, _HIGH, low_quality=True) for target in targets
+        ]
+        labels = [labels for _, labels in matched]
+        drawn = box_ops.sample(labels, self.config.rpn_batch, _FOREGROUND_FRACTION, generators)
+        return [
+            Samples(foreground, background, target.boxes[objects[foreground]])
+            for target, (objects, _), (foreground, background) in zip(targets, matched, drawn, strict=True)
+        ]
 
     def losses(self, predictions: Predictions, samples: list[Samples]) -> dict[str, Tensor]:
         """Binary cross-entropy of the logits and L1 distance of the deltas.
@@ -128,15 +130,22 @@ class RPN(nn.Module):
             else (config.pre_nms_test, config.post_nms_test)
         )
         scores, order = predictions.logits.topk(min(before, predictions.logits.shape[1]), dim=1)
-        proposals = []
+        boxes, facts = [], []
         for n, (height, width) in enumerate(sizes):
             deltas = predictions.deltas[n, order[n]]
-            boxes = box_ops.decode(deltas[:, None], predictions.anchors[order[n]], _WEIGHTS)[:, 0]
-            finite = boxes.isfinite().all(dim=1) & scores[n].isfinite()
-            clipped = box_ops.clip(boxes, height, width)
-            keep = finite & box_ops.nonempty(clipped)
-            if self.training and not finite.all():
+            moved = box_ops.decode(deltas[:, None], predictions.anchors[order[n]], _WEIGHTS)[:, 0]
+            finite = moved.isfinite().all(dim=1) & scores[n].isfinite()
+            clipped = box_ops.clip(moved, height, width)
+            valid = finite & box_ops.nonempty(clipped)
+            # To leave boxes out the host would have to wait. One without area suppresses none and is suppressed by
+            # none, and with the lowest score it comes after all others.
+            boxes.append((torch.where(valid[:, None], clipped, 0.0), torch.where(valid, scores[n].float(), -math.inf)))
+            facts.append(torch.stack([finite.all(), (~valid).sum()]))
+        fetched = fetch(torch.stack(facts))  # has arrived when the host, which waits in `nms`, goes on
+        kept = [nms(*pair, _NMS_THRESHOLD) for pair in boxes]
+        proposals = []
+        for (clipped, _), chosen, (all_finite, left_out) in zip(boxes, kept, fetched.read().tolist(), strict=True):
+            if self.training and not all_finite:
                 raise DivergedError("the proposal network's boxes or scores are not finite; lower lr or warm up longer")
-            clipped, score = clipped[keep], scores[n, keep]
-            proposals.append(clipped[nms(clipped, score.float(), _NMS_THRESHOLD)[:after]])
+            proposals.append(clipped[chosen[: min(after, len(chosen) - left_out)]])
         return proposals

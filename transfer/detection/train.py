@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from intl_bench.core import distributed, files
+from intl_bench.core.copies import send
 from intl_bench.core.errors import DivergedError, InputError
 from intl_bench.core.progress import Progress
 from intl_bench.core.seeding import torch_seed
@@ -25,9 +26,10 @@ from pretrain import checkpoint as checkpoints
 from pretrain.sync_batch_norm import synchronize
 from transfer.detection import build_model
 from transfer.detection.annotations import Annotations
-from transfer.detection.config import Config
+from transfer.detection.config import Config, ModelConfig
 from transfer.detection.data import Batch, test_images, training_batches
 from transfer.detection.evaluation import to_results
+from transfer.detection.model import check_targets
 from transfer.detection.optim import build_sgd, learning_rate
 from transfer.detection.resnet import load_backbone
 from transfer.detection.structures import Target
@@ -56,8 +58,8 @@ class _Run:
         for position in batch.positions:
             generator = torch.Generator(device)
             generators.append(generator.manual_seed(torch_seed(self.seed, purpose, batch.iteration, position)))
-        images = [image.pixels.to(device, non_blocking=True) for image in batch.images]
-        targets = [_to(image.target, device) for image in batch.images]
+        images = [send(image.pixels, device) for image in batch.images]
+        targets = _targets(batch, self.config.model, device)
         with self.autocast():
             losses: dict[str, Tensor] = self.parallel(images, targets, generators)
         return losses
@@ -150,7 +152,7 @@ def _prepare(
             raise InputError("channels_last=true: not on a CPU with model.width below 16; set channels_last=false")
         model.to(memory_format=torch.channels_last)
     if process.world_size > 1:
-        synchronize(model, process.device)
+        synchronize(model)
     return _Run(
         config=config,
         seed=seed,
@@ -288,12 +290,13 @@ def _detect(run: _Run, test: Annotations, stop: StopRequest) -> list[Result]:
         first=first,
         last=first + share,
         workers=config.workers,
+        pin=process.device.type == "cuda",
     )
     progress = Progress(share, label=f"{config.data.kind} seed {run.seed}: detecting", enabled=process.is_main)
     results = []
     for image in images:
         with run.autocast():
-            (found,) = run.model.detect([image.pixels.to(process.device)], [(image.height, image.width)])
+            (found,) = run.model.detect([send(image.pixels, process.device)], [(image.height, image.width)])
         results += to_results(image.image_id, found, test.category_ids, image.height, image.width)
         progress.step()
         _stop_between(run, stop, "while detecting")
@@ -307,6 +310,14 @@ def _stop_between(run: _Run, stop: StopRequest, where: str) -> None:
         raise stop.error(f"{where}, after all {run.iteration} steps were saved")
 
 
-def _to(target: Target | None, device: torch.device) -> Target:
-    assert target is not None
-    return target._replace(boxes=target.boxes.to(device), classes=target.classes.to(device))
+def _targets(batch: Batch, config: ModelConfig, device: torch.device) -> list[Target]:
+    """The ground truth of a batch, checked and sent to `device` in one copy of the boxes and one of the classes."""
+    targets = [image.target for image in batch.images if image.target is not None]
+    check_targets(targets, config)
+    counts = [len(target.boxes) for target in targets]
+    boxes = send(torch.cat([target.boxes for target in targets]), device).split(counts)
+    classes = send(torch.cat([target.classes for target in targets]), device).split(counts)
+    return [
+        target._replace(boxes=own_boxes, classes=own_classes)
+        for target, own_boxes, own_classes in zip(targets, boxes, classes, strict=True)
+    ]
