@@ -1,7 +1,7 @@
-"""What several methods ask of a batch: precision, pairs of views, a queue that fits."""
+"""What several methods share: precision, pairs of views, a moving average of weights, a queue that fits."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 
@@ -14,6 +14,12 @@ def widened(z: torch.Tensor) -> torch.Tensor:
 def pairs_mean(outputs: torch.Tensor, distance: Callable[..., torch.Tensor]) -> torch.Tensor:
     """Mean of a symmetric distance over all pairs of views, of which `outputs` is the stack."""
     return torch.stack([distance(a, b) for a, b in itertools.combinations(outputs, 2)]).mean()
+
+
+@torch.no_grad()
+def move_average(target: Iterable[torch.Tensor], online: Iterable[torch.Tensor], momentum: float) -> None:
+    """target <- momentum target + (1 - momentum) online, in place, parameter by parameter in the same order."""
+    torch._foreach_lerp_(list(target), list(online), 1 - momentum)
 
 
 def require_queue(queue: int, *, batch_size: int, images: int, too_large: str) -> None:

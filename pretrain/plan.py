@@ -188,7 +188,7 @@ def _count_step(training: train.Training, processes: int = 1) -> tuple[Cost, Cos
 
     A process makes the embeddings of its part of a batch, and is charged with INTL's loss of the whole batch, which it
     really shares with the others. Other methods' losses are those of the part, and not told apart. A loss that needs
-    values (SimCLR's) or more than a part (W-MSE's) is left out.
+    values, or more than a part (W-MSE's), is left out.
     """
     method, recipe = training.method, training.recipe
     share = recipe.batch_size // processes

@@ -71,7 +71,8 @@ def matrix_function(sigma: torch.Tensor, g: Function, *, epsilon: float = FLOOR)
 
     The gradient is Daleckii's and Krein's (Higham, Functions of Matrices, Theorem 3.11): divided differences of g, with
     g' where eigenvalues are (nearly) equal. That of `torch.linalg.eigh` divides by their gaps instead, and is NaN where
-    two are the same.
+    two are the same. On a GPU the host waits for `torch.linalg.eigh`, which asks whether it has converged: once for all
+    matrices of a call.
 
     Args:
         sigma: (..., n, n), float64.

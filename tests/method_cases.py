@@ -1,10 +1,12 @@
 """A tiny run for tests of methods: 8x8 images, a backbone of two layers, batches of 32."""
 
 import dataclasses
-from collections.abc import Callable
+import importlib.util
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import authors
+import pytest
 import torch
 from torch import nn
 
@@ -12,6 +14,13 @@ from pretrain.methods import Setup
 from pretrain.projector import ProjectorConfig
 
 BATCH, SIZE = 32, 8
+LIGHTLY = ("barlow_twins", "byol", "dino", "mocov2", "simclr", "simsiam", "swav")  # methods that are built from it
+needs_lightly = pytest.mark.skipif(importlib.util.find_spec("lightly") is None, reason="lightly is not installed")
+
+
+def marked(names: Iterable[str]) -> list[Any]:
+    """Methods to parametrise a test by; without lightly it skips those that need it."""
+    return [pytest.param(name, marks=[needs_lightly] * (name in LIGHTLY)) for name in names]
 
 
 class TinyBackbone(nn.Sequential):

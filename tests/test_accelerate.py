@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from authors import noise
+from method_cases import marked, needs_lightly
 from recorded_twin import recorder
 from test_methods import tiny, train_build
 
@@ -37,13 +38,14 @@ def assert_same(one: Training, other: Training) -> None:
         assert all(torch.equal(a[key], b[key]) for key in a)
 
 
+@needs_lightly
 def test_which_methods_can_be_recorded() -> None:
     assert [
         name for name in methods.names() if getattr(train_build(tiny(name)).method, "capturable", False)
     ] == CAPTURABLE
 
 
-@pytest.mark.parametrize("name", CAPTURABLE)
+@pytest.mark.parametrize("name", marked(CAPTURABLE))
 @pytest.mark.parametrize("more", ["", "optimizer=lars weight_decay=0.1", "optimizer=adamw precision=bf16"])
 def test_recorded_is_eager_bit_for_bit(name: str, more: str) -> None:
     """Weights, momentum, running statistics, the numbers of every step and what is watched; a schedule all along."""
@@ -110,7 +112,7 @@ def test_without_a_compiler_a_run_says_so_and_goes_on(tmp_path: Path) -> None:
     assert (tmp_path / "runs/pretrain/demo/seed0/backbone.safetensors").exists()
 
 
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("name", marked(OTHERS))
 def test_a_gpu_too_refuses_to_record_what_depends_on_the_host(name: str) -> None:
     training = train_build(tiny(name, "graph=true"))
     training.process = copy.copy(training.process)

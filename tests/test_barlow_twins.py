@@ -4,11 +4,13 @@ import itertools
 
 import pytest
 import torch
-from method_cases import TinyBackbone, setup, views
+from method_cases import TinyBackbone, needs_lightly, setup, views
 from method_worker import assert_processes_agree, assert_trains_as, like
 from torch import nn
 
 from pretrain.methods import barlow_twins
+
+pytestmark = needs_lightly
 
 
 def method(n: int = 2, **settings: object) -> barlow_twins.BarlowTwins:

@@ -5,13 +5,15 @@ import math
 
 import pytest
 import torch
-from method_cases import TinyBackbone, setup, views
+from method_cases import TinyBackbone, needs_lightly, setup, views
 from method_worker import assert_processes_agree, assert_trains_as, like
 from torch import nn
 
 from pretrain.baselines import lightly
 from pretrain.methods import byol
 from pretrain.projector import ProjectorConfig
+
+pytestmark = needs_lightly
 
 HEAD = ProjectorConfig(hidden=32, out=16, layers=2)
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from method_worker import assert_processes_agree, one_process
 
+from intl_bench.core.seeding import torch_seed
 from pretrain.batch import pairs_mean
 from pretrain.methods import cw_rgp
 from pretrain.methods.cw_rgp import channel_whiten
@@ -129,20 +130,24 @@ def method(run: object = None, **settings: object) -> cw_rgp.CWRGP:
 
 def test_divisions_are_a_function_of_seed_and_step() -> None:
     module = method(iterations=2)
-    drawn = module.orders(2, 32, 64)
-    assert [(tuple(s.shape), tuple(f.shape)) for s, f in drawn] == [((4, 8), (2, 4, 64))] * 2
-    assert all(sorted(samples.flatten().tolist()) == list(range(32)) for samples, _ in drawn)
-    rows = torch.cat([features for _, features in drawn]).view(-1, 64)
+    samples, features = module.orders(2, 32, 64)
+    assert (tuple(samples.shape), tuple(features.shape)) == ((2, 4, 8), (2, 2, 4, 64))
+    assert all(sorted(division.flatten().tolist()) == list(range(32)) for division in samples)
+    draws = torch.Generator().manual_seed(torch_seed(0, "cw-rgp", 0))
+    for i in range(2):  # one stream: a resumed run goes on with the same divisions
+        assert torch.equal(samples[i].flatten(), torch.randperm(32, generator=draws))
+        assert all(torch.equal(row, torch.randperm(64, generator=draws)) for row in features[:, i].flatten(0, 1))
+    rows = features.flatten(0, -2)
     assert all(sorted(row.tolist()) == list(range(64)) for row in rows)
     assert len({tuple(row.tolist()) for row in rows}) == len(rows) == 16
     first = module(method_cases.views())["distance"].item()
     module.step = 1
-    assert not torch.equal(module.orders(2, 32, 64)[0][0], drawn[0][0])
+    assert not torch.equal(module.orders(2, 32, 64)[0][0], samples[0])
     assert module(method_cases.views())["distance"].item() != first
     module.step = 0
     assert module(method_cases.views())["distance"].item() == first
     other = method(method_cases.setup(seed=1, projector=ProjectorConfig(hidden=32, out=64)))
-    assert not torch.equal(other.orders(2, 32, 64)[0][0], drawn[0][0])
+    assert not torch.equal(other.orders(2, 32, 64)[0][0], samples[0])
 
 
 @pytest.mark.parametrize("settings", [{}, {"iterations": 2, "groups": 4}, {"sub_batch": 32, "groups": 1}])
@@ -152,7 +157,8 @@ def test_method_is_the_loss_of_its_embeddings(settings: dict) -> None:
     assert list(terms) == ["distance"]
     z = torch.stack([module.projector(module.backbone(view)) for view in views])
     losses = []
-    for samples, features in module.orders(*z.shape):
+    divisions, groups = module.orders(*z.shape)
+    for samples, features in zip(divisions, groups.unbind(1), strict=True):
         unit = []
         for view, own in zip(z, features, strict=True):
             parts = zip(samples, own, strict=True)

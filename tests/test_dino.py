@@ -6,13 +6,15 @@ import warnings
 
 import pytest
 import torch
-from method_cases import TinyBackbone, assert_resumes, setup, views
+from method_cases import TinyBackbone, assert_resumes, needs_lightly, setup, views
 from method_worker import assert_processes_agree, assert_trains_as, like
 from torch import nn
 from torch.nn import functional as F
 
 from pretrain.methods import dino
 from pretrain.projector import ProjectorConfig
+
+pytestmark = needs_lightly
 
 # Temperatures that float32 holds exactly, to which lightly rounds the teacher's.
 SMALL = {

@@ -3,21 +3,28 @@
 Also what is common to all of them: recipes, names, and what is refused in one line.
 """
 
+import copy
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from authors import noise
+from method_cases import marked, needs_lightly
 from stopped_run import stop_after
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from intl_bench import cli, published, spectra
 from intl_bench.core import config as configs
 from intl_bench.core import distributed
 from intl_bench.records import RecordStore
 from pretrain import checkpoint, methods, plan, train, watch
+from pretrain.baselines import lightly
+from pretrain.batch import move_average
 from pretrain.recipe import Recipe, load_recipe
 from transfer.detection import generated
 
@@ -47,7 +54,7 @@ COCO = [
     *("model.pool_size=4", "model.pre_nms_train=50", "model.post_nms_train=10", "model.pre_nms_test=30"),
     *("model.post_nms_test=4", "data.root=images", "data.name=figures", "--engine", "builtin"),
 ]
-PAPERS = {"Table 1": "table1", "Table 2": "table2"}
+NAMES = marked(methods.names())
 
 
 def tiny(name: str, *more: str) -> Recipe:
@@ -65,7 +72,7 @@ def sample(test_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.data
-@pytest.mark.parametrize("name", methods.names())
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.usefixtures("sample")
 def test_trains_resumes_and_is_scored(name: str) -> None:
     path = train.run(tiny(name))
@@ -105,7 +112,7 @@ def train_build(recipe: Recipe) -> train.Training:
     return train.build(recipe, process, 192, 10)
 
 
-@pytest.mark.parametrize("name", methods.names())
+@pytest.mark.parametrize("name", NAMES)
 def test_features_that_are_watched_are_of_the_view_whose_embedding_is(name: str) -> None:
     training = train_build(tiny(name, "base_lr=0"))
     for step in range(2):
@@ -115,7 +122,7 @@ def test_features_that_are_watched_are_of_the_view_whose_embedding_is(name: str)
         torch.testing.assert_close(training.method.projector(features[0]), training.method.embedding)
 
 
-@pytest.mark.parametrize("name", methods.names())
+@pytest.mark.parametrize("name", NAMES)
 def test_is_planned(name: str) -> None:
     made = plan.make_plan(tiny(name), processes=2)
     built = train_build(tiny(name))
@@ -131,6 +138,57 @@ def test_names_are_those_of_the_tables() -> None:
     displays = {methods.find(name).DISPLAY for name in methods.names()}
     assert printed - displays == {"Scratch", "MoCo V2"}  # as Table 2 spells it
     assert displays - printed == {"IterNorm", "Spectral", "Shuffled-DBN", "CW-RGP", "Zero-CL"}
+
+
+class HostUse(TorchDispatchMode):
+    """Notes operations that a device answers to the host, or that a replay would not repeat."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: set[str] = set()
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = operation.overloadpacket.__name__
+        masked = name == "index" and any(i is not None and i.dtype == torch.bool for i in args[1])
+        if masked or name in ("_local_scalar_dense", "nonzero", "_linalg_eigh", "randperm"):
+            self.found.add(name)
+        return operation(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_step_uses_the_host_unless_it_can_be_recorded(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    training = train_build(tiny(name))
+    method, used = training.method, []
+    monkeypatch.setattr(type(method), "step", property(lambda self: used.append("step") or 0), raising=False)
+    tensors = [*method.named_parameters(), *method.named_buffers()]
+    places = {key: tensor.data_ptr() for key, tensor in tensors}
+    views = [noise(f"{i}", 32, 3, view.size, view.size) for i, view in enumerate(training.recipe.views)]
+    with HostUse() as host:
+        terms = method(views, torch.zeros(32, dtype=torch.int64)) if training.labelled else method(views)
+        torch.stack(list(terms.values())).sum().backward()
+    used += [*host.found, *(key for key, tensor in tensors if tensor.data_ptr() != places[key])]
+    assert getattr(method, "capturable", False) is not bool(used), used
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("momentum", [0.0, 0.3, 0.996, 1.0])
+@pytest.mark.parametrize("lightlys", [False, pytest.param(True, marks=needs_lightly)])
+def test_moving_average_is_its_formula_and_lightlys(momentum: float, dtype: torch.dtype, lightlys: bool) -> None:
+    """To a rounding error, in place."""
+    target, online = (
+        nn.ParameterList(noise(f"{of}/{n}", n, 3).to(dtype) for n in (1, 20)).requires_grad_(False)
+        for of in ("target", "online")
+    )
+    expected, places = copy.deepcopy(target), [p.data_ptr() for p in target]
+    if lightlys:
+        lightly("models.utils").update_momentum(online, expected, momentum)
+    else:
+        for t, o in zip(expected, online, strict=True):
+            t.copy_(momentum * t.double() + (1 - momentum) * o.double())
+    move_average(target, online, momentum)
+    eps = torch.finfo(dtype).eps
+    torch.testing.assert_close(list(target), list(expected), rtol=4 * eps, atol=eps)
+    assert [p.data_ptr() for p in target] == places
 
 
 @pytest.mark.parametrize(

@@ -6,13 +6,15 @@ from collections import deque
 
 import pytest
 import torch
-from method_cases import TinyBackbone, setup, views
+from method_cases import TinyBackbone, needs_lightly, setup, views
 from method_worker import assert_processes_agree, assert_trains_as, like
 from torch import nn
 from torch.nn import functional as F
 
 from pretrain.methods import mocov2
 from pretrain.projector import ProjectorConfig
+
+pytestmark = needs_lightly
 
 HEAD = ProjectorConfig(hidden=32, out=16, layers=2)
 SMALL = {"queue": 96, "base_momentum": 0.9, "final_momentum": 0.9}

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from method_cases import marked
 
 from intl_bench.core import config as configs
 from intl_bench.core.datasets import PAPER
@@ -99,7 +100,7 @@ def test_the_published_score_is_the_tables(method: str) -> None:
         assert list(found.groups()) == [*(None if value == "–" else value for value in expected), str(number)]
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", marked(METHODS))
 def test_a_run_can_be_built_from_every_recipe(method: str) -> None:
     """On the meta device, with the data set's published size: no data and no memory; epochs as Table 2 has them."""
     meta = torch.device("meta")

@@ -1,15 +1,19 @@
-"""SimCLR: its paper's equation, what its loss does not heed, processes together, and what is refused."""
+"""SimCLR: its paper's equation, lightly's loss, what it does not heed, processes together, and what is refused."""
 
 import itertools
 
+import authors
 import pytest
 import torch
-from method_cases import TinyBackbone, setup, views
+from method_cases import TinyBackbone, needs_lightly, setup, views
 from method_worker import assert_processes_agree, assert_trains_as, like
 from torch import nn
 
+from pretrain.baselines import lightly
 from pretrain.methods import simclr
 from pretrain.projector import ProjectorConfig
+
+pytestmark = needs_lightly
 
 
 def method(n: int = 2, *, layers: int = 2, **settings: object) -> simclr.SimCLR:
@@ -65,6 +69,20 @@ def test_half_precision_stops_at_the_loss() -> None:
     assert embeddings[0].dtype == torch.bfloat16
     assert torch.equal(run.embedding, embeddings[0])
     assert loss.item() == pytest.approx(nt_xent(*(z.double() for z in embeddings), 0.1).item(), rel=1e-6)
+
+
+# Lightly's loss
+
+
+@pytest.mark.parametrize(("m", "temperature"), [(2, 0.5), (32, 0.1), (33, 0.02)])
+def test_loss_and_gradients_are_lightlys(m: int, temperature: float) -> None:
+    """Ours makes a row's cosine with itself minus infinity; theirs leaves it out."""
+    theirs = lightly("loss").NTXentLoss(temperature=temperature)
+    pair = tuple(authors.noise(f"simclr/{i}", m, 16).double() for i in range(2))
+    one = torch.ones((), dtype=torch.float64)
+    found = torch.autograd.functional.vjp(lambda a, b: simclr.nt_xent(a, b, temperature), pair, one)
+    expected = torch.autograd.functional.vjp(theirs, pair, one)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
 
 
 # What the loss does not heed

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from method_cases import TinyBackbone, setup, views
+from method_cases import TinyBackbone, needs_lightly, setup, views
 from method_worker import assert_processes_agree, assert_trains_as, like
 from torch import nn
 
@@ -12,6 +12,8 @@ from pretrain.methods import simsiam
 from pretrain.optim import build_optimizer
 from pretrain.projector import ProjectorConfig
 from pretrain.sync_batch_norm import synchronize
+
+pytestmark = needs_lightly
 
 
 def method(n: int = 2, **settings: object) -> simsiam.SimSiam:
@@ -85,7 +87,7 @@ def test_gradient_comes_through_the_predictor_alone() -> None:
 def test_learning_rate_of_the_predictor_is_constant(constant: bool, processes: int) -> None:
     run = method(constant_predictor_lr=constant)
     if processes > 1:
-        synchronize(run, torch.device("cpu"))
+        synchronize(run)
     groups = build_optimizer(
         run, momentum=0.9, weight_decay=0.1, decay_one_dimensional=True, constant_lr=run.constant_lr
     ).param_groups

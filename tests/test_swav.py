@@ -5,13 +5,15 @@ from collections import deque
 
 import pytest
 import torch
-from method_cases import TinyBackbone, assert_resumes, setup, views
+from method_cases import TinyBackbone, assert_resumes, needs_lightly, setup, views
 from method_worker import assert_processes_agree, assert_trains_as, like
 from torch import nn
 from torch.nn import functional as F
 
 from pretrain.methods import swav
 from pretrain.projector import ProjectorConfig
+
+pytestmark = needs_lightly
 
 HEAD = ProjectorConfig(hidden=32, out=16, layers=2)
 SMALL = {"prototypes": 12, "queue": 64, "queue_from_epoch": 1, "freeze_prototypes_epochs": 1}

@@ -1,4 +1,4 @@
-"""VICReg: its paper's equations, what its terms do not heed, processes together, and what is refused."""
+"""VICReg: its paper's equations, lightly's loss, what it does not heed, processes together, and what is refused."""
 
 import itertools
 
@@ -8,6 +8,7 @@ from method_cases import TinyBackbone, setup, views
 from method_worker import assert_processes_agree, assert_trains_as, like
 from torch import nn
 
+from pretrain.batch import pairs_mean
 from pretrain.methods import vicreg
 from pretrain.projector import ProjectorConfig
 
@@ -74,6 +75,22 @@ def test_half_precision_stops_at_the_loss() -> None:
     assert embeddings[0].dtype == torch.bfloat16
     assert torch.equal(run.embedding, embeddings[0])
     assert loss.item() == pytest.approx(float(equations(*(z.double() for z in embeddings), (25, 25, 1))), rel=1e-5)
+
+
+# Lightly's loss
+
+
+@pytest.mark.parametrize(("m", "d"), [(32, 8), (24, 24), (8, 192), (2, 5)])
+@pytest.mark.parametrize("count", [2, 3])
+def test_loss_and_gradients_are_lightlys(m: int, d: int, count: int) -> None:
+    """With fewer and with more images than features: two ways to the same squares."""
+    loss = pytest.importorskip("lightly.loss").VICRegLoss(lambda_param=3.0, mu_param=5.0, nu_param=7.0)
+    config = vicreg.Config(invariance_weight=3.0, variance_weight=5.0, covariance_weight=7.0)
+    z = torch.stack(views(n=count)).flatten(2)[:, :m, :d]
+    one = torch.ones((), dtype=torch.float64)
+    found = torch.autograd.functional.vjp(lambda z: vicreg.vicreg(z, config), z, one)
+    expected = torch.autograd.functional.vjp(lambda z: pairs_mean(z, loss), z, one)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
 
 
 # What the terms do not heed

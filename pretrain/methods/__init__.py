@@ -57,7 +57,13 @@ class Method(Protocol):
     `step`, set to the number of the step, from 0, before each `forward`: what depends on time or chance is a function
     of it, so that nothing needs saving; `constant_lr`, parameters whose learning rate stays at the recipe's base;
     `target`, a momentum network, an `nn.Sequential` whose first part is the backbone (see `checkpoint.BRANCHES`);
-    `transform(z)`, the whitened output (m, d) of an embedding (m, d), computed by one process alone.
+    `transform(z)`, the whitened output (m, d) of an embedding (m, d), computed by one process alone;
+    `capturable`, True where a step of the method can be recorded once as a CUDA graph and replayed
+    (`pretrain.accelerate`). Forward and backward pass then use nothing of the host that changes from step to step:
+    neither `step`, nor a number that the device has to tell (`item`, a boolean index, `torch.linalg.eigh`, which asks
+    whether it converged), nor a draw. They change weights and buffers in place only. `after_step` is not recorded, so
+    it may; tensors that `forward` leaves for it are written anew by each replay. A method that does not say is taken
+    for one that cannot.
     """
 
     backbone: nn.Module

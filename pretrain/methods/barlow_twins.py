@@ -38,6 +38,8 @@ class Config:
 class BarlowTwins(nn.Module):
     """Backbone and projector, which is INTL's: the authors' own and, to no effect, a bias of the last layer."""
 
+    capturable = True
+
     def __init__(self, config: Config, setup: Setup) -> None:
         super().__init__()
         self.backbone, self.projector = setup.make_encoder()

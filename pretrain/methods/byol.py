@@ -1,5 +1,5 @@
-"""BYOL: one view's prediction of the other's momentum embedding (Grill et al., arXiv 2006.07733), with lightly's loss,
-predictor and moving average."""
+"""BYOL: one view's prediction of the other's momentum embedding (Grill et al., arXiv 2006.07733), with lightly's loss
+and predictor."""
 
 import copy
 import dataclasses
@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from pretrain.baselines import lightly
-from pretrain.batch import widened
+from pretrain.batch import move_average, widened
 from pretrain.methods import Setup
 from pretrain.schedules import cosine_momentum
 
@@ -47,15 +47,15 @@ class BYOL(nn.Module):
     The projector is INTL's, which with two layers is BYOL's (and lightly's).
     """
 
+    capturable = True
+
     def __init__(self, config: Config, setup: Setup) -> None:
         super().__init__()
         self.backbone, self.projector = setup.make_encoder()
         self.predictor = lightly("models.modules.heads").BYOLPredictionHead(
             setup.projector.out, config.predictor_hidden, setup.projector.out
         )
-        self.target = copy.deepcopy(nn.Sequential(self.backbone, self.projector))
-        lightly("models.utils").deactivate_requires_grad(self.target)
-        self.update = lightly("models.utils").update_momentum
+        self.target = copy.deepcopy(nn.Sequential(self.backbone, self.projector)).requires_grad_(False)
         self.negative_cosine = lightly("loss").NegativeCosineSimilarity()
         self.base_momentum, self.scale = config.base_momentum, config.scale
         self.embedding: torch.Tensor | None = None
@@ -76,10 +76,9 @@ class BYOL(nn.Module):
         return {"regression": self.scale * 2 * (2 - 2 * cosine)}
 
     def after_step(self, progress: float) -> None:
-        """Moves the target towards the trained network: target <- m target + (1 - m) online."""
-        momentum = cosine_momentum(progress, self.base_momentum)
-        for online, target in zip((self.backbone, self.projector), self.target, strict=True):
-            self.update(online, target, momentum)
+        """Moves the target towards the trained network."""
+        online = [*self.backbone.parameters(), *self.projector.parameters()]
+        move_average(self.target.parameters(), online, cosine_momentum(progress, self.base_momentum))
 
 
 def build(config: Config, setup: Setup) -> BYOL:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from intl_bench.core.copies import send
 from intl_bench.core.distributed import gather
 from intl_bench.core.seeding import torch_seed
 from pretrain.batch import pairs_mean, widened
@@ -91,23 +92,24 @@ class CWRGP(nn.Module):
         self.embedding = z[0].detach()
         with torch.autocast(z.device.type, enabled=False):
             z = gather(z, dim=1)
-            losses = []
-            for samples, features in self.orders(*z.shape):
-                parts = z[:, samples.to(z.device)]
-                white = channel_whiten(parts, self.config.groups, features.to(z.device), epsilon=self.config.epsilon)
-                losses.append(pairs_mean(white, cosine_distance))
-            return {"distance": torch.stack(losses).mean()}
+            samples, features = (send(order, z.device) for order in self.orders(*z.shape))
+            white = channel_whiten(z[:, samples], self.config.groups, features, epsilon=self.config.epsilon)
+            return {"distance": pairs_mean(white, cosine_distance)}
 
-    def orders(self, views: int, m: int, d: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """This step's random divisions, the same on all processes: of the samples, (sub-batches, sub_batch), and for
-        each view and sub-batch of the features, (views, sub-batches, d)."""
+    def orders(self, views: int, m: int, d: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """This step's random divisions, on the host; the same on all processes.
+
+        Returns:
+            Of the samples, (iterations, sub-batches, sub_batch), and for each view and sub-batch of the features,
+            (views, iterations, sub-batches, d).
+        """
         draws = torch.Generator().manual_seed(torch_seed(self.seed, "cw-rgp", self.step))
-        found = []
+        samples, features = [], []
         for _ in range(self.config.iterations):
-            samples = torch.randperm(m, generator=draws).view(-1, self.config.sub_batch)
-            features = [torch.randperm(d, generator=draws) for _ in range(views * len(samples))]
-            found.append((samples, torch.stack(features).view(views, -1, d)))
-        return found
+            samples.append(torch.randperm(m, generator=draws).view(-1, self.config.sub_batch))
+            own = [torch.randperm(d, generator=draws) for _ in range(views * len(samples[-1]))]
+            features.append(torch.stack(own).view(views, -1, d))
+        return torch.stack(samples), torch.stack(features, dim=1)
 
     def transform(self, z: torch.Tensor) -> torch.Tensor:
         """The whitened output (m, d) of an embedding (m, d): sub-batches and groups in order, the last one may be

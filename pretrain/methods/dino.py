@@ -1,8 +1,9 @@
 """DINO: one view's output predicts a momentum teacher's, centred and sharpened, for another (Caron et al., arXiv
-2104.14294), with lightly's loss, projection head and moving average."""
+2104.14294), with lightly's loss and projection head."""
 
 import copy
 import dataclasses
+import itertools
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from pretrain.baselines import lightly
-from pretrain.batch import widened
+from pretrain.batch import move_average, widened
 from pretrain.methods import Setup
 from pretrain.schedules import cosine_momentum
 
@@ -84,9 +85,7 @@ class DINO(nn.Module):
         head, teacher = (_head(*widths, batch_norm=config.batch_norm) for _ in range(2))
         teacher.load_state_dict(head.state_dict())  # weight norm cannot be copied
         self.projector, self.last_layer = head.layers, head.last_layer
-        self.target = nn.Sequential(copy.deepcopy(self.backbone), teacher)
-        lightly("models.utils").deactivate_requires_grad(self.target)
-        self.update = lightly("models.utils").update_momentum
+        self.target = nn.Sequential(copy.deepcopy(self.backbone), teacher).requires_grad_(False)
         # lightly's head would have its own loop cancel the gradients.
         self.last_layer.weight_v.register_hook(
             lambda gradient: torch.zeros_like(gradient) if self._epoch() < config.freeze_last_layer_epochs else None
@@ -118,12 +117,10 @@ class DINO(nn.Module):
         return {"distillation": loss}
 
     def after_step(self, progress: float) -> None:
-        """Moves the teacher towards the student: teacher <- m teacher + (1 - m) student."""
+        """Moves the teacher towards the student."""
+        student = [part.parameters() for part in (self.backbone, self.projector, self.last_layer)]
         momentum = cosine_momentum(progress, self.config.base_momentum)
-        backbone, head = self.target
-        pairs = [(self.backbone, backbone), (self.projector, head.layers), (self.last_layer, head.last_layer)]
-        for student, teacher in pairs:
-            self.update(student, teacher, momentum)
+        move_average(self.target.parameters(), itertools.chain(*student), momentum)
 
 
 def _head(*widths: int, batch_norm: bool) -> Any:

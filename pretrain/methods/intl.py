@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from intl_bench.core.distributed import gather, world_size
+from pretrain.batch import move_average
 from pretrain.gram import gram_products
 from pretrain.iternorm import AXES, VARIANTS, Whitening, center, covariance, iter_norm, require_embedding, whiten
 from pretrain.methods import Setup
@@ -136,6 +137,8 @@ class INTLLoss(nn.Module):
 class INTL(nn.Module):
     """Backbone, projector and `INTLLoss`; with `momentum_target` also their moving averages, which see view 0."""
 
+    capturable = True
+
     def __init__(self, config: Config, setup: Setup) -> None:
         super().__init__()
         self.backbone, self.projector = setup.make_encoder()
@@ -167,14 +170,11 @@ class INTL(nn.Module):
         config = self.loss.config
         return iter_norm(z, iterations=config.iterations, axis=config.axis, variant=config.variant)
 
-    @torch.no_grad()
     def after_step(self, progress: float) -> None:
-        """Moves the target towards the trained network: target <- m target + (1 - m) online."""
-        if self.target is None:
-            return
-        momentum = cosine_momentum(progress, self.base_momentum)
-        online: list[torch.Tensor] = [*self.backbone.parameters(), *self.projector.parameters()]
-        torch._foreach_lerp_(list(self.target.parameters()), online, 1 - momentum)
+        """Moves the target towards the trained network."""
+        if self.target is not None:
+            online = [*self.backbone.parameters(), *self.projector.parameters()]
+            move_average(self.target.parameters(), online, cosine_momentum(progress, self.base_momentum))
 
 
 def require_samples(axis: str, *, batch_size: int, embedding_dim: int) -> None:

@@ -1,5 +1,5 @@
 """MoCo v2: a view finds the other's momentum key among a queue of keys (He et al., arXiv 1911.05722; Chen et al., arXiv
-2003.04297), with lightly's loss, head and moving average."""
+2003.04297), with lightly's loss and head."""
 
 import copy
 import dataclasses
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from intl_bench.core.distributed import gather
 from pretrain.baselines import lightly
-from pretrain.batch import require_queue, widened
+from pretrain.batch import move_average, require_queue, widened
 from pretrain.methods import Setup
 from pretrain.schedules import cosine_momentum
 
@@ -80,6 +80,7 @@ class MoCoV2(nn.Module):
     """
 
     step = 0
+    capturable = True
 
     def __init__(self, config: Config, setup: Setup) -> None:
         super().__init__()
@@ -87,9 +88,7 @@ class MoCoV2(nn.Module):
         self.projector = lightly("models.modules.heads").MoCoProjectionHead(
             self.backbone.num_features, setup.projector.hidden, setup.projector.out, num_layers=setup.projector.layers
         )
-        self.target = copy.deepcopy(nn.Sequential(self.backbone, self.projector))
-        lightly("models.utils").deactivate_requires_grad(self.target)
-        self.update = lightly("models.utils").update_momentum
+        self.target = copy.deepcopy(nn.Sequential(self.backbone, self.projector)).requires_grad_(False)
         self.config = config
         self.queries, self.keys = range(setup.views), range(setup.views)  # numbers of views
         if not config.symmetric:
@@ -122,8 +121,7 @@ class MoCoV2(nn.Module):
         """Moves the target towards the trained network, and the step's keys into their queues."""
         base, final = self.config.base_momentum, self.config.final_momentum
         momentum = base + (final - base) * cosine_momentum(progress, 0)
-        for online, target in zip((self.backbone, self.projector), self.target, strict=True):
-            self.update(online, target, momentum)
+        move_average(self.target.parameters(), [*self.backbone.parameters(), *self.projector.parameters()], momentum)
         assert self.new_keys is not None, "a step without a forward pass"
         for loss, keys in zip(self.losses, self.new_keys, strict=True):
             loss.memory_bank.enter(keys, self.step)

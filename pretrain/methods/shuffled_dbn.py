@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from intl_bench.core.copies import send
 from intl_bench.core.distributed import gather
 from intl_bench.core.seeding import torch_seed
 from pretrain.batch import pairs_mean, widened
@@ -77,11 +78,11 @@ class ShuffledDBN(nn.Module):
         z = torch.stack([self.projector(self.backbone(view)) for view in views])
         self.embedding = z[0].detach()
         with torch.autocast(z.device.type, enabled=False):
-            order = self.order(len(z), z.shape[-1]).to(z.device)
+            order = send(self.order(len(z), z.shape[-1]), z.device)
             return {"distance": pairs_mean(group_whiten(gather(z, dim=1), self.groups, order), squared_distance)}
 
     def order(self, views: int, d: int) -> torch.Tensor:
-        """This step's random orders of the features, (views, d); the same on all processes."""
+        """This step's random orders of the features, (views, d), on the host; the same on all processes."""
         draws = torch.Generator().manual_seed(torch_seed(self.seed, "shuffled-dbn", self.step))
         return torch.stack([torch.randperm(d, generator=draws) for _ in range(views)])
 

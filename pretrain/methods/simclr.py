@@ -1,10 +1,11 @@
-"""SimCLR: each view finds the other among the batch (Chen et al., arXiv 2002.05709), with lightly's loss and head."""
+"""SimCLR: each view finds the other among the batch (Chen et al., arXiv 2002.05709), with lightly's head."""
 
 import dataclasses
 from collections.abc import Sequence
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from intl_bench.core.distributed import gather
 from pretrain.baselines import lightly
@@ -37,8 +38,23 @@ class Config:
                 raise ValueError(f"{field}={getattr(self, field)}: expected more than 0")
 
 
+def nt_xent(first: torch.Tensor, second: torch.Tensor, temperature: float) -> torch.Tensor:
+    """NT-Xent (Eqn. 1) of two views' embeddings, averaged over both: (m, d), (m, d) -> scalar.
+
+    A row's cosine with itself is made minus infinity. To leave it out, as lightly's loss does by a boolean mask, a GPU
+    would have to tell the host how many remain.
+    """
+    z = F.normalize(torch.cat([first, second]), dim=1)
+    logits = z @ z.T / temperature
+    logits.diagonal().fill_(-torch.inf)
+    partners = torch.arange(len(z), device=z.device).roll(len(first))
+    return F.cross_entropy(logits, partners)
+
+
 class SimCLR(nn.Module):
     """Backbone, projector, and the NT-Xent loss of the batch of all processes."""
+
+    capturable = True
 
     def __init__(self, config: Config, setup: Setup) -> None:
         super().__init__()
@@ -52,8 +68,7 @@ class SimCLR(nn.Module):
         )
         if config.batch_norm:
             self.projector.layers[-1].bias.requires_grad_(False)
-        self.scale = config.scale
-        self.loss = lightly("loss").NTXentLoss(temperature=config.temperature)
+        self.temperature, self.scale = config.temperature, config.scale
         self.embedding: torch.Tensor | None = None
 
     def forward(self, views: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -62,7 +77,7 @@ class SimCLR(nn.Module):
         self.embedding = z[0].detach()
         with torch.autocast(z.device.type, enabled=False):
             whole = gather(widened(z), dim=1)
-            return {"nt_xent": self.scale * pairs_mean(whole, self.loss)}
+            return {"nt_xent": self.scale * pairs_mean(whole, lambda a, b: nt_xent(a, b, self.temperature))}
 
     def after_step(self, progress: float) -> None:
         """Nothing follows a step."""

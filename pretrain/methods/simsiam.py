@@ -36,6 +36,8 @@ class Config:
 class SimSiam(nn.Module):
     """Backbone, projector and predictor."""
 
+    capturable = True
+
     def __init__(self, config: Config, setup: Setup) -> None:
         super().__init__()
         heads = lightly("models.modules.heads")

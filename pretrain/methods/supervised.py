@@ -28,6 +28,8 @@ class Config:
 class Supervised(nn.Module):
     """Backbone and a linear classifier, whose logits stand for the embedding."""
 
+    capturable = True
+
     def __init__(self, config: Config, setup: Setup) -> None:
         super().__init__()
         self.backbone = setup.make_backbone()

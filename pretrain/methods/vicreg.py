@@ -1,18 +1,18 @@
-"""VICReg: variance, invariance and covariance of two views' embeddings (Bardes et al., arXiv 2105.04906), with
-lightly's loss."""
+"""VICReg: variance, invariance and covariance of two views' embeddings (Bardes et al., arXiv 2105.04906)."""
 
 import dataclasses
 from collections.abc import Sequence
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from intl_bench.core.distributed import gather
-from pretrain.baselines import lightly
 from pretrain.batch import pairs_mean, widened
 from pretrain.methods import Setup
 
 DISPLAY = "VICReg"
+_EPSILON = 1e-4  # of Eqn. 2, added to variances
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,15 +38,41 @@ class Config:
             raise ValueError("invariance_weight, variance_weight and covariance_weight are all 0: nothing to train")
 
 
+def variance_loss(z: torch.Tensor) -> torch.Tensor:
+    """Mean over the features of max(0, 1 - their standard deviation) (Eqn. 1): (..., m, d) -> (...)."""
+    return F.relu(1 - (z.var(dim=-2) + _EPSILON).sqrt()).mean(dim=-1)
+
+
+def covariance_loss(z: torch.Tensor) -> torch.Tensor:
+    """Sum of the squared covariances of different features, over d (Eqn. 4): (..., m, d) -> (...).
+
+    They are all squares but the variances'. With X centred, X^T X and X X^T have one sum of squares, so the smaller
+    one is formed.
+    """
+    m, d = z.shape[-2:]
+    x = (z - z.mean(dim=-2, keepdim=True)) / (m - 1) ** 0.5
+    products = x @ x.mT if m < d else x.mT @ x
+    return (products.square().sum(dim=(-2, -1)) - x.square().sum(dim=-2).square().sum(dim=-1)) / d
+
+
+def vicreg(z: torch.Tensor, config: Config) -> torch.Tensor:
+    """Eqn. 6, of more than two views the mean over all pairs: (views, m, d) -> scalar."""
+    return (
+        config.invariance_weight * pairs_mean(z, F.mse_loss)
+        + config.variance_weight * variance_loss(z).mean()
+        + config.covariance_weight * 2 * covariance_loss(z).mean()
+    )
+
+
 class VICReg(nn.Module):
     """Backbone and projector, which is INTL's: the authors' own but for the biases, none of which has an effect."""
+
+    capturable = True
 
     def __init__(self, config: Config, setup: Setup) -> None:
         super().__init__()
         self.backbone, self.projector = setup.make_encoder()
-        self.pair_loss = lightly("loss").VICRegLoss(
-            lambda_param=config.invariance_weight, mu_param=config.variance_weight, nu_param=config.covariance_weight
-        )
+        self.config = config
         self.embedding: torch.Tensor | None = None
 
     def forward(self, views: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -54,10 +80,7 @@ class VICReg(nn.Module):
         z = torch.stack([self.projector(self.backbone(view)) for view in views])
         self.embedding = z[0].detach()
         with torch.autocast(z.device.type, enabled=False):
-            # Gathered here: lightly's own gathering is exact too, but refuses processes of one image each, and does it
-            # again for every pair.
-            whole = gather(widened(z), dim=1)
-            return {"vicreg": pairs_mean(whole, self.pair_loss)}
+            return {"vicreg": vicreg(gather(widened(z), dim=1), self.config)}
 
     def after_step(self, progress: float) -> None:
         """Nothing: there is no moving average."""

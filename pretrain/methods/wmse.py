@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from intl_bench.core.copies import send
 from intl_bench.core.distributed import gather
 from intl_bench.core.seeding import torch_seed
 from pretrain.batch import pairs_mean, widened
@@ -42,7 +43,8 @@ def w_mse(z: torch.Tensor, order: torch.Tensor, *, epsilon: float = 0.0) -> torc
 
     Args:
         z: embeddings of the whole batch, (views, m, d).
-        order: the samples' numbers, (sub-batches, samples of each), the same in all views.
+        order: the samples' numbers, (sub-batches, samples of each), the same in all views; of several divisions
+            (..., sub-batches, samples of each), over which the loss is averaged.
         epsilon: see `Config`.
     """
     return pairs_mean(whiten(z[:, order], epsilon=epsilon), cosine_distance)
@@ -72,15 +74,15 @@ class WMSE(nn.Module):
         self.embedding = z[0].detach()
         with torch.autocast(z.device.type, enabled=False):
             z = gather(z, dim=1)
-            losses = [w_mse(z, order.to(z.device), epsilon=self.config.epsilon) for order in self.orders(z.shape[1])]
-            return {"distance": torch.stack(losses).mean()}
+            orders = send(self.orders(z.shape[1]), z.device)
+            return {"distance": w_mse(z, orders, epsilon=self.config.epsilon)}
 
-    def orders(self, m: int) -> list[torch.Tensor]:
-        """This step's random divisions of m samples, (sub-batches, sub_batch) each; the same on all processes."""
+    def orders(self, m: int) -> torch.Tensor:
+        """This step's random divisions of m samples, (iterations, sub-batches, sub_batch), on the host; the same on all
+        processes."""
         draws = torch.Generator().manual_seed(torch_seed(self.seed, "w-mse", self.step))
-        return [
-            torch.randperm(m, generator=draws).view(-1, self.config.sub_batch) for _ in range(self.config.iterations)
-        ]
+        drawn = [torch.randperm(m, generator=draws) for _ in range(self.config.iterations)]
+        return torch.stack(drawn).unflatten(-1, (-1, self.config.sub_batch))
 
     def transform(self, z: torch.Tensor) -> torch.Tensor:
         """The whitened output (m, d) of an embedding (m, d), all samples together."""
