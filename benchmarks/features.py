@@ -2,7 +2,7 @@
 
     python benchmarks/features.py                               ResNet-50, 48 JPEGs of 500x375, about two minutes
     python benchmarks/features.py --backbone resnet18 --images 256
-    python benchmarks/features.py --device cuda --images 2048 --batch 256 --workers 8
+    python benchmarks/features.py --device cuda --images 2048 --batch 256 --workers 8 --precision bf16
 
 The plain loop is `for images, labels in DataLoader(dataset): model(images)` in eval mode without gradients, with PIL
 and torchvision's transforms (256, 224) and float32 images. Each way is that of the line above it and one thing more.
@@ -90,6 +90,7 @@ def measure(way: str, options: argparse.Namespace) -> dict[str, Any]:
             crop=224,
             process=Process(rank=0, world_size=1, device=device),
             workers=options.workers,
+            precision=options.precision,
         )
         return found.features
 
@@ -132,6 +133,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"], help="of transfer.features")
     parser.add_argument("--root", help=argparse.SUPPRESS)
     parser.add_argument("--way", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -152,7 +154,7 @@ def main() -> None:
         features = {way: torch.load(Path(folder) / f"{way}.pt") for way in WAYS}
     print(
         f"{options.backbone}, {options.images} images, batch {options.batch}, {options.device}, {options.workers} "
-        f"workers, {result['threads']} threads, best of {options.repeats}"
+        f"workers, {result['threads']} threads, transfer.features in {options.precision}, best of {options.repeats}"
     )
     print("| way | ms an image | plain loop / it | features differ by (relative) |\n| --- | --- | --- | --- |")
     reference = features["plain loop"]

@@ -4,8 +4,8 @@
     python benchmarks/knn.py --train 5000 --test 1000 --width 64
     python benchmarks/knn.py --device cuda
 
-Times are the best of `--repeats` within one run. Memory is measured in a process of its own for each way: the peak
-minus what was there before the call, features included in neither.
+Times are the best of `--repeats` within one run; features begin on the CPU, and each way sends them to a GPU. Memory is
+measured in a process of its own for each way: the peak minus what was there before the call.
 """
 
 import argparse
@@ -25,23 +25,26 @@ from transfer.knn import knn_predict
 
 K = 5
 
-
-def matrix_product(train: torch.Tensor, labels: torch.Tensor, test: torch.Tensor) -> torch.Tensor:
-    return test @ train.T
+Way = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, str], torch.Tensor]
 
 
-def full_matrix(train: torch.Tensor, labels: torch.Tensor, test: torch.Tensor) -> torch.Tensor:
+def matrix_product(train: torch.Tensor, labels: torch.Tensor, test: torch.Tensor, device: str) -> torch.Tensor:
+    return test.to(device) @ train.to(device).T
+
+
+def full_matrix(train: torch.Tensor, labels: torch.Tensor, test: torch.Tensor, device: str) -> torch.Tensor:
     """The authors' way, its loop over the test images vectorised: the whole distance matrix, then the k smallest."""
+    train, labels, test = (tensor.to(device) for tensor in (train, labels, test))
     neighbours = labels[torch.cdist(test, train).topk(K, dim=1, largest=False).indices]
     votes = torch.zeros((len(test), int(labels.max()) + 1), device=test.device)
     return votes.scatter_add_(1, neighbours, torch.ones_like(neighbours, dtype=votes.dtype)).argmax(1).cpu()
 
 
-def ours(train: torch.Tensor, labels: torch.Tensor, test: torch.Tensor) -> torch.Tensor:
-    return knn_predict(train, labels, test, k=K, device=test.device)
+def ours(train: torch.Tensor, labels: torch.Tensor, test: torch.Tensor, device: str) -> torch.Tensor:
+    return knn_predict(train, labels, test, k=K, device=device)
 
 
-WAYS: dict[str, Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]] = {
+WAYS: dict[str, Way] = {
     "matrix product": matrix_product,
     "full matrix": full_matrix,
     "in chunks": ours,
@@ -54,8 +57,7 @@ def problem(options: argparse.Namespace) -> tuple[torch.Tensor, torch.Tensor, to
     centres = torch.randn(10, options.width, generator=generator)
     labels = torch.randint(10, (options.train + options.test,), generator=generator)
     features = (0.5 * centres[labels] + torch.randn(len(labels), options.width, generator=generator)).relu()
-    train, test = features[: options.train].to(options.device), features[options.train :].to(options.device)
-    return train, labels[: options.train].to(options.device), test
+    return features[: options.train], labels[: options.train], features[options.train :]
 
 
 def seconds(work: Callable[[], object], device: str) -> float:
@@ -69,9 +71,10 @@ def seconds(work: Callable[[], object], device: str) -> float:
 def added_mib(name: str, options: argparse.Namespace) -> float:
     """How far a call drives this process's (or the GPU's) memory above where it stood."""
     arguments = problem(options)
-    WAYS[name](arguments[0][:50], arguments[1][:50], arguments[2][:50])  # libraries load at the first call
+    few, labels, tests = (argument[:50] for argument in arguments)
+    WAYS[name](few, labels, tests, options.device)  # libraries load at the first call
     rise = Rise(options.device)
-    WAYS[name](*arguments)
+    WAYS[name](*arguments, options.device)
     return rise.mib()
 
 
@@ -95,8 +98,8 @@ def main() -> None:
     times: dict[str, list[float]] = {name: [] for name in WAYS}
     for _ in range(options.repeats):
         for name, way in WAYS.items():
-            times[name].append(seconds(lambda way=way: way(*arguments), options.device))
-    same = float((full_matrix(*arguments) == ours(*arguments)).double().mean())
+            times[name].append(seconds(lambda way=way: way(*arguments, options.device), options.device))
+    same = float((full_matrix(*arguments, options.device) == ours(*arguments, options.device)).double().mean())
     best = {name: min(values) for name, values in times.items()}
     print(
         f"{options.train} x {options.test} x {options.width}, k = {K}, "

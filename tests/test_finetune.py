@@ -130,6 +130,18 @@ def test_run_trains_the_whole_network(root: Path) -> None:
     assert other.details["train_images"] == 6
 
 
+def test_what_a_configuration_asks_for_reaches_the_training(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_list(root / "10percent.txt", names_of(root, 1))
+    asked = []
+    monkeypatch.setattr(
+        finetune, "train_classifier", lambda *given, **options: asked.append((given[3].precision, options))
+    )
+    config = settings_for(root, precision="bf16", deterministic=True)
+    finetune.run(make_checkpoint(), config, 0, folder=root.parent / "work")
+    options = {"device": "cpu", "workers": 0, "folder": root.parent / "work", "deterministic": True}
+    assert asked == [("bf16", options)]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -161,6 +173,7 @@ def test_packaged_configs_are_the_authors(name: str) -> None:
         "resize": 256,
         "crop": 224,
         "normalization": "mean 0.485 0.456 0.406, std 0.229 0.224 0.225",
+        "precision": None,
     }
 
 

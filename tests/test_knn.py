@@ -14,10 +14,11 @@ from transfer_cases import CPU, make_checkpoint, make_folder, packaged
 
 from intl_bench.core import files
 from intl_bench.core.errors import InputError
+from intl_bench.core.identity import digest, identity
 from pretrain import backbone as backbones
 from pretrain import packing
 from pretrain.data import DataConfig, normalization, open_source
-from transfer import features, knn, linear
+from transfer import features, finetune, knn, linear
 from transfer.knn import chunk_shape, knn_predict
 
 
@@ -103,6 +104,23 @@ def test_a_collapsed_backbone_scores_like_a_constant() -> None:
         assert predict(train, labels, train[:7], 5, chunk_bytes=chunk_bytes) == [2] * 7
 
 
+def test_only_a_tie_for_the_last_place_is_looked_at_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the first chunk 2, 2 and 2 are equally far from 0; a nearer one comes later, but for 9 none does."""
+    rows: list[tuple[int, bool]] = []
+    search = knn._search
+
+    def watched(train, test, *, exact, **options):
+        rows.append((len(test), exact))
+        return search(train, test, exact=exact, **options)
+
+    monkeypatch.setattr(knn, "_search", watched)
+    train, labels = [[2.0], [2.0], [2.0], [1.0], [0.5], [-9.0]], [1, 2, 3, 4, 5, 6]
+    assert predict(train, labels, [[0.0]], 1, chunk_bytes=12) == [5]
+    assert rows == [(1, False)]
+    assert predict(train, labels, [[0.0], [9.0]], 1, chunk_bytes=24) == [5, 1]
+    assert rows[1:] == [(2, False), (1, True)]
+
+
 @given(st.integers(1, 10**6), st.integers(1, 10**7), st.integers(4, 2**33))
 def test_no_chunk_is_larger_than_allowed(n_test: int, n_train: int, chunk_bytes: int) -> None:
     rows, columns = chunk_shape(n_test, n_train, chunk_bytes)
@@ -127,6 +145,30 @@ def test_no_chunk_is_larger_than_allowed(n_test: int, n_train: int, chunk_bytes:
 def test_settings_that_make_no_sense_are_refused(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         predict([[0.0], [1.0], [2.0]], [0, 1, 2], [[0.5]], **options)
+
+
+@pytest.mark.parametrize("task", [knn, linear, finetune])
+def test_the_precision_is_part_of_what_was_measured_unless_it_is_the_default(task) -> None:
+    data = DataConfig(kind="imagefolder", root="data")
+    usual, half = (task.Config(data=data, **options) for options in ({}, {"precision": "bf16"}))
+    assert identity(half) == identity(usual) | {"precision": "bf16"} != identity(usual)
+    assert task.protocol(half) == task.protocol(usual) | {"precision": "bf16"} != task.protocol(usual)
+    with pytest.raises(ValueError, match="precision='fp16': expected one of fp32, bf16"):
+        task.Config(data=data, precision="fp16")
+
+
+# As they were before the precision could be chosen: records that there are stay those of the default.
+@pytest.mark.parametrize(
+    ("task", "name", "expected"),
+    [
+        (knn, "cifar10", "952ecb136130abca"),
+        (linear, "cifar10", "1c1bb0fd6a97d941"),
+        (linear, "imagenet", "8d44abdd304ce684"),
+        (finetune, "imagenet", "d4f5d445e435646d"),
+    ],
+)
+def test_the_default_is_still_what_it_was(task, name: str, expected: str) -> None:
+    assert digest(identity(packaged(task, name)))[:16] == expected
 
 
 @pytest.fixture
@@ -219,6 +261,18 @@ def test_the_second_call_reads_the_cache(workplace: Path) -> None:
     with pytest.raises(InputError, match="not a readable image"):
         extract(checkpoint, data)
     assert len(list(features.FOLDER.glob("*.npy"))) == 4
+
+
+def test_features_in_half_precision_are_others_of_the_same_images(workplace: Path) -> None:
+    found = {}
+    for precision in ("fp32", "bf16", "fp32", "bf16"):
+        config = knn.Config(data=DataConfig(kind="shapes", size=80), workers=0, precision=precision)
+        train, _ = features.extract_both(make_checkpoint(), config, CPU)
+        assert torch.equal(found.setdefault(precision, train.features), train.features)
+    assert len(list(features.FOLDER.glob("*.npy"))) == 4
+    usual, half = found.values()
+    assert half.dtype == torch.float32
+    assert 1e-4 < float((half - usual).norm() / usual.norm()) < 1e-2
 
 
 def test_a_changed_image_is_noticed(workplace: Path) -> None:

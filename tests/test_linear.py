@@ -175,16 +175,19 @@ def settings_of(config: linear.Config, seed: int = 0, **changes) -> supervised.S
     return supervised.Settings(**values | changes)
 
 
-def train(config: linear.Config, folder: Path, *, after: int = 0, number: int = signal.SIGTERM, **changes):
+def train(
+    config: linear.Config, folder: Path, *, after: int = 0, number: int = signal.SIGTERM, device: str = "cpu", **changes
+):
     sources = [open_source(config.data, split) for split in ("train", "test")]
     return supervised.train_classifier(
         make_checkpoint(),
         Stopping(sources[0], after, number),
         sources[1],
         settings_of(config, **changes),
-        device="cpu",
+        device=device,
         workers=0,
         folder=folder,
+        deterministic=config.deterministic,
     )
 
 
@@ -215,6 +218,19 @@ def test_interrupted_and_resumed_equals_uninterrupted(workplace: Path, stops: li
     assert_same_state(state(workplace / "parts"), state(workplace / "whole"))
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("backbone_lr", [0.0, 0.1])
+def test_deterministic_on_a_gpu_too(workplace: Path, backbone_lr: float) -> None:
+    options = {"device": "cuda", "backbone_lr": backbone_lr}
+    config = augmented(make_folder(workplace / "data"), deterministic=True)
+    whole = train(config, workplace / "whole", **options)
+    with pytest.raises(Preempted):
+        train(config, workplace / "parts", after=30, **options)
+    assert train(config, workplace / "parts", **options) == whole
+    assert_same_state(state(workplace / "parts"), state(workplace / "whole"))
+
+
 def test_ctrl_c_has_its_own_exit_code(workplace: Path) -> None:
     with pytest.raises(Preempted) as raised:
         train(augmented(make_folder(workplace / "data")), workplace / "work", after=4, number=signal.SIGINT)
@@ -232,6 +248,47 @@ def test_a_state_of_another_run_is_refused(workplace: Path) -> None:
     train(config, workplace / "work")
     with pytest.raises(InputError, match=r"seed: 0 -> 1.*--fresh"):
         train(config, workplace / "work", seed=1)
+
+
+@pytest.mark.parametrize("backbone_lr", [0.0, 0.1])
+def test_half_precision_learns_other_weights_in_float32(workplace: Path, backbone_lr: float) -> None:
+    config = augmented(make_folder(workplace / "data"), epochs=1, lr=0.5)
+    for precision in ("fp32", "bf16"):
+        train(config, workplace / precision, backbone_lr=backbone_lr, precision=precision)
+    usual, half = (state(workplace / precision) for precision in ("fp32", "bf16"))
+    assert half["identity"] == usual["identity"] | {"precision": "bf16"} != usual["identity"]
+    with pytest.raises(InputError, match=r"precision: None -> bf16.*--fresh"):
+        train(config, workplace / "fp32", backbone_lr=backbone_lr, precision="bf16")
+    weight = "weight" if backbone_lr == 0 else "fc.weight"
+    one, other = usual["model"][weight], half["model"][weight]
+    assert other.dtype == torch.float32
+    assert 1e-4 < float((other - one).norm() / one.norm()) < 0.05
+
+
+def test_in_half_precision_the_classifier_still_computes_in_float32() -> None:
+    model = supervised.Classifier(supervised.build(make_checkpoint()), 3, frozen=True, seed=0, precision="bf16").train()
+    images = torch.randn(4, 3, 16, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        features = model.backbone(images)
+    assert features.dtype == torch.bfloat16
+    assert torch.equal(model(images), model.fc(features.float()))
+
+
+@pytest.mark.parametrize(("deterministic", "precision"), [(False, "fp32"), (True, "bf16")])
+def test_what_a_configuration_asks_for_reaches_the_training(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, deterministic: bool, precision: str
+) -> None:
+    asked, start = [], distributed.start
+
+    def watched(device: str, **options):
+        asked.append(options)
+        return start(device, **options)
+
+    monkeypatch.setattr(distributed, "start", watched)
+    config = augmented(make_folder(workplace / "data"), epochs=1, deterministic=deterministic, precision=precision)
+    linear.run(make_checkpoint(), config, 0, folder=workplace / "work")
+    assert asked == [{"deterministic": deterministic}]
+    assert state(workplace / "work")["identity"].get("precision", "fp32") == precision
 
 
 def test_only_the_classifier_learns_when_frozen_and_the_rate_falls(workplace: Path) -> None:
@@ -331,7 +388,9 @@ import os
 from pathlib import Path
 import torch
 from test_linear import augmented, fixed, linear, make_checkpoint, score_with_other_statistics, train
+from transfer import features
 torch.set_num_threads(1)
+features._GATHERED = 20
 ports = iter(os.environ["PORTS"].split())
 for case, backbone_lr in (("frozen", 0.0), ("tuned", 0.05)):
     os.environ["MASTER_PORT"] = next(ports)

@@ -15,6 +15,7 @@ from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from intl_bench.core import distributed, files
+from intl_bench.core.copies import fetch
 from intl_bench.core.errors import InputError
 from intl_bench.core.identity import digest, identity
 from intl_bench.core.progress import Progress
@@ -25,11 +26,13 @@ from pretrain.checkpoint import Checkpoint, Origin
 from pretrain.data import ArraySource, ImageSource, normalization, open_source
 from pretrain.fingerprint import fingerprint
 from pretrain.loader import evaluation_batches
+from transfer.precision import DEFAULT, autocast
 
 FOLDER = Path("runs") / "features"
 RANDOM = "Random init"
 # On a CPU a batch that fits the caches is half as long again as quick as a large one.
 _BATCH = {"cpu": 32, "cuda": 256}
+_GATHERED = 2**14  # rows of each process that go round at once
 # Whatever changes in these may change a feature.
 _CODE = [
     Path(__file__),
@@ -104,7 +107,10 @@ def fingerprints(config: Any) -> dict[str, str]:
 
 
 def extract_both(checkpoint: Checkpoint, config: Any, process: distributed.Process) -> tuple[Features, Features]:
-    """Features of the training and of the test images of `config.data`, as `config` (`resize`, `crop`, `workers`) says.
+    """Features of the training and of the test images of `config.data`.
+
+    Args:
+        config: how, in `resize`, `crop`, `precision` and `workers`.
 
     Raises:
         InputError: the data set or an image cannot be read, or what `extract` raises.
@@ -119,6 +125,7 @@ def extract_both(checkpoint: Checkpoint, config: Any, process: distributed.Proce
             crop=config.crop,
             process=process,
             workers=config.workers,
+            precision=config.precision,
         )
         for source in sources
     )
@@ -134,16 +141,18 @@ def extract(
     crop: int | None,
     process: distributed.Process,
     workers: int,
+    precision: str = DEFAULT,
 ) -> Features:
     """Features of all images of a source, from the cache or computed, each process doing its share.
 
-    The cache is keyed by the weights, the images' fingerprint, the preprocessing and the code, so that k-NN and probe
-    share what either computed. A damaged file in it is written anew. Features from the cache stay in the file until
-    they are used.
+    The cache is keyed by the weights, the images' fingerprint, the preprocessing, the precision and the code, so that
+    k-NN and probe share what either computed. A damaged file in it is written anew. Features from the cache stay in the
+    file until they are used.
 
     Args:
         normalization: mean and standard deviation per channel, for pixels in 0..1.
         resize, crop: as for `pretrain.loader.evaluation_batches`.
+        precision: of the backbone's forward pass, one of `transfer.precision.PRECISIONS`.
 
     Raises:
         InputError: an image cannot be read, the weights do not fit, or a feature is not finite.
@@ -156,6 +165,7 @@ def extract(
         "preprocessing": [resize, crop, *normalization],
         "code": [files.sha256(path) for path in _CODE],
         "computed_by": [process.device.type, torch.__version__],
+        **({} if precision == DEFAULT else {"precision": precision}),
     }
     path = FOLDER / f"{digest(about)}.npy"
     features = _cached(path)
@@ -179,10 +189,9 @@ def extract(
             workers=0 if isinstance(source, ArraySource) else workers,  # what is in memory is quicker taken than sent
             device=process.device,
         )
-        features = _forward(build(checkpoint), batches, last - first, process)
+        features = _forward(build(checkpoint), batches, last - first, process, precision)
         if process.world_size > 1:
-            padded = functional.pad(features, (0, 0, 0, share - len(features))).to(process.device)
-            features = distributed.gather(padded)[: len(source)].cpu()
+            features = _gather(functional.pad(features, (0, 0, 0, share - len(features))), process)[: len(source)]
         if not torch.isfinite(features).all():
             raise InputError(
                 f"checkpoint {checkpoint.path}: its features are not finite: the weights are damaged or diverged"
@@ -193,9 +202,21 @@ def extract(
     return Features(features, torch.from_numpy(source.labels))
 
 
+def _gather(share: torch.Tensor, process: distributed.Process) -> torch.Tensor:
+    """The shares (rows, F) of all processes, in rank order; a part at a time, for all of ImageNet's are 10 GB."""
+    together = torch.empty((process.world_size, *share.shape))
+    for own, parts in zip(share.split(_GATHERED), together.split(_GATHERED, dim=1), strict=True):
+        parts.copy_(distributed.stack(own.to(process.device)))
+    return together.flatten(0, 1)
+
+
 @torch.inference_mode()
 def _forward(
-    model: Backbone, batches: Iterable[tuple[torch.Tensor, torch.Tensor]], n: int, process: distributed.Process
+    model: Backbone,
+    batches: Iterable[tuple[torch.Tensor, torch.Tensor]],
+    n: int,
+    process: distributed.Process,
+    precision: str,
 ) -> torch.Tensor:
     """Features of the n images in `batches`, (n, F) float32 on the CPU."""
     fold_norms(model.eval())
@@ -205,11 +226,18 @@ def _forward(
     progress = Progress(
         math.ceil(n / size), images_per_step=size * process.world_size, label="features", enabled=process.is_main
     )
-    done = 0
+    # A GPU has the next batch before it is waited for this one's features, so it never stands still for a copy. Only
+    # these two are in page-locked memory, and none stay on the GPU: all of ImageNet's are 10 GB.
+    rows, before = iter(features.split(size)), None
     for images, _ in batches:
-        features[done : done + len(images)] = model(images.contiguous(memory_format=torch.channels_last))
-        done += len(images)
+        with autocast(precision, process.device):
+            computed = fetch(model(images.contiguous(memory_format=torch.channels_last)))
+        if before is not None:
+            next(rows).copy_(before.read())
+        before = computed
         progress.step()
+    if before is not None:
+        next(rows).copy_(before.read())
     progress.close()
     return features
 

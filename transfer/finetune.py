@@ -13,6 +13,7 @@ from intl_bench.core.identity import every_value_published, runtime_only
 from pretrain.checkpoint import Checkpoint
 from pretrain.data import DataConfig, FileSource, normalization, open_source
 from pretrain.fingerprint import fingerprint
+from transfer import precision as precisions
 from transfer.features import from_checkpoint
 from transfer.outcome import Outcome, describe_normalization
 from transfer.supervised import Settings, train_classifier
@@ -47,11 +48,14 @@ class Config:
         file_list: the list; None looks for `1percent.txt` or `10percent.txt` in data.root and in the folder above it.
         resize, crop: of the test images, in pixels; `crop` is the size of the random training crops too.
         head_lr, backbone_lr: for a batch of 256, whatever batch_size is.
+        precision: of the backbone, "fp32" or "bf16"; the classifier and the loss are float32.
+        deterministic: on a GPU the same weights bit for bit, at some cost in time.
     """
 
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     workers: int = runtime_only(8)
     device: str = runtime_only("auto")
+    deterministic: bool = runtime_only(False)
     train_percent: int = every_value_published(1)
     file_list: str | None = runtime_only(None)
     resize: int | None = 256
@@ -61,12 +65,18 @@ class Config:
     head_lr: float = 0.2
     backbone_lr: float = 0.004
     weight_decay: float = 0.0
+    precision: str = precisions.DEFAULT
+
+    def unused(self) -> set[str]:
+        """See `intl_bench.core.identity.identity`."""
+        return precisions.unused(self.precision)
 
     def __post_init__(self) -> None:
         if self.train_percent not in (1, 10):
             raise ValueError(f"train_percent={self.train_percent}: expected 1 or 10")
         if min(self.epochs, self.batch_size) < 1:
             raise ValueError(f"epochs={self.epochs}, batch_size={self.batch_size}: expected at least 1 of each")
+        precisions.check(self.precision)
         if min(self.head_lr, self.backbone_lr) <= 0:
             raise ValueError(f"head_lr={self.head_lr}, backbone_lr={self.backbone_lr}: expected more than 0")
         if self.data.kind != "imagefolder":
@@ -88,6 +98,7 @@ def protocol(config: Config) -> dict[str, Any]:
         "resize": config.resize,
         "crop": config.crop,
         "normalization": describe_normalization(config.data),
+        "precision": precisions.stated(config.precision),
     }
 
 
@@ -115,9 +126,17 @@ def run(checkpoint: Checkpoint, config: Config, seed: int, *, folder: Path) -> O
         crop=config.crop,
         mean=mean,
         std=std,
+        precision=config.precision,
     )
     return train_classifier(
-        checkpoint, train, test, settings, device=config.device, workers=config.workers, folder=folder
+        checkpoint,
+        train,
+        test,
+        settings,
+        device=config.device,
+        workers=config.workers,
+        folder=folder,
+        deterministic=config.deterministic,
     )
 
 

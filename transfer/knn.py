@@ -5,7 +5,9 @@ The paper's: raw features, Euclidean distance, k = 5, every neighbour one vote, 
 """
 
 import dataclasses
+import functools
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,12 @@ import torch
 from torch.nn import functional as F
 
 from intl_bench.core import distributed
+from intl_bench.core.copies import fetch, send
 from intl_bench.core.errors import InputError
 from intl_bench.core.identity import runtime_only
 from pretrain.checkpoint import Checkpoint
 from pretrain.data import DataConfig
+from transfer import precision as precisions
 from transfer.features import extract_both, fingerprints, from_checkpoint
 from transfer.outcome import Outcome, describe_normalization
 
@@ -29,11 +33,20 @@ _WEIGHTS = {
     "euclidean": ("uniform", "inverse"),  # the paper; solo-learn's `WeightedKNNClassifier`: 1 / (distance + 1e-5)
     "cosine": ("uniform", "softmax"),  # DINO's eval_knn.py: exp(similarity / temperature)
 }
+# Of the distance matrix at a time. A CPU's caches hold a part of that size; a GPU would wait for the host between parts
+# as small. Not a share of what is free: the size decides how sums are rounded.
+_CHUNK_BYTES = {"cpu": 16 * 2**20, "cuda": 256 * 2**20}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """`resize` is the shorter side of an image and `crop` the side of its central square, in pixels; None leaves it."""
+    """Which neighbours vote, and how.
+
+    Attributes:
+        resize, crop: shorter side of an image and side of its central square, in pixels; None leaves the image.
+        temperature: of the weights "softmax".
+        precision: of the backbone's forward pass, "fp32" or "bf16"; distances are float32.
+    """
 
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     workers: int = runtime_only(8)
@@ -44,13 +57,15 @@ class Config:
     distance: str = "euclidean"
     weights: str = "uniform"
     temperature: float = 0.07
+    precision: str = precisions.DEFAULT
 
     def unused(self) -> set[str]:
         """See `intl_bench.core.identity.identity`."""
-        return set() if self.weights == "softmax" else {"temperature"}
+        return precisions.unused(self.precision) | (set() if self.weights == "softmax" else {"temperature"})
 
     def __post_init__(self) -> None:
         _check(self.k, self.distance, self.weights, self.temperature)
+        precisions.check(self.precision)
 
 
 def protocol(config: Config) -> dict[str, Any]:
@@ -64,6 +79,7 @@ def protocol(config: Config) -> dict[str, Any]:
         "weights": config.weights,
         "temperature": config.temperature if config.weights == "softmax" else None,
         "normalization": describe_normalization(config.data),
+        "precision": precisions.stated(config.precision),
     }
 
 
@@ -117,7 +133,7 @@ def knn_predict(
     distance: str = "euclidean",
     weights: str = "uniform",
     temperature: float = 0.07,
-    chunk_bytes: int = 16 * 2**20,
+    chunk_bytes: int | None = None,
     device: torch.device | str = "cpu",
 ) -> torch.Tensor:
     """Labels by a vote of the k nearest training features.
@@ -127,7 +143,7 @@ def knn_predict(
     the result is that of a stable sort of the whole matrix, whatever the size of the chunks.
 
     Args:
-        train_features: (n, F).
+        train_features: (n, F), on the CPU as the labels and the test features are.
         train_labels: (n,) int64, from 0.
         test_features: (m, F).
         k: neighbours.
@@ -135,7 +151,7 @@ def knn_predict(
         weights: "uniform", "inverse" (Euclidean only: 1 / (distance + 1e-5)) or "softmax" (cosine only:
             exp(similarity / temperature)).
         temperature: for "softmax".
-        chunk_bytes: most bytes of the distance matrix at a time.
+        chunk_bytes: most bytes of the distance matrix at a time; None for what suits the device.
         device: where to compute.
 
     Returns:
@@ -148,45 +164,81 @@ def knn_predict(
     n, m = len(train_features), len(test_features)
     if k > n:
         raise ValueError(f"k={k}: only {n} training features")
-    test = test_features.to(device)
+    device = torch.device(device)
+    test = send(test_features, device)
     if distance == "cosine":
         test = F.normalize(test)
-    rows, columns = chunk_shape(m, n, chunk_bytes)
-    nearest = torch.full((m, k), torch.inf, dtype=test.dtype, device=device)
-    indices = torch.zeros((m, k), dtype=torch.int64, device=device)
-    for first in range(0, n, columns):
-        train = train_features[first : first + columns].to(device)
+    shape = chunk_shape(m, n, chunk_bytes or _CHUNK_BYTES[device.type])
+    search = functools.partial(_search, train_features, k=k, distance=distance, shape=shape)
+    nearest, indices, doubtful = search(test, exact=False)
+    # Looked at once, at the end: after every chunk a GPU would have to be waited for.
+    again = doubtful.nonzero().flatten()
+    if len(again):
+        nearest[again], indices[again], _ = search(test[again], exact=True)
+    return _vote(train_features, train_labels, test, nearest, indices, weights, temperature).cpu()
+
+
+def _search(
+    train_features: torch.Tensor, test: torch.Tensor, *, k: int, distance: str, shape: tuple[int, int], exact: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The k smallest scores of each of the m test features and whose they are, both (m, k), nearest first.
+
+    Of those equally far any may be the last of the k, with `exact` the first. The third, (m,) bool, says where that
+    matters. `shape` is a chunk's, of `chunk_shape`.
+    """
+    m, (rows, columns) = len(test), shape
+    nearest = test.new_full((m, k), torch.inf)
+    indices = torch.zeros((m, k), dtype=torch.int64, device=test.device)
+    tied = test.new_full((m, 1), torch.inf)
+    for first, train in _parts(train_features, columns, test.device):
         if distance == "cosine":
             train = F.normalize(train)
         # |x - y|^2 without |x|^2, which is the same for the whole row; with |y| = 1 the order is the cosine's.
         norms = train.square().sum(1) if distance == "euclidean" else train.new_zeros(len(train))
         for top in range(0, m, rows):
             at = slice(top, top + rows)
-            values, places = _smallest(torch.addmm(norms, test[at], train.T, alpha=-2), min(k, len(train)))
+            # The scores get no name, under which they would stay in a CPU's caches beside the next ones.
+            values, places, bound = _smallest(
+                torch.addmm(norms, test[at], train.T, alpha=-2), min(k, len(train)), exact=exact
+            )
             # The earlier chunks' come first, so a stable sort keeps the lower index in front.
             values, order = torch.cat([nearest[at], values], 1).sort(dim=1, stable=True)
             places = torch.cat([indices[at], places + first], 1).gather(1, order)
             nearest[at], indices[at] = values[:, :k], places[:, :k]
-    return _vote(train_features, train_labels, test, nearest, indices, weights, temperature).cpu()
+            tied[at] = torch.minimum(tied[at], bound)
+    # A tie farther away than the last neighbour has left none of them out.
+    return nearest, indices, (tied <= nearest[:, -1:]).any(1)
 
 
-def _smallest(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The k smallest of each row and their columns, both (rows, k): ascending, equal values in the order of columns."""
+def _parts(features: torch.Tensor, size: int, device: torch.device) -> Iterator[tuple[int, torch.Tensor]]:
+    """The number of its first row, and `size` of the `features` on the device, until there are no more."""
+    for first in range(0, len(features), size):
+        part = send(features[first : first + size], device)
+        arrived = fetch(part[:1, :1])
+        yield first, part
+        # A GPU has got its work on this part; the next one waits for its place in page-locked memory.
+        arrived.read()
+
+
+def _smallest(scores: torch.Tensor, k: int, *, exact: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The k smallest of each row and their columns, both (rows, k): ascending, equal values in the order of columns.
+
+    Of values that equal the k-th any may be taken, with `exact` those of the first columns. The third, (rows, 1), is
+    the k-th value where others that equal it were left out, and infinity elsewhere.
+    """
     n = scores.shape[1]
     if k == n:
-        return scores.sort(dim=1, stable=True)
+        return *scores.sort(dim=1, stable=True), scores.new_full((len(scores), 1), torch.inf)
     values, columns = scores.topk(k + 1, dim=1, largest=False)
-    columns = columns[:, :k]
-    # `topk` takes any of equal values: where the first one left out equals the last one taken, choose again.
-    tied = values[:, k] == values[:, k - 1]
-    if tied.any():
-        bound, again = values[tied, k - 1 : k], scores[tied]
-        column = torch.arange(n, device=scores.device)
-        keys = torch.where(again < bound, column - n, torch.where(again == bound, column, n))
-        columns[tied] = keys.topk(k, dim=1, largest=False).indices
+    bound, columns = values[:, k - 1 : k], columns[:, :k]
+    if exact:
+        column = torch.arange(n, dtype=torch.int32, device=scores.device)
+        keys = torch.where(scores < bound, column - n, torch.where(scores == bound, column, n))
+        columns = keys.topk(k, dim=1, largest=False).indices
+    tied = bound.where(values[:, k:] == bound, torch.inf)
     columns = columns.sort(dim=1).values
     values, order = scores.gather(1, columns).sort(dim=1, stable=True)
-    return values, columns.gather(1, order)
+    return values, columns.gather(1, order), tied
 
 
 def _vote(
@@ -198,13 +250,14 @@ def _vote(
     weights: str,
     temperature: float,
 ) -> torch.Tensor:
-    labels = train_labels.to(test.device)[indices]
+    labels = send(train_labels, test.device)[indices]
+    chosen = indices.cpu() if weights == "inverse" else None
     votes = torch.zeros((len(test), int(train_labels.max()) + 1), dtype=torch.float64, device=test.device)
     # One neighbour at a time: no two additions meet in one cell, so their order, and the result, is always the same.
     for j in range(indices.shape[1]):
-        if weights == "inverse":
+        if chosen is not None:
             # From the difference itself: near zero, where this weight is large, the expanded square has no digits left.
-            neighbour = train_features[indices[:, j].cpu()].to(test.device)
+            neighbour = send(train_features[chosen[:, j]], test.device)
             vote = 1 / ((test - neighbour).norm(dim=1).double() + 1e-5)
         elif weights == "softmax":
             # Relative to the nearest one's weight, for then no temperature overflows. A cosine is -score / 2.

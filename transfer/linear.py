@@ -12,6 +12,7 @@ from intl_bench.core import distributed
 from intl_bench.core.identity import runtime_only
 from pretrain.checkpoint import Checkpoint
 from pretrain.data import DataConfig, normalization, open_source
+from transfer import precision as precisions
 from transfer.features import extract_both, fingerprints, from_checkpoint
 from transfer.outcome import Outcome, describe_normalization, last_and_best
 from transfer.probe import train_probe
@@ -33,11 +34,14 @@ class Config:
         lr: of Adam at the start; with `augment` of SGD for a batch of 256, whatever batch_size is.
         final_lr: of Adam at the end (without `augment`).
         milestones: epochs after which SGD's learning rate falls to a tenth (with `augment`).
+        precision: of the backbone's forward pass, "fp32" or "bf16"; the classifier is trained in float32.
+        deterministic: on a GPU the same weights bit for bit, at some cost in time (with `augment`).
     """
 
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     workers: int = runtime_only(8)
     device: str = runtime_only("auto")
+    deterministic: bool = runtime_only(False)
     augment: bool = False
     resize: int | None = None
     crop: int | None = None
@@ -47,16 +51,18 @@ class Config:
     final_lr: float = 1e-6
     milestones: tuple[int, ...] = ()
     weight_decay: float = 5e-6
+    precision: str = precisions.DEFAULT
 
     def unused(self) -> set[str]:
         """See `intl_bench.core.identity.identity`."""
-        return {"final_lr"} if self.augment else {"milestones"}
+        return {"final_lr" if self.augment else "milestones", *precisions.unused(self.precision)}
 
     def __post_init__(self) -> None:
         if self.augment and self.crop is None:
             raise ValueError("crop: expected the size of the training images, such as crop=224, with augment=true")
         if min(self.epochs, self.batch_size) < 1:
             raise ValueError(f"epochs={self.epochs}, batch_size={self.batch_size}: expected at least 1 of each")
+        precisions.check(self.precision)
         if min(self.lr, self.final_lr) <= 0:
             raise ValueError(f"lr={self.lr}, final_lr={self.final_lr}: expected more than 0")
 
@@ -78,6 +84,7 @@ def protocol(config: Config) -> dict[str, Any]:
         "resize": config.resize,
         "crop": config.crop,
         "normalization": describe_normalization(config.data),
+        "precision": precisions.stated(config.precision),
     }
 
 
@@ -106,10 +113,18 @@ def run(checkpoint: Checkpoint, config: Config, seed: int, *, folder: Path) -> O
             crop=config.crop,
             mean=mean,
             std=std,
+            precision=config.precision,
         )
         train, test = (open_source(config.data, split) for split in ("train", "test"))
         return train_classifier(
-            checkpoint, train, test, settings, device=config.device, workers=config.workers, folder=folder
+            checkpoint,
+            train,
+            test,
+            settings,
+            device=config.device,
+            workers=config.workers,
+            folder=folder,
+            deterministic=config.deterministic,
         )
     with distributed.start(config.device) as process:
         train_features, test_features = extract_both(checkpoint, config, process)

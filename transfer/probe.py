@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from intl_bench.core.copies import send
 from intl_bench.core.errors import DivergedError
 from intl_bench.core.seeding import permutation, torch_seed
 from transfer.outcome import correct, percentages
@@ -62,7 +63,7 @@ def train_probe(
     counts = []
     for epoch in range(epochs):
         optimizer.param_groups[0]["lr"] = lr * (final_lr / lr) ** (epoch / epochs)
-        order = torch.from_numpy(permutation(seed, "probe", epoch, len(features))).to(device)
+        order = send(torch.from_numpy(permutation(seed, "probe", epoch, len(features))), features.device)
         whole = order[: len(order) // batch_size * batch_size]
         for chosen, wanted in zip(whole.split(batch_size), labels[whole].split(batch_size), strict=True):
             # Sums of one row each: the same as `features[chosen]`, but a CPU reads ahead.

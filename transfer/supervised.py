@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn import functional
 
 from intl_bench.core import distributed
+from intl_bench.core.copies import send
 from intl_bench.core.errors import DivergedError
 from intl_bench.core.identity import identity
 from intl_bench.core.progress import Progress
@@ -29,6 +30,7 @@ from pretrain.loader import Batch, evaluation_batches, steps_per_epoch, training
 from pretrain.views import ViewConfig, augment
 from transfer.features import build
 from transfer.outcome import Outcome, correct, last_and_best, percentages
+from transfer.precision import DEFAULT, autocast, unused
 
 _TEST_BATCH = 256
 
@@ -42,6 +44,7 @@ class Settings:
         milestones: epochs after which the learning rates fall to a tenth.
         resize, crop: of the test images; `crop` is the size of the training images too.
         mean, std: per channel, for pixels in 0..1.
+        precision: of the backbone, one of `transfer.precision.PRECISIONS`; the classifier and the loss are float32.
     """
 
     seed: int
@@ -55,14 +58,19 @@ class Settings:
     crop: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    precision: str = DEFAULT
+
+    def unused(self) -> set[str]:
+        """See `intl_bench.core.identity.identity`."""
+        return unused(self.precision)
 
 
 class Classifier(nn.Module):
     """A linear layer, N(0, 0.01) without bias at the start, on a backbone; a frozen backbone stays in eval mode."""
 
-    def __init__(self, backbone: Backbone, classes: int, *, frozen: bool, seed: int) -> None:
+    def __init__(self, backbone: Backbone, classes: int, *, frozen: bool, seed: int, precision: str = DEFAULT) -> None:
         super().__init__()
-        self.backbone, self.frozen = backbone.requires_grad_(not frozen), frozen
+        self.backbone, self.frozen, self.precision = backbone.requires_grad_(not frozen), frozen, precision
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(torch_seed(seed, "classifier init"))
             self.fc = nn.Linear(backbone.num_features, classes)
@@ -75,8 +83,10 @@ class Classifier(nn.Module):
         return self
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """(N, 3, H, W) -> (N, classes)."""
-        logits: torch.Tensor = self.fc(self.backbone(images))
+        """(N, 3, H, W) -> (N, classes) float32."""
+        with autocast(self.precision, images.device):
+            features = self.backbone(images)
+        logits: torch.Tensor = self.fc(features.float())
         return logits
 
     @property
@@ -111,7 +121,7 @@ class _Run:
         crops = batch.crops[0].to(device, non_blocking=True)
         images = augment(crops, batch.parameters[0], settings.mean, settings.std)
         logits = self.model(images.contiguous(memory_format=torch.channels_last))
-        loss = functional.cross_entropy(logits, batch.labels.to(device, non_blocking=True))
+        loss = functional.cross_entropy(logits, send(batch.labels, device))
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
@@ -135,14 +145,15 @@ class _Run:
             first=process.rank * share,
             last=(process.rank + 1) * share,
             workers=workers,
+            device=process.device,
         )
         if process.world_size > 1:
             for buffer in self.classifier.buffers():  # each process has its own running statistics
                 dist.broadcast(buffer, 0)
         self.classifier.eval()
         for images, labels in batches:
-            logits = self.classifier(images.to(process.device, memory_format=torch.channels_last))
-            counts += correct(logits, labels.to(process.device))
+            logits = self.classifier(images.contiguous(memory_format=torch.channels_last))
+            counts += correct(logits, send(labels, process.device))
         if process.world_size > 1:
             dist.all_reduce(counts)
         self.classifier.train()
@@ -175,11 +186,13 @@ def train_classifier(
     device: str,
     workers: int,
     folder: Path,
+    deterministic: bool = False,
 ) -> Outcome:
     """Trains on randomly cropped and flipped images with SGD (momentum 0.9) and scores the test images every epoch.
 
     `folder` receives `state.pt` after every epoch and on a signal. What an epoch has beyond whole batches is left out
-    of it. Under `torchrun` the processes share every batch; batch norms are not synchronised, as the authors'.
+    of it. Under `torchrun` the processes share every batch; batch norms are not synchronised, as the authors'. With
+    `deterministic` the weights are the same bit for bit on a GPU too.
 
     Returns:
         `top1` and `top5` (with more than five classes) of the last epoch, `best_top1` and `best_top5` of the best.
@@ -190,7 +203,7 @@ def train_classifier(
         Preempted: a signal came; the state is saved.
     """
     path = folder / "state.pt"
-    with distributed.start(device) as process, StopRequest() as stop:
+    with distributed.start(device, deterministic=deterministic) as process, StopRequest() as stop:
         run = _prepare(checkpoint, train, test, settings, process)
         if path.exists():
             run.restore(path)
@@ -218,16 +231,20 @@ def _prepare(
 ) -> _Run:
     """A run at step 0."""
     frozen = settings.backbone_lr == 0
-    classifier = Classifier(build(checkpoint), len(train.class_names), frozen=frozen, seed=settings.seed)
+    classifier = Classifier(
+        build(checkpoint), len(train.class_names), frozen=frozen, seed=settings.seed, precision=settings.precision
+    )
     classifier.to(process.device).to(memory_format=torch.channels_last).train()
     groups = [classifier.fc] if frozen else [classifier.fc, classifier.backbone]
     parameters = [{"params": list(group.parameters())} for group in groups]
+    # Fused, a CPU's sums are rounded otherwise than in the records that there are.
+    fused = True if process.device.type == "cuda" else None
     return _Run(
         settings=settings,
         process=process,
         classifier=classifier,
         model=process.parallel(classifier),
-        optimizer=torch.optim.SGD(parameters, lr=0.0, momentum=0.9, weight_decay=settings.weight_decay),
+        optimizer=torch.optim.SGD(parameters, lr=0.0, momentum=0.9, weight_decay=settings.weight_decay, fused=fused),
         steps_per_epoch=steps_per_epoch(len(train), settings.batch_size),
         identity={
             "weights": checkpoint.weights_sha256,
