@@ -27,17 +27,16 @@ WARM_UP = 3
 def apply(training: "Training") -> None:
     """Does what the recipe's `compile` and `graph` ask for as far as it can be done here; one line says what cannot."""
     recipe = training.recipe
-    refused = {
-        "compile": _why_not_compiled(training) if recipe.compile else None,
-        "graph": _why_not_recorded(training) if recipe.graph else None,
-    }
-    if recipe.compile and not refused["compile"]:
+    if recipe.compile and _possible(training, "compile", _why_not_compiled(training)):
         compile_networks(training.method)
-    if recipe.graph and not refused["graph"]:
+    if recipe.graph and _possible(training, "graph", _why_not_recorded(training)):
         training.recorded = Recorded(training.work)
-    for setting, reason in refused.items():
-        if reason and training.process.is_main:
-            print(f"{setting}=true: not used here, {reason}", file=sys.stderr)
+
+
+def _possible(training: "Training", setting: str, reason: str | None) -> bool:
+    if reason and training.process.is_main:
+        print(f"{setting}=true: not used here, {reason}", file=sys.stderr)
+    return reason is None
 
 
 def _why_not_compiled(training: "Training") -> str | None:

@@ -8,7 +8,7 @@ T = TypeVar("T")
 
 
 def ahead(items: Iterator[T]) -> Iterator[T]:
-    """The same items in the same order, each made in a thread of its own while the one before it is used."""
+    """The same items in the same order, each made by another thread while the one before it is used."""
     with ThreadPoolExecutor(max_workers=1) as thread:
         end = object()
         coming = thread.submit(next, items, end)

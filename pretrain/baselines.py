@@ -1,4 +1,4 @@
-"""The one door to lightly, whose losses, heads and momentum helpers the baselines use."""
+"""The one door to lightly, whose losses and heads the baselines use."""
 
 import importlib
 import os

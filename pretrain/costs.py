@@ -121,7 +121,7 @@ def step_seconds(cost: Cost, device: Device, *, trained: int = 0, target: int = 
     """Estimated time of a training step of one of several processes, each with a device of its own.
 
     Each operation takes as long as its arithmetic or its memory traffic, whichever is longer. The gradients'
-    norm reads them; the optimiser reads weights, gradients and momentum and writes two of them; a moving average reads
+    norm reads them; the optimizer reads weights, gradients and momentum and writes two of them; a moving average reads
     two and writes one. All of it takes at least as long as starting the operations one by one. Then the gradients are
     averaged around a ring, nothing of which is hidden behind the backward pass. Loading, augmentation and logging are
     left out.
@@ -129,7 +129,12 @@ def step_seconds(cost: Cost, device: Device, *, trained: int = 0, target: int = 
     Args:
         trained, target: bytes of the trained parameters and of a momentum target's.
     """
-    computing = _computing(cost, device, device.product_share, device.memory_share, trained, target)
+    bandwidth = device.memory_share * device.bandwidth
+    computing = sum(
+        n * max(operation.flops / (device.product_share * device.flops[operation.unit]), operation.bytes / bandwidth)
+        for operation, n in cost.operations.items()
+    )
+    computing += (6 * trained + 3 * target) / bandwidth
     starting = device.launch * sum(cost.operations.values())
     averaging = 2 * (processes - 1) / processes * trained / (device.memory_share * device.link)
     return max(computing, starting) + averaging
@@ -143,18 +148,8 @@ def roofline_seconds(cost: Cost, device: Device, *, trained: int = 0, target: in
     Args:
         trained, target: as for `step_seconds`.
     """
-    return _computing(cost, device, 1.0, 1.0, trained, target)
-
-
-def _computing(
-    cost: Cost, device: Device, product_share: float, memory_share: float, trained: int, target: int
-) -> float:
-    bandwidth = memory_share * device.bandwidth
-    operations = sum(
-        n * max(operation.flops / (product_share * device.flops[operation.unit]), operation.bytes / bandwidth)
-        for operation, n in cost.operations.items()
-    )
-    return operations + (6 * trained + 3 * target) / bandwidth
+    ideal = dataclasses.replace(device, product_share=1.0, memory_share=1.0, launch=0.0)
+    return step_seconds(cost, ideal, trained=trained, target=target)
 
 
 class _Tally(TorchDispatchMode):

@@ -54,6 +54,7 @@ def build_optimizer(
             groups,
             lr=0.0,
             fused=True,
+            # A recorded step counts the steps in a tensor on the device.
             capturable=all(parameter.is_cuda for parameter in trainable),
         )
         for parameter in trainable:  # from the start, so that a checkpoint has one size
@@ -85,15 +86,15 @@ def set_lr(group: dict[str, Any], lr: float, *, in_tensor: bool) -> None:
     Args:
         in_tensor: it lives in one tensor on the parameters' device, where a recorded step reads it anew each time.
     """
-    parameter, held = group["params"][0], group["lr"]
     if not in_tensor:
         group["lr"] = lr
         return
-    if not (isinstance(held, torch.Tensor) and held.device == parameter.device):
+    if not isinstance(group["lr"], torch.Tensor):
+        weight = group["params"][0]
         # A GPU's fused kernels read float32; a CPU's take the number out, of which float64 keeps all digits.
-        dtype = torch.float32 if parameter.is_cuda else torch.float64
-        held = group["lr"] = torch.zeros((), dtype=dtype, device=parameter.device)
-    held.fill_(lr)
+        dtype = torch.float32 if weight.is_cuda else torch.float64
+        group["lr"] = torch.zeros((), dtype=dtype, device=weight.device)
+    group["lr"].fill_(lr)
 
 
 class LARS(torch.optim.Optimizer):
@@ -115,7 +116,7 @@ class LARS(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One step; none where a gradient scaler found an overflow. The gradients are used up."""
+        """One step; none where a gradient scaler found an overflow. Overwrites the gradients."""
         scale = getattr(self, "grad_scale", None)
         for group in self.param_groups:
             weights = [p for p in group["params"] if p.grad is not None]
@@ -144,7 +145,7 @@ class LARS(torch.optim.Optimizer):
             )
 
     def _trusts(self, weights: Any, gradients: Any, decay: float, lr: float | torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """One factor for each tensor, computed for all of them at once."""
+        """Each tensor's factor, a scalar; all are computed at once, for one launch instead of one a tensor."""
         weight, gradient = torch.stack(torch._foreach_norm(weights)), torch.stack(torch._foreach_norm(gradients))
         trust = self.trust_coefficient * weight / (gradient + decay * weight + 1e-8)
         trust = (trust / lr).clamp_max(1) if self.clip_trust else trust

@@ -106,6 +106,7 @@ class Training:
             base=base,
             final_ratio=recipe.final_lr_ratio,
         )
+        # On a GPU always, so that recorded and ordinary steps round alike.
         in_tensor = device.type == "cuda" or self.recorded is not None
         for group in self.optimizer.param_groups:
             set_lr(group, group_lr(group, scheduled=lr, base=base), in_tensor=in_tensor)
@@ -146,6 +147,7 @@ class Training:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds."""
+        # Learning rates as numbers: a checkpoint does not depend on the device, or on how steps were taken.
         optimizer = self.optimizer.state_dict()
         for group in optimizer["param_groups"]:
             group["lr"] = float(group["lr"])

@@ -16,6 +16,17 @@ torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Hides the GPUs from all tests and the processes that they start, so that results are a CPU's, bit for bit.
+
+    `pytest -m gpu` runs those that need a GPU, which see it. PyTorch looks for GPUs once, so one run cannot do both.
+    """
+    if config.getoption("-m") != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    # Read at the first matrix product on a GPU, of whatever test; deterministic ones are refused without it.
+    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+
+
 @pytest.fixture(scope="session")
 def test_data() -> Path:
     """The folder of small real data sets; the test skips where it is absent."""

@@ -2,7 +2,7 @@
 
 Within `FakeCuda.installed()` a tensor on "cuda" is a shell that says so, and its numbers are an ordinary tensor of the
 CPU. Every operation is computed, so loops and branches that depend on numbers go as on a GPU. PyTorch itself (autograd,
-autocast, optimisers, gradient scaler) takes the shells for tensors of a GPU. Counted are:
+autocast, optimizers, gradient scaler) takes the shells for tensors of a GPU. Counted are:
 
 - operations: calls of an operator that computes on the device. Views and allocations are none. An operation on lists of
   tensors is as many as a GPU's multi-tensor kernels have launches, and one for each tensor where they cannot be used.
@@ -16,7 +16,7 @@ PyTorch asks the guard of a tensor's device for a stream as soon as a tensor nee
 driver. So for PyTorch's C++ part the shells are on XLA, another device, whose tensors autocast treats as CUDA's, and
 which gets the guard of the CPU, which does nothing. Python sees CUDA.
 
-The patches are undone at the end, but PyTorch then believes its CUDA part to be initialised: use a process of its own.
+The patches are undone at the end, but PyTorch then believes its CUDA part to be initialized: use a process of its own.
 """
 
 import contextlib

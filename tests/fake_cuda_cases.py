@@ -131,7 +131,7 @@ def crops(fake: FakeCuda) -> Trained:
 
 
 def augmentation(fake: FakeCuda) -> Trained:
-    """All that a view may be changed by, blur and solarisation included, for two views."""
+    """All that a view may be changed by, blur and solarization included, for two views."""
     views = load_recipe("imagenet_r50_intl", ["workers=0"]).views
     views = tuple(dataclasses.replace(view, size=32) for view in views)
     batches = training_batches(noise(64, 136), views, seed=0, batch_size=64, last_step=1, device=CUDA)

@@ -107,7 +107,8 @@ def test_a_batch_at_once_as_pil(size: int) -> None:
     assert (differences > 1).float().mean() < 1e-3
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU and pytest -m gpu")
 def test_gpu_as_cpu_without_waiting() -> None:
     images, boxes = noise(60, 32, 40), drawn(ViewConfig(size=32), 60, 32, 40)
     resident = ResidentImages(images, torch.device("cuda"))

@@ -257,9 +257,13 @@ def test_what_cannot_be_shared_out_is_said_before_anything_starts() -> None:
         launch.processes(3, device="cpu", batch_size=32)
     with pytest.raises(InputError, match="--processes 0: expected at least 1"):
         launch.processes(0, device="cpu", batch_size=32)
-    if torch.cuda.is_available():
-        with pytest.raises(ResourceError, match="GPUs are visible"):
-            launch.processes(1024, device="auto", batch_size=1024)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU and pytest -m gpu")
+def test_more_processes_than_gpus_are_refused() -> None:
+    with pytest.raises(ResourceError, match="GPUs are visible"):
+        launch.processes(1024, device="auto", batch_size=1024)
 
 
 def test_threads_share_the_cores() -> None:

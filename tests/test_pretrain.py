@@ -220,8 +220,6 @@ def test_a_state_that_could_not_be_saved_is_told_of(tmp_path: Path) -> None:
     ],
 )
 def test_mistakes_end_in_one_line(overrides: list[str], code: int, message: str) -> None:
-    if "device=cuda" in overrides and torch.cuda.is_available():
-        pytest.skip("this machine has a GPU")
     done = command("pretrain", "demo", *TINY, *overrides)
     assert done.returncode == code, done.stderr
     (line,) = done.stderr.strip().splitlines()

@@ -36,6 +36,7 @@ _GATHERED = 2**14  # rows of each process that go round at once
 # Whatever changes in these may change a feature.
 _CODE = [
     Path(__file__),
+    Path(__file__).with_name("precision.py"),
     *(
         Path(backbones.__file__).with_name(f"{name}.py")
         for name in ("backbone", "crops", "data", "decode", "loader", "pack", "views")
@@ -110,7 +111,7 @@ def extract_both(checkpoint: Checkpoint, config: Any, process: distributed.Proce
     """Features of the training and of the test images of `config.data`.
 
     Args:
-        config: how, in `resize`, `crop`, `precision` and `workers`.
+        config: has `resize`, `crop`, `precision` and `workers`.
 
     Raises:
         InputError: the data set or an image cannot be read, or what `extract` raises.

@@ -181,10 +181,16 @@ def knn_predict(
 def _search(
     train_features: torch.Tensor, test: torch.Tensor, *, k: int, distance: str, shape: tuple[int, int], exact: bool
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The k smallest scores of each of the m test features and whose they are, both (m, k), nearest first.
+    """The k smallest scores of each test feature.
 
-    Of those equally far any may be the last of the k, with `exact` the first. The third, (m,) bool, says where that
-    matters. `shape` is a chunk's, of `chunk_shape`.
+    Args:
+        test: (m, F), on the device.
+        shape: of a chunk, see `chunk_shape`.
+        exact: of training features equally far from a test feature the first ones are taken, otherwise any.
+
+    Returns:
+        The scores and the training features' numbers, both (m, k), nearest first; and where `exact` could choose
+        others, (m,) bool.
     """
     m, (rows, columns) = len(test), shape
     nearest = test.new_full((m, k), torch.inf)
@@ -221,10 +227,15 @@ def _parts(features: torch.Tensor, size: int, device: torch.device) -> Iterator[
 
 
 def _smallest(scores: torch.Tensor, k: int, *, exact: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The k smallest of each row and their columns, both (rows, k): ascending, equal values in the order of columns.
+    """The k smallest of each row, ascending, equal values in the order of columns.
 
-    Of values that equal the k-th any may be taken, with `exact` those of the first columns. The third, (rows, 1), is
-    the k-th value where others that equal it were left out, and infinity elsewhere.
+    Args:
+        scores: (rows, n).
+        exact: of values that equal the k-th those of the first columns are taken, otherwise any.
+
+    Returns:
+        The values and their columns, both (rows, k); and (rows, 1) the k-th value where others that equal it were
+        left out, infinity elsewhere.
     """
     n = scores.shape[1]
     if k == n:

@@ -237,8 +237,8 @@ def _prepare(
     classifier.to(process.device).to(memory_format=torch.channels_last).train()
     groups = [classifier.fc] if frozen else [classifier.fc, classifier.backbone]
     parameters = [{"params": list(group.parameters())} for group in groups]
-    # Fused, a CPU's sums are rounded otherwise than in the records that there are.
-    fused = True if process.device.type == "cuda" else None
+    # On a CPU not fused: the records were made with the plain update, which rounds differently.
+    fused = process.device.type == "cuda"
     return _Run(
         settings=settings,
         process=process,

@@ -81,8 +81,8 @@ def start(device: str = "auto", *, deterministic: bool = False, fixed_shapes: bo
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     if use_cuda:
-        # Read when the first tensor is made; images of many sizes leave gaps that no other block fits.
-        if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:
+        # PyTorch reads it when the first tensor is made. Images of many sizes leave gaps that no other block fits.
+        if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # the older name of the variable
             os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
         if local_rank >= torch.cuda.device_count():
             raise ResourceError(
@@ -94,24 +94,20 @@ def start(device: str = "auto", *, deterministic: bool = False, fixed_shapes: bo
         keep_freed_memory()
     where = torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
     with _kernels(deterministic, fixed_shapes) if use_cuda else contextlib.nullcontext():
-        yield from _joined(rank, world_size, where)
-
-
-def _joined(rank: int, world_size: int, where: torch.device) -> Iterator[Process]:
-    if world_size == 1:
-        yield Process(rank=0, world_size=1, device=where)
-        return
-    dist.init_process_group(
-        "nccl" if where.type == "cuda" else "gloo",
-        # The store outlives a group: a second one, for another seed, must not find the addresses of the first.
-        store=dist.PrefixStore(f"group {next(_GROUPS)}", _store()),
-        rank=rank,
-        world_size=world_size,
-        timeout=_TIMEOUT,
-        device_id=where if where.type == "cuda" else None,
-    )
-    yield Process(rank=rank, world_size=world_size, device=where)
-    dist.destroy_process_group()  # not after an error: it would wait for the other processes
+        if world_size == 1:
+            yield Process(rank=0, world_size=1, device=where)
+            return
+        dist.init_process_group(
+            "nccl" if use_cuda else "gloo",
+            # The store outlives a group: a second one, for another seed, must not find the addresses of the first.
+            store=dist.PrefixStore(f"group {next(_GROUPS)}", _store()),
+            rank=rank,
+            world_size=world_size,
+            timeout=_TIMEOUT,
+            device_id=where if use_cuda else None,
+        )
+        yield Process(rank=rank, world_size=world_size, device=where)
+        dist.destroy_process_group()  # not after an error: it would wait for the other processes
 
 
 @contextlib.contextmanager

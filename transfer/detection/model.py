@@ -94,7 +94,7 @@ class MaskRCNN(nn.Module):
 
 
 def check_targets(targets: list[Target], config: ModelConfig) -> None:
-    """Looks at the ground truth of some images, which a device would have to be waited for: on the CPU.
+    """Checks the ground truth of some images, which has to be on the CPU: a GPU would have to be waited for.
 
     Raises:
         InputError: shapes that do not fit, empty or non-finite boxes, unknown classes.
@@ -131,9 +131,10 @@ def _size(image: Tensor) -> tuple[int, int]:
 
 def _rescale(found: Detections, seen: tuple[int, int], size: tuple[int, int]) -> Detections:
     """Detections in an image of (height, width) `size` instead of `seen`; boxes that become empty are dropped."""
-    scale = size[1] / seen[1], size[0] / seen[0]
-    scaled = torch.stack([found.boxes[:, n] * scale[n % 2] for n in range(4)], dim=1)
-    boxes = box_ops.clip(scaled, *size)
+    boxes = found.boxes.clone()
+    boxes[:, 0::2] *= size[1] / seen[1]  # numbers, not a tensor: that would be a copy to the device
+    boxes[:, 1::2] *= size[0] / seen[0]
+    boxes = box_ops.clip(boxes, *size)
     keep = box_ops.nonempty(boxes).nonzero()[:, 0]  # not the mask: each use of it would be a wait
     masks = None if found.masks is None else found.masks[keep]
     return Detections(boxes[keep], found.scores[keep], found.classes[keep], masks)

@@ -130,7 +130,7 @@ class RPN(nn.Module):
             else (config.pre_nms_test, config.post_nms_test)
         )
         scores, order = predictions.logits.topk(min(before, predictions.logits.shape[1]), dim=1)
-        boxes, facts = [], []
+        boxes, summaries = [], []
         for n, (height, width) in enumerate(sizes):
             deltas = predictions.deltas[n, order[n]]
             moved = box_ops.decode(deltas[:, None], predictions.anchors[order[n]], _WEIGHTS)[:, 0]
@@ -140,8 +140,8 @@ class RPN(nn.Module):
             # To leave boxes out the host would have to wait. One without area suppresses none and is suppressed by
             # none, and with the lowest score it comes after all others.
             boxes.append((torch.where(valid[:, None], clipped, 0.0), torch.where(valid, scores[n].float(), -math.inf)))
-            facts.append(torch.stack([finite.all(), (~valid).sum()]))
-        fetched = fetch(torch.stack(facts))  # has arrived when the host, which waits in `nms`, goes on
+            summaries.append(torch.stack([finite.all(), (~valid).sum()]))
+        fetched = fetch(torch.stack(summaries))  # has arrived when the host, which waits in `nms`, goes on
         kept = [nms(*pair, _NMS_THRESHOLD) for pair in boxes]
         proposals = []
         for (clipped, _), chosen, (all_finite, left_out) in zip(boxes, kept, fetched.read().tolist(), strict=True):
