@@ -102,8 +102,7 @@ def main() -> None:
     model.to(options.device)
     if options.channels_last:
         model.to(memory_format=torch.channels_last)
-    on_device = [target._replace(boxes=target.boxes.to(options.device)) for target in targets]
-    on_device = [target._replace(classes=target.classes.to(options.device)) for target in on_device]
+    on_device = [target.to(options.device) for target in targets]
     if "builtin" in options.engines:
         ways["builtin"] = builtin_ways(model, images, on_device, torch.device(options.device))
         if options.device == "cpu":

@@ -4,9 +4,9 @@
     python benchmarks/gpu_accuracy.py --out OUT --only full graph=true
     python benchmarks/gpu_accuracy.py --out OUT --device cpu --small
 
-subset: INTL, 1000 epochs on the 5,170 lossless images of DATA/cifar10_subset.npz. full: INTL, Barlow Twins and SimSiam,
-`--epochs` each, on all 50,000 images, from a copy of the data set that was compressed as JPEG, so that its name is
-cifar10_jpeg in every record (docs/gpu_day.md says where it is from). Each is scored by 5-NN and by three linear
+subset: INTL, 1000 epochs on the 5,170 lossless images of cifar10_subset.npz. full: INTL, Barlow Twins and SimSiam,
+`--epochs` each, on all 50,000 images of cifar10_jpeg.tar.xz, a copy of the data set that was compressed as JPEG; its
+name is cifar10_jpeg in every record (docs/gpu_day.md says where it is from). Each is scored by 5-NN and by three linear
 classifiers. Overrides key=value are for all pre-trainings. OUT gets `accuracy.tar.gz`, records and logs, anew whenever
 something is scored. Runs and images live in RUNS, outside of the tree.
 """
@@ -19,7 +19,6 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -32,9 +31,8 @@ from intl_bench.core.errors import PREEMPTED, InputError
 from pretrain.data import DataConfig, normalization, open_source
 
 ROOT = Path(__file__).resolve().parents[1]
-STARTED = time.monotonic()
 SCORING = 60  # seconds that are kept for scoring a checkpoint
-SUBSET = "cifar10_subset.npz"
+SUBSET, JPEG = "cifar10_subset.npz", "cifar10_jpeg.tar.xz"
 METHODS = ("intl", "barlow_twins", "simsiam")
 
 
@@ -44,10 +42,6 @@ Splits = dict[str, tuple[np.ndarray, np.ndarray]]
 
 class Unfinished(Exception):
     """The time is up; the same command goes on."""
-
-
-def left(options: argparse.Namespace) -> float:
-    return options.seconds - (time.monotonic() - STARTED)
 
 
 def bench(words: list[str], options: argparse.Namespace, seconds: float) -> str:
@@ -72,7 +66,7 @@ def bench(words: list[str], options: argparse.Namespace, seconds: float) -> str:
 
 
 def write_npz(path: Path, splits: Splits, small: bool) -> None:
-    """An archive as `data.kind=npz` reads it; of tiny ones every so manieth image."""
+    """An archive as `data.kind=npz` reads it; with `small` about a hundred images of each split."""
     arrays = {}
     for split, (images, labels) in splits.items():
         chosen = slice(None, None, max(1, len(images) // 100) if small else None)
@@ -105,7 +99,7 @@ def prepare(part: str, options: argparse.Namespace) -> list[str]:
     name, file = ("cifar10", SUBSET) if part == "subset" else ("cifar10_jpeg", "cifar10_jpeg.npz")
     path = options.runs / file
     if not path.exists():
-        splits = from_npz(options.data / SUBSET) if part == "subset" else from_jpeg(options.jpeg)
+        splits = from_npz(options.data / SUBSET) if part == "subset" else from_jpeg(options.data / JPEG)
         unfinished = path.with_suffix(".new.npz")
         write_npz(unfinished, splits, options.small)
         unfinished.rename(path)
@@ -126,14 +120,14 @@ def train_and_score(part: str, method: str, data: list[str], options: argparse.N
     epochs = 1 if options.small else 1000 if part == "subset" else options.epochs
     settings = [f"name={name}", f"epochs={epochs}", f"device={options.device}", "precision=bf16", *data]
     settings += [*([*SMALL, "workers=0"] if options.small else []), *options.settings]
-    if left(options) < SCORING:
+    if gpu_timing.left(options.seconds) < SCORING:
         raise Unfinished(f"{name}: the time is up; the same command goes on")
-    bench(["pretrain", f"cifar10_r18_{method}", *settings], options, left(options) - SCORING)
+    bench(["pretrain", f"cifar10_r18_{method}", *settings], options, gpu_timing.left(options.seconds) - SCORING)
     checkpoint = f"runs/pretrain/{name}/seed0/checkpoint.pt"
     for task in ("knn", "linear"):
         words = [task, checkpoint, "--device", options.device, *(["--seeds", "3"] if task == "linear" else [])]
         words += ["epochs=2"] if task == "linear" and options.small else []
-        report(options, f"{part}, {epochs} epochs: " + bench(words, options, left(options)).strip())
+        report(options, f"{part}, {epochs} epochs: " + bench(words, options, gpu_timing.left(options.seconds)).strip())
     log = (options.runs / checkpoint).with_name("metrics.jsonl").read_text().splitlines()
     rates = sorted(json.loads(line)["img/s"] for line in log)
     report(options, f"{part}, {epochs} epochs: {method} trained at {rates[len(rates) // 2]:.0f} img/s")
@@ -144,8 +138,7 @@ def main() -> None:
     parser.add_argument("settings", nargs="*", metavar="key=value", help="of every pre-training, such as graph=true")
     parser.add_argument("--out", type=Path, required=True, help="folder of results")
     parser.add_argument("--only", choices=["subset", "full"], help="this part alone")
-    parser.add_argument("--data", type=Path, default=ROOT / "shared" / "data", help="folder of cifar10_subset.npz")
-    parser.add_argument("--jpeg", type=Path, default=ROOT / "build" / "gpu_day" / "cifar10_jpeg.tar.xz")
+    parser.add_argument("--data", type=Path, default=ROOT / "build" / "gpu_day", help=f"folder of {SUBSET} and {JPEG}")
     parser.add_argument("--runs", type=Path, default=Path(tempfile.gettempdir()) / "gpu_day_runs")
     parser.add_argument("--epochs", type=int, default=50, help="of each method on all images")
     parser.add_argument("--seconds", type=float, default=520, help="in which to come to an end")
@@ -153,7 +146,7 @@ def main() -> None:
     parts = {"subset": ("intl",), "full": METHODS}
     if options.only:
         parts = {options.only: parts[options.only]}
-    needed = {"subset": options.data / SUBSET, "full": options.jpeg}
+    needed = {"subset": options.data / SUBSET, "full": options.data / JPEG}
     for part in parts:
         if not needed[part].exists():
             print(

@@ -31,7 +31,7 @@ Ways = dict[str, Callable[[], object]]
 
 def built_in(images: list[Tensor], targets: list[Target], config: ModelConfig, device: str) -> Ways:
     model = build_model(config).to(device)
-    own = [t._replace(boxes=t.boxes.to(device), classes=t.classes.to(device)) for t in targets]
+    own = [target.to(device) for target in targets]
     draws = [torch.Generator(device).manual_seed(number) for number in range(IMAGES)]
     sizes = [(image.shape[1], image.shape[2]) for image in images]
     return {
@@ -85,7 +85,7 @@ def main() -> None:
                 step = gpu_timing.seconds(work, device, 1 if small else 10)
             found = {"ms": 1e3 * step, "peak_mib": gpu_timing.peak_mib(device)}
             print(json.dumps({"detector": name, "what": kind, "images": IMAGES, "size": size} | found), flush=True)
-        del work
+        del work  # it holds the model, which is not to stay beside the next one
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a GPU's speed is with this project, as a table that grows: one process for each line below, in this order.
+"""How fast this project is on a GPU: one process for each line below, in this order, and a table that grows.
 
     python benchmarks/gpu_speed.py --out OUT                       all of it, in at most nine minutes
     python benchmarks/gpu_speed.py --out OUT --only detection      what time cut off, in a second command
@@ -17,7 +17,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,6 @@ from pretrain import plan
 from pretrain.costs import Device
 
 HERE = Path(__file__).resolve().parent
-STARTED = time.monotonic()
 CIFAR, TWO, SIX = "cifar10_r18_intl", "imagenet_r50_intl", "imagenet_r50_intl_multicrop_100ep"
 HEAD = (
     "| recipe | settings | ms (range) | img/s | roofline | host ms | first step s | peak MiB |\n"
@@ -97,7 +95,7 @@ def jobs(out: Path) -> dict[str, Job]:
 
 def run(name: str, job: Job, options: argparse.Namespace) -> tuple[str, str | None]:
     """What a job printed, and why it did not come to its end."""
-    left = options.seconds - (time.monotonic() - STARTED)
+    left = gpu_timing.left(options.seconds)
     if left < 20:
         return "", f"not measured, the time is up; --only {name} does"
     words = job.small if options.small and job.small is not None else job.words

@@ -84,7 +84,7 @@ def warm_up(training: train.Training, batches: Iterator[Batch]) -> float:
 
 
 def timed(training: train.Training, batches: Iterator[Batch], steps: int) -> dict[str, Any]:
-    """What `main` prints of whole steps, the numbers of each read while the next one is computed, as in a run."""
+    """Times, rates and memory of whole steps; each one's numbers are read while the next is computed, as in a run."""
     device = training.process.device.type
     whole, host, loss = [], [], 0.0
     for _ in range(TURNS):
@@ -138,12 +138,12 @@ def parts(training: train.Training, batch: Batch) -> dict[str, float]:
     def loss() -> None:
         sum(training.method.loss(z).values()).backward()
 
-    networks()  # gradients for the optimiser
+    networks()  # gradients for the optimizer
     works: dict[str, Callable[[], object]] = {
         "augmentation": augmentation,
         "networks, forward and backward": networks,
         "loss, forward and backward": loss,
-        "optimiser": training.optimizer.step,
+        "optimizer": training.optimizer.step,
     }
     repeats = 20 if device.type == "cuda" else 1
     return {part: 1e3 * gpu_timing.seconds(work, device.type, repeats) for part, work in works.items()}

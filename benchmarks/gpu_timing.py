@@ -1,6 +1,6 @@
 """Times on a GPU, and the rates that it reaches: what the benchmarks of the GPU day share.
 
-    python benchmarks/gpu_timing.py                       the rates as one line of JSON
+    python benchmarks/gpu_timing.py                       the rates (see plan.py) as one line of JSON
     python benchmarks/gpu_timing.py --device cpu --small
 
 On a CPU the same code runs, to see that it does.
@@ -19,6 +19,14 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
+from plan import machine
+
+STARTED = time.monotonic()
+
+
+def left(seconds: float) -> float:
+    """What is left of `seconds` since the start of the script."""
+    return seconds - (time.monotonic() - STARTED)
 
 
 def device_options(description: str | None) -> argparse.ArgumentParser:
@@ -67,32 +75,11 @@ def name(device: str) -> str:
     return torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine()
 
 
-def rates(device: str, small: bool) -> dict[str, float]:
-    """Floating-point operations a second of large products, and bytes a second of a large copy, read and written.
-
-    Random numbers: on zeros a GPU needs less power and is quicker than it will be on real ones.
-    """
-
-    def product(n: int, dtype: torch.dtype) -> float:
-        a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
-        return 2 * n**3 / seconds(lambda: a @ b, device, 3 if small else 20)
-
-    n = 256 if small else 8192
-    found = {"half": product(n, torch.bfloat16), "matmul32": product(n // 2, torch.float32)}
-    # What PyTorch lets a float32 convolution use.
-    torch.backends.cuda.matmul.allow_tf32 = True
-    found["conv32"] = product(n // 2, torch.float32)
-    torch.backends.cuda.matmul.allow_tf32 = False
-    source = torch.randn(2**20 if small else 2**30, device=device)
-    target = torch.empty_like(source)
-    found["bandwidth"] = 2 * source.nbytes / seconds(lambda: target.copy_(source), device, 3 if small else 20)
-    return found
-
-
 def main() -> None:
     options = device_options(__doc__).parse_args()
-    found = {"device": name(options.device), "torch": torch.__version__, "python": platform.python_version()}
-    print(json.dumps(found | rates(options.device, options.small)))
+    found = machine(options.device)
+    about = {"device": name(options.device), "torch": torch.__version__, "python": platform.python_version()}
+    print(json.dumps(about | found.flops | {"bandwidth": found.bandwidth}))
 
 
 if __name__ == "__main__":

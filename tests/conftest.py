@@ -27,6 +27,13 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skips tests that need a GPU where none is seen, unless their module lets a CPU stand in."""
+    stands_in = getattr(getattr(item, "module", None), "STAND_IN", False)
+    if item.get_closest_marker("gpu") and not stands_in and not torch.cuda.is_available():
+        pytest.skip("needs a GPU and pytest -m gpu")
+
+
 @pytest.fixture(scope="session")
 def test_data() -> Path:
     """The folder of small real data sets; the test skips where it is absent."""

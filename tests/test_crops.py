@@ -108,7 +108,6 @@ def test_a_batch_at_once_as_pil(size: int) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU and pytest -m gpu")
 def test_gpu_as_cpu_without_waiting() -> None:
     images, boxes = noise(60, 32, 40), drawn(ViewConfig(size=32), 60, 32, 40)
     resident = ResidentImages(images, torch.device("cuda"))

@@ -15,6 +15,8 @@ import torch
 from detection_cases import SMALL as DETECTOR
 from detection_cases import batch as detection_batch
 from detection_cases import calibrate, small_model
+from method_cases import marked
+from test_accelerate import CAPTURABLE
 from test_methods import OVERRIDES
 from transfer_cases import CPU, make_checkpoint, make_folder
 
@@ -29,24 +31,19 @@ from pretrain.train import Training
 from pretrain.train_log import Log
 from transfer import features
 from transfer.detection import generated
-from transfer.detection.structures import Target
 from transfer.knn import knn_predict
 from transfer.probe import train_probe
 
 STAND_IN = os.environ.get("INTL_BENCH_GPU_TESTS") == "cpu"
 DEVICE = torch.device("cpu") if STAND_IN else torch.device("cuda", 0)
 GPU = distributed.Process(rank=0, world_size=1, device=DEVICE)
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not STAND_IN and not torch.cuda.is_available(), reason="needs a GPU and pytest -m gpu"),
-]
+pytestmark = pytest.mark.gpu
 
 SMALL = [
     *("backbone={name: resnet10_narrow, stem: imagenet}", "projector={hidden: 32, out: 64}"),
     *("batch_size=32", "epochs=2", "warmup_epochs=1", "precision=fp32"),
 ]
 SIX = (48, 48, 44, 40, 36, 32)  # smaller ones end in maps of one pixel, where oneDNN's bf16 convolutions are wrong
-RECORDED = ("barlow_twins", "byol", "intl", "iternorm", "mocov2", "simclr", "simsiam", "supervised", "vicreg")
 
 
 @pytest.fixture(autouse=True)
@@ -68,13 +65,13 @@ def no_waits() -> Iterator[None]:
             torch.cuda.set_sync_debug_mode("default")
 
 
-def small(name: str, *overrides: str, device: torch.device = DEVICE) -> Recipe:
+def small(name: str, *overrides: str) -> Recipe:
     """A recipe on CIFAR-10, or INTL's with six views and a momentum target, with a small network."""
     if name == "six views":
-        recipe = load_recipe("imagenet_r50_intl_multicrop_100ep", [*SMALL, f"device={device.type}", *overrides])
+        recipe = load_recipe("imagenet_r50_intl_multicrop_100ep", [*SMALL, f"device={DEVICE.type}", *overrides])
         views = tuple(dataclasses.replace(view, size=size) for view, size in zip(recipe.views, SIX, strict=True))
         return dataclasses.replace(recipe, views=views)
-    return load_recipe(f"cifar10_r18_{name}", [*SMALL, *OVERRIDES.get(name, []), f"device={device.type}", *overrides])
+    return load_recipe(f"cifar10_r18_{name}", [*SMALL, *OVERRIDES.get(name, []), f"device={DEVICE.type}", *overrides])
 
 
 def demo(*overrides: str) -> Recipe:
@@ -83,9 +80,9 @@ def demo(*overrides: str) -> Recipe:
     return load_recipe("demo", [*small, f"device={DEVICE.type}", *overrides])
 
 
-def noise(count: int = 128) -> ArraySource:
-    pixels = np.random.default_rng(0).integers(0, 256, (count, 32, 32, 3), np.uint8)
-    return ArraySource(pixels, np.arange(count) % 10, [str(label) for label in range(10)], "noise")
+def noise() -> ArraySource:
+    pixels = np.random.default_rng(0).integers(0, 256, (128, 32, 32, 3), np.uint8)
+    return ArraySource(pixels, np.arange(128) % 10, [str(label) for label in range(10)], "noise")
 
 
 @contextlib.contextmanager
@@ -184,7 +181,7 @@ def test_a_step_of_the_papers_network_is_that_of_a_cpu() -> None:
     assert_as_on_a_cpu(load_recipe("cifar10_r18_intl", ["batch_size=64"]), loss=1e-5, gradient=1e-3)
 
 
-@pytest.mark.parametrize("name", methods.names())
+@pytest.mark.parametrize("name", marked(methods.names()))
 def test_every_method_steps_as_on_a_cpu(name: str) -> None:
     assert_as_on_a_cpu(small(name), loss=1e-4, gradient=1e-2)
 
@@ -249,7 +246,7 @@ def test_stopped_and_resumed_is_uninterrupted(settings: list[str]) -> None:
         assert losses[1][:8] == pytest.approx(losses[0][:8], rel=1e-2)
 
 
-@pytest.mark.parametrize("name", RECORDED)
+@pytest.mark.parametrize("name", marked(CAPTURABLE))
 def test_a_recorded_step_is_the_eager_one(name: str) -> None:
     """All of a step's state, bit for bit with deterministic kernels."""
     states = []
@@ -353,17 +350,13 @@ def same_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "randperm", permutation)
 
 
-def on(device: torch.device, targets: list[Target]) -> list[Target]:
-    return [t._replace(boxes=t.boxes.to(device), classes=t.classes.to(device)) for t in targets]
-
-
 def test_a_detectors_step_is_that_of_a_cpu(same_draws: None) -> None:
     images, targets = detection_batch()
     found = []
     for device in (DEVICE, torch.device("cpu")):
         model = small_model().to(device).train()
         draws = [torch.Generator(device).manual_seed(number) for number in range(len(images))]
-        losses = model([image.to(device) for image in images], on(device, targets), draws)
+        losses = model([image.to(device) for image in images], [target.to(device) for target in targets], draws)
         sum(losses.values()).backward()
         gradient = torch.cat([p.grad.flatten().cpu() for p in model.parameters()])
         found.append(({name: value.item() for name, value in losses.items()}, gradient))

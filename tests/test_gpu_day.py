@@ -79,7 +79,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     subprocess.run(pack, cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True, capture_output=True)
     with tarfile.open(folder / "cifar10_jpeg.tar.xz", "w:xz") as archive:
         archive.add(folder / "cifar10_jpeg", "cifar10_jpeg")
-    return ["--data", str(folder), "--jpeg", str(folder / "cifar10_jpeg.tar.xz")]
+    return ["--data", str(folder)]
 
 
 @pytest.mark.slow

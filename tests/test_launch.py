@@ -260,7 +260,6 @@ def test_what_cannot_be_shared_out_is_said_before_anything_starts() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU and pytest -m gpu")
 def test_more_processes_than_gpus_are_refused() -> None:
     with pytest.raises(ResourceError, match="GPUs are visible"):
         launch.processes(1024, device="auto", batch_size=1024)

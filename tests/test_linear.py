@@ -219,7 +219,6 @@ def test_interrupted_and_resumed_equals_uninterrupted(workplace: Path, stops: li
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @pytest.mark.parametrize("backbone_lr", [0.0, 0.1])
 def test_deterministic_on_a_gpu_too(workplace: Path, backbone_lr: float) -> None:
     options = {"device": "cuda", "backbone_lr": backbone_lr}

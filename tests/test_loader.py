@@ -210,7 +210,6 @@ def test_the_next_batch_is_drawn_while_one_is_used() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU and pytest -m gpu")
 @pytest.mark.parametrize("side", [32, 200])
 def test_a_gpu_gets_the_same_batches_without_waiting(side: int) -> None:
     """From images that are kept there, and from those too large for that, by workers."""

@@ -184,7 +184,6 @@ def test_blur_keeps_its_precision_under_autocast() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU and pytest -m gpu")
 def test_gpu_as_cpu_without_waiting() -> None:
     crops, parameters = pictures(64), drawn(64)
     on_device = crops.cuda()

@@ -114,8 +114,8 @@ def start(device: str = "auto", *, deterministic: bool = False, fixed_shapes: bo
 def _kernels(deterministic: bool, fixed_shapes: bool) -> Iterator[None]:
     """How a GPU's kernels are chosen within the block."""
     before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
-    if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it PyTorch refuses matrix products
+    # Read at a process's first matrix product; without it deterministic ones are refused from then on.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(deterministic)
     torch.backends.cudnn.benchmark = fixed_shapes and not deterministic
     try:

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
 # One object's outline: polygons, each (2p,) float64 x0, y0, x1, y1, ...; or a bitmap (H, W) bool.
@@ -21,6 +22,10 @@ class Target(NamedTuple):
     boxes: Tensor
     classes: Tensor
     masks: list[Mask]
+
+    def to(self, device: torch.device | str) -> "Target":
+        """Boxes and classes on a device; masks stay on the host."""
+        return self._replace(boxes=self.boxes.to(device), classes=self.classes.to(device))
 
 
 class Image(NamedTuple):
