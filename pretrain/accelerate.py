@@ -30,7 +30,7 @@ def apply(training: "Training") -> None:
     if recipe.compile and _possible(training, "compile", _why_not_compiled(training)):
         compile_networks(training.method)
     if recipe.graph and _possible(training, "graph", _why_not_recorded(training)):
-        training.recorded = Recorded(training.work)
+        training.recorded = Recorded(training.work, training.optimizer)
 
 
 def _possible(training: "Training", setting: str, reason: str | None) -> bool:
@@ -88,8 +88,8 @@ class Recorded:
     step were, and whatever else changes from step to step has to live in a tensor.
     """
 
-    def __init__(self, work: Work, record: Record = cuda_graph) -> None:
-        self.work, self.record = work, record
+    def __init__(self, work: Work, optimizer: torch.optim.Optimizer, record: Record = cuda_graph) -> None:
+        self.work, self.optimizer, self.record = work, optimizer, record
         self.steps = 0
         self.inputs: list[Tensor] = []
         self.numbers: Tensor | None = None
@@ -104,6 +104,10 @@ class Recorded:
         if self.replay is None:
             self.inputs = [tensor.clone() for tensor in given]
             own_labels = None if labels is None else self.inputs[-1]
+            self.optimizer.zero_grad(set_to_none=True)  # so that the graph gets the memory of the last gradients
+            for group in self.optimizer.param_groups:
+                if "capturable" in group:  # Adam asks for it
+                    group["capturable"] = True
             self.numbers, self.replay = self.record(lambda: self.work(self.inputs[: len(views)], own_labels))
         else:
             torch._foreach_copy_(self.inputs, given)

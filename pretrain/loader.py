@@ -291,7 +291,7 @@ def _resident_batches(
         prepared = [prepare(torch.from_numpy(rows), device) for rows in parameters]
         return step, places, prepared, pinned(torch.from_numpy(source.labels[indices]), device)
 
-    for step, places, prepared, labels in ahead(map(draw, steps)):
+    for step, places, prepared, labels in ahead(map(draw, steps), device):
         made = [
             images.crops(of_view, view.size, view.interpolation)
             for view, of_view in zip(sampler.views, places, strict=True)

@@ -51,11 +51,7 @@ def build_optimizer(
             )
     if name in ("adam", "adamw"):
         optimizer: torch.optim.Optimizer = (torch.optim.Adam if name == "adam" else torch.optim.AdamW)(
-            groups,
-            lr=0.0,
-            fused=True,
-            # A recorded step counts the steps in a tensor on the device.
-            capturable=all(parameter.is_cuda for parameter in trainable),
+            groups, lr=0.0, fused=True
         )
         for parameter in trainable:  # from the start, so that a checkpoint has one size
             optimizer.state[parameter] = {

@@ -147,10 +147,12 @@ class Training:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds."""
-        # Learning rates as numbers: a checkpoint does not depend on the device, or on how steps were taken.
+        # A checkpoint does not depend on how steps were taken: learning rates are numbers, nothing is to be recorded.
         optimizer = self.optimizer.state_dict()
         for group in optimizer["param_groups"]:
             group["lr"] = float(group["lr"])
+            if "capturable" in group:  # of Adam
+                group["capturable"] = False
         return {
             "method": self.method.state_dict(),
             "optimizer": optimizer,

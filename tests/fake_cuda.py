@@ -360,6 +360,7 @@ def _patches(fake: FakeCuda) -> Iterable[Any]:
             "is_bf16_supported": _always(True),
             "is_current_stream_capturing": _always(False),
             "device_count": _always(1),
+            "set_device": _always(None),
             "_lazy_init": _always(None),
             "synchronize": synchronize,
             "Event": Event,
@@ -372,7 +373,7 @@ def _patches(fake: FakeCuda) -> Iterable[Any]:
         torch: {"Generator": Generator},
         torch._C: {"_group_tensors_by_device_and_dtype": grouped_on_cuda},
         threading.Thread: {"run": run_faking},
-        # Optimisers use their kernels for lists of tensors where all are of one of these types.
+        # Optimizers use their kernels for lists of tensors where all are of one of these types.
         optimizers: {"_foreach_supported_types": [Tensor, torch.nn.Parameter, Shell]},
         _foreach_utils: {"_foreach_supported_types": [Tensor, Shell]},
     }

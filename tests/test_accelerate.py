@@ -5,7 +5,9 @@ import dataclasses
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from authors import noise
 from method_cases import marked, needs_lightly
 from recorded_twin import recorder
 from test_methods import tiny, train_build
+from torch import Tensor
 
 from pretrain import accelerate, checkpoint, methods, train
 from pretrain.recipe import load_recipe
@@ -51,7 +54,7 @@ def test_which_methods_can_be_recorded() -> None:
 def test_recorded_is_eager_bit_for_bit(name: str, more: str) -> None:
     """Weights, momentum, running statistics, the numbers of every step and what is watched; a schedule all along."""
     eager, recorded = (train_build(tiny(name, *more.split())) for _ in range(2))
-    recorded.recorded = accelerate.Recorded(recorded.work, recorder(recorded))
+    recorded.recorded = accelerate.Recorded(recorded.work, recorded.optimizer, recorder(recorded))
     assert steps(eager, range(8)) == steps(recorded, range(8))
     assert_same(eager, recorded)
     assert torch.equal(eager.features, recorded.features)
@@ -63,7 +66,7 @@ def test_recorded_multi_crop(more: list[str]) -> None:
     recipe = tiny("intl", *more)
     recipe = recipe if more else dataclasses.replace(recipe, views=recipe.views[:1] * 6)
     eager, recorded = (train_build(recipe) for _ in range(2))
-    recorded.recorded = accelerate.Recorded(recorded.work, recorder(recorded))
+    recorded.recorded = accelerate.Recorded(recorded.work, recorded.optimizer, recorder(recorded))
     assert steps(eager, range(6)) == steps(recorded, range(6))
     assert_same(eager, recorded)
 
@@ -72,7 +75,7 @@ def test_recorded_multi_crop(more: list[str]) -> None:
 def test_the_twin_notices_what_the_host_draws(name: str) -> None:
     """These are not recorded: a graph would hold the permutations of one step for ever."""
     eager, recorded = (train_build(tiny(name)) for _ in range(2))
-    recorded.recorded = accelerate.Recorded(recorded.work, recorder(recorded))
+    recorded.recorded = accelerate.Recorded(recorded.work, recorded.optimizer, recorder(recorded))
     assert steps(eager, range(6)) != steps(recorded, range(6))
 
 
@@ -80,13 +83,33 @@ def test_a_recorded_run_resumes_exactly() -> None:
     """The steps after a resumption are ordinary ones until the next recording."""
     whole, first, second = (train_build(tiny("intl")) for _ in range(3))
     for training in (whole, first, second):
-        training.recorded = accelerate.Recorded(training.work, recorder(training))
+        training.recorded = accelerate.Recorded(training.work, training.optimizer, recorder(training))
     steps(whole, range(12))
     steps(first, range(5))
     second.restore(copy.deepcopy(first.state()))
     steps(second, range(5, 12))
     assert_same(whole, second)
     assert all(type(group["lr"]) is float for group in second.state()["optimizer"]["param_groups"])
+
+
+def test_adam_of_any_checkpoint_can_be_recorded() -> None:
+    """PyTorch refuses to record an Adam whose groups, which a checkpoint restores, do not say that they allow it."""
+    asked = []
+    for _ in range(2):
+        training = train_build(tiny("intl", "optimizer=adamw"))
+        record = recorder(training)
+
+        def noted(work: Callable[[], Tensor], training: Training = training, record: Any = record) -> Any:
+            asked.append([group["capturable"] for group in training.optimizer.param_groups])
+            return record(work)
+
+        training.recorded = accelerate.Recorded(training.work, training.optimizer, noted)
+        if asked:
+            training.restore(state)
+        steps(training, range(training.step, training.step + 5))
+        state = copy.deepcopy(training.state())
+        assert not any(group["capturable"] for group in state["optimizer"]["param_groups"])
+    assert asked == [[True] * len(asked[0])] * 2
 
 
 def test_a_cpu_records_nothing_and_says_so(capsys: pytest.CaptureFixture[str]) -> None:

@@ -189,7 +189,7 @@ def test_what_goes_wrong_while_the_next_batch_is_drawn_is_raised_in_its_turn() -
         yield from (0, 1)
         raise InputError("the third")
 
-    drawn = ahead(draws())
+    drawn = ahead(draws(), CPU)
     assert [next(drawn), next(drawn)] == [0, 1]
     with pytest.raises(InputError, match="the third"):
         next(drawn)
@@ -203,7 +203,7 @@ def test_the_next_batch_is_drawn_while_one_is_used() -> None:
             event.set()
             yield number
 
-    drawn = ahead(draws())
+    drawn = ahead(draws(), CPU)
     assert next(drawn) == 0
     assert begun[1].wait(10)
     assert list(drawn) == [1, 2]

@@ -117,6 +117,8 @@ def _kernels(deterministic: bool, fixed_shapes: bool) -> Iterator[None]:
     # Read at a process's first matrix product; without it deterministic ones are refused from then on.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(deterministic)
+    # Nothing reads such memory, and filling it is one more pass. (The types do not know this switch.)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = fixed_shapes and not deterministic
     try:
         yield
