@@ -94,7 +94,7 @@ def test_a_recorded_run_resumes_exactly() -> None:
 
 def test_adam_of_any_checkpoint_can_be_recorded() -> None:
     """PyTorch refuses to record an Adam whose groups, which a checkpoint restores, do not say that they allow it."""
-    asked = []
+    asked, state = list[list[bool]](), dict[str, Any]()
     for _ in range(2):
         training = train_build(tiny("intl", "optimizer=adamw"))
         record = recorder(training)
@@ -104,7 +104,7 @@ def test_adam_of_any_checkpoint_can_be_recorded() -> None:
             return record(work)
 
         training.recorded = accelerate.Recorded(training.work, training.optimizer, noted)
-        if asked:
+        if state:
             training.restore(state)
         steps(training, range(training.step, training.step + 5))
         state = copy.deepcopy(training.state())
