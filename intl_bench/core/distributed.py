@@ -6,6 +6,7 @@ import functools
 import itertools
 import os
 import socket
+import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any, TypeVar, cast
@@ -107,6 +108,9 @@ def start(device: str = "auto", *, deterministic: bool = False, fixed_shapes: bo
             device_id=where if use_cuda else None,
         )
         yield Process(rank=rank, world_size=world_size, device=where)
+        # A thread of gloo's that still frees the tensors of the last message needs Python's lock to do so, which the
+        # end of a DistributedDataParallel's group would hold while it waits for that thread (seen with PyTorch 2.11).
+        time.sleep(0.0 if use_cuda else 0.1)
         dist.destroy_process_group()  # not after an error: it would wait for the other processes
 
 
