@@ -143,6 +143,8 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=50, help="of each method on all images")
     parser.add_argument("--seconds", type=float, default=520, help="in which to come to an end")
     options = parser.parse_args()
+    if options.small:
+        options.runs /= "small"  # whose images and runs nobody is to take for the others
     parts = {"subset": ("intl",), "full": METHODS}
     if options.only:
         parts = {options.only: parts[options.only]}

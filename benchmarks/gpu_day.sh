@@ -49,5 +49,8 @@ if [ "$step" = correctness ]; then
 else
     set -- "benchmarks/gpu_$step.py" --out "$OUT" "$@"
 fi
-timeout --signal INT --kill-after 15 530 "$PYTHON" "$@" 2>&1 | tee "$OUT/$step.log"
+{
+    nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader 2>/dev/null
+    timeout --signal INT --kill-after 15 530 "$PYTHON" "$@"
+} 2>&1 | tee "$OUT/$step.log"
 exit "${PIPESTATUS[0]}"

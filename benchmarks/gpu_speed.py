@@ -78,6 +78,7 @@ def jobs(out: Path) -> dict[str, Job]:
             words=("probe.py",),
             small=("probe.py", *("--train", "500", "--test", "100", "--width", "32", "--epochs", "2", "--turn", "1")),
         ),
+        "deterministic": steps(CIFAR, "precision=bf16,deterministic=true"),
         "cudnn-benchmark-off": steps(CIFAR, "precision=bf16", "--no-cudnn-benchmark"),
         "expandable-segments-off": steps(
             CIFAR, "precision=bf16", environment={"PYTORCH_ALLOC_CONF": "expandable_segments:False"}
@@ -113,8 +114,11 @@ def run(name: str, job: Job, options: argparse.Namespace) -> tuple[str, str | No
             wrong = f"ended after {limit:.0f} s"
         for stream in (printed, errors):
             stream.seek(0)
+        said = errors.read().strip().splitlines()
         if wrong == FAILED:
-            wrong += f": {(errors.read().strip().splitlines() or ['no word'])[-1][:300]}"
+            wrong += f": {(said or ['no word'])[-1][:300]}"
+        elif wrong is None:  # a step that is not taken as it should be is no measurement of it
+            wrong = "\n".join(line for line in said if ": not used here, " in line) or None
         return printed.read(), wrong
 
 

@@ -188,7 +188,8 @@ def measure(options: argparse.Namespace, settings: str) -> dict[str, Any]:
     device, small = options.device, options.small
     recipe = recipe_of(options.recipe, settings, device, small)
     gpu_timing.forget(device)
-    with distributed.start(device, fixed_shapes=not options.no_cudnn_benchmark) as process:
+    fixed_shapes = not options.no_cudnn_benchmark
+    with distributed.start(device, deterministic=recipe.deterministic, fixed_shapes=fixed_shapes) as process:
         training = train.build(recipe, process, 100 * recipe.batch_size)
         accelerate.apply(training)
         batches = batches_of(recipe, process.device, small)

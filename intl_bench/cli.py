@@ -55,7 +55,11 @@ def _parser() -> argparse.ArgumentParser:
 
     pretrain = add("pretrain", "train a backbone; the same command again resumes", _pretrain)
     pretrain.add_argument(
-        "words", nargs="*", metavar="CONFIG | key=value", help="a recipe (default: imagenet_r50_intl) and overrides"
+        "words",
+        nargs="*",
+        metavar="CONFIG | key=value",
+        help="a recipe (default: imagenet_r50_intl) and overrides; --dry-run lists all settings; for GPUs: "
+        "precision=bf16, graph=true, compile=true, deterministic=true (docs/gpu.md)",
     )
     pretrain.add_argument("--fresh", action="store_true", help="start over, discarding what the run's folder holds")
     pretrain.add_argument(

@@ -82,7 +82,7 @@ def cuda_graph(work: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]:
 
 
 class Recorded:
-    """The work of a step, recorded after `WARM_UP` ordinary ones: one launch instead of a thousand.
+    """The work of a step, recorded after `WARM_UP` ordinary ones: one launch instead of several hundred.
 
     A replay runs the same kernels on the same addresses. So views and labels are copied to where those of the recorded
     step were, and whatever else changes from step to step has to live in a tensor.
