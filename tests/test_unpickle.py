@@ -128,6 +128,21 @@ def test_bookkeeping_of_known_projects_is_carried_and_the_weights_read(write: An
     assert data["args"].state["lr"] == 0.1
 
 
+@pytest.mark.parametrize("module", ["pathlib", "pathlib._local"])  # as Python 3.13 calls it
+@pytest.mark.parametrize("kind", ["PosixPath", "PurePosixPath", "WindowsPath"])
+def test_paths_are_carried_whichever_python_wrote_them(module: str, kind: str, tmp_path: Path) -> None:
+    class Named:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return pathlib.PurePosixPath, ("data", "imagenet")
+
+    path = tmp_path / "checkpoint.pkl"
+    written = pickle.dumps({"state_dict": {k: v.numpy() for k, v in WEIGHTS.items()}, "path": Named()}, protocol=0)
+    ours = f"c{pathlib.PurePosixPath.__module__}\nPurePosixPath\n".encode()
+    assert ours in written
+    path.write_bytes(written.replace(ours, f"c{module}\n{kind}\n".encode()))
+    assert_weights(tensors(read(path).data["state_dict"]))
+
+
 @pytest.fixture
 def foreign(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, type], Any]:
     """Makes a class importable under a name, until the test ends."""

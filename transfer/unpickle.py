@@ -89,8 +89,11 @@ _KNOWN: dict[str, Any] = {
     "typing.Any": Inert,
     "torch.torch_version.TorchVersion": str,
     "__main__._ByolExperimentState": ByolState,
-    **{f"pathlib.{kind}": Inert for kind in ("Path", "PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")},
-    **{f"pathlib._local.{kind}": Inert for kind in ("Path", "PosixPath", "WindowsPath")},
+    **{
+        f"{module}.{kind}": Inert
+        for module in ("pathlib", "pathlib._local")  # the latter in files of Python 3.13
+        for kind in ("Path", "PosixPath", "WindowsPath", "PurePath", "PurePosixPath", "PureWindowsPath")
+    },
     **{f"datetime.{kind}": Inert for kind in ("date", "datetime", "timedelta")},
     **{f"builtins.{kind.__name__}": kind for kind in (bool, int, float, str, list, dict, tuple, set, complex)},
 }
