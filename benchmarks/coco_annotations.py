@@ -26,7 +26,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import orjson
 
-from transfer.detection import annotations, coco_annotations, image_sizes
+from transfer.detection.annotations import coco, image_sizes
+from transfer.detection.annotations.split import read_split
 from transfer.detection.config import DataConfig
 
 LISTING, PICTURES = Path("annotations/instances_train2017.json"), Path("train2017")
@@ -73,9 +74,9 @@ def main() -> None:
         if not root.exists():
             enlarge(options.source, root, options.images, options.objects)
         megabytes = (root / LISTING).stat().st_size / 1e6
-        whole, read = timed(lambda: annotations.read(DataConfig(root=str(root)), "train", masks=True))
+        whole, read = timed(lambda: read_split(DataConfig(root=str(root)), "train", masks=True))
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        everything = coco_annotations.read(root / LISTING, root / PICTURES, name="coco", masks=False, evaluated=False)
+        everything = coco.read(root / LISTING, root / PICTURES, name="coco", masks=False, evaluated=False)
         ids, names = everything.image_ids.tolist(), [name.decode() for name in everything.file_names]
         sizes = np.stack([everything.widths, everything.heights], 1)
         headers, _ = timed(lambda: image_sizes.check(root / LISTING, root / PICTURES, ids, names, sizes))

@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 from pycocotools import mask as rle
 
-from transfer.detection.evaluation import evaluate_coco
+from transfer.detection.evaluation.coco import evaluate_coco
 
 HEIGHT, WIDTH, CATEGORIES = 480, 640, 80
 

@@ -58,7 +58,7 @@ def measure(way: str, options: argparse.Namespace) -> dict[str, Any]:
     from intl_bench.core.memory import keep_freed_memory
     from pretrain.backbone import BackboneConfig, build_backbone
     from pretrain.checkpoint import Checkpoint, Origin
-    from pretrain.data import IMAGENET_NORMALIZATION, DataConfig, open_source
+    from pretrain.images.data import IMAGENET_NORMALIZATION, DataConfig, open_source
     from transfer.features import FOLDER, extract, fold_norms
 
     torch.manual_seed(0)

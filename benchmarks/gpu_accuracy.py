@@ -28,7 +28,7 @@ import numpy as np
 from gpu_step import SMALL
 
 from intl_bench.core.errors import PREEMPTED, InputError
-from pretrain.data import DataConfig, normalization, open_source
+from pretrain.images.data import DataConfig, normalization, open_source
 
 ROOT = Path(__file__).resolve().parents[1]
 SCORING = 60  # seconds that are kept for scoring a checkpoint

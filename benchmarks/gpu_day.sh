@@ -43,7 +43,7 @@ fi
 export PYTHONUNBUFFERED=1
 if [ "$step" = correctness ]; then
     # These files alone: others import what the machine may lack.
-    files=$(grep -l 'pytest.mark.gpu' tests/test_*.py)
+    files=$(grep -l 'pytest.mark.gpu' tests/*/test_*.py)
     # shellcheck disable=SC2086
     set -- -m pytest -m gpu -vv -rs --durations=10 --junitxml "$OUT/correctness.xml" $files
 else

@@ -26,8 +26,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import gpu_timing
 from gpu_step import recipe_of
 
-from pretrain import plan
-from pretrain.costs import Device
+from pretrain.dry_run import plan
+from pretrain.dry_run.costs import Device
 
 HERE = Path(__file__).resolve().parent
 CIFAR, TWO, SIX = "cifar10_r18_intl", "imagenet_r50_intl", "imagenet_r50_intl_multicrop_100ep"

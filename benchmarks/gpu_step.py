@@ -32,10 +32,10 @@ from torch.autograd import DeviceType
 
 from intl_bench.core import distributed
 from pretrain import accelerate, train
-from pretrain.data import ArraySource
-from pretrain.loader import Batch, training_batches
+from pretrain.images.data import ArraySource
+from pretrain.images.loader import Batch, training_batches
+from pretrain.images.views import augment
 from pretrain.recipe import Recipe, load_recipe
-from pretrain.views import augment
 
 TURNS = 3
 SMALL = [

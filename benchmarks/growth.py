@@ -26,8 +26,8 @@ from peak_memory import Rise
 
 from intl_bench.core import distributed
 from pretrain import train
-from pretrain.data import ArraySource
-from pretrain.loader import training_batches
+from pretrain.images.data import ArraySource
+from pretrain.images.loader import training_batches
 from pretrain.recipe import load_recipe
 
 RECIPES = {"cpu": "cifar10_small_intl", "cuda": "imagenet_r50_intl"}

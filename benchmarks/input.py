@@ -32,11 +32,11 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler
 from torchvision import transforms as v1
 from torchvision.transforms import v2
 
-from pretrain import decode, pack
-from pretrain.data import DataConfig, FileSource, normalization, open_source
-from pretrain.loader import Batch, training_batches
+from pretrain.images import decode, pack
+from pretrain.images.data import DataConfig, FileSource, normalization, open_source
+from pretrain.images.loader import Batch, training_batches
+from pretrain.images.views import PARAMETERS, ViewConfig, augment, draw_parameters
 from pretrain.recipe import load_recipe
-from pretrain.views import PARAMETERS, ViewConfig, augment, draw_parameters
 
 RECIPES = {"6 views": "imagenet_r50_intl_multicrop_100ep", "2 views": "imagenet_r50_intl"}
 MEAN, STD = normalization(DataConfig())

@@ -4,7 +4,7 @@
 
 Same weights and inputs, the same samples drawn. The difference is the largest over all tensors of a kind of
 max|ours - theirs| / max|theirs|; of masks it is 1 - the smallest intersection over union.
-tests/test_detection_parity.py asserts the same tolerances.
+tests/detection/test_detection_parity.py asserts the same tolerances.
 """
 
 import platform
@@ -12,7 +12,8 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "support"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "detection"))
 
 import detectron2
 import numpy as np
@@ -85,8 +86,9 @@ def main() -> None:
         "of a batch with an activation within rounding of 0 differs by up to 5e-3, for the ReLU's slope jumps there; "
         "the float32 column's batch has none.\n"
         "- ResNet-50: one COCO image at a quarter of its size, 8 regions, 80 classes.\n"
-        "- Resized sizes over a grid and whole training images are compared exactly in tests/test_detection_data.py, "
-        "the learning rate of every iteration of 1x, 2x and 24k to 1e-9 in tests/test_detectron2_engine.py.\n"
+        "- Resized sizes over a grid and whole training images are compared exactly in "
+        "tests/detection/test_detection_data.py, the learning rate of every iteration of 1x, 2x and 24k to 1e-9 in "
+        "tests/detection/test_detectron2_engine.py.\n"
         f"\nMeasured by `python benchmarks/parity.py` with Detectron2 {detectron2.__version__} (main), torch "
         f"{torch.__version__}, torchvision {torchvision.__version__}, NumPy {np.__version__}, Python "
         f"{platform.python_version()}, one thread of an {processor()}."

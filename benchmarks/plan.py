@@ -29,9 +29,10 @@ from torch.nn import functional as F
 from torchvision.models import resnet50
 
 from intl_bench.core.distributed import Process
-from pretrain import costs, plan, train
-from pretrain.data import open_source
-from pretrain.loader import training_batches
+from pretrain import train
+from pretrain.dry_run import costs, plan
+from pretrain.images.data import open_source
+from pretrain.images.loader import training_batches
 from pretrain.recipe import Recipe, load_recipe
 
 SMALL = ["data.kind=shapes", "data.name=shapes", "data.size=512", "workers=0"]

@@ -25,8 +25,8 @@ def work(options: argparse.Namespace) -> None:
 
     from intl_bench.core import distributed
     from pretrain import train
-    from pretrain.data import open_source
-    from pretrain.loader import training_batches
+    from pretrain.images.data import open_source
+    from pretrain.images.loader import training_batches
     from pretrain.recipe import load_recipe
 
     size = options.batch_size

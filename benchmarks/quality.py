@@ -24,8 +24,8 @@ from intl_bench import runs
 from intl_bench.core import distributed
 from intl_bench.core.seeding import permutation
 from pretrain import checkpoint, train
-from pretrain.data import ImageSource, normalization, open_source
-from pretrain.loader import training_batches
+from pretrain.images.data import ImageSource, normalization, open_source
+from pretrain.images.loader import training_batches
 from pretrain.recipe import Recipe, load_recipe
 
 

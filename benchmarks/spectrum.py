@@ -20,9 +20,9 @@ import torch
 
 from intl_bench.core.distributed import Process
 from pretrain import train
-from pretrain.data import open_source
+from pretrain.images.data import open_source
+from pretrain.images.loader import training_batches
 from pretrain.iternorm import iter_norm
-from pretrain.loader import training_batches
 from pretrain.recipe import load_recipe
 from pretrain.spectrum import summary
 

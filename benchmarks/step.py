@@ -31,8 +31,8 @@ from torch import nn
 
 from intl_bench.core import distributed
 from pretrain import train
-from pretrain.data import ArraySource
-from pretrain.loader import training_batches
+from pretrain.images.data import ArraySource
+from pretrain.images.loader import training_batches
 from pretrain.recipe import load_recipe
 
 warnings.filterwarnings("ignore")

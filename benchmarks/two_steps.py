@@ -20,8 +20,8 @@ import torch
 from intl_bench.core.datasets import PAPER
 from intl_bench.core.distributed import start
 from pretrain import methods, train
-from pretrain.data import open_source
-from pretrain.loader import training_batches
+from pretrain.images.data import open_source
+from pretrain.images.loader import training_batches
 from pretrain.recipe import load_recipe
 
 

@@ -190,10 +190,10 @@ def _pretrain(args: argparse.Namespace) -> int:
 
     name, overrides = _split(args.words, "CONFIG")
     recipe = recipes.load_recipe(name or "imagenet_r50_intl", overrides)
-    from intl_bench import launch
+    from intl_bench.launch import processes as launch
 
     if args.dry_run:
-        from pretrain import plan
+        from pretrain.dry_run import plan
 
         count = args.processes
         if count is None:  # as many as there would be
@@ -207,9 +207,9 @@ def _pretrain(args: argparse.Namespace) -> int:
     command = ["pretrain", *args.words] + ["--fresh"] * args.fresh + ["--debug"] * args.debug
     command += [] if args.processes is None else ["--processes", str(args.processes)]
     if args.slurm is not None:
-        from intl_bench import spread
+        from intl_bench.launch.seeds import on_cluster
 
-        spread.on_cluster({"pretrain": command}, args.slurm, Path("runs") / "jobs")
+        on_cluster({"pretrain": command}, args.slurm, Path("runs") / "jobs")
         return OK
     processes = launch.processes(args.processes, device=recipe.device, batch_size=recipe.batch_size)
     if processes > 1:
@@ -258,13 +258,13 @@ def _task(args: argparse.Namespace) -> None:
 
 def _spread(args: argparse.Namespace, words: Sequence[str], seeds: Sequence[int]) -> None:
     """Runs the same command for each seed, side by side or as jobs."""
-    from intl_bench import spread
+    from intl_bench.launch.seeds import in_parallel, on_cluster
 
     if args.slurm is None:
-        spread.in_parallel(words, seeds)
+        in_parallel(words, seeds)
     else:
         jobs = {f"seed {seed}": [*words, "--seeds", f"{seed},"] for seed in seeds}
-        spread.on_cluster(jobs, args.slurm, Path("runs") / "jobs")
+        on_cluster(jobs, args.slurm, Path("runs") / "jobs")
 
 
 def _one_seed(args: argparse.Namespace) -> list[str]:
@@ -322,21 +322,21 @@ def _convert(args: argparse.Namespace) -> None:
 
 
 def _pack(args: argparse.Namespace) -> None:
-    from pretrain import packing
+    from pretrain.images import pack_command
 
-    parts = packing.prepare(args.source, args.out)
+    parts = pack_command.prepare(args.source, args.out)
     if not args.dry_run:
-        packing.write(parts)
+        pack_command.write(parts)
     print("\n".join(map(str, parts)))
 
 
 def _spectrum(args: argparse.Namespace) -> None:
-    from intl_bench import spectra
+    from intl_bench.spectra import compare
 
     paths = [Path(word) for word in args.words if "=" not in word]
     overrides = [word for word in args.words if "=" in word]
     about = {"layout": args.layout, "images": args.images, "out": args.out, "format": args.format}
-    print(spectra.run(paths, overrides=overrides, **about), end="")
+    print(compare.run(paths, overrides=overrides, **about), end="")
 
 
 def _default_checkpoint() -> Path:
@@ -375,9 +375,9 @@ def _say(line: str, exit_code: int) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code, with one line on stderr where it is not 0."""
     args = _parse(arguments)
-    from intl_bench import launch
+    from intl_bench.launch import processes
 
-    launch.heed_parent()
+    processes.heed_parent()
     try:
         return args.run(args) or OK
     except KeyboardInterrupt:

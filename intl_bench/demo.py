@@ -8,7 +8,7 @@ from intl_bench.core.config import load
 from intl_bench.records import RecordStore, ResultRecord
 from pretrain import train
 from pretrain.recipe import load_recipe
-from transfer.detection import generated
+from transfer.detection.annotations import generated
 from transfer.detection.config import Config
 from transfer.features import RANDOM
 

@@ -16,7 +16,7 @@ from intl_bench.core.errors import InputError
 from intl_bench.core.identity import identity, same_protocol
 from pretrain import recipe as recipes
 from pretrain.checkpoint import Checkpoint, Origin, Preprocessing
-from pretrain.data import DataConfig
+from pretrain.images.data import DataConfig
 from transfer import TASKS
 
 # SimCLR's lists of ImageNet's images.

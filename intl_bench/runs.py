@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from intl_bench import machine, protocol
+from intl_bench import protocol, provenance
 from intl_bench.core import config as configs
 from intl_bench.core.distributed import is_main_process
 from intl_bench.core.errors import InputError
@@ -20,7 +20,7 @@ from intl_bench.core.locks import lock
 from intl_bench.records import RecordStore, ResultRecord
 from pretrain.backbone import BackboneConfig
 from pretrain.checkpoint import Checkpoint, Origin
-from pretrain.data import DataConfig
+from pretrain.images.data import DataConfig
 from pretrain.recipe import inherited_data
 from transfer import TASKS
 from transfer.convert import read
@@ -166,9 +166,9 @@ def _run_seed(
         weights_sha256=checkpoint.weights_sha256,
         checkpoint_sha256=checkpoint.sha256 or None,
         config=configs.to_dict(config),
-        code=machine.code(),
-        libraries=machine.libraries(),
-        hardware=machine.hardware(),
+        code=provenance.code(),
+        libraries=provenance.libraries(),
+        hardware=provenance.hardware(),
         wall_time_s=0.0,
         peak_memory_mib=0.0,
         created=now(),
@@ -197,7 +197,7 @@ def _run_seed(
             protocol=record.protocol | {key: outcome.details[key] for key in ("train_images", "test_images")},
             details={"checkpoint": str(checkpoint.path), "pretrain": checkpoint.details, **outcome.details},
             wall_time_s=round(time.perf_counter() - started, 2),
-            peak_memory_mib=round(machine.peak_memory_mib(), 1),
+            peak_memory_mib=round(provenance.peak_memory_mib(), 1),
             created=now(),
         )
         if is_main_process():

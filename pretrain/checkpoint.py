@@ -22,7 +22,7 @@ from intl_bench.core.errors import InputError, from_os_error
 from intl_bench.core.identity import identity
 from pretrain import recipe as recipes
 from pretrain.backbone import BackboneConfig
-from pretrain.data import DataConfig, normalization
+from pretrain.images.data import DataConfig, normalization
 from pretrain.recipe import Inputs, Recipe
 
 FORMAT = 2  # 1 did not note the training images' fingerprint
@@ -49,7 +49,7 @@ class Preprocessing:
 
     @classmethod
     def of(cls, data: DataConfig) -> "Preprocessing":
-        """That of a data set's images, as `pretrain.data.normalization` has it."""
+        """That of a data set's images, as `pretrain.images.data.normalization` has it."""
         mean, std = normalization(data)
         return cls(mean=mean, std=std)
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.autograd.function import once_differentiable
 
-from pretrain.batch import widened
+from pretrain.methods._shared import widened
 
 AXES = ("channel", "batch")
 VARIANTS = ("coupled", "paper")

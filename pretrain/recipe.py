@@ -13,9 +13,9 @@ from intl_bench.core.errors import InputError
 from intl_bench.core.identity import SCALES, runtime_only
 from pretrain import methods, optim
 from pretrain.backbone import BackboneConfig
-from pretrain.data import DataConfig, normalization
+from pretrain.images.data import DataConfig, normalization
+from pretrain.images.views import ViewConfig
 from pretrain.projector import ProjectorConfig
-from pretrain.views import ViewConfig
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 PUBLISHED = ("paper", "adapted")  # scales that only a packaged recipe has
@@ -119,7 +119,8 @@ class Inputs:
     """What a run reads beside its recipe.
 
     Attributes:
-        data: `pretrain.fingerprint.fingerprint` of the training images; None where an earlier version did not note it.
+        data: `pretrain.images.fingerprint.fingerprint` of the training images; None where an earlier version did not
+            note it.
         initial_weights: SHA-256 of the weights of `Recipe.init`; None for a run that starts at random.
         extends: digest of the pre-training that they are of, where it had the same seed: so seeds that were extended
             each from its own stay seeds of one training.

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import torch
 
-from pretrain.batch import widened
+from pretrain.methods._shared import widened
 
 # Ranks of the fit of the power-law exponent, and its weights 1 / rank, are those of the authors' code (see `alpha`).
 FIRST_RANK, LAST_RANK = 4, 100

@@ -28,16 +28,16 @@ from intl_bench.core.seeding import torch_seed
 from intl_bench.core.signals import StopRequest
 from pretrain import accelerate, checkpoint, methods, warm_start, watch
 from pretrain.backbone import Backbone
-from pretrain.data import ImageSource, normalization, open_source
-from pretrain.fingerprint import fingerprint
-from pretrain.loader import Batch, steps_per_epoch, training_batches
+from pretrain.images.data import ImageSource, normalization, open_source
+from pretrain.images.fingerprint import fingerprint
+from pretrain.images.loader import Batch, steps_per_epoch, training_batches
+from pretrain.images.views import augment
 from pretrain.optim import build_optimizer, group_lr, set_lr
-from pretrain.reading import Reading
 from pretrain.recipe import Inputs, Recipe, check_same_run, from_dict
 from pretrain.schedules import warmup_cosine
+from pretrain.step_metrics import Reading
 from pretrain.sync_batch_norm import synchronize
 from pretrain.train_log import Log
-from pretrain.views import augment
 
 _OTHERWISE = "give this run a name of its own with name=..."
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}

@@ -7,7 +7,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from intl_bench.core import files
 from intl_bench.core.progress import Progress
-from pretrain.reading import Reading
+from pretrain.step_metrics import Reading
 
 if typing.TYPE_CHECKING:
     from pretrain.train import Training

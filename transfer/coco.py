@@ -8,9 +8,9 @@ from typing import Any
 
 from pretrain.checkpoint import Checkpoint
 from transfer.detection import task
-from transfer.detection.annotations import Annotations
+from transfer.detection.annotations.objects import Annotations
 from transfer.detection.config import Config
-from transfer.detection.evaluation import evaluate_coco
+from transfer.detection.evaluation.coco import evaluate_coco
 from transfer.outcome import Outcome
 
 __all__ = ["DEFAULT", "SEEDED", "Config", "evaluate_coco", "fingerprints", "from_checkpoint", "protocol", "run"]

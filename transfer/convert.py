@@ -1,7 +1,7 @@
 """Checkpoints of others to and from the canonical backbone: torchvision's names, float32, no classifier.
 
-`load_backbone` and `read` take any layout of `transfer.layouts`; `convert` writes for Detectron2, torchvision, timm, or
-as safetensors, and checks the written file by reading it back through the inverse of its names.
+`load_backbone` and `read` take any layout of `transfer.formats.layouts`; `convert` writes for Detectron2,
+torchvision, timm, or as safetensors, and checks the written file by reading it back through the inverse of its names.
 """
 
 import dataclasses
@@ -23,11 +23,11 @@ from intl_bench.core.errors import BenchError, InputError
 from pretrain import checkpoint as checkpoints
 from pretrain.backbone import Backbone, BackboneConfig
 from pretrain.checkpoint import Checkpoint, Origin, Preprocessing, export_backbone
-from pretrain.data import DataConfig
-from transfer import unpickle
-from transfer.layout_names import DETECTRON2, TORCHVISION, Names, names
-from transfer.layouts import LAYOUTS, Layout
-from transfer.recognise import Extracted, Found, extract, find
+from pretrain.images.data import DataConfig
+from transfer.formats import safe_load
+from transfer.formats.layouts import LAYOUTS, Layout
+from transfer.formats.match import Extracted, Found, extract, find
+from transfer.formats.names import DETECTRON2, TORCHVISION, Names, names
 
 TARGETS = ("detectron2", "torchvision", "timm", "safetensors")
 _TOLERANCE = 1e-6
@@ -100,7 +100,7 @@ def load_backbone(path: str | Path, source: str = "auto") -> dict[str, torch.Ten
     Raises:
         InputError: unreadable, no backbone, several that nothing tells apart, or a tensor missing, extra or misshapen.
     """
-    loaded = _interpret(unpickle.read(Path(path)), source)
+    loaded = _interpret(safe_load.read(Path(path)), source)
     _warn(loaded)
     return loaded.extracted.state
 
@@ -111,11 +111,11 @@ def read(path: str | Path, source: str = "auto") -> Checkpoint:
     Raises:
         InputError: as `load_backbone`, and where our backbone would compute something else with these weights.
     """
-    return interpret(unpickle.read(Path(path)), source)
+    return interpret(safe_load.read(Path(path)), source)
 
 
-def interpret(content: unpickle.Content, source: str = "auto") -> Checkpoint:
-    """`read` for a file that `transfer.unpickle.read` has read."""
+def interpret(content: safe_load.Content, source: str = "auto") -> Checkpoint:
+    """`read` for a file that `transfer.formats.safe_load.read` has read."""
     loaded, path = _interpret(content, source), content.path
     if loaded.bottleneck_stride:
         raise InputError(
@@ -176,7 +176,7 @@ def convert(path: str | Path, out: str | Path, to: str, source: str = "auto") ->
         raise InputError(f"--to {to}: expected one of {', '.join(TARGETS)}")
     if out.is_dir() or (out.exists() and out.samefile(path)):
         raise InputError(f"cannot write {out}: it is {'a folder' if out.is_dir() else 'the source itself'}")
-    loaded = _interpret(unpickle.read(path), source)
+    loaded = _interpret(safe_load.read(path), source)
     about, state, stem = loaded.about, loaded.extracted.state, loaded.checkpoint.architecture.stem
     if to != "safetensors" and stem != "imagenet":
         raise InputError(
@@ -197,7 +197,7 @@ def convert(path: str | Path, out: str | Path, to: str, source: str = "auto") ->
                 content["model"] = {name: tensor.numpy() for name, tensor in model.items()}
         write = pickle.dump if out.suffix == ".pkl" and to == "detectron2" else torch.save
         files.write_digested(out, lambda stream: write(content, stream))
-    written = unpickle.read(out)
+    written = safe_load.read(out)
     difference, against = _difference(loaded, written, to)
     if not difference <= _TOLERANCE:
         raise BenchError(
@@ -217,7 +217,7 @@ def convert(path: str | Path, out: str | Path, to: str, source: str = "auto") ->
     return Conversion(lines=lines, about=about, left_aside=loaded.extracted.left_aside, difference=difference)
 
 
-def _interpret(content: unpickle.Content, source: str) -> _Loaded:
+def _interpret(content: safe_load.Content, source: str) -> _Loaded:
     path = content.path
     found = find(content, source)
     extracted = extract(found, path)
@@ -237,7 +237,7 @@ def _interpret(content: unpickle.Content, source: str) -> _Loaded:
     return _Loaded(found=found, extracted=extracted, checkpoint=checkpoint, facts=facts, note=note)
 
 
-def _foreign(content: unpickle.Content, found: Found, extracted: Extracted) -> Checkpoint:
+def _foreign(content: safe_load.Content, found: Found, extracted: Extracted) -> Checkpoint:
     layout, small = found.layout, extracted.kernel != 7
     look = layout.preprocessing
     return Checkpoint(
@@ -283,7 +283,7 @@ def _facts(layout: Layout, extracted: Extracted) -> dict[str, Any]:
     return facts
 
 
-def _stored(content: unpickle.Content) -> dict[str, Any] | None:
+def _stored(content: safe_load.Content) -> dict[str, Any] | None:
     """What `convert` or `intl-bench pretrain` stored about a backbone: in its header, or in the file beside it."""
     beside = content.path.with_name(f"{content.path.name}.json")
     try:
@@ -349,7 +349,7 @@ def _detectron2_settings(loaded: _Loaded) -> str:
     )
 
 
-def _difference(loaded: _Loaded, written: unpickle.Content, to: str) -> tuple[float, str]:
+def _difference(loaded: _Loaded, written: safe_load.Content, to: str) -> tuple[float, str]:
     """How far features from the written file are from the source's, and by which networks that was found."""
     architecture = loaded.extracted.architecture
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -359,8 +359,8 @@ def _difference(loaded: _Loaded, written: unpickle.Content, to: str) -> tuple[fl
     differences = [(features(back) - expected).abs().max() / expected.abs().max()]
     against = "read back through the inverse names"
     if to == "detectron2" and architecture in _DEPTHS and importlib.util.find_spec("detectron2") is not None:
-        detectron2 = importlib.import_module("transfer.detection.detectron2")
-        state = unpickle.tensors(written.data["model"])
+        detectron2 = importlib.import_module("transfer.detection.engines.detectron2")
+        state = safe_load.tensors(written.data["model"])
         theirs = detectron2.backbone_features(state, images, _DEPTHS[architecture])
         differences.append((theirs - expected).abs().max() / expected.abs().max())
         against += ", and Detectron2's own ResNet"

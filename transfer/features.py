@@ -21,11 +21,12 @@ from intl_bench.core.identity import digest, identity
 from intl_bench.core.progress import Progress
 from intl_bench.core.seeding import torch_seed
 from pretrain import backbone as backbones
+from pretrain import images as image_files
 from pretrain.backbone import Backbone
 from pretrain.checkpoint import Checkpoint, Origin
-from pretrain.data import ArraySource, ImageSource, normalization, open_source
-from pretrain.fingerprint import fingerprint
-from pretrain.loader import evaluation_batches
+from pretrain.images.data import ArraySource, ImageSource, normalization, open_source
+from pretrain.images.fingerprint import fingerprint
+from pretrain.images.loader import evaluation_batches
 from transfer.precision import DEFAULT, autocast
 
 FOLDER = Path("runs") / "features"
@@ -37,9 +38,10 @@ _GATHERED = 2**14  # rows of each process that go round at once
 _CODE = [
     Path(__file__),
     Path(__file__).with_name("precision.py"),
+    Path(backbones.__file__),
     *(
-        Path(backbones.__file__).with_name(f"{name}.py")
-        for name in ("backbone", "crops", "data", "decode", "loader", "pack", "views")
+        Path(image_files.__file__).with_name(f"{name}.py")
+        for name in ("crops", "data", "decode", "loader", "pack", "views")
     ),
 ]
 
@@ -103,7 +105,7 @@ def from_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def fingerprints(config: Any) -> dict[str, str]:
-    """`pretrain.fingerprint.fingerprint` of the training and of the test images of `config.data`."""
+    """`pretrain.images.fingerprint.fingerprint` of the training and of the test images of `config.data`."""
     return {split: fingerprint(open_source(config.data, split)) for split in ("train", "test")}
 
 
@@ -152,7 +154,7 @@ def extract(
 
     Args:
         normalization: mean and standard deviation per channel, for pixels in 0..1.
-        resize, crop: as for `pretrain.loader.evaluation_batches`.
+        resize, crop: as for `pretrain.images.loader.evaluation_batches`.
         precision: of the backbone's forward pass, one of `transfer.precision.PRECISIONS`.
 
     Raises:

@@ -11,12 +11,12 @@ import numpy as np
 from intl_bench.core.errors import InputError
 from intl_bench.core.identity import every_value_published, runtime_only
 from pretrain.checkpoint import Checkpoint
-from pretrain.data import DataConfig, FileSource, normalization, open_source
-from pretrain.fingerprint import fingerprint
+from pretrain.images.data import DataConfig, FileSource, normalization, open_source
+from pretrain.images.fingerprint import fingerprint
 from transfer import precision as precisions
 from transfer.features import from_checkpoint
 from transfer.outcome import Outcome, describe_normalization
-from transfer.supervised import Settings, train_classifier
+from transfer.sgd_classifier import Settings, train_classifier
 
 __all__ = [
     "PROCESSES_MATTER",
@@ -141,7 +141,7 @@ def run(checkpoint: Checkpoint, config: Config, seed: int, *, folder: Path) -> O
 
 
 def fingerprints(config: Config) -> dict[str, str]:
-    """`pretrain.fingerprint.fingerprint` of the listed training images and of the test images.
+    """`pretrain.images.fingerprint.fingerprint` of the listed training images and of the test images.
 
     Raises:
         InputError: as `run`, for the images and the list.

@@ -19,7 +19,7 @@ from intl_bench.core.copies import fetch, send
 from intl_bench.core.errors import InputError
 from intl_bench.core.identity import runtime_only
 from pretrain.checkpoint import Checkpoint
-from pretrain.data import DataConfig
+from pretrain.images.data import DataConfig
 from transfer import precision as precisions
 from transfer.features import extract_both, fingerprints, from_checkpoint
 from transfer.outcome import Outcome, describe_normalization

@@ -1,7 +1,7 @@
 """Linear evaluation: a linear classifier on the features of a frozen backbone.
 
 Two protocols. Without augmentation (CIFAR, and any small data set): features are computed once, Adam trains on them
-(`transfer.probe`). With it (ImageNet): every epoch sees new crops, SGD trains on them (`transfer.supervised`).
+(`transfer.probe`). With it (ImageNet): every epoch sees new crops, SGD trains on them (`transfer.sgd_classifier`).
 """
 
 import dataclasses
@@ -11,12 +11,12 @@ from typing import Any
 from intl_bench.core import distributed
 from intl_bench.core.identity import runtime_only
 from pretrain.checkpoint import Checkpoint
-from pretrain.data import DataConfig, normalization, open_source
+from pretrain.images.data import DataConfig, normalization, open_source
 from transfer import precision as precisions
 from transfer.features import extract_both, fingerprints, from_checkpoint
 from transfer.outcome import Outcome, describe_normalization, last_and_best
 from transfer.probe import train_probe
-from transfer.supervised import Settings, train_classifier
+from transfer.sgd_classifier import Settings, train_classifier
 
 __all__ = ["SEEDED", "Config", "fingerprints", "from_checkpoint", "protocol", "run"]
 

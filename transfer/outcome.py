@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from pretrain.data import DataConfig, normalization
+from pretrain.images.data import DataConfig, normalization
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -5,9 +5,9 @@ from typing import Any
 
 from pretrain.checkpoint import Checkpoint
 from transfer.detection import task
-from transfer.detection.annotations import Annotations
+from transfer.detection.annotations.objects import Annotations
 from transfer.detection.config import Config
-from transfer.detection.voc_evaluation import evaluate_voc
+from transfer.detection.evaluation.voc import evaluate_voc
 from transfer.outcome import Outcome
 
 __all__ = ["DEFAULT", "SEEDED", "Config", "fingerprints", "from_checkpoint", "protocol", "run"]

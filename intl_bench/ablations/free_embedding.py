@@ -20,11 +20,11 @@ import torch
 
 from intl_bench.core.files import write_stream, write_text
 from intl_bench.core.seeding import generator, torch_seed
-from pretrain.baselines import lightly
+from pretrain.methods._lightly import lightly
 from pretrain.methods.intl import INTLLoss
 from pretrain.methods.spectral import spectral_transform
 from pretrain.spectrum import condition_number, eigenvalues
-from pretrain.whitening import cosine_distance
+from pretrain.whiten.hard_whitening import cosine_distance
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 

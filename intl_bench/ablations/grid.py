@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from intl_bench import machine, protocol, runs, spectra, tables
+from intl_bench import protocol, provenance, runs, tables
 from intl_bench.ablations.cells import EXPERIMENTS, Ablation, recipes
 from intl_bench.ablations.figures import FIGURES, Point
 from intl_bench.core import config as configs
@@ -21,12 +21,14 @@ from intl_bench.core.distributed import Process
 from intl_bench.core.errors import DivergedError, InputError
 from intl_bench.core.identity import digest
 from intl_bench.records import RecordStore, ResultRecord
+from intl_bench.spectra import compare
+from intl_bench.spectra.measure import measure_run
 from intl_bench.tables.ablation import TASK
 from pretrain import checkpoint as checkpoints
-from pretrain import diagnose, methods, train
+from pretrain import methods, train
 from pretrain.checkpoint import Checkpoint, Origin, Preprocessing
-from pretrain.data import open_source
-from pretrain.fingerprint import fingerprint
+from pretrain.images.data import open_source
+from pretrain.images.fingerprint import fingerprint
 from pretrain.recipe import Inputs, Recipe
 
 
@@ -139,7 +141,7 @@ def _run_cell(recipe: Recipe, tasks: Sequence[str], store: RecordStore, results:
         again = fresh or before is None
         for task in tasks:
             runs.run(runs.Plan(task=task, checkpoint=trained, seeds=[recipe.seed], results=results, fresh=again))
-        metrics, details = spectra.record_values(diagnose.measure(path, state))
+        metrics, details = compare.record_values(measure_run(path, state))
         details |= {"weights_sha256": trained.weights_sha256}
         record = _record(trained, {"diverged": 0.0, **metrics}, details)
     store.replace(record)
@@ -189,10 +191,10 @@ def _record(checkpoint: Checkpoint, metrics: dict[str, float], details: dict[str
         weights_sha256=None,  # the same cell of another machine is the same cell
         checkpoint_sha256=checkpoint.sha256 or None,
         config=configs.to_dict(recipe),
-        code=machine.code(),
-        libraries=machine.libraries(),
-        hardware=machine.hardware(),
+        code=provenance.code(),
+        libraries=provenance.libraries(),
+        hardware=provenance.hardware(),
         wall_time_s=checkpoint.details.get("seconds", 0.0),
-        peak_memory_mib=round(machine.peak_memory_mib(), 1),
+        peak_memory_mib=round(provenance.peak_memory_mib(), 1),
         created=runs.now(),
     )

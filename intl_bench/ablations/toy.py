@@ -20,7 +20,7 @@ from intl_bench.core import files
 from intl_bench.core.seeding import generator, torch_seed
 from pretrain.methods.spectral import spectral_transform
 from pretrain.spectrum import eigenvalues
-from pretrain.whitening import cosine_distance
+from pretrain.whiten.hard_whitening import cosine_distance
 
 POWERS = (0.0, 0.25, 0.4, 0.45, 0.5, 0.55, 0.6, 0.75, 1.0, 1.5)
 SEEDS = (0, 1, 2)

@@ -80,8 +80,8 @@ class Method(Protocol):
 
 
 def names() -> list[str]:
-    """The methods there are."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+    """The names of the methods, in order; a file that begins with _ is no method."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
 
 
 def find(name: str) -> ModuleType:

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from intl_bench.core.distributed import gather
-from pretrain.baselines import lightly
-from pretrain.batch import pairs_mean, widened
 from pretrain.methods import Setup
+from pretrain.methods._lightly import lightly
+from pretrain.methods._shared import pairs_mean, widened
 
 DISPLAY = "Barlow Twins"
 

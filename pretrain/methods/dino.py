@@ -12,9 +12,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from pretrain.baselines import lightly
-from pretrain.batch import move_average, widened
 from pretrain.methods import Setup
+from pretrain.methods._lightly import lightly
+from pretrain.methods._shared import move_average, widened
 from pretrain.schedules import cosine_momentum
 
 DISPLAY = "DINO"

@@ -10,12 +10,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from intl_bench.core.distributed import gather, world_size
-from pretrain.batch import move_average
-from pretrain.gram import gram_products
 from pretrain.iternorm import AXES, VARIANTS, Whitening, center, covariance, iter_norm, require_embedding, whiten
 from pretrain.methods import Setup
+from pretrain.methods._shared import move_average
 from pretrain.schedules import cosine_momentum
-from pretrain.whitening import require_batch
+from pretrain.whiten.gram import gram_products
+from pretrain.whiten.hard_whitening import require_batch
 
 DISPLAY = "INTL"
 

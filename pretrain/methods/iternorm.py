@@ -7,7 +7,7 @@ import torch
 
 from pretrain.methods import Setup, intl
 from pretrain.methods.intl import INTL, require_samples
-from pretrain.whitening import require_batch
+from pretrain.whiten.hard_whitening import require_batch
 
 DISPLAY = "IterNorm"
 

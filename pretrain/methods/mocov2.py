@@ -10,9 +10,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from intl_bench.core.distributed import gather
-from pretrain.baselines import lightly
-from pretrain.batch import move_average, require_queue, widened
 from pretrain.methods import Setup
+from pretrain.methods._lightly import lightly
+from pretrain.methods._shared import move_average, require_queue, widened
 from pretrain.schedules import cosine_momentum
 
 DISPLAY = "MoCo v2"

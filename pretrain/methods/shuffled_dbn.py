@@ -10,9 +10,17 @@ from torch import nn
 from intl_bench.core.copies import send
 from intl_bench.core.distributed import gather
 from intl_bench.core.seeding import torch_seed
-from pretrain.batch import pairs_mean, widened
 from pretrain.methods import Setup
-from pretrain.whitening import grouped, matrix_function, power, require_batch, require_groups, shuffled, ungrouped
+from pretrain.methods._shared import pairs_mean, widened
+from pretrain.whiten.hard_whitening import (
+    grouped,
+    matrix_function,
+    power,
+    require_batch,
+    require_groups,
+    shuffled,
+    ungrouped,
+)
 
 DISPLAY = "Shuffled-DBN"
 

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from pretrain.baselines import lightly
-from pretrain.batch import widened
 from pretrain.methods import Setup
+from pretrain.methods._lightly import lightly
+from pretrain.methods._shared import widened
 
 DISPLAY = "SimSiam"
 

@@ -11,10 +11,18 @@ import torch
 from torch import nn
 
 from intl_bench.core.distributed import gather
-from pretrain.batch import widened
 from pretrain.iternorm import AXES
 from pretrain.methods import Setup
-from pretrain.whitening import FLOOR, Function, cosine_distance, matrix_function, power, require_batch, require_width
+from pretrain.methods._shared import widened
+from pretrain.whiten.hard_whitening import (
+    FLOOR,
+    Function,
+    cosine_distance,
+    matrix_function,
+    power,
+    require_batch,
+    require_width,
+)
 
 DISPLAY = "Spectral"
 

@@ -10,9 +10,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from intl_bench.core.distributed import gather, world_size
-from pretrain.baselines import lightly
-from pretrain.batch import require_queue, widened
 from pretrain.methods import Setup
+from pretrain.methods._lightly import lightly
+from pretrain.methods._shared import require_queue, widened
 
 DISPLAY = "SwAV"
 ASSIGNED = 2  # views that are assigned to prototypes, the first ones; further ones (multi-crop) only predict

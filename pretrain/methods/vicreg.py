@@ -8,8 +8,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from intl_bench.core.distributed import gather
-from pretrain.batch import pairs_mean, widened
 from pretrain.methods import Setup
+from pretrain.methods._shared import pairs_mean, widened
 
 DISPLAY = "VICReg"
 _EPSILON = 1e-4  # of Eqn. 2, added to variances

@@ -9,9 +9,9 @@ from torch import nn
 from intl_bench.core.copies import send
 from intl_bench.core.distributed import gather
 from intl_bench.core.seeding import torch_seed
-from pretrain.batch import pairs_mean, widened
 from pretrain.methods import Setup
-from pretrain.whitening import cholesky_whiten, cosine_distance, require_batch, require_parts, require_width
+from pretrain.methods._shared import pairs_mean, widened
+from pretrain.whiten.hard_whitening import cholesky_whiten, cosine_distance, require_batch, require_parts, require_width
 
 DISPLAY = "W-MSE"
 

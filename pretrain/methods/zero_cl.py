@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from intl_bench.core.distributed import gather
-from pretrain.batch import pairs_mean, widened
 from pretrain.methods import Setup
-from pretrain.whitening import matrix_function, require_batch
+from pretrain.methods._shared import pairs_mean, widened
+from pretrain.whiten.hard_whitening import matrix_function, require_batch
 
 DISPLAY = "Zero-CL"
 

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from intl_bench.core.errors import InputError
 from intl_bench.core.seeding import generator, permutation
-from pretrain.loader import iterate
+from pretrain.images.loader import iterate
 from transfer.detection import transforms
-from transfer.detection.objects import Annotations
+from transfer.detection.annotations.objects import Annotations
 from transfer.detection.structures import Image, Mask, Target
 
 

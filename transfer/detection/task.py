@@ -18,13 +18,13 @@ from intl_bench.core.identity import identity
 from intl_bench.core.signals import StopRequest
 from pretrain.backbone import ARCHITECTURES
 from pretrain.checkpoint import Checkpoint
-from pretrain.data import IMAGENET_NORMALIZATION
+from pretrain.images.data import IMAGENET_NORMALIZATION
 from transfer.convert import to_detectron2
-from transfer.detection import annotations
-from transfer.detection.annotations import Annotations
+from transfer.detection.annotations.objects import Annotations
+from transfer.detection.annotations.split import read_split
 from transfer.detection.config import Config, DataConfig, ModelConfig
-from transfer.detection.evaluation import import_evaluator
-from transfer.detection.visualize import draw_worst
+from transfer.detection.evaluation.coco import import_evaluator
+from transfer.detection.evaluation.visualize import draw_worst
 from transfer.outcome import Outcome
 
 Result = dict[str, Any]
@@ -66,7 +66,7 @@ def _read(config: Config, split: str) -> Annotations:
 
 @functools.lru_cache(maxsize=2)
 def _read_once(data: DataConfig, split: str, masks: bool, root: Path, state: tuple[Any, ...]) -> Annotations:
-    return annotations.read(data, split, masks=masks)
+    return read_split(data, split, masks=masks)
 
 
 def protocol(config: Config) -> dict[str, Any]:
@@ -165,9 +165,9 @@ def run(
 
 def _engine(name: str) -> ModuleType:
     if name == "detectron2":
-        from transfer.detection import detectron2
+        from transfer.detection.engines import detectron2
 
         return detectron2
-    from transfer.detection import train
+    from transfer.detection.engines import builtin
 
-    return train
+    return builtin

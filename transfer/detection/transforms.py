@@ -13,7 +13,7 @@ from torch import Tensor
 
 from intl_bench.core.errors import InputError, from_os_error
 from transfer.detection import rle
-from transfer.detection.objects import Annotations
+from transfer.detection.annotations.objects import Annotations
 from transfer.detection.structures import Mask, Target
 
 _SMALLEST_SIDE = 1e-5  # of a box in the resized image; a smaller one is empty

@@ -1,0 +1,1 @@
+"""Spectra of checkpoints: measured, compared, plotted and stored in records."""

@@ -1,0 +1,339 @@
+"""What a recipe will cost, before anything is computed or written: `intl-bench pretrain --dry-run`.
+
+Parameters, FLOPs, memory and the checkpoint's size are counted. Hours on a GPU are estimated by a model
+(`costs.step_seconds`) whose errors against measurements are printed beside them.
+"""
+
+import copy
+import dataclasses
+import io
+import logging
+import textwrap
+import warnings
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_map_only
+
+from intl_bench.core.datasets import PAPER
+from intl_bench.core.distributed import Process
+from intl_bench.core.errors import BenchError, InputError
+from pretrain import train
+from pretrain.dry_run import costs
+from pretrain.dry_run.costs import Cost, Device
+from pretrain.images.data import DataConfig, open_source
+from pretrain.methods.intl import INTLLoss
+from pretrain.recipe import Recipe
+
+_MODEL = (
+    "The estimate is a model, not a measurement: an operation takes as long as its arithmetic at "
+    f"{costs.PRODUCT_SHARE:.0%} or its memory traffic at {costs.MEMORY_SHARE:.0%} of the data sheet's dense rate, "
+    "whichever is longer (float32: TF32 for convolutions alone), all of them at least 10 us each; the gradients' "
+    "all-reduce comes on top. It leaves out augmentation, and waiting for data: loaders have to deliver these img/s. "
+    "The roofline is the same at the full rates of the data sheet, without the starts and the all-reduce."
+)
+# As benchmarks/plan.py found them.
+_ERRORS = (
+    "Its errors: predicted img/s of small runs on two CPU cores whose rates were measured (no GPU was at hand) -17% to "
+    "-1%, but +64% where 16 images meet a projector of 151 M parameters; predicted peak memory there -3% to -1%. "
+    "Against img/s that NVIDIA published for a supervised ResNet-50 on one A100: +1% in mixed precision, from which "
+    "the two shares were chosen, and +34% in TF32."
+)
+_RESERVED = 2**30  # bytes of a GPU that CUDA, its libraries and the gaps between tensors take
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """The time of a run on as many devices of one kind as there are processes, by `costs.step_seconds`.
+
+    Attributes:
+        step: seconds of a step.
+        roofline: seconds of the same operations at the device's full rates, see `costs.roofline_seconds`.
+        images_per_second: over all processes; what the data loaders have to deliver.
+        hours: of all epochs; None where the number of images is not known.
+        fits: whether the device's memory is enough.
+    """
+
+    device: Device
+    step: float
+    roofline: float
+    images_per_second: float
+    hours: float | None
+    fits: bool
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a run will cost.
+
+    Attributes:
+        processes: that share a batch.
+        images: of an epoch; None where they are not known.
+        images_from: where that number is from.
+        steps_per_epoch: None where the number of images is not known.
+        parameters: of the "backbone", the "projector" (and whatever other heads), all that is "trained", and the
+            momentum "target" (0: none).
+        view_flops: of the forward pass of one view of one image, by its size; a multiply-add counts as two.
+        forward_flops: of all views of one image, the loss aside.
+        loss_flops: of the loss and its gradient, an image's part; None where they are not told apart.
+        flops: of an image in all: three forward passes for a trained view, one for a target's, and the loss. Of a
+            method other than INTL: counted, operation by operation.
+        memory: bytes of one process, by part; the peak is their sum.
+        checkpoint: bytes of the file.
+    """
+
+    recipe: Recipe
+    processes: int
+    images: int | None
+    images_from: str
+    steps_per_epoch: int | None
+    parameters: dict[str, int]
+    view_flops: dict[int, int]
+    forward_flops: int
+    loss_flops: int | None
+    flops: int
+    memory: dict[str, int]
+    checkpoint: int
+    estimates: tuple[Estimate, ...]
+
+    @property
+    def peak(self) -> int:
+        return sum(self.memory.values())
+
+    @property
+    def total_steps(self) -> int | None:
+        return None if self.steps_per_epoch is None else self.steps_per_epoch * self.recipe.epochs
+
+
+def make_plan(recipe: Recipe, *, processes: int = 1, devices: Sequence[Device] = costs.GPUS) -> Plan:
+    """What a run of `recipe` by so many processes, each with a device of its own, will cost.
+
+    Raises:
+        InputError: the batch does not fit the data set, the method or the number of processes.
+    """
+    if processes < 1 or recipe.batch_size % processes:
+        raise InputError(
+            f"batch_size={recipe.batch_size}: cannot be shared out evenly among {processes} processes; "
+            f"set batch_size to a multiple of their number, or plan for a divisor of {recipe.batch_size}"
+        )
+    images, classes, images_from = _images(recipe.data)
+    meta = torch.device("meta")
+    with meta:
+        training = train.build(recipe, Process(rank=0, world_size=1, device=meta), images or recipe.batch_size, classes)
+    method, steps = training.method, training.steps_per_epoch if images else None
+    checkpoint = _file_bytes({"format": 1, **training.state()})
+    trained = [parameter for parameter in method.parameters() if parameter.requires_grad]
+    target = [parameter for parameter in method.parameters() if not parameter.requires_grad]
+    backbone = sum(parameter.numel() for parameter in method.backbone.parameters())
+    view_flops = _forward_flops(method, recipe)
+    forward = [view_flops[view.size] for view in recipe.views]
+    persistent = {
+        "weights": _bytes(trained) + _bytes(method.buffers()),
+        "momentum target": _bytes(target),
+        "gradients": _bytes(trained),
+        "momentum": _bytes(value for state in training.optimizer.state.values() for value in state.values()),
+    }
+    cost, loss = _count_step(training, processes)  # takes the tensors away
+    share = recipe.batch_size // processes
+    memory = persistent | {
+        "pictures": sum(share * 3 * view.size**2 * 4 for view in recipe.views),
+        "activations": cost.saved - (loss.saved if loss else 0),
+        "loss": loss.saved if loss else 0,
+        # What the backward pass needs at its worst moment beyond what the forward pass leaves. While that lasts the
+        # gradients of the step before are there; the counted peak holds the new ones as far as they were made.
+        "temporary": max(0, cost.peak - cost.saved - persistent["gradients"]),
+    }
+
+    def estimate(device: Device) -> Estimate:
+        passes = {"trained": persistent["gradients"], "target": persistent["momentum target"]}
+        step = costs.step_seconds(cost, device, **passes, processes=processes)
+        return Estimate(
+            device=device,
+            step=step,
+            roofline=costs.roofline_seconds(cost, device, **passes),
+            images_per_second=recipe.batch_size / step,
+            hours=steps * recipe.epochs * step / 3600 if steps else None,
+            fits=sum(memory.values()) + _RESERVED <= device.memory,
+        )
+
+    loss_flops = loss.flops // recipe.batch_size if loss else None
+    passes = [1 if target and number == 0 else 3 for number in range(len(forward))]
+    return Plan(
+        recipe=recipe,
+        processes=processes,
+        images=images,
+        images_from=images_from,
+        steps_per_epoch=steps,
+        parameters={
+            "backbone": backbone,
+            "projector": sum(parameter.numel() for parameter in trained) - backbone,
+            "trained": sum(parameter.numel() for parameter in trained),
+            "target": sum(parameter.numel() for parameter in target),
+        },
+        view_flops=view_flops,
+        forward_flops=sum(forward),
+        loss_flops=loss_flops,
+        flops=cost.flops // share
+        if loss_flops is None
+        else sum(n * flops for n, flops in zip(passes, forward, strict=True)) + loss_flops,
+        memory=memory,
+        checkpoint=checkpoint,
+        estimates=tuple(estimate(device) for device in devices),
+    )
+
+
+def _count_step(training: train.Training, processes: int = 1) -> tuple[Cost, Cost | None]:
+    """The cost of one process's forward and backward pass, and what of it is the loss's; takes the method's data away.
+
+    A process makes the embeddings of its part of a batch, and is charged with INTL's loss of the whole batch, which it
+    really shares with the others. Other methods' losses are those of the part, and not told apart. A loss that needs
+    values, or more than a part (W-MSE's), is left out.
+    """
+    method, recipe = training.method, training.recipe
+    share = recipe.batch_size // processes
+    embeddings: list[tuple[int, torch.dtype, bool]] = []
+
+    def look(_: nn.Module, inputs: Any) -> None:
+        embeddings.extend((z.shape[1], z.dtype, z.requires_grad) for z in inputs[0])
+
+    def forward() -> torch.Tensor:
+        # bf16 stands for fp16 too: the same operations in the same number of bytes.
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=recipe.precision != "fp32"):
+            return _total(method(views, labels) if training.labelled else method(views))
+
+    def encode() -> torch.Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=recipe.precision != "fp32"):
+            return torch.stack([method.projector(method.backbone(view)).float().sum() for view in views]).sum()
+
+    def loss(batch: int) -> Cost:
+        z = [torch.empty(batch, d, dtype=dtype, requires_grad=grad) for d, dtype, grad in embeddings]
+        return costs.count(lambda: _total(method.loss(z)))
+
+    with costs.without_data():
+        costs.strip(method)
+        views = [torch.empty(share, 3, view.size, view.size) for view in recipe.views]
+        labels = torch.empty(share, dtype=torch.int64)
+        if not isinstance(getattr(method, "loss", None), INTLLoss):
+            try:
+                return costs.count(forward), None
+            except (RuntimeError, ValueError):
+                return costs.count(encode), None
+        hook = method.loss.register_forward_pre_hook(look)
+        whole = costs.count(forward)
+        hook.remove()
+        part = loss(share)
+        if processes == 1:
+            return whole, part
+        full = loss(recipe.batch_size)
+    more = full.saved - part.saved
+    operations = whole.operations - part.operations + full.operations
+    return Cost(operations=operations, saved=whole.saved + more, peak=whole.peak + more), full
+
+
+def format_plan(plan: Plan) -> str:
+    """The plan as aligned text, what is estimated apart from what is counted."""
+    recipe, parameters = plan.recipe, plan.parameters
+    target = f"{_millions(parameters['target'])} of a momentum target" if parameters["target"] else "no momentum target"
+    passes = "3 forward passes for a trained view, 1 for the target's" if parameters["target"] else "3 forward passes"
+    step = "counted" if plan.loss_flops is None else f"{passes}, and {plan.loss_flops / 1e9:.3f} for the loss"
+    sizes = [view.size for view in recipe.views]
+    lines = [
+        f"parameters           {_millions(parameters['trained'])} trained: backbone "
+        f"{_millions(parameters['backbone'])}, projector {_millions(parameters['projector'])}; {target}",
+        "FLOPs an image       in G; a multiply-add, which is what fvcore counts, is two",
+        *(
+            f"  {size:4} px forward    {flops / 1e9:8.3f} x {sizes.count(size)}"
+            for size, flops in plan.view_flops.items()
+        ),
+        f"  all views forward  {plan.forward_flops / 1e9:8.3f}",
+        f"  a training step    {plan.flops / 1e9:8.3f}: {step}",
+        *textwrap.wrap(
+            f"images               {'' if plan.images is None else f'{plan.images:,}, '}{plan.images_from}",
+            118,
+            subsequent_indent=" " * 21,
+            break_long_words=False,
+        ),
+        "steps                "
+        + (
+            f"not known: {recipe.epochs:,} epochs"
+            if plan.steps_per_epoch is None
+            else f"{plan.total_steps:,} = {plan.steps_per_epoch:,} x {recipe.epochs:,} epochs"
+        )
+        + f", {recipe.batch_size} images each",
+        f"memory a process     GiB, for {recipe.batch_size // plan.processes} images",
+        *(f"  {part:18} {size / 2**30:8.3f}" for part, size in plan.memory.items() if size),
+        f"  peak               {plan.peak / 2**30:8.3f}",
+        f"checkpoint           {plan.checkpoint / 2**30:8.3f} GiB",
+        "",
+        f"estimated, on {plan.processes} of   {'step':>8}  {'roofline':>8}  {'img/s':>8}  {'hours':>8}  memory",
+    ]
+    lines += [_estimated(estimate, plan.peak) for estimate in plan.estimates]
+    return "\n".join([*lines, "", *textwrap.wrap(_MODEL, 118), *textwrap.wrap(_ERRORS, 118)])
+
+
+def _estimated(estimate: Estimate, peak: int) -> str:
+    hours = "not known" if estimate.hours is None else f"{estimate.hours:8,.1f}"
+    return (
+        f"  {estimate.device.name:18} {1000 * estimate.step:5.0f} ms  {1000 * estimate.roofline:5.0f} ms  "
+        f"{estimate.images_per_second:8,.0f}  {hours}  {peak / 2**30:.1f} of {estimate.device.memory / 2**30:.0f} GiB"
+        + ("" if estimate.fits else ": too little")
+    )
+
+
+def _millions(n: int) -> str:
+    return f"{n / 1e6:.1f} M"
+
+
+def _total(terms: dict[str, torch.Tensor]) -> torch.Tensor:
+    return torch.stack(list(terms.values())).sum()
+
+
+def _images(config: DataConfig) -> tuple[int | None, int, str]:
+    """Images and classes of the training set, and where their number is from."""
+    try:
+        source = open_source(config, "train")
+        return len(source), len(source.class_names), "counted"
+    except BenchError as error:
+        facts = PAPER.get(config.dataset)
+        known = facts.train if facts is not None else None
+        reason = f"cannot count them: {' '.join(str(error).split())}"
+        classes = facts.classes if facts is not None else 1000
+        return known, classes, f"{'as published' if known else 'not known'}; {reason}"
+
+
+def _forward_flops(method: Any, recipe: Recipe) -> dict[int, int]:
+    """FLOPs of backbone and projector for one view of each size.
+
+    fvcore counts multiply-adds; those of convolutions and products are taken, as papers do, the few operations of batch
+    norms and pooling left aside. It follows a real pass, here of one image with whatever weights the memory holds.
+    """
+    encoder = copy.deepcopy(nn.Sequential(method.backbone, method.projector)).eval().to_empty(device="cpu")
+    found = {}
+    logging.getLogger("fvcore").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about tracing, which PyTorch would rather see replaced
+        from fvcore.nn import FlopCountAnalysis
+
+        for size in dict.fromkeys(view.size for view in recipe.views):
+            operators = FlopCountAnalysis(encoder, torch.zeros(1, 3, size, size)).by_operator()
+            found[size] = 2 * int(operators["conv"] + operators["linear"])
+    return found
+
+
+def _bytes(tensors: Iterable[torch.Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _file_bytes(state: dict[str, Any]) -> int:
+    """Size of the file that `torch.save` makes of `state`, whose tensors need no data."""
+    sizes: list[int] = []
+
+    def hollow(tensor: torch.Tensor) -> torch.Tensor:
+        sizes.append(tensor.numel() * tensor.element_size())
+        return torch.empty(0, dtype=tensor.dtype)
+
+    stream = io.BytesIO()
+    torch.save(tree_map_only(torch.Tensor, hollow, state), stream)
+    return len(stream.getvalue()) + sum(-(-size // 64) * 64 for size in sizes)  # each begins at a multiple of 64

@@ -1,0 +1,1 @@
+"""Images: the data sets, the loader, the views, and what they are packed in."""

@@ -1,0 +1,278 @@
+"""Random views of an image: a crop (`pretrain.images.crops`), and the operations of a whole batch on the device.
+
+A crop comes as uint8 with a row of parameters (`draw_parameters`); `augment` applies these on the device: colour
+jitter, grayscale, blur, solarisation, flip and normalisation, in the order of the authors' src/transform.py and with
+torchvision's definitions.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from intl_bench.core.copies import pinned, send
+
+# The columns of a row of parameters. FACTORS are brightness, contrast, saturation and hue; ORDER says which of these
+# four comes first, second, ...; SIGMA is 0 where there is no blur; the others are flags, 0 or 1.
+JITTER, FACTORS, ORDER, GRAY, SIGMA, SOLARIZE, FLIP = 0, slice(1, 5), slice(5, 9), 9, 10, 11, 12
+PARAMETERS = 13
+PARAMETER_DRAWS = PARAMETERS + 1  # random numbers that a row is made of
+
+_CONTRAST, _SATURATION, _HUE = 1, 2, 3  # numbers of factors
+_PART = 8 * 224 * 224  # pixels; a CPU takes a batch in parts of this size, whose intermediate results fit its cache
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ViewConfig:
+    """How one view of an image is made; the defaults are the CIFAR recipe's but for the size.
+
+    Attributes:
+        size: side of the square view, in pixels.
+        min_scale, max_scale: range of the crop's area, as a share of the image's.
+        interpolation: how a crop gets its size, "bicubic" or "bilinear".
+        jitter_p: probability of colour jitter.
+        brightness, contrast, saturation, hue: its strengths, as torchvision's `ColorJitter` takes them.
+        grayscale_p, blur_p, solarize_p, flip_p: probabilities.
+        blur_sigma_min, blur_sigma_max: range of the Gaussian's standard deviation, in pixels of the view.
+    """
+
+    size: int = 224
+    min_scale: float = 0.08
+    max_scale: float = 1.0
+    interpolation: str = "bicubic"
+    jitter_p: float = 0.8
+    brightness: float = 0.4
+    contrast: float = 0.4
+    saturation: float = 0.2
+    hue: float = 0.1
+    grayscale_p: float = 0.2
+    blur_p: float = 0.0
+    blur_sigma_min: float = 0.1
+    blur_sigma_max: float = 2.0
+    solarize_p: float = 0.0
+    flip_p: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ValueError(f"view size={self.size}: expected at least 1 pixel")
+        if not 0 < self.min_scale <= self.max_scale <= 1:
+            raise ValueError(
+                f"view min_scale={self.min_scale}, max_scale={self.max_scale}: expected 0 < min_scale <= max_scale <= 1"
+            )
+        if self.interpolation not in ("bicubic", "bilinear"):
+            raise ValueError(f"view interpolation={self.interpolation!r}: expected bicubic or bilinear")
+        for name in ("jitter_p", "grayscale_p", "blur_p", "solarize_p", "flip_p"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"view {name}={getattr(self, name)}: expected a probability, 0 to 1")
+        for name, most in (("brightness", math.inf), ("contrast", math.inf), ("saturation", math.inf), ("hue", 0.5)):
+            if not (0 <= getattr(self, name) <= most and math.isfinite(getattr(self, name))):
+                raise ValueError(f"view {name}={getattr(self, name)}: expected a finite number, 0 to {most}")
+        if not 0 < self.blur_sigma_min <= self.blur_sigma_max < math.inf:
+            raise ValueError(
+                f"view blur_sigma_min={self.blur_sigma_min}, blur_sigma_max={self.blur_sigma_max}: "
+                "expected 0 < blur_sigma_min <= blur_sigma_max"
+            )
+        if self.blur_p > 0 and self.size <= math.ceil(4 * self.blur_sigma_max):
+            raise ValueError(
+                f"view size={self.size}: expected more pixels than the blur reaches, 4 x blur_sigma_max="
+                f"{4 * self.blur_sigma_max}"
+            )
+
+
+def draw_parameters(config: ViewConfig, uniform: np.ndarray) -> np.ndarray:
+    """Random parameters for `augment`, with torchvision's distributions.
+
+    Args:
+        uniform: (m, PARAMETER_DRAWS), in [0, 1).
+
+    Returns:
+        (m, PARAMETERS) float32, a row for each view.
+    """
+    rows = np.empty((len(uniform), PARAMETERS), np.float32)
+    strengths = np.array([config.brightness, config.contrast, config.saturation, config.hue])
+    centres = np.array([1.0, 1.0, 1.0, 0.0])
+    lows = np.maximum(centres - strengths, [0, 0, 0, -0.5])
+    rows[:, FACTORS] = lows + (centres + strengths - lows) * uniform[:, FACTORS]
+    rows[:, ORDER] = uniform[:, ORDER].argsort(axis=1)
+    sigma = config.blur_sigma_min + (config.blur_sigma_max - config.blur_sigma_min) * uniform[:, SIGMA]
+    rows[:, SIGMA] = np.where(uniform[:, PARAMETERS] < config.blur_p, sigma, 0)
+    flags = [JITTER, GRAY, SOLARIZE, FLIP]
+    rows[:, flags] = uniform[:, flags] < [config.jitter_p, config.grayscale_p, config.solarize_p, config.flip_p]
+    return rows
+
+
+@torch.no_grad()
+def augment(crops: Tensor, parameters: "Tensor | Prepared", mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """The part of the views' making that runs on the device, without waiting for it.
+
+    Args:
+        crops: (B, 3, S, S) uint8, on any device.
+        parameters: (B, PARAMETERS) float32 on the CPU, a row of `draw_parameters` for each crop; or what `prepare`
+            made of them.
+        mean, std: three values each, for pixels in 0..1.
+
+    Returns:
+        (B, 3, S, S) float32 on the device of `crops`.
+    """
+    output = torch.empty(crops.shape, dtype=torch.float32, device=crops.device)
+    if isinstance(parameters, Prepared):
+        _augment(crops.contiguous(), parameters, mean, std, output)
+        return output
+    part = max(1, _PART // crops[0, 0].numel()) if crops.device.type == "cpu" else len(crops)
+    for pixels, rows, views in zip(crops.split(part), parameters.split(part), output.split(part), strict=True):
+        _augment(pixels.contiguous(), prepare(rows, crops.device), mean, std, views)
+    return output
+
+
+def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """`images` (B, 3, H, W) minus `mean`, divided by `std`, in place."""
+    for channel in range(3):
+        images[:, channel].sub_(mean[channel]).div_(std[channel])
+    return images
+
+
+class Prepared(NamedTuple):
+    """Parameters of a batch in the order in which it is worked on: by the turn at which a sample's hue comes.
+
+    Brightness, contrast and saturation are one operation with different numbers, `_blend`. Of these three, a sample's
+    first, second and third come before its hue or after it: so all samples' first blends are two runs of neighbours.
+
+    Attributes:
+        numbers: int64, the runs of samples' numbers that the device needs, in one tensor that is sent in one go.
+        lengths: of these runs.
+        values: (B, 11), sorted: the arguments of each sample's three blends, its turn of the hue, its blur's sigma.
+        jittered: number of samples with jitter; those without come last.
+        blended_after: for the first, second and third blend, the number of samples for which it comes after the hue.
+        blur_radius: where the widest blur ends, in pixels.
+    """
+
+    numbers: Tensor
+    lengths: list[int]
+    values: Tensor
+    jittered: int
+    blended_after: list[int]
+    blur_radius: int
+
+
+def prepare(parameters: Tensor, device: torch.device) -> Prepared:
+    """The host's part of `augment` on a device, for rows (B, PARAMETERS) of `draw_parameters`."""
+    turn = (parameters[:, ORDER] == _HUE).int().argmax(dim=1).where(parameters[:, JITTER] > 0, 4)
+    order = turn.argsort(stable=True)
+    rows = parameters[order]
+    numbers = rows[:, ORDER][rows[:, ORDER] != _HUE].view(-1, 3).long()
+    own = rows[:, FACTORS].gather(1, numbers)
+    blends = torch.stack([own, (1 - own) * (numbers == _CONTRAST), (1 - own) * (numbers == _SATURATION)], dim=2)
+    *blended_after, jittered = [int((turn <= last).sum()) for last in range(4)]
+    # Which samples a step changes is known here and sent in one go, so that the device is never waited for.
+    flipped, *chosen = ((rows[:, column] > 0).nonzero().flatten() for column in (FLIP, GRAY, SIGMA, SOLARIZE))
+    origin = order.clone()
+    origin[flipped] = len(order) + torch.arange(len(flipped))  # the flipped crops are put behind all others
+    runs = [order[flipped], origin, order.argsort(), *chosen]
+    return Prepared(
+        numbers=pinned(torch.cat(runs), device),
+        lengths=[len(run) for run in runs],
+        values=pinned(torch.cat([blends.flatten(1), rows[:, [FACTORS.start + _HUE, SIGMA]]], dim=1), device),
+        jittered=jittered,
+        blended_after=blended_after,
+        blur_radius=math.ceil(4 * float(rows[:, SIGMA].max())),
+    )
+
+
+def _augment(crops: Tensor, prepared: Prepared, mean: Sequence[float], std: Sequence[float], views: Tensor) -> None:
+    """Everything between the crops (B, 3, S, S) and the `views` that it writes, (B, 3, S, S)."""
+    flipped, origin, back, gray, blurred, solarized = send(prepared.numbers, crops.device).split(prepared.lengths)
+    values = send(prepared.values, crops.device)[..., None, None, None]
+    blends, turn, sigma = values[:, :9].unflatten(1, (3, 3)), values[:, 9], values[:, 10]
+    jittered, blended_after = prepared.jittered, prepared.blended_after
+
+    crops = torch.cat([crops, crops.index_select(0, flipped).flip(3)]).index_select(0, origin)
+    images = crops.to(torch.float32).div_(255)
+    for blend, after in enumerate(blended_after):
+        if after < jittered:
+            _blend(images[after:jittered], *blends[after:jittered, blend].unbind(1))
+    if jittered:
+        _turn_hue(images[:jittered], turn[:jittered])
+    for blend, after in enumerate(blended_after):
+        if after:
+            _blend(images[:after], *blends[:after, blend].unbind(1))
+    if len(gray):
+        _replace(images, gray, _luma(images.index_select(0, gray)).expand(-1, 3, -1, -1))
+    if len(blurred):
+        some, sigmas = images.index_select(0, blurred), sigma.index_select(0, blurred)
+        _replace(images, blurred, _blur(some, sigmas, radius=prepared.blur_radius))
+    if len(solarized):
+        # What is brighter than its negative becomes that: torchvision's threshold is the first level above one half.
+        some = images.index_select(0, solarized)
+        _replace(images, solarized, torch.minimum(some, 1 - some))
+    torch.index_select(normalize(images, mean, std), 0, back, out=views)
+
+
+def _replace(images: Tensor, rows: Tensor, changed: Tensor) -> None:
+    """Writes `changed` over images `rows`."""
+    if images.is_cuda:
+        images.index_copy_(0, rows, changed)
+        return
+    for row, image in zip(rows.tolist(), changed, strict=True):  # on a CPU `index_copy_` is five times slower
+        images[row] = image
+
+
+def _blend(images: Tensor, own: Tensor, mean: Tensor, luma: Tensor) -> None:
+    """`own` of the pixel, `mean` of the image's mean brightness, `luma` of the pixel's, cut off at 0 and 1, in place.
+
+    Args:
+        images: (b, 3, S, S).
+        own, mean, luma: (b, 1, 1, 1), torchvision's factor and one minus it (contrast: mean, saturation: luma).
+    """
+    target = _luma(images)
+    mean = target.mean(dim=(2, 3), keepdim=True).mul_(mean)
+    images.mul_(own).add_(target.mul_(luma).add_(mean)).clamp_(0, 1)
+
+
+def _turn_hue(images: Tensor, turn: Tensor) -> None:
+    """Turns the hue of `images` (b, 3, S, S) by `turn` circles (b, 1, 1, 1), in place.
+
+    Each pixel keeps its largest and smallest channel. Red is largest where the hue is within a sixth of the circle of
+    0, and falls to the smallest within the next sixth; green is so around one third, and blue around two.
+    """
+    red, green, blue = images.split(1, dim=1)
+    high, low = images.amax(1, keepdim=True), images.amin(1, keepdim=True)
+    chroma = high - low
+    scale = chroma.clamp(min=1e-12).reciprocal_()
+    redness, side = (red - low).mul_(scale), (green - blue).mul_(scale)
+    # The distance from red is (2 - redness + (1 - |side|) (1 - 2 redness)) / 6, for `side` is 1 or -1 where red is
+    # neither the largest nor the smallest; its sign says whether green or blue is the larger.
+    even = side.abs()
+    hue = torch.rsub(even, 1 / 2, alpha=1 / 6).addcmul_(redness, torch.rsub(even, 1 / 2, alpha=1 / 3), value=-1)
+    peaks = torch.arange(3, device=images.device).view(3, 1, 1) / 3
+    torch.add(hue.copysign_(side), turn - peaks, out=images)
+    images.sub_(images.round()).abs_().mul_(-6).add_(2).clamp_(0, 1).mul_(chroma).add_(low)
+
+
+def _blur(images: Tensor, sigma: Tensor, *, radius: int) -> Tensor:
+    """Gaussian of standard deviation `sigma` pixels (PIL's `radius` is that too), edges mirrored.
+
+    Each is cut at 4 sigma, so that it does not depend on what else is in the batch; `radius` is where the widest ends.
+
+    Args:
+        images: (b, 3, S, S).
+        sigma: (b, 1, 1, 1).
+    """
+    b, c, height, width = images.shape
+    offsets = torch.arange(-radius, radius + 1, device=images.device)
+    weights = torch.exp(-0.5 * (offsets / sigma) ** 2) * (offsets.abs() <= (4 * sigma).ceil())
+    weights = (weights / weights.sum(dim=3, keepdim=True)).repeat_interleave(c, dim=0)
+    padded = F.pad(images, (radius, radius, radius, radius), mode="reflect").flatten(0, 1)[None]
+    with torch.autocast(images.device.type, enabled=False):
+        rows = F.conv2d(padded, weights, groups=b * c)
+        return F.conv2d(rows, weights.mT, groups=b * c).view(b, c, height, width)
+
+
+def _luma(images: Tensor) -> Tensor:
+    """Brightness (b, 1, S, S) with torchvision's weights."""
+    red, green, blue = images.split(1, dim=1)
+    return red.mul(0.2989).add_(green, alpha=0.587).add_(blue, alpha=0.114)

@@ -1,0 +1,1 @@
+"""Whitening: products of embeddings, eigendecomposition and Cholesky decomposition."""

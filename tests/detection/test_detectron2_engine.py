@@ -1,0 +1,235 @@
+"""Training and detecting with Detectron2 itself; skips where it is absent."""
+
+import dataclasses
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from detectron2_engine_cases import CONFIG, MODEL, backbone, read, run
+from places import ROOT, SUPPORT
+
+from intl_bench.core.errors import DivergedError, InputError, Preempted
+from transfer.detection import build_model
+from transfer.detection.annotations.objects import Annotations
+from transfer.detection.annotations.split import read_split
+from transfer.detection.config import DataConfig
+from transfer.detection.data import test_images as images_of
+from transfer.detection.engines.optim import learning_rate
+from transfer.detection.evaluation.coco import evaluate_coco, to_results
+
+# Runs far too long, and ends as the command line would.
+SCRIPT = """
+import dataclasses, sys
+from pathlib import Path
+import detectron2_engine_cases as cases
+from intl_bench.core.errors import BenchError
+data, folder, iterations = sys.argv[1:]
+config = dataclasses.replace(cases.CONFIG, iterations=int(iterations), checkpoint_every=2)
+train, test = cases.read(Path(data))
+try:
+    results = cases.run(config, Path(folder), train, test)
+    print("results", len(results))
+except BenchError as error:
+    print(error, file=sys.stderr)
+    sys.exit(error.exit_code)
+"""
+
+
+@pytest.fixture
+def engine() -> ModuleType:
+    pytest.importorskip("detectron2")
+    from transfer.detection.engines import detectron2
+
+    return detectron2
+
+
+@pytest.fixture
+def data(test_data: Path) -> tuple[Annotations, Annotations]:
+    return read(test_data)
+
+
+def load(path: Path) -> dict[str, Any]:
+    state: dict[str, Any] = torch.load(path, weights_only=True)
+    return state
+
+
+def rows(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.data
+def test_images_are_handed_over_as_detectron2_would_read_them(engine: ModuleType, test_data: Path) -> None:
+    from detectron2.data.datasets.coco import load_coco_json
+    from detectron2.data.detection_utils import annotations_to_instances
+
+    config = DataConfig(root=str(test_data / "coco_tiny"))
+    ours = engine._Images(read_split(config, "train", masks=True))
+    folder = test_data / "coco_tiny"
+    theirs = load_coco_json(
+        str(folder / "annotations" / "instances_train2017.json"), str(folder / "train2017"), "coco_tiny_handed_over"
+    )
+    single = [
+        {**image, "annotations": [item for item in image["annotations"] if not item["iscrowd"]]} for image in theirs
+    ]
+    wanted = [image for image in single if image["annotations"]]
+    assert len(ours) == len(wanted) == 49
+    for image, expected in zip(ours, wanted, strict=True):
+        keys = ("file_name", "image_id", "height", "width")
+        assert [image[key] for key in keys] == [expected[key] for key in keys]
+        size = (image["height"], image["width"])
+        found, right = (annotations_to_instances(each["annotations"], size) for each in (image, expected))
+        torch.testing.assert_close(found.gt_boxes.tensor, right.gt_boxes.tensor, rtol=0, atol=1e-4)
+        assert found.gt_classes.tolist() == right.gt_classes.tolist()
+        for a, b in zip(found.gt_masks.polygons, right.gt_masks.polygons, strict=True):
+            np.testing.assert_array_equal(np.concatenate(a), np.concatenate(b))
+
+
+@pytest.mark.data
+def test_detector_trained_by_detectron2_detects_the_same_in_the_builtin_engine(
+    engine: ModuleType, data: tuple[Annotations, Annotations], tmp_path: Path
+) -> None:
+    train, test = data
+    results = run(dataclasses.replace(CONFIG, eval_every=4), tmp_path, train, test)
+    assert [row["iteration"] for row in rows(tmp_path)] == [3, 4, 6]
+    assert rows(tmp_path)[-1]["lr"] == pytest.approx(learning_rate(CONFIG, 5))
+    assert {"bbox/AP", "segm/AP"} <= set(rows(tmp_path)[1])
+    builtin = build_model(MODEL)
+    builtin.load_state_dict(load(tmp_path / "detector.pth")["model"])
+    builtin.eval()
+    expected = []
+    for image in images_of(test, min_size=64, max_size=96):
+        (found,) = builtin.detect([image.pixels], [(image.height, image.width)])
+        expected += to_results(image.image_id, found, test.category_ids, image.height, image.width)
+    assert len(results) == len(expected) > 40
+    for a, b in zip(results, expected, strict=True):
+        assert (a["image_id"], a["category_id"]) == (b["image_id"], b["category_id"])
+        assert a["score"] == pytest.approx(b["score"], abs=1e-6)
+        assert a["bbox"] == pytest.approx(b["bbox"], abs=0.05)
+        assert a["segmentation"]["size"] == b["segmentation"]["size"]
+    assert evaluate_coco(test.path, results) == pytest.approx(evaluate_coco(test.path, expected), abs=0.01)
+
+
+@pytest.mark.data
+def test_trained_weights_come_from_the_seed_and_all_parts_are_trained(
+    engine: ModuleType, data: tuple[Annotations, Annotations], tmp_path: Path
+) -> None:
+    train, test = data
+    config = dataclasses.replace(CONFIG, precise_bn=0)
+    first, second = (run(config, tmp_path / name, train, test) for name in ("a", "b"))
+    states = [load(tmp_path / name / "detector.pth")["model"] for name in ("a", "b")]
+    assert first == second
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+    start = {f"roi_heads.{k}" if k.startswith("res5") else f"backbone.{k}": v for k, v in backbone().items()}
+    still = [key for key, value in start.items() if value.is_floating_point() and torch.equal(states[0][key], value)]
+    assert not still
+
+
+@pytest.mark.data
+def test_stopped_run_goes_on_with_its_weights_and_its_schedule(
+    engine: ModuleType, data: tuple[Annotations, Annotations], tmp_path: Path
+) -> None:
+    train, test = data
+    with pytest.raises(Preempted, match="after step 1 of 6, saved in") as stopped:
+        run(CONFIG, tmp_path, train, test, signalled=signal.SIGUSR1)
+    assert stopped.value.exit_code == 75
+    assert load(tmp_path / "state.pt")["iteration"] == 1
+    assert run(CONFIG, tmp_path, train, test)
+    state = load(tmp_path / "state.pt")
+    assert state["iteration"] == 6
+    assert state["trainer"]["hooks"]["LRScheduler"]["last_epoch"] == 6
+    assert int(state["model"]["backbone.stem.conv1.norm.num_batches_tracked"]) == 6
+    assert [row["iteration"] for row in rows(tmp_path)] == [1, 3, 6]
+    assert [row["lr"] for row in rows(tmp_path)] == pytest.approx([learning_rate(CONFIG, i) for i in (0, 2, 5)])
+    with pytest.raises(InputError, match=r"belongs to another run .*--fresh"):
+        run(CONFIG, tmp_path, train, test, seed=1)
+
+
+@pytest.mark.data
+def test_sigterm_saves_and_ends_with_exit_code_75(engine: ModuleType, test_data: Path, tmp_path: Path) -> None:
+    process = start_script(test_data, tmp_path, iterations=10**6)
+    until = time.monotonic() + 60
+    while not (tmp_path / "state.pt").exists() and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 75, errors
+    last = errors.strip().splitlines()[-1]
+    assert last.startswith("stopped by SIGTERM after step")
+    assert "Traceback" not in errors
+    assert f"after step {load(tmp_path / 'state.pt')['iteration']} of" in last
+
+
+@pytest.mark.data
+@pytest.mark.slow
+def test_two_processes_share_a_batch(engine: ModuleType, test_data: Path, tmp_path: Path) -> None:
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--no-python", sys.executable]
+    process = start_script(test_data, tmp_path, iterations=4, launcher=[sys.executable, *launcher])
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    counts = sorted(int(line.split()[1]) for line in output.splitlines() if line.startswith("results"))
+    assert counts[0] == 0 < counts[1]  # the first process has them all
+    assert load(tmp_path / "state.pt")["iteration"] == 4
+
+
+def start_script(
+    test_data: Path, folder: Path, *, iterations: int, launcher: list[str] | None = None
+) -> subprocess.Popen[str]:
+    paths = [str(SUPPORT), str(ROOT), os.environ.get("PYTHONPATH", "")]
+    return subprocess.Popen(
+        [*(launcher or [sys.executable]), "-c", SCRIPT, str(test_data), str(folder), str(iterations)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("cause", ["weights", "learning rate"])
+def test_non_finite_losses_end_with_exit_code_3(
+    engine: ModuleType, data: tuple[Annotations, Annotations], tmp_path: Path, cause: str
+) -> None:
+    weights, config = backbone(), CONFIG
+    if cause == "weights":
+        weights["stem.conv1.weight"].fill_(math.nan)
+    else:
+        config = dataclasses.replace(CONFIG, lr=1e25, warmup_iterations=0)
+    with pytest.raises(DivergedError, match=r"^diverged in step [12]: ") as diverged:
+        run(config, tmp_path, *data, weights=weights)
+    assert diverged.value.exit_code == 3
+    assert "\n" not in str(diverged.value)
+    assert not (tmp_path / "state.pt").exists()
+
+
+@pytest.mark.data
+def test_masks_that_detectron2_does_not_take_are_refused(engine: ModuleType, test_data: Path, tmp_path: Path) -> None:
+    config = DataConfig(root=str(test_data / "coco_tiny"))
+    train = read_split(config, "train", masks=True)
+    engine._require_polygons(train)
+    with pytest.raises(InputError, match=r"5 objects other than crowds .*--engine builtin"):
+        engine._require_polygons(dataclasses.replace(train, crowd=np.zeros_like(train.crowd)))
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("workers", [0, 1])
+def test_image_that_cannot_be_read_is_named_in_one_line(
+    engine: ModuleType, data: tuple[Annotations, Annotations], tmp_path: Path, workers: int
+) -> None:
+    train, test = data
+    for index in range(len(train)):
+        content = train.file(index).read_bytes()
+        (tmp_path / train.file(index).name).write_bytes(content[: len(content) // 2])
+    config = dataclasses.replace(CONFIG, workers=workers)
+    with pytest.raises(InputError, match=r"\.jpg: cannot be read as annotated \(.*\); restore it$") as refused:
+        run(config, tmp_path / "run", dataclasses.replace(train, folder=tmp_path), test)
+    assert "\n" not in str(refused.value)

@@ -1,0 +1,155 @@
+"""The picture of the worst images: which ones, in what order, and that it shows what was annotated and detected."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as rle
+
+from intl_bench.core.errors import InputError
+from transfer.detection.annotations.objects import Annotations
+from transfer.detection.annotations.split import read_split
+from transfer.detection.config import DataConfig
+from transfer.detection.evaluation.coco import evaluate_coco, image_precisions
+from transfer.detection.evaluation.visualize import draw_worst
+
+WIDTH, HEIGHT = 240, 180
+BOXES = ([20.0, 30.0, 80.0, 60.0], [130.0, 50.0, 70.0, 100.0])
+
+
+def square(box: list[float]) -> list[list[float]]:
+    x, y, width, height = box
+    return [[x, y, x + width, y, x + width, y + height, x, y + height]]
+
+
+@pytest.fixture
+def truth(tmp_path: Path) -> Annotations:
+    """Five grey images with two objects of two classes, a sixth without, a seventh with a crowd alone."""
+    (tmp_path / "val").mkdir()
+    content: dict[str, Any] = {"images": [], "annotations": []}
+    content["categories"] = [{"id": 3, "name": "boat"}, {"id": 7, "name": "naïve"}]
+    for number in range(1, 8):
+        Image.new("RGB", (WIDTH, HEIGHT), (128, 128, 128)).save(tmp_path / "val" / f"{number}.png")
+        content["images"].append({"id": number, "file_name": f"{number}.png", "height": HEIGHT, "width": WIDTH})
+        for box, category in zip(BOXES, (3, 7), strict=True) if number != 6 else ():
+            entry = {"id": len(content["annotations"]) + 1, "image_id": number, "category_id": category, "bbox": box}
+            crowd: Any = {"size": [HEIGHT, WIDTH], "counts": [HEIGHT * WIDTH - 500, 500]}
+            outline = {"iscrowd": 1, "segmentation": crowd} if number == 7 else {"segmentation": square(box)}
+            content["annotations"].append({"iscrowd": 0, "area": box[2] * box[3], **entry, **outline})
+    (tmp_path / "val.json").write_text(json.dumps(content))
+    config = DataConfig(root=str(tmp_path), name="boats", test=("val.json",), test_images="val")
+    return read_split(config, "test", masks=True)
+
+
+def found(image: int, category: int, box: list[float], *, score: float = 0.9, masked: bool = True) -> dict[str, Any]:
+    result: dict[str, Any] = {"image_id": image, "category_id": category, "score": score, "bbox": box}
+    if masked:
+        code = rle.frPyObjects(square(box), HEIGHT, WIDTH)[0]
+        result["segmentation"] = {"size": code["size"], "counts": code["counts"].decode()}
+    return result
+
+
+def shifted(box: list[float], by: float) -> list[float]:
+    return [box[0] + by, *box[1:]]
+
+
+@pytest.fixture
+def results() -> list[dict[str, Any]]:
+    """Image 1 is found well, 2 is half missed, 3 is found next to where it is, 4 not at all, 5 like 2."""
+    entries = [found(1, 3, BOXES[0]), found(1, 7, BOXES[1]), found(2, 3, BOXES[0]), found(5, 7, BOXES[1])]
+    entries += [found(3, 3, shifted(BOXES[0], 12)), found(3, 7, shifted(BOXES[1], 10)), found(6, 3, BOXES[0])]
+    return entries
+
+
+def test_the_worst_come_first_and_images_without_objects_not_at_all(
+    truth: Annotations, results: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    precisions = image_precisions(truth, results)
+    assert np.isnan(precisions[5:]).all()
+    assert precisions[[0, 1, 3, 4]] == pytest.approx([100, 50, 0, 50])
+    # IoU 68/92 = 0.739 and 60/80 = 0.75: five and six of the ten thresholds.
+    assert precisions[2] == pytest.approx(55)
+    assert draw_worst(truth, results, 9, tmp_path / "worst.png") == [4, 2, 5, 3, 1]
+    assert draw_worst(truth, results, 2, tmp_path / "worst.png") == [4, 2]
+
+
+def test_an_image_alone_has_the_precision_that_coco_evaluation_gives_it(
+    truth: Annotations, results: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    content = json.loads(truth.path.read_text())
+    for index, image in enumerate(content["images"][:5]):
+        own = [entry for entry in content["annotations"] if entry["image_id"] == image["id"]]
+        path = tmp_path / "alone.json"
+        path.write_text(json.dumps({**content, "images": [image], "annotations": own}))
+        mine = [result for result in results if result["image_id"] == image["id"]]
+        alone = evaluate_coco(path, mine, iou_types=("bbox",))
+        assert image_precisions(truth, results)[index] == pytest.approx(alone["bbox/AP"], abs=1e-9)
+
+
+def test_the_picture_shows_annotations_on_the_left_and_detections_on_the_right(
+    truth: Annotations, results: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    path = tmp_path / "new folder" / "worst.png"
+    draw_worst(truth, results, 2, path)
+    picture = np.asarray(Image.open(path))
+    rows, columns = picture.shape[:2]
+    assert columns == 960
+    assert rows == 2 * (14 + 360)
+    image = picture[14:374]
+    left, right = image[:, :480], image[:, 480:]
+    assert (right == 128).all(), "nothing was detected in image 4"
+    x, y = (round(2 * (BOXES[0][i] + BOXES[0][i + 2] / 2)) for i in (0, 1))
+    assert tuple(left[y, x]) not in ((128, 128, 128), (0, 0, 0)), "the mask lies over the object"
+    assert (left[-3:] == 128).all()
+    second = picture[14 + 374 :]
+    assert (second[y, x] == second[y, 480 + x]).all(), "one class has one colour"
+    x, y = (round(2 * (BOXES[1][i] + BOXES[1][i + 2] / 2)) for i in (0, 1))
+    assert (second[y, x] != second[y, 480 + x]).any(), "the second object was missed"
+
+
+def test_the_picture_is_the_same_every_time_and_masks_are_optional(
+    truth: Annotations, results: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    paths = [tmp_path / f"{i}.png" for i in range(3)]
+    for path in paths[:2]:
+        draw_worst(truth, results, 3, path)
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+    boxes = [{key: value for key, value in result.items() if key != "segmentation"} for result in results]
+    draw_worst(truth, boxes, 3, paths[2])
+    pictures = [np.asarray(Image.open(path)) for path in paths]
+    assert pictures[0].shape == pictures[2].shape
+    assert (pictures[0] != pictures[2]).any()
+
+
+def test_nothing_detected_and_nothing_to_draw(truth: Annotations, tmp_path: Path) -> None:
+    assert draw_worst(truth, [], 2, tmp_path / "worst.png") == [1, 2]
+    empty = truth.select(truth.image_ids == 6, [])
+    assert draw_worst(empty, [found(6, 3, BOXES[0])], 2, tmp_path / "worst.png") == []
+    assert Image.open(tmp_path / "worst.png").width == 480
+
+
+def test_an_image_that_is_gone_is_named(truth: Annotations, tmp_path: Path) -> None:
+    (tmp_path / "val" / "2.png").unlink()
+    with pytest.raises(InputError, match=r"2\.png"):
+        draw_worst(truth, [], 2, tmp_path / "worst.png")
+
+
+@pytest.mark.data
+def test_real_photographs(test_data: Path, tmp_path: Path) -> None:
+    read = read_split(DataConfig(root=str(test_data / "coco_tiny")), "test", masks=True)
+    random = np.random.default_rng(0)
+    results = []
+    for image in read.images:
+        for thing in image.objects:
+            x0, y0, x1, y1 = (thing.box + random.normal(0, 4, 4)).tolist()
+            box = [x0, y0, max(1.0, x1 - x0), max(1.0, y1 - y0)]
+            category = read.category_ids[thing.class_index]
+            results.append(found(image.image_id, category, box, score=float(random.uniform()), masked=False))
+    worst = draw_worst(read, results, 4, tmp_path / "worst.png")
+    precisions = dict(zip(read.image_ids.tolist(), image_precisions(read, results).tolist(), strict=True))
+    scored = sorted(value for value in precisions.values() if value >= 0)
+    assert [precisions[image_id] for image_id in worst] == scored[:4]
+    assert Image.open(tmp_path / "worst.png").width == 960

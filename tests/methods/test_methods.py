@@ -1,0 +1,228 @@
+"""Every method as a user runs it on real images: trains, resumes exactly, is scored, planned and measured.
+
+Also what is common to all of them: recipes, names, and what is refused in one line.
+"""
+
+import copy
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from authors import noise
+from method_cases import marked, needs_lightly
+from stopped_run import stop_after
+from tiny_runs import OVERRIDES, TINY, tiny, train_build
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from intl_bench import cli, published
+from intl_bench.core import config as configs
+from intl_bench.records import RecordStore
+from intl_bench.spectra import compare
+from pretrain import checkpoint, methods, train
+from pretrain.dry_run import plan
+from pretrain.methods._lightly import lightly
+from pretrain.methods._shared import move_average
+from transfer.detection.annotations import generated
+
+COCO = [
+    *("iterations=1", "milestones=[]", "warmup_iterations=1", "batch_size=1", "lr=0.01", "precise_bn=1"),
+    *("min_sizes=[48]", "max_size=64", "test_min_size=48", "test_max_size=64", "workers=0", "device=cpu"),
+    *("model.anchor_sizes=[16,32]", "model.mask_channels=8", "model.rpn_batch=16", "model.roi_batch=8"),
+    *("model.pool_size=4", "model.pre_nms_train=50", "model.post_nms_train=10", "model.pre_nms_test=30"),
+    *("model.post_nms_test=4", "data.root=images", "data.name=figures", "--engine", "builtin"),
+]
+NAMES = marked(methods.names())
+
+
+@pytest.fixture
+def sample(test_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """192 and 64 real images, and a few generated pictures to detect in."""
+    monkeypatch.chdir(tmp_path)
+    with np.load(test_data / "cifar10_subset.npz") as whole:
+        parts = {key: whole[key][: 192 if key.startswith("train") else 64] for key in whole}
+    np.savez("sample.npz", **parts)
+    generated.write(Path("images"), train=2, test=2)
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.usefixtures("sample")
+def test_trains_resumes_and_is_scored(name: str) -> None:
+    path = train.run(tiny(name))
+    whole = checkpoint.load(path)[0]
+    first, *_, last = (Path(path.parent / "metrics.jsonl").read_text().splitlines()[number] for number in (0, 5, 11))
+    assert first != last
+    for steps in (4, 8):
+        broken = tiny(name, f"name=broken{steps}")
+        stop_after(broken, steps)
+        resumed = checkpoint.load(train.run(broken))[0]
+        for part in ("method", "optimizer"):
+            a, b = (torch.utils._pytree.tree_leaves(state[part]) for state in (whole, resumed))
+            assert len(a) == len(b)
+            assert all(torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y for x, y in zip(a, b, strict=True))
+
+    assert cli.main(["knn", str(path)]) == 0
+    assert cli.main(["linear", str(path), "epochs=2"]) == 0
+    assert cli.main(["coco", str(path), *COCO]) == 0
+    records = RecordStore(Path("results/records")).load()
+    assert sorted(record.task for record in records) == ["coco", "knn", "linear"]
+    display = methods.find(name).DISPLAY
+    assert {record.method for record in records} == {display}
+    stamp = records[-1].protocol
+    assert stamp["pretrain_momentum_target"] is (name in ("byol", "dino", "mocov2"))
+    assert {f"pretrain_method_{key}" for key, value in whole["config"]["method"].items() if value is not None} <= {
+        *stamp,
+        "pretrain_method_name",
+        "pretrain_method_momentum_target",
+    }
+    metrics, details = compare.record_values(compare.measure_checkpoint(path))
+    assert metrics["features/rank"] > 0
+    assert ("transformed" in details["spectra"]) is hasattr(train_build(tiny(name)).method, "transform")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_features_that_are_watched_are_of_the_view_whose_embedding_is(name: str) -> None:
+    training = train_build(tiny(name, "base_lr=0"))
+    for step in range(2):
+        views = [noise(f"{step}/{i}", 32, 3, view.size, view.size) for i, view in enumerate(training.recipe.views)]
+        training.optimize(views, torch.zeros(32, dtype=torch.int64) if training.labelled else None)
+        torch.testing.assert_close(training.method.projector(training.features), training.method.embedding)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_is_planned(name: str) -> None:
+    made = plan.make_plan(tiny(name), processes=2)
+    built = train_build(tiny(name))
+    assert made.parameters["trained"] == sum(p.numel() for p in built.method.parameters() if p.requires_grad)
+    assert made.flops > made.forward_flops > 0
+    assert made.peak > made.memory["weights"] > 0
+    assert "a training step" in plan.format_plan(made)
+
+
+def test_names_are_those_of_the_tables() -> None:
+    """So that a measured row stands beside its published one."""
+    printed = {row.method.split(" (")[0] for n in (1, 2, 3) for row in published.load(f"table{n}").rows}
+    displays = {methods.find(name).DISPLAY for name in methods.names()}
+    assert printed - displays == {"Scratch", "MoCo V2"}  # as Table 2 spells it
+    assert displays - printed == {"IterNorm", "Spectral", "Shuffled-DBN", "CW-RGP", "Zero-CL"}
+
+
+class HostUse(TorchDispatchMode):
+    """Notes operations that a device answers to the host, or that a replay would not repeat."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: set[str] = set()
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = operation.overloadpacket.__name__
+        masked = name == "index" and any(i is not None and i.dtype == torch.bool for i in args[1])
+        if masked or name in ("_local_scalar_dense", "nonzero", "_linalg_eigh", "randperm"):
+            self.found.add(name)
+        return operation(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_step_uses_the_host_unless_it_can_be_recorded(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    training = train_build(tiny(name))
+    method, used = training.method, []
+    monkeypatch.setattr(type(method), "step", property(lambda self: used.append("step") or 0), raising=False)
+    tensors = [*method.named_parameters(), *method.named_buffers()]
+    places = {key: tensor.data_ptr() for key, tensor in tensors}
+    views = [noise(f"{i}", 32, 3, view.size, view.size) for i, view in enumerate(training.recipe.views)]
+    with HostUse() as host:
+        terms = method(views, torch.zeros(32, dtype=torch.int64)) if training.labelled else method(views)
+        torch.stack(list(terms.values())).sum().backward()
+    used += [*host.found, *(key for key, tensor in tensors if tensor.data_ptr() != places[key])]
+    assert getattr(method, "capturable", False) is not bool(used), used
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("momentum", [0.0, 0.3, 0.996, 1.0])
+@pytest.mark.parametrize("lightlys", [False, pytest.param(True, marks=needs_lightly)])
+def test_moving_average_is_its_formula_and_lightlys(momentum: float, dtype: torch.dtype, lightlys: bool) -> None:
+    """To a rounding error, in place."""
+    target, online = (
+        nn.ParameterList(noise(f"{of}/{n}", n, 3).to(dtype) for n in (1, 20)).requires_grad_(False)
+        for of in ("target", "online")
+    )
+    expected, places = copy.deepcopy(target), [p.data_ptr() for p in target]
+    if lightlys:
+        lightly("models.utils").update_momentum(online, expected, momentum)
+    else:
+        for t, o in zip(expected, online, strict=True):
+            t.copy_(momentum * t.double() + (1 - momentum) * o.double())
+    move_average(target, online, momentum)
+    eps = torch.finfo(dtype).eps
+    torch.testing.assert_close(list(target), list(expected), rtol=4 * eps, atol=eps)
+    assert [p.data_ptr() for p in target] == places
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["spectral", "method.axis=batch", "projector.out=64"], "singular"),
+        (["spectral", "method.axis=batch", "projector.out=24", "projector.hidden=16"], "projector.hidden=16"),
+        (["spectral", "projector.out=64", "projector.hidden=16"], "projector.hidden=16"),
+        (["wmse", "projector.hidden=8"], "projector.hidden=8"),
+        (["intl", "projector.out=1"], "projector.out=1: whitening needs at least 2 features"),
+        (["intl", "method.axis=batch", "projector.out=64"], "whitens 64 features over 32 samples"),
+        (["iternorm", "method.axis=batch", "projector.out=64"], "whitens 64 features over 32 samples"),
+        (["iternorm", "method.iterations=0"], "iterations=0"),
+        (["intl", "method.iterations=0"], "iterations=0"),
+        (["shuffled_dbn", "method.groups=7"], "7"),
+        (["cw_rgp", "method.groups=7"], "7"),
+        (["mocov2", "method.queue=256"], "256"),
+        (["swav", "method.queue=256"], "256"),
+        (["mocov2", "method.queue=80"], "80"),
+        (["simclr", "batch_size=1"], "batch_size=1"),
+        (["barlow_twins", "batch_size=1"], "batch_size=1"),
+        (["byol", "views=[{size: 32}]"], "compares at least two"),
+        (["byol", "method.tau=1"], "unknown key"),
+    ],
+)
+@pytest.mark.usefixtures("sample")
+@pytest.mark.data
+def test_bad_input_is_one_line(words: Sequence[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    name, *changes = words
+    assert cli.main(["pretrain", f"cifar10_r18_{name}", *TINY, *OVERRIDES.get(name, []), *changes]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("intl-bench: ")
+    assert message in line
+    assert not Path("runs").exists()
+
+
+class Absent:
+    """Finds that lightly is not installed."""
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+        if name == "lightly":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+def test_without_lightly_one_line_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for module in [name for name in sys.modules if name.split(".")[0] == "lightly"]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setattr(sys, "meta_path", [Absent(), *sys.meta_path])
+    for name in ("simclr", "barlow_twins"):
+        assert cli.main(["pretrain", "demo", f"method={{name: {name}}}", "data.size=200", "batch_size=32"]) == 2
+        assert "pip install 'intl-bench[baselines]'" in capsys.readouterr().err
+
+
+def test_every_method_has_its_recipes() -> None:
+    sets = ("cifar10_r18", "cifar100_r18", "imagenet100_r18", "imagenet_r50")
+    missing = [
+        f"{data}_{name}"
+        for name in methods.names()
+        for data in sets
+        if not (configs.CONFIGS / "pretrain" / f"{data}_{name}.yaml").is_file()
+    ]
+    assert not missing

@@ -1,0 +1,177 @@
+"""Decoding: Pillow's pixels, bit for bit, and Pillow's errors, with simplejpeg and without it."""
+
+import io
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pretrain.images import decode as module
+from pretrain.images.decode import decode
+
+JPEGS: list[dict[str, Any]] = [
+    {"quality": quality, "subsampling": subsampling, "progressive": progressive, **options}
+    for quality in (1, 30, 75, 100)
+    for subsampling in ("4:4:4", "4:2:2", "4:2:0")
+    for progressive in (False, True)
+    for options in ({}, {"optimize": True}, {"restart_marker_rows": 1})
+]
+SIZES = [(1, 1), (1, 17), (7, 5), (8, 8), (16, 200), (33, 47), (100, 75)]
+
+
+def pillow(content: bytes) -> np.ndarray:
+    with Image.open(io.BytesIO(content)) as image:
+        return np.array(image.convert("RGB"))
+
+
+def outcome(function: Callable[[bytes], np.ndarray], content: bytes) -> tuple[Any, ...]:
+    """Pixels, or the kind of error and its words."""
+    try:
+        pixels = function(content)
+    except Exception as error:
+        return type(error), "cannot identify" if "identify" in str(error) else str(error)
+    return pixels.shape, pixels.dtype, pixels.tobytes()
+
+
+def photo(height: int, width: int, seed: int = 0) -> Image.Image:
+    """Smooth colours with noise on them, so that neither chroma nor fine detail is without effect."""
+    random = np.random.default_rng(seed)
+    coarse = Image.fromarray(random.integers(0, 256, (height // 8 + 1, width // 8 + 1, 3), np.uint8))
+    smooth = np.array(coarse.resize((width, height), Image.Resampling.BICUBIC), int)
+    return Image.fromarray((smooth + random.integers(-20, 20, smooth.shape)).clip(0, 255).astype(np.uint8))
+
+
+def saved(image: Image.Image, form: str = "JPEG", **options: Any) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, form, **options)
+    return stream.getvalue()
+
+
+def every_kind() -> dict[str, bytes]:
+    """A small picture in every way of storing it that a data set may hold."""
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be shown turned by 90 degrees
+    rgba = photo(33, 47).convert("RGBA")
+    rgba.putalpha(photo(33, 47, 1).convert("L"))
+    kinds = {
+        "exif": saved(photo(33, 47), exif=exif),
+        "gray": saved(photo(33, 47).convert("L")),
+        "gray progressive": saved(photo(33, 47).convert("L"), progressive=True),
+        "cmyk": saved(photo(33, 47).convert("CMYK")),
+        "rgb stored as rgb": saved(photo(33, 47), keep_rgb=True),
+        "rest behind the end": saved(photo(33, 47)) + b"rest",
+        "two pictures": saved(photo(33, 47), "MPO", save_all=True, append_images=[photo(20, 20)]),
+        "png": saved(photo(33, 47), "PNG"),
+        "png palette": saved(photo(33, 47).quantize(), "PNG"),
+        "png palette transparent": saved(photo(33, 47).quantize(), "PNG", transparency=3),
+        "png alpha": saved(rgba, "PNG"),
+        "png 16 bits": saved(Image.fromarray(np.arange(900, dtype=np.uint16).reshape(30, 30) * 70), "PNG"),
+        "gif": saved(photo(33, 47), "GIF"),
+        "bmp": saved(photo(33, 47), "BMP"),
+        "tiff": saved(photo(33, 47), "TIFF"),
+        "webp": saved(photo(33, 47), "WEBP"),
+        "webp alpha": saved(rgba, "WEBP", lossless=True),
+    }
+    # The marker of Adobe with transform 2 says that the four channels are YCCK.
+    kinds["ycck"] = kinds["cmyk"].replace(b"Adobe\0d\0\0\0\0\0", b"Adobe\0d\0\0\0\0\2")
+    assert kinds["ycck"] != kinds["cmyk"]
+    return kinds
+
+
+@pytest.fixture(params=["simplejpeg", "pillow alone"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "pillow alone":
+        monkeypatch.setattr(module, "turbo", None)
+    else:
+        assert module.turbo is not None, "the extra `dev` brings simplejpeg"
+
+
+@pytest.mark.data
+@pytest.mark.usefixtures("way")
+def test_photos_as_pillow(test_data: Path) -> None:
+    files = sorted((test_data / "imagenet_sample").rglob("*.JPEG"))
+    assert len(files) == 120
+    for file in files:
+        content = file.read_bytes()
+        assert outcome(decode, content) == outcome(pillow, content), file
+
+
+@pytest.mark.parametrize(("height", "width"), SIZES)
+def test_jpegs_as_pillow(height: int, width: int) -> None:
+    for options in JPEGS:
+        content = saved(photo(height, width), **options)
+        assert outcome(decode, content) == outcome(pillow, content), options
+
+
+@pytest.mark.parametrize("subsampling", ["444", "422", "420", "440", "411", "Gray"])
+def test_jpegs_of_another_encoder_as_pillow(subsampling: str) -> None:
+    assert module.turbo is not None
+    for height, width in SIZES:
+        content = module.turbo.encode_jpeg(np.array(photo(height, width)), quality=80, colorsubsampling=subsampling)
+        assert outcome(decode, content) == outcome(pillow, content), (height, width)
+
+
+@pytest.mark.usefixtures("way")
+@pytest.mark.parametrize("kind", list(every_kind()))
+def test_every_kind_as_pillow(kind: str) -> None:
+    content = every_kind()[kind]
+    pixels = decode(content)
+    assert outcome(decode, content) == outcome(pillow, content)
+    assert pixels.flags.writeable
+    assert pixels.flags.c_contiguous
+
+
+def test_a_plain_jpeg_does_not_need_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
+    content = {kind: every_kind()[kind] for kind in ("exif", "gray", "rgb stored as rgb", "cmyk")}
+    monkeypatch.setattr(Image, "open", lambda *_: (_ for _ in ()).throw(AssertionError("Pillow was asked")))
+    for kind in ("exif", "gray", "rgb stored as rgb"):
+        assert decode(content[kind]).shape == (33, 47, 3)
+    with pytest.raises(AssertionError, match="asked"):
+        decode(content["cmyk"])
+
+
+def test_damaged_files_as_pillow() -> None:
+    """Cut, bits turned over, zeros: the same pixels where Pillow still gives some, else the same error."""
+    random = np.random.default_rng(0)
+    whole = [
+        saved(photo(100, 75, seed), quality=60, progressive=progressive, subsampling=subsampling)
+        for seed, (progressive, subsampling) in enumerate([(False, "4:2:0"), (True, "4:2:0"), (False, "4:4:4")])
+    ]
+    damaged = [b"", b"\xff\xd8\xff", b"not an image"]
+    for content in whole:
+        damaged += [content[:size] for size in (2, 20, 300, len(content) // 2, len(content) - 2, len(content) - 1)]
+        damaged.append(content[: len(content) // 2] + bytes(len(content) // 2))
+        for _ in range(400):
+            flipped = bytearray(content)
+            flipped[random.integers(len(content))] ^= 1 << random.integers(8)
+            damaged.append(bytes(flipped))
+        for _ in range(400):  # the headers
+            flipped = bytearray(content)
+            flipped[random.integers(620)] = random.integers(256)
+            damaged.append(bytes(flipped))
+    results = [outcome(decode, content) for content in damaged]
+    assert results == [outcome(pillow, content) for content in damaged]
+    errors = sum(isinstance(result[0], type) for result in results)
+    assert 0.1 * len(results) < errors < 0.9 * len(results)
+
+
+@pytest.mark.usefixtures("way")
+def test_a_decompression_bomb_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    content = saved(photo(100, 75))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 3000)
+    with pytest.raises(Image.DecompressionBombError):
+        decode(content)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    assert decode(content).shape == (100, 75, 3)
+
+
+def test_a_huge_size_in_a_header_takes_no_memory() -> None:
+    content = bytearray(saved(photo(100, 75), subsampling="4:4:4"))
+    place = content.index(b"\xff\xc0") + 5
+    content[place : place + 4] = struct.pack(">HH", 65000, 65000)
+    with pytest.raises(Image.DecompressionBombError):
+        decode(bytes(content))

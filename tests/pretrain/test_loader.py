@@ -1,0 +1,403 @@
+"""Batches: the same from any number of workers, processes and starts; what happens to images that cannot be read."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils._pytree import tree_leaves
+from torchvision.transforms.v2 import functional as reference
+
+from intl_bench.core.errors import InputError, ResourceError
+from intl_bench.core.seeding import permutation, uniforms
+from pretrain.images import crops, loader
+from pretrain.images.ahead import ahead
+from pretrain.images.data import ArraySource, DataConfig, ImageSource, open_source
+from pretrain.images.loader import Batch, evaluation_batches, steps_per_epoch, training_batches
+from pretrain.images.views import PARAMETER_DRAWS, PARAMETERS, ViewConfig, augment, draw_parameters, prepare
+
+CPU = torch.device("cpu")
+VIEWS = [ViewConfig(size=16), ViewConfig(size=24, blur_p=0.5, solarize_p=0.2)]
+
+
+def arrays(n: int = 22) -> ArraySource:
+    """Random images, each with its own number as its label."""
+    images = np.random.default_rng(0).integers(0, 256, (n, 32, 40, 3), np.uint8)
+    return ArraySource(images, np.arange(n), [str(number) for number in range(n)], "random images")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Ten images of different sizes in train/, five for each of two classes, and as many in val/."""
+    random = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for number in range(10):
+            file = tmp_path / split / "ab"[number // 5] / f"{number}.JPEG"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(random.integers(0, 256, (30 + number, 50, 3), np.uint8)).save(file)
+    return tmp_path
+
+
+def assert_identical(ours: Iterable[Batch], theirs: Iterable[Batch]) -> None:
+    for a, b in zip(ours, theirs, strict=True):
+        assert a.step == b.step
+        assert a.bad_files == b.bad_files
+        assert torch.equal(a.labels, b.labels)
+        mine, other = (tree_leaves([batch.crops, list(batch.parameters)]) for batch in (a, b))
+        for left, right in zip(mine, other, strict=True):
+            assert type(left) is type(right)
+            if isinstance(left, torch.Tensor):
+                assert left.dtype == right.dtype
+                assert torch.equal(left, right)
+            else:
+                assert left == right
+
+
+def test_what_a_batch_holds() -> None:
+    source = arrays()
+    batches = list(training_batches(source, VIEWS, seed=3, batch_size=8, last_step=4))
+    assert [batch.step for batch in batches] == [0, 1, 2, 3]
+    for batch in batches:
+        assert [tuple(view.shape) for view in batch.crops] == [(8, 3, 16, 16), (8, 3, 24, 24)]
+        assert all(view.dtype == torch.uint8 for view in batch.crops)
+        assert all(view.is_contiguous(memory_format=torch.channels_last) for view in batch.crops)
+        assert [tuple(rows.shape) for rows in batch.parameters] == [(8, PARAMETERS)] * 2
+        assert all(rows.dtype == torch.float32 for rows in batch.parameters)
+        assert batch.labels.dtype == torch.int64
+        assert batch.bad_files == []
+    # The third batch is the first of epoch 1; its sample 5 is made by hand.
+    index = int(permutation(3, "order", 1, 22)[5])
+    assert batches[2].labels[5] == index
+    for number, view in enumerate(VIEWS):
+        uniform = uniforms(3, "views", 1, np.array([index]), number, PARAMETER_DRAWS + crops.BOX_DRAWS)
+        (box,) = crops.fit_boxes(crops.draw_shapes(view, uniform[:, PARAMETER_DRAWS:]), 32, 40)
+        assert torch.equal(batches[2].crops[number][5], crops.crop(source.images[index], box, view.size))
+        (row,) = draw_parameters(view, uniform[:, :PARAMETER_DRAWS])
+        assert torch.equal(batches[2].parameters[number][5], torch.from_numpy(row))
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_same_from_any_number_of_workers(workers: int) -> None:
+    here = training_batches(arrays(), VIEWS, seed=1, batch_size=4, last_step=13)
+    assert_identical(here, training_batches(arrays(), VIEWS, seed=1, batch_size=4, last_step=13, workers=workers))
+
+
+@pytest.mark.parametrize(("first", "workers"), [(1, 0), (5, 0), (7, 2), (12, 0)])
+def test_same_from_any_first_step(first: int, workers: int) -> None:
+    whole = list(training_batches(arrays(), VIEWS, seed=1, batch_size=4, last_step=13))
+    rest = training_batches(arrays(), VIEWS, seed=1, batch_size=4, first_step=first, last_step=13, workers=workers)
+    assert_identical(whole[first:], rest)
+
+
+def test_processes_share_a_batch() -> None:
+    def batches(rank: int, world_size: int) -> list[Batch]:
+        return list(
+            training_batches(
+                arrays(), VIEWS, seed=1, batch_size=8, last_step=5, rank=rank, world_size=world_size, workers=rank % 2
+            )
+        )
+
+    for whole, first, second in zip(batches(0, 1), batches(0, 2), batches(1, 2), strict=True):
+        joined = Batch(
+            first.step,
+            [torch.cat(pair) for pair in zip(first.crops, second.crops, strict=True)],
+            [torch.cat(pair) for pair in zip(first.parameters, second.parameters, strict=True)],
+            torch.cat([first.labels, second.labels]),
+            first.bad_files + second.bad_files,
+        )
+        assert len(first.labels) == 4
+        assert_identical([whole], [joined])
+
+
+def test_every_image_once_an_epoch_in_a_new_order() -> None:
+    labels = [batch.labels for batch in training_batches(arrays(24), VIEWS[:1], seed=1, batch_size=4, last_step=18)]
+    epochs = torch.cat(labels).view(3, 24)
+    assert all(torch.equal(epoch.sort().values, torch.arange(24)) for epoch in epochs)
+    assert len(epochs.unique(dim=0)) == 3
+
+
+def test_views_are_independent_of_each_other() -> None:
+    def made(views: list[ViewConfig], seed: int = 1) -> Batch:
+        (batch,) = training_batches(arrays(), views, seed=seed, batch_size=8, last_step=1)
+        return batch
+
+    both, other = made(VIEWS), made([VIEWS[0], ViewConfig(size=20, min_scale=0.5)])
+    assert torch.equal(both.crops[0], other.crops[0])
+    assert torch.equal(both.parameters[0], other.parameters[0])
+    twins = made([VIEWS[0], VIEWS[0]])
+    assert torch.equal(twins.crops[0], both.crops[0])
+    assert (twins.crops[0] != twins.crops[1]).flatten(1).any(dim=1).all()
+    assert (twins.parameters[0] != twins.parameters[1]).any(dim=1).all()
+    assert (made(VIEWS, seed=2).parameters[0] != both.parameters[0]).any()
+
+
+def test_the_images_and_the_global_generator_stay_as_they_are() -> None:
+    source = arrays()
+    before = source.images.copy()
+    state = torch.get_rng_state()
+    for workers in (0, 1):
+        list(training_batches(source, VIEWS, seed=1, batch_size=4, last_step=5, workers=workers))
+    assert np.array_equal(source.images, before)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_worker_makes_its_batch_in_shared_memory(folder: Path) -> None:
+    """So that handing it over copies nothing."""
+    source = open_source(DataConfig(root=str(folder)), "train")
+    steps = steps_per_epoch(10, 5)
+    sampler = loader._Sampler(images=10, views=tuple(VIEWS), seed=1, steps=steps, share=5, rank=0, world_size=1)
+
+    def tensors(batch: Batch) -> list[torch.Tensor]:
+        return [*batch.crops, *batch.parameters, batch.labels]
+
+    def are_shared(step: int) -> list[bool]:
+        return [tensor.is_shared() for tensor in tensors(loader._decoded_batch(source, sampler, step))]
+
+    assert list(loader.iterate(are_shared, range(3), 2, False)) == [[True] * 5] * 3
+    assert are_shared(0) == [False] * 5
+
+    def evaluated(step: int) -> list[bool]:
+        return [tensor.is_shared() for tensor in loader._evaluation_batch(source, range(10), 5, 28, 24, step)]
+
+    assert list(loader.iterate(evaluated, range(2), 2, False)) == [[True] * 2] * 2
+    (batch,) = training_batches(source, VIEWS, seed=1, batch_size=5, last_step=1, workers=1)
+    assert all(tensor.is_shared() for tensor in tensors(batch))
+
+
+def test_resident_images_make_the_same_batches() -> None:
+    source = arrays()
+    expected = list(training_batches(source, VIEWS, seed=1, batch_size=8, last_step=5, rank=1, world_size=2))
+    sampler = loader._Sampler(images=22, views=tuple(VIEWS), seed=1, steps=2, share=4, rank=1, world_size=2)
+    assert_identical(list(loader._resident_batches(source, sampler, range(5), CPU)), prepared(expected))
+
+
+def prepared(batches: list[Batch]) -> list[Batch]:
+    """Batches of decoded images with their parameters as those of resident images have them."""
+    return [batch._replace(parameters=[prepare(rows, CPU) for rows in batch.parameters]) for batch in batches]
+
+
+def test_what_goes_wrong_while_the_next_batch_is_drawn_is_raised_in_its_turn() -> None:
+    def draws() -> Iterator[int]:
+        yield from (0, 1)
+        raise InputError("the third")
+
+    drawn = ahead(draws(), CPU)
+    assert [next(drawn), next(drawn)] == [0, 1]
+    with pytest.raises(InputError, match="the third"):
+        next(drawn)
+
+
+def test_the_next_batch_is_drawn_while_one_is_used() -> None:
+    begun = [threading.Event() for _ in range(3)]
+
+    def draws() -> Iterator[int]:
+        for number, event in enumerate(begun):
+            event.set()
+            yield number
+
+    drawn = ahead(draws(), CPU)
+    assert next(drawn) == 0
+    assert begun[1].wait(10)
+    assert list(drawn) == [1, 2]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("side", [32, 200])
+def test_a_gpu_gets_the_same_batches_without_waiting(side: int) -> None:
+    """From images that are kept there, and from those too large for that, by workers."""
+    images = np.random.default_rng(0).integers(0, 256, (22, side, 40, 3), np.uint8)
+    source = ArraySource(images, np.arange(22), ["none"], "random images")
+    options = {"seed": 1, "batch_size": 8, "last_step": 5}
+    batches = training_batches(source, VIEWS, **options, workers=1, device=torch.device("cuda"))
+    for expected in training_batches(source, VIEWS, **options):
+        batch = next(batches)
+        assert batch.crops[0].is_cuda == (side == 32)
+        assert batch.crops[0].is_cuda or batch.crops[0].is_pinned()
+        on_host = batch._replace(crops=[view.cpu() for view in batch.crops])
+        assert_identical([on_host], prepared([expected]) if side == 32 else [expected])
+        torch.cuda.set_sync_debug_mode("error")
+        for view, rows in zip(batch.crops, batch.parameters, strict=True):
+            augment(view.to("cuda", non_blocking=True), rows, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_batch_larger_than_the_data_set() -> None:
+    with pytest.raises(InputError, match=r"batch_size=32: .* 22 images .* at most 22"):
+        training_batches(arrays(), VIEWS, seed=1, batch_size=32, last_step=5)
+    assert steps_per_epoch(22, 22) == 1
+    assert steps_per_epoch(22, 4) == 5
+
+
+def test_batch_that_cannot_be_shared_out() -> None:
+    with pytest.raises(InputError, match=r"batch_size=8: .* 3 processes; .* multiple of 3"):
+        training_batches(arrays(), VIEWS, seed=1, batch_size=8, last_step=5, world_size=3)
+
+
+# Images that cannot be read
+
+
+def truncate(file: Path) -> str:
+    file.write_bytes(file.read_bytes()[:700])
+    return str(file)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_damaged_image_stops_with_its_name(folder: Path, workers: int) -> None:
+    bad = truncate(folder / "train" / "b" / "7.JPEG")
+    source = open_source(DataConfig(root=str(folder)), "train")
+    with pytest.raises(InputError) as error:
+        list(training_batches(source, VIEWS, seed=1, batch_size=10, last_step=4, workers=workers))
+    message = str(error.value)
+    assert message.startswith(bad)
+    assert "\n" not in message
+    assert error.value.exit_code == 2
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_next_image_stands_in_for_a_damaged_one(folder: Path, workers: int) -> None:
+    clean = open_source(DataConfig(root=str(folder)), "train")
+    (before,) = training_batches(clean, VIEWS, seed=1, batch_size=10, last_step=1)
+    bad = [truncate(folder / "train" / name) for name in ("a/4.JPEG", "b/9.JPEG", "a/0.JPEG")]
+    source = open_source(DataConfig(root=str(folder), on_bad_image="skip"), "train")
+    batches = list(training_batches(source, VIEWS, seed=1, batch_size=10, last_step=3, workers=workers))
+    order = permutation(1, "order", 0, 10)
+    # 4 and 9 are the last of their classes: 5 and, past the end and past 0, 1 stand in, with their labels.
+    stands_in = {4: 5, 9: 1, 0: 1}
+    assert batches[0].labels.tolist() == [int(stands_in.get(index, index) >= 5) for index in order]
+    for row, index in enumerate(order):
+        same = torch.equal(batches[0].crops[1][row], before.crops[1][row])
+        assert same == (index not in stands_in)
+    for batch in batches:
+        assert set(batch.bad_files) == set(bad)
+    assert_identical(batches, training_batches(source, VIEWS, seed=1, batch_size=10, last_step=3))
+
+
+def test_nothing_can_be_read(folder: Path) -> None:
+    for file in (folder / "train").glob("*/*"):
+        truncate(file)
+    source = open_source(DataConfig(root=str(folder), on_bad_image="skip"), "train")
+    with pytest.raises(InputError, match="nor any other"):
+        next(training_batches(source, VIEWS, seed=1, batch_size=10, last_step=1))
+
+
+# Worker processes
+
+
+class Deadly(ImageSource):
+    """Ends the process that asks for its image 5, or fails with a bug there."""
+
+    def __init__(self, bug: Exception | None) -> None:
+        super().__init__(np.zeros(40), ["none"])
+        self.bug = bug
+
+    def file(self, index: int) -> str:
+        return "deadly"
+
+    def image(self, index: int) -> np.ndarray:
+        if index == 5 and self.bug is None:
+            os._exit(9)
+        if index == 5 and self.bug is not None:
+            raise self.bug
+        return np.zeros((32, 32, 3), np.uint8)
+
+
+def test_death_of_a_worker_is_one_line() -> None:
+    for _ in range(5):  # it is noticed in more than one way
+        with pytest.raises(ResourceError, match="a data worker died") as error:
+            list(training_batches(Deadly(None), VIEWS[:1], seed=1, batch_size=4, last_step=99, workers=2))
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("bug", [RuntimeError("oops"), EOFError("oops"), KeyError("oops")])
+def test_bug_in_a_worker_stays_a_bug(bug: Exception) -> None:
+    with pytest.raises(type(bug), match="oops"):
+        list(training_batches(Deadly(bug), VIEWS[:1], seed=1, batch_size=4, last_step=99, workers=1))
+
+
+SIGNALLED = """
+import os, signal, sys
+from pretrain.images.data import DataConfig, open_source
+from pretrain.images.loader import training_batches
+from pretrain.images.views import ViewConfig
+
+received = []
+source = open_source(DataConfig(kind="shapes", size=40), "train")
+batches = training_batches(source, [ViewConfig(size=16)], seed=0, batch_size=20, last_step=10**6, workers=2)
+for _ in range(2):  # one of each worker: both have started, and inherit no handlers
+    next(batches)
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    signal.signal(number, lambda number, frame: received.append(number))
+print("ready", flush=True)
+while len(received) < 3:
+    next(batches)
+steps = [next(batches).step for _ in range(20)]
+print(steps == list(range(steps[0], steps[0] + 20)))
+sys.exit(75)
+"""
+
+
+def test_signals_to_the_whole_group_leave_the_workers_alone() -> None:
+    """A terminal and a cluster signal all processes: the main one decides, goes on as long as it needs, and ends."""
+    repository = Path(__file__).resolve().parents[2]
+    process = subprocess.Popen(
+        [sys.executable, "-c", SIGNALLED], stdout=subprocess.PIPE, cwd=repository, start_new_session=True
+    )
+    assert process.stdout is not None
+    try:
+        assert process.stdout.readline() == b"ready\n"
+        time.sleep(0.2)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            os.killpg(process.pid, number)
+            time.sleep(0.1)
+        assert process.communicate(timeout=300)[0] == b"True\n"
+        assert process.returncode == 75
+    finally:
+        process.kill()
+
+
+# Evaluation
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_evaluation_in_order(workers: int) -> None:
+    source, mean, std = arrays(), (0.1, 0.2, 0.3), (0.5, 0.6, 0.7)
+    images, labels = zip(
+        *evaluation_batches(source, mean=mean, std=std, batch_size=5, first=2, last=19, workers=workers), strict=True
+    )
+    assert [len(part) for part in labels] == [5, 5, 5, 2]
+    assert torch.equal(torch.cat(labels), torch.arange(2, 19))
+    expected = torch.from_numpy(source.images[2:19]).permute(0, 3, 1, 2).float().div(255)
+    assert torch.equal(torch.cat(images), reference.normalize(expected, mean, std))
+
+
+def test_evaluation_view_as_torchvision(folder: Path) -> None:
+    source = open_source(DataConfig(root=str(folder)), "test")
+    batches = evaluation_batches(source, resize=28, crop=24, mean=(0, 0, 0), std=(1, 1, 1), batch_size=4)
+    images = torch.cat([part for part, _ in batches])
+    assert images.shape == (10, 3, 24, 24)
+    for index, image in enumerate(images):
+        with Image.open(source.file(index)) as photo:
+            theirs = reference.center_crop(reference.resize(photo.convert("RGB"), [28]), [24, 24])
+        assert (image * 255 - reference.pil_to_tensor(theirs)).abs().max() < 2.01
+
+
+def test_evaluation_never_takes_a_stand_in(folder: Path) -> None:
+    bad = truncate(folder / "val" / "a" / "3.JPEG")
+    source = open_source(DataConfig(root=str(folder), on_bad_image="skip"), "test")
+    with pytest.raises(InputError) as error:
+        list(evaluation_batches(source, resize=28, crop=24, mean=(0, 0, 0), std=(1, 1, 1), batch_size=4))
+    assert str(error.value).startswith(bad)
+
+
+def test_evaluation_of_different_sizes_asks_for_a_crop(folder: Path) -> None:
+    source = open_source(DataConfig(root=str(folder)), "test")
+    with pytest.raises(InputError, match="set resize and crop"):
+        list(evaluation_batches(source, mean=(0, 0, 0), std=(1, 1, 1), batch_size=4))

@@ -1,0 +1,236 @@
+"""Every number that is told as a result has a record, a file of results or a script that gives it.
+
+README's table "Measured so far" and the heads of configurations are looked up in all records. In results/LOG.md a line
+
+    Sources: records in results/ablations/power_reduced; file results/benchmarks.md; script benchmarks/quality.py
+
+says where the numbers below it come from, up to the next such line or heading. Where it names records or files, each
+number is among theirs; those of a script alone are not looked up. The value of a single record needs the word "seed"
+in its sentence, one of a spectrum "rank", "condition" or the like. Not looked at: whole numbers without `%` or `±`,
+what has a unit (s, GiB, ...) or follows `=`, settings of the records, and what is in backticks, indented or fenced.
+"""
+
+import functools
+import json
+import math
+import re
+import shutil
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable
+from decimal import Decimal
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from intl_bench.records import RecordStore
+from intl_bench.tables import TABLES, render
+
+ROOT = Path(__file__).resolve().parents[2]
+README, LOG = (ROOT / name for name in ("README.md", "results/LOG.md"))
+BENCHMARKS = [ROOT / "results" / "benchmarks.md", ROOT / "results" / "parity.md"]
+RECORDS = sorted(path for path in (ROOT / "results").rglob("records") if path.is_dir())
+PUBLISHED = [
+    *(ROOT / "intl_bench/published").glob("*.csv"),
+    *(ROOT.parent / "shared/reference/published").glob("*.csv"),
+]
+_NUMBER = re.compile(
+    r"(?<![\w.,:/^-])(?P<value>\d+(?:,\d{3})*(?:\.\d+)?(?:e-?\d+)?)(?P<suffix>[%x]?)"
+    r"(?: ± (?P<std>\d+(?:\.\d+)?(?:e-?\d+)?)%?)?(?: \((?P<n>\d+)(?P<within>†?)\))?(?![\w:/^]|[.,]\d)"
+    r"(?! (?:s|ms|us|seconds|minutes|hours|[kMGT]i?B|M|GFLOP|pixels|img/s)\b)"
+)
+_SETTING = re.compile(r"(?:[=<>]|\b(?:Section|Table|Figure|Python|torch|torchvision|lightly|Eqn\.)) $")
+_SPECTRUM = re.compile("(embedding|features|transformed)[/.]")
+_OF_SPECTRUM = re.compile("rank|condition|eigenvalue|exponent|spectr")
+Number = re.Match[str]
+if not LOG.is_file():
+    pytest.skip("the results are in the repository only, not in a source distribution", allow_module_level=True)
+
+
+class Value(NamedTuple):
+    """Of one metric, over `n` pre-trainings, or over transfer seeds `within` one; n = 0: of a single record."""
+
+    metric: str
+    mean: float
+    std: float | None = None
+    n: int = 0
+    within: bool = False
+
+    def is_told_by(self, number: Number) -> bool:
+        plain = number["std"] is None and number["n"] is None
+        percent = self.metric.endswith("/rank") or self.metric == "diverged"
+        return (
+            is_printed(number["value"], self.mean)
+            and (number["suffix"] == "%") is percent
+            and (self.n > 0 or (plain and "seed" in sentence(number)))
+            and (not _SPECTRUM.match(self.metric) or bool(_OF_SPECTRUM.search(sentence(number))))
+            and (plain or (number["std"] is None) is (self.std is None))
+            and (number["std"] is None or is_printed(number["std"], self.std or 0.0))
+            and (number["n"] is None or (int(number["n"]), bool(number["within"])) == (self.n, self.within))
+        )
+
+
+def sentence(number: Number) -> str:
+    text, end = number.string, number.string.find(". ", number.end())
+    return text[text.rfind(". ", 0, number.start()) + 1 : end if end >= 0 else None]
+
+
+def is_printed(text: str, value: float) -> bool:
+    """Whether a value is that text at its decimals; a half may be rounded either way."""
+    printed = Decimal(text.replace(",", ""))
+    return abs(Decimal(repr(float(value))) - printed) <= Decimal(5).scaleb(int(printed.as_tuple().exponent) - 1)
+
+
+@functools.cache
+def recorded(folder: Path) -> tuple[list[Value], set[float]]:
+    """All values of a folder of records, transfer seeds averaged first as in the tables, and numbers of settings."""
+    seeds: dict[tuple[str, ...], dict[int | None, list[float]]] = defaultdict(lambda: defaultdict(list))
+    settings: set[float] = set()
+    for record in RecordStore(folder).load():
+        what = (record.task, record.method, record.dataset, record.backbone, record.scale)
+        same = (*what, record.pretraining_sha256, record.evaluation_sha256)
+        stated = json.dumps([record.pretraining, record.evaluation, record.config, record.protocol])
+        settings.update(map(float, re.findall(r"(?<![\w.])\d+(?:\.\d+)?(?:e-?\d+)?(?![\w.])", stated)))
+        spectra = record.details.get("spectra", {})
+        numbers = {f"{name}.{key}": x for name, told in spectra.items() for key, x in told["numbers"].items()}
+        numbers |= {f"{name}.eigenvalue": max(told["eigenvalues"], default=math.nan) for name, told in spectra.items()}
+        for metric, value in (record.metrics | numbers).items():
+            if isinstance(value, int | float) and math.isfinite(value):
+                seeds[metric, *same][record.pretrain_seed].append(value)
+    values = []
+    for (metric, *_), by_seed in seeds.items():
+        means = [statistics.mean(some) for some in by_seed.values()]
+        spread = statistics.stdev(means) if len(means) > 1 else None
+        values.append(Value(metric, statistics.mean(means), spread, len(means)))
+        for some in by_seed.values():
+            values += [Value(metric, value) for value in some]
+            if len(some) > 1:
+                values.append(Value(metric, statistics.mean(some), statistics.stdev(some), len(some), True))
+    assert values, f"{folder}: expected records"
+    return values, settings
+
+
+@functools.cache
+def written(path: Path) -> set[tuple[str, str, str | None]]:
+    text = path.read_text(encoding="utf-8").replace("*", "").replace(",", " , ")
+    return {(number["value"], number["suffix"], number["std"]) for number in _NUMBER.finditer(text)}
+
+
+def is_known(number: Number, values: Iterable[Value], files: Iterable[Path]) -> bool:
+    """Files have the number as it is printed, or, where it is `within` 2e-7, one that is no less than half of it."""
+    others = set().union(*map(written, files))
+    small = [float(value) for value, _, _ in others if "e-" in value] if "e-" in number["value"] else []
+    return (
+        any(value.is_told_by(number) for value in values)
+        or (number["value"], number["suffix"], number["std"]) in others
+        or ("within" in sentence(number) and any(0.5 <= x / float(number["value"]) <= 1 for x in small))
+    )
+
+
+def results(text: str) -> list[Number]:
+    text = re.sub(r"^```.*?^```|^ {4}[^\n]*$|`[^`\n]*`", "_", text, flags=re.DOTALL | re.MULTILINE)
+    text = " ".join(text.replace("*", "").split())
+    told = [number for number in _NUMBER.finditer(text) if not _SETTING.search(text[: number.start()])]
+    return [n for n in told if set(n["value"]) & {".", "e"} or n["suffix"] or n["std"] or n["n"]]
+
+
+def unknown_of_readme(text: str) -> list[str]:
+    table = text.partition("## Measured so far")[2].partition("\n\n")[2].partition("\n\n")[0]
+    cells = [value for folder in RECORDS for value in recorded(folder)[0] if value.n]
+    return [number[0] for number in results(table) if not is_known(number, cells, BENCHMARKS)]
+
+
+def parts_of_log() -> list[tuple[str, str, str]]:
+    """(heading, what `Sources:` says, text) of each part."""
+    parts = []
+    for entry in re.split(r"^## ", LOG.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]:
+        heading, _, body = entry.partition("\n")
+        first, *others = re.split(r"^Sources: *(.*)$", body, flags=re.MULTILINE)
+        parts += [(heading, "", first), *((heading, *part) for part in zip(others[::2], others[1::2], strict=True))]
+    return parts
+
+
+def unknown_of_log(sources: str, text: str) -> list[str]:
+    named: dict[str, list[Path]] = {"records": [], "file": [], "script": []}
+    for item in filter(None, (item.strip(" .") for item in sources.split(";"))):
+        kind = re.match(r"(records|file|script)s?(?: in)? (.+)", item)
+        assert kind, f"Sources: {item!r}: expected `records in FOLDER`, `file FILE` or `script FILE`"
+        for name in kind[2].replace("`", "").split(","):
+            path = ROOT / name.strip()
+            assert path.exists(), f"Sources: {name.strip()}: no such file or folder"
+            named[kind[1]].append(path / "records" if (path / "records").is_dir() else path)
+    if named["script"] and not named["records"] + named["file"]:
+        return []
+    values = [value for folder in named["records"] for value in recorded(folder)[0]]
+    settings = {value for folder in named["records"] for value in recorded(folder)[1]}
+    unknown = [number for number in results(text) if not is_known(number, values, named["file"])]
+    return [n[0] for n in unknown if n["suffix"] or n["std"] or float(n["value"].replace(",", "")) not in settings]
+
+
+def unknown_of_head(text: str) -> list[str]:
+    """Of `published:`: what is measured, and what others published, unless a README of theirs is named for it."""
+    said = re.search(r"^#   published: +(.*(?:\n#    .*)*)", text, flags=re.MULTILINE)
+    unknown = []
+    for clause in re.split(r";(?![^(]*\))", said[1].replace("\n#", " ") if said else ""):
+        measured = re.search(r"\bmeasured\b", clause)
+        values = [value for folder in RECORDS for value in recorded(folder)[0]] if measured else []
+        told = [] if re.search("README|without numbers", clause) else [n for n in results(clause) if n["suffix"] != "%"]
+        unknown += [n[0] for n in told if not is_known(n, values, [] if measured else PUBLISHED)]
+    return unknown
+
+
+def test_the_numbers_of_the_readme_have_a_source() -> None:
+    assert unknown_of_readme(README.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize("part", [pytest.param(part, id=part[0][:60]) for part in parts_of_log()])
+def test_the_numbers_of_the_log_have_a_source(part: tuple[str, str, str]) -> None:
+    assert unknown_of_log(*part[1:]) == [], f"not in what `Sources: {part[1]}` names, under: {part[0]}"
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "configs").glob("*/*.yaml")), ids=lambda path: f"{path.parent.name}/{path.stem}"
+)
+def test_the_numbers_of_a_head_have_a_source(path: Path) -> None:
+    assert unknown_of_head(path.read_text(encoding="utf-8")) == []
+
+
+def test_a_changed_digit_is_found() -> None:
+    folder = ROOT / "results" / "ablations" / "power_reduced"
+    value = next(v for v in recorded(folder / "records")[0] if v.metric == "top1" and v.n > 1)
+    mean, std = f"{value.mean:.2f}", f"{value.std:.2f}"
+    changed = f"{mean[:-1]}{(int(mean[-1]) + 5) % 10}"
+    for told, known in {
+        f"{mean} ± {std} ({value.n})": True,
+        f"{changed} ± {std} ({value.n})": False,
+        f"{mean} ± {std}1 ({value.n})": False,
+        f"{mean} ± {std} ({value.n + 1})": False,
+    }.items():
+        assert bool(unknown_of_readme(f"## Measured so far\n\n| {told} |\n")) is not known, told
+        assert bool(unknown_of_log(f"records in {folder.relative_to(ROOT)}", f"Top-1 is {told}.")) is not known, told
+    assert unknown_of_log("records in results/records", f"{mean} ± {std}") == [f"{mean} ± {std}"]
+    assert unknown_of_log("", f"{mean} ± {std}") == [f"{mean} ± {std}"]
+
+
+def test_all_results_in_one_folder_give_no_wrong_row(tmp_path: Path) -> None:
+    for number, path in enumerate(file for folder in RECORDS for file in folder.glob("*/*.json")):
+        copy = tmp_path / path.parent.name / f"{number}-{path.name}"
+        copy.parent.mkdir(exist_ok=True)
+        shutil.copy(path, copy)
+    records = RecordStore(tmp_path).load()
+    for number in TABLES:
+        (content,) = json.loads(render(records, tables=[number], format="json"))
+        labels = {(cell["row"], cell["label"]) for cell in content["cells"]}
+        assert len({label for _, label in labels}) == len(labels), "each row says what tells it from the others"
+        for cell in content["cells"]:
+            assert cell["kind"] == "published" or (cell["n"] or 1) <= 3, "three seeds are the most of any experiment"
+    (content,) = json.loads(render(records, tables=["2"], format="json"))
+    random = [cell for cell in content["cells"] if cell["method"] == "Random init" and cell["column"] == "cifar10/top1"]
+    shown = [cell["mean"] for cell in random if cell["mean"] is not None]
+    by_start = defaultdict(list)
+    for record in records:
+        if record.method == "Random init" and (record.task, record.dataset) == ("linear", "cifar10"):
+            by_start[json.dumps(record.pretraining)].append(record.metrics["top1"])
+    assert len(by_start) >= 2, "two stems"
+    assert sorted(shown) == pytest.approx(sorted(map(statistics.mean, by_start.values())))

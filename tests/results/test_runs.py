@@ -1,0 +1,224 @@
+"""Tasks over seeds, through to records and tables, on a checkpoint of generated images."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from intl_bench import cli, runs
+from intl_bench.core.errors import InputError
+from intl_bench.records import RecordStore
+from pretrain import train
+from pretrain.recipe import load_recipe
+from transfer.convert import read
+
+ROOT = Path(__file__).resolve().parents[2]
+QUICK = ["epochs=3", "batch_size=64"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint after one epoch on 160 generated images."""
+    folder = tmp_path_factory.mktemp("trained")
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        overrides = [
+            "data.size=160",
+            "batch_size=32",
+            "epochs=1",
+            "warmup_epochs=0",
+            "projector.hidden=32",
+            "projector.out=32",
+        ]
+        return train.run(load_recipe("demo", overrides)).resolve()
+    finally:
+        os.chdir(before)
+
+
+@pytest.fixture(autouse=True)
+def _in_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def linear(checkpoint: Path, **changes: object) -> runs.Plan:
+    values = {"task": "linear", "checkpoint": checkpoint, "overrides": QUICK, "seeds": [0, 1, 2]} | changes
+    return runs.Plan(**values)  # type: ignore[arg-type]
+
+
+def test_a_record_a_seed_with_all_that_was_asked_for(trained: Path) -> None:
+    records = runs.run(linear(trained))
+    stored = RecordStore(Path("results/records")).load()
+    assert sorted(r.key for r in stored) == sorted(r.key for r in records)
+    assert [(r.pretrain_seed, r.transfer_seed) for r in records] == [(0, 0), (0, 1), (0, 2)]
+    record = records[0]
+    assert record.method == "INTL"
+    assert record.dataset == "shapes"
+    assert record.backbone == "resnet10_narrow"
+    assert record.scale == "demo"
+    checkpoint = read(trained)
+    assert record.checkpoint_sha256 == checkpoint.sha256
+    assert record.weights_sha256 == checkpoint.weights_sha256
+    assert record.pretraining["settings"]["projector"] == {"hidden": 32, "out": 32, "layers": 3}
+    assert "seed" not in record.pretraining["settings"]
+    assert record.evaluation["settings"]["data"]["mean"] == "checkpoint"
+    assert {"top1", "top5", "best_top1", "best_top5"} <= record.metrics.keys()
+    assert record.metrics["best_top1"] >= record.metrics["top1"]
+    assert record.protocol["pretrain_epochs"] == 1
+    assert record.protocol["pretrain_images"] == 160
+    assert record.protocol["pretrain_crops"] == "2x32"
+    assert record.protocol["epochs"] == 3
+    assert (record.protocol["train_images"], record.protocol["test_images"]) == (160, 40)
+    assert record.details["pretrain"]["bad_images"] == 0
+    assert record.config["data"]["size"] == 160
+    assert record.code["version"]
+    assert record.hardware["cores"] >= 1
+    assert (
+        record.libraries["torch"] == torch.__version__.split("+")[0] or record.libraries["torch"] == torch.__version__
+    )
+    assert record.wall_time_s > 0
+    assert record.peak_memory_mib > 50
+
+
+def test_finished_seeds_are_skipped_and_new_ones_added(trained: Path) -> None:
+    first = runs.run(linear(trained, seeds=[0, 2]))
+    again = runs.run(linear(trained, seeds=[0, 1, 2]))
+    assert [r.created for r in (again[0], again[2])] == [r.created for r in first]
+    assert again[0] == first[0]
+    assert len(RecordStore(Path("results/records")).load()) == 3
+
+
+def test_fresh_scores_again(trained: Path) -> None:
+    (old,) = runs.run(linear(trained, seeds=[0]))
+    (new,) = runs.run(linear(trained, seeds=[0], fresh=True))
+    assert new.metrics == old.metrics, "the same seed gives the same numbers"
+    assert new is not old
+    assert len(RecordStore(Path("results/records")).load()) == 1
+
+
+def test_other_settings_are_other_records(trained: Path) -> None:
+    runs.run(linear(trained, seeds=[0]))
+    runs.run(linear(trained, seeds=[0], overrides=["epochs=4", "batch_size=64"]))
+    runs.run(linear(trained, seeds=[0], overrides=[*QUICK, "workers=1"]))  # changes no number
+    assert sorted(r.protocol["epochs"] for r in RecordStore(Path("results/records")).load()) == [3, 4]
+
+
+def test_random_init_is_another_network_for_each_seed(trained: Path) -> None:
+    records = runs.run(runs.Plan(task="knn", checkpoint=trained, seeds=[0, 1, 2], init="random"))
+    assert {r.method for r in records} == {"Random init"}
+    assert [(r.pretrain_seed, r.transfer_seed) for r in records] == [(0, 0), (1, 1), (2, 2)]
+    assert len({r.weights_sha256 for r in records}) == 3
+    assert all(r.protocol["pretrain_epochs"] == 0 for r in records)
+
+
+def test_knn_of_a_checkpoint_has_one_result(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    records = runs.run(runs.Plan(task="knn", checkpoint=trained, seeds=[0, 1, 2]))
+    assert len(records) == 1
+    assert "one run serves all seeds" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("text", "seeds"), [("1", [0]), ("3", [0, 1, 2]), ("3,7,11", [3, 7, 11]), ("5,", [5])])
+def test_seeds(text: str, seeds: list[int]) -> None:
+    assert runs.parse_seeds(text) == seeds
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "a", "1,1", "", ",", "1,,2", "2.5"])
+def test_bad_seeds(text: str) -> None:
+    with pytest.raises(InputError, match="--seeds"):
+        runs.parse_seeds(text)
+
+
+def test_command_line_from_checkpoint_to_tables(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for seeds, init in (("3", "checkpoint"), ("3", "random")):
+        assert cli.main(["linear", str(trained), *QUICK, "--seeds", seeds, "--init", init]) == 0
+        assert cli.main(["knn", str(trained), "--seeds", seeds, "--init", init]) == 0
+    capsys.readouterr()
+    assert cli.main(["tables", "--format", "markdown"]) == 0
+    text = capsys.readouterr().out
+    lines = [line for line in text.splitlines() if "measured, demo scale" in line]
+    assert len(lines) == 2
+    (intl,) = (line for line in lines if line.startswith("| INTL (ResNet-10 narrow"))
+    assert "(3†)" in intl
+    assert any("(3)" in line for line in lines if line.startswith("| Random init"))
+    assert "(1)" in intl
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["linear", "nowhere.pt"], 2, "checkpoint nowhere.pt: no such file"),
+        (["linear"], 2, "imagenet_r50_intl/seed0/checkpoint.pt: no such file"),
+        (["knn", "CHECKPOINT", "kk=3"], 2, "did you mean k?"),
+        (["knn", "CHECKPOINT", "k=3000"], 2, "only 160 training images"),
+        (["knn", "CHECKPOINT", "--config", "solo_lern"], 2, "did you mean solo_learn?"),
+        (["finetune", "CHECKPOINT"], 2, "shapes"),
+        (["linear", "CHECKPOINT", "a.pt"], 2, "expected one CHECKPOINT"),
+        (["tables", "--table", "9"], 2, "choose from 1, 2, 3, 4"),
+        (["tables", "--format", "pdf"], 2, "markdown"),
+        (["pretrain", "a", "b"], 2, "expected one CONFIG"),
+    ],
+)
+def test_mistakes_end_in_one_line(
+    words: list[str], code: int, message: str, trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([str(trained) if word == "CHECKPOINT" else word for word in words]) == code
+    lines = [line for line in capsys.readouterr().err.strip().splitlines() if not line.startswith("features: ")]
+    assert len(lines) == 1
+    assert message in lines[0]
+
+
+def test_another_kind_of_data_brings_its_own_protocol_and_name(trained: Path) -> None:
+    overrides = ["data.kind=imagefolder", "data.root=photos"]
+    _, _, config = runs.prepare(runs.Plan(task="linear", checkpoint=trained, overrides=overrides))
+    assert (config.augment, config.crop, config.data.dataset) == (True, 224, "photos")
+    overrides += ["data.name=flowers"]
+    _, _, config = runs.prepare(runs.Plan(task="linear", checkpoint=trained, overrides=overrides))
+    assert (config.augment, config.data.dataset) == (True, "flowers")
+    _, _, config = runs.prepare(runs.Plan(task="linear", checkpoint=trained, overrides=["data.size=400"]))
+    assert (config.augment, config.data.dataset, config.data.size) == (False, "shapes", 400)
+
+
+def test_overrides_may_stand_behind_options(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert (
+        cli.main(["linear", "--config", "default", str(trained), "epochs=7", "--seeds", "2", "lr=0.5", "--dry-run"])
+        == 0
+    )
+    text = capsys.readouterr().out
+    assert "epochs: 7" in text
+    assert "lr: 0.5" in text
+    for words in (["linear", "--sedes", "3", "epochs=7"], ["tables", "epochs=7"]):
+        with pytest.raises(SystemExit) as caught:
+            cli.main(words)
+        assert caught.value.code == 2
+        assert "unrecognized arguments" in capsys.readouterr().err
+
+
+def test_a_bug_is_one_line_and_debug_shows_more(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(args: object) -> None:
+        raise KeyError("x")
+
+    monkeypatch.setattr(cli, "_tables", broken)
+    assert cli.main(["tables"]) == 1
+    assert capsys.readouterr().err.startswith("intl-bench: bug: KeyError: 'x' (test_runs.py:")
+    assert cli.main(["tables", "--debug"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_dry_run_writes_nothing(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["pretrain", "--dry-run", "epochs=3"]) == 0
+    assert "epochs: 3" in capsys.readouterr().out
+    assert cli.main(["knn", str(trained), "--dry-run"]) == 0
+    assert "distance: euclidean" in capsys.readouterr().out
+    assert not list(Path().iterdir())
+
+
+def test_tables_of_a_closed_pipe() -> None:
+    code = f"{sys.executable} -m intl_bench tables | head -1"
+    done = subprocess.run(code, shell=True, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert done.stdout.startswith("**Table 1.**")
+    assert done.stderr == ""

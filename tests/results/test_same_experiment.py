@@ -1,0 +1,441 @@
+"""What may be averaged, reused and resumed, as a user sees it: two or three tiny runs, then the table's text."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from layout_cases import CASES, prefixed, random_state
+from stopped_run import wait
+
+from intl_bench import cli
+from intl_bench.core import files
+from intl_bench.records import RecordStore, ResultRecord
+from pretrain import checkpoint as checkpoints
+from transfer import knn
+from transfer.formats import safe_load
+
+TINY = ["data.size=160", "batch_size=32", "epochs=1", "warmup_epochs=0", "projector.hidden=32", "projector.out=32"]
+QUICK = ["epochs=2", "batch_size=64"]
+
+
+@pytest.fixture(autouse=True)
+def _in_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def intl_bench(*words: str) -> None:
+    assert cli.main(list(words)) == 0
+
+
+def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """The one line of a command that ends with exit code 2."""
+    capsys.readouterr()
+    assert cli.main(list(words)) == 2
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("intl-bench: "))
+    return line
+
+
+def pretrain(*overrides: str, name: str = "a", seed: int = 0) -> str:
+    intl_bench("pretrain", "demo", *TINY, f"name={name}", f"seed={seed}", *overrides)
+    return f"runs/pretrain/{name}/seed{seed}/checkpoint.pt"
+
+
+def records() -> list[ResultRecord]:
+    return RecordStore(Path("results/records")).load()
+
+
+def rows(capsys: pytest.CaptureFixture[str], table: str = "2") -> dict[str, list[str]]:
+    """{label: its cells that are not empty} of the measured rows."""
+    capsys.readouterr()
+    intl_bench("tables", "--table", table)
+    found = {}
+    for line in capsys.readouterr().out.splitlines():
+        if line.startswith("| ") and "measured" in line:
+            label, *cells = (part.strip() for part in re.split(r"(?<!\\)\|", line)[1:-1])
+            found[label] = [cell.strip("*") for cell in cells if cell != "–"]
+    return found
+
+
+def archive(path: Path, seed: int) -> Path:
+    rng = np.random.default_rng(seed)
+    train_x, test_x = (rng.integers(0, 256, (n, 32, 32, 3), np.uint8) for n in (64, 20))
+    np.savez(path, train_x=train_x, test_x=test_x, train_y=np.arange(64) % 4, test_y=np.arange(20) % 4)
+    return path
+
+
+def test_other_settings_are_never_seeds_of_one_experiment(capsys: pytest.CaptureFixture[str]) -> None:
+    changed = ["optimizer=adam", "weight_decay=0.01", "projector.layers=2", "precision=bf16"]
+    jitter = "views=[{size: 32, min_scale: 0.2, jitter_p: 0.0}, {size: 32, min_scale: 0.2, solarize_p: 0.2}]"
+    intl_bench("knn", pretrain())
+    intl_bench("knn", pretrain(*changed, jitter, name="b", seed=1))
+    found = rows(capsys)
+    assert len(found) == 2
+    assert all(cells[0].endswith("(1)") for cells in found.values())
+    assert any("optimizer adam" in label for label in found)
+
+
+def test_seeds_of_one_experiment_are_averaged_whatever_changes_no_result(capsys: pytest.CaptureFixture[str]) -> None:
+    for seed, free in ((0, ["workers=1", "log_every=3"]), (1, ["save_minutes=1", "device=cpu", "spectrum_every=0"])):
+        intl_bench("knn", pretrain(*free, name=f"run{seed}", seed=seed), f"workers={seed}")
+    ((label, (cell,)),) = rows(capsys).items()
+    mean = statistics.mean(record.metrics["knn5"] for record in records())
+    assert cell.startswith(f"{mean:.2f} ± ")
+    assert cell.endswith("(2)")
+    assert "seed" not in label
+
+
+def test_a_sweep_has_a_row_for_each_setting(capsys: pytest.CaptureFixture[str]) -> None:
+    decays = ("0.0001", "0.01", "0.5")
+    for decay in decays:
+        for seed in (0, 1):
+            intl_bench("knn", pretrain(f"weight_decay={decay}", name=f"wd{decay}", seed=seed))
+    found = rows(capsys)
+    assert len(found) == 3
+    for decay in decays:
+        ((_, (cell,)),) = ((k, v) for k, v in found.items() if re.search(rf"weight.{{1,2}}decay {decay}\b", k))
+        expected = [r.metrics["knn5"] for r in records() if r.pretraining["settings"]["weight_decay"] == float(decay)]
+        assert cell == f"{statistics.mean(expected):.2f} ± {statistics.stdev(expected):.2f} (2)"
+
+
+def test_nested_seeds_count_pre_trainings(capsys: pytest.CaptureFixture[str]) -> None:
+    for seed in range(3):
+        intl_bench("linear", pretrain(seed=seed), *QUICK, "--seeds", "3")
+    means = [statistics.mean(r.metrics["top1"] for r in records() if r.pretrain_seed == seed) for seed in range(3)]
+    ((_, cells),) = rows(capsys).items()
+    assert cells[0] == f"{statistics.mean(means):.2f} ± {statistics.stdev(means):.2f} (3)"
+
+
+def test_random_initializations_of_two_stems_are_two_rows(capsys: pytest.CaptureFixture[str]) -> None:
+    for stem in ("imagenet", "cifar"):
+        intl_bench("knn", pretrain(f"backbone.stem={stem}", name=stem), "--init", "random", "--seeds", "2")
+    found = rows(capsys)
+    assert len(found) == 2
+    assert all("Random init" in label and cells[0].endswith("(2)") for label, cells in found.items())
+    assert all(any(f"stem {stem}" in label for label in found) for stem in ("imagenet", "cifar"))
+
+
+def test_files_of_others_are_one_training_only_if_the_user_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    data = ["data.kind=shapes", "data.size=160", "--config", "default"]
+    for seed in range(3):
+        torch.save({"state_dict": prefixed("module.encoder_q.", random_state("resnet10_narrow", seed))}, f"{seed}.pth")
+        intl_bench("knn", f"{seed}.pth", *data)
+    assert [cells[0].split()[-1] for cells in rows(capsys).values()] == ["(1)"] * 3
+    shutil.rmtree("results")
+    for seed in range(3):
+        intl_bench("knn", f"{seed}.pth", *data, "--pretrain-seed", str(seed))
+    ((_, cells),) = rows(capsys).items()
+    assert cells[0].endswith("(3)")
+    intl_bench("tables", "--table", "2")
+    assert "Checkpoints: 0.pth, 1.pth, 2.pth." in capsys.readouterr().out
+    intl_bench("knn", "0.pth", *data, "--pretrain-seed", "7", "--group", "other")
+    assert len(rows(capsys)) == 2
+    assert "--pretrain-seed N" in refused(capsys, "knn", "0.pth", *data, "--group", "other")
+    assert "only for a checkpoint of others" in refused(capsys, "knn", pretrain(), "--pretrain-seed", "1")
+
+
+def test_the_same_weights_are_not_two_pre_trainings(capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save({"state_dict": prefixed("module.encoder_q.", random_state("resnet10_narrow", 0))}, "a.pth")
+    for seed in ("0", "1"):
+        words = ["data.kind=shapes", "data.size=160", "--config", "default", "--pretrain-seed", seed]
+        intl_bench("knn", "a.pth", *words)
+    assert "knn/moco-shapes-p1" in refused(capsys, "tables", "--table", "2")
+
+
+def test_two_trainings_of_one_seed_are_an_error_that_names_both(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = pretrain()
+    intl_bench("knn", path)
+    state, _ = checkpoints.load(Path(path))
+    state["method"]["backbone.conv1.weight"] += 1
+    checkpoints.save(Path("other.pt"), {key: value for key, value in state.items() if key != "format"})
+    intl_bench("knn", "other.pt")
+    line = refused(capsys, "tables", "--table", "2")
+    assert all(f"{record.key}.json" in line for record in records())
+
+
+def test_a_checkpoint_and_its_export_are_one_result(capsys: pytest.CaptureFixture[str]) -> None:
+    path = pretrain()
+    intl_bench("knn", path)
+    intl_bench("convert", path, "out.pkl", "--to", "detectron2")
+    capsys.readouterr()
+    for other in (Path(path).with_name("backbone.safetensors"), "out.pkl"):
+        intl_bench("knn", str(other))
+        assert "already there" in capsys.readouterr().out
+
+
+def test_scores_of_two_data_sets_of_one_name_and_size(capsys: pytest.CaptureFixture[str]) -> None:
+    for seed in (0, 1):
+        path = pretrain(seed=seed)
+        intl_bench("knn", path, "data.kind=npz", f"data.root={archive(Path(f'{seed}.npz'), seed)}", "data.name=x")
+    assert [cells[0].split()[-1] for cells in rows(capsys).values()] == ["(1)", "(1)"]
+
+
+def test_data_replaced_in_place_is_scored_again(capsys: pytest.CaptureFixture[str]) -> None:
+    path, data = pretrain(), archive(Path("x.npz"), 0)
+    words = ["knn", path, "data.kind=npz", f"data.root={data}"]
+    intl_bench(*words)
+    shutil.copy(data, "moved.npz")
+    capsys.readouterr()
+    intl_bench(*words[:3], "data.root=moved.npz", "data.name=x")
+    assert "already there" in capsys.readouterr().out
+    archive(data, 1)
+    intl_bench(*words)
+    assert "already there" not in capsys.readouterr().out
+    assert len({json.dumps(record.evaluation["data"]) for record in records()}) == 2
+
+
+def test_a_finished_run_does_not_answer_for_other_images(capsys: pytest.CaptureFixture[str]) -> None:
+    own = ["pretrain", "demo", *TINY, "data.kind=npz", "spectrum_every=0", "name=a"]
+    archive(Path("a.npz"), 0)
+    archive(Path("b.npz"), 1)
+    shutil.copy("a.npz", "c.npz")
+    intl_bench(*own, "data.root=a.npz")
+    intl_bench(*own, "data.root=c.npz")
+    assert "was trained on other images" in refused(capsys, *own, "data.root=b.npz")
+    archive(Path("a.npz"), 1)
+    line = refused(capsys, *own, "data.root=a.npz")
+    assert "--fresh" in line
+    assert "name=..." in line
+    intl_bench(*own, "data.root=a.npz", "--fresh")
+
+
+def test_an_interrupted_run_does_not_go_on_with_other_images(tmp_path: Path) -> None:
+    archive(Path("a.npz"), 0)
+    words = ["pretrain", "demo", *TINY, "data.kind=npz", "data.root=a.npz", "epochs=3000", "name=a", "save_minutes=0"]
+    command = [sys.executable, "-m", "intl_bench", *words]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as run:
+        wait(lambda: Path("runs/pretrain/a/seed0/checkpoint.pt").exists())
+        run.send_signal(signal.SIGTERM)
+    assert run.returncode == 75
+    archive(Path("a.npz"), 1)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "was trained on other images" in done.stderr
+
+
+def test_one_run_at_a_time_in_a_folder() -> None:
+    words = ["pretrain", "demo", *TINY, "epochs=3000", "name=a"]
+    command = [sys.executable, "-m", "intl_bench", *words]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as first:
+        wait(lambda: Path("runs/pretrain/a/seed0/metrics.jsonl").exists())
+        for more in ([], ["--fresh"]):
+            second = subprocess.run([*command, *more], env=environment, capture_output=True, text=True, check=False)
+            assert (second.returncode, second.stderr.count("\n")) == (2, 1)
+            assert f"process {first.pid}" in second.stderr
+        assert Path("runs/pretrain/a/seed0/metrics.jsonl").exists()
+        first.kill()
+    third = subprocess.run(
+        [sys.executable, "-m", "intl_bench", *words, "epochs=1", "--fresh"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert third.returncode == 0, third.stderr
+    assert "took over the lock" in third.stderr
+
+
+def test_a_warm_start_is_another_experiment(capsys: pytest.CaptureFixture[str]) -> None:
+    path = pretrain()
+    line = refused(capsys, "pretrain", "demo", *TINY, "name=a", "epochs=2")
+    assert f"init={path}" in line
+    longer = pretrain("epochs=2", f"init={path}", name="longer")
+    assert "all weights from" in capsys.readouterr().err
+    cold = pretrain("epochs=2", name="cold")
+    for checkpoint in (longer, cold):
+        intl_bench("knn", checkpoint)
+    first, second = (record.pretraining["initial_weights"] for record in records())
+    assert None in (first, second)
+    assert first != second
+    weights = checkpoints.weights_digest(checkpoints.load(Path(path))[0]["method"])
+    assert checkpoints.load(Path(longer))[0]["inputs"]["initial_weights"] == weights
+    assert len(rows(capsys)) == 2
+    pretrain("projector.out=16", f"init={Path(path).with_name('backbone.safetensors')}", name="part")
+    assert "the backbone from" in capsys.readouterr().err
+    shutil.rmtree(Path(path).parent)
+    intl_bench("pretrain", "demo", *TINY, "name=longer", "epochs=2", f"init={path}")  # finished: nothing to load again
+    assert "init=nowhere.pt" in refused(capsys, "pretrain", "demo", *TINY, "name=new", "init=nowhere.pt")
+
+
+def test_seeds_extended_each_from_its_own_stay_seeds(capsys: pytest.CaptureFixture[str]) -> None:
+    for seed in (0, 1):
+        path = pretrain(seed=seed)
+        intl_bench("knn", pretrain(f"init={path}", name="longer", seed=seed))
+    ((_, cells),) = rows(capsys).items()
+    assert cells[0].endswith("(2)")
+    intl_bench("knn", pretrain("init=runs/pretrain/a/seed0/checkpoint.pt", name="branch", seed=1))
+    assert sorted(cells[0].split()[-1] for cells in rows(capsys).values()) == ["(1)", "(2)"]
+
+
+def test_a_backbone_to_start_from_is_the_same_in_a_checkpoint_and_in_its_export() -> None:
+    path = Path(pretrain())
+    found = []
+    for number, file in enumerate((path, path.with_name("backbone.safetensors"))):
+        other = pretrain(f"init={file}", "projector.out=16", name=f"from{number}", seed=1)
+        found.append(checkpoints.load(Path(other))[0]["inputs"])
+    assert found[0] == found[1]
+    assert found[0]["initial_weights"]
+
+
+def test_what_nothing_looks_at_decides_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    intl_bench("knn", pretrain(), "temperature=0.2")
+    path = pretrain("trust_coefficient=0.5", "clip_trust=true", "data.on_bad_image=skip", name="b")
+    capsys.readouterr()
+    intl_bench("knn", path)
+    assert "already there" in capsys.readouterr().out
+
+
+def test_half_precision_is_what_the_device_computes() -> None:
+    path = pretrain("precision=fp16")
+    assert checkpoints.load(Path(path))[0]["inputs"]["computed_in"] == "bf16"
+
+
+def test_checkpoints_whose_images_are_not_known_are_never_seeds_of_one_training(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for seed in (0, 1):
+        state, _ = checkpoints.load(Path(pretrain(seed=seed)))
+        del state["inputs"]
+        torch.save({**state, "format": 1}, f"{seed}.pt")
+        intl_bench("knn", f"{seed}.pt")
+    assert [cells[0].split()[-1] for cells in rows(capsys).values()] == ["(1)", "(1)"]
+
+
+def test_data_that_change_while_they_are_used_give_no_result(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, data, scored = pretrain(), archive(Path("x.npz"), 0), knn.run
+
+    def replaced(*args: Any, **named: Any) -> Any:
+        archive(data, 1)
+        return scored(*args, **named)
+
+    monkeypatch.setattr(knn, "run", replaced)
+    assert "changed while" in refused(capsys, "knn", path, "data.kind=npz", f"data.root={data}")
+    assert records() == []
+
+
+def test_a_paper_name_however_it_is_spelled(capsys: pytest.CaptureFixture[str]) -> None:
+    path = pretrain()
+    for name in ("CIFAR-10", "ImageNet-100", "imagenet_1k"):
+        assert "expected" in refused(
+            capsys, "knn", path, "data.kind=npz", f"data.root={archive(Path('x.npz'), 0)}", f"data.name={name}"
+        )
+
+
+def test_a_warm_start_starts_from_the_weights() -> None:
+    path = pretrain()
+    still = pretrain(f"init={path}", "base_lr=0", "weight_decay=0", name="still")
+    before, after = (checkpoints.load(Path(file))[0]["method"] for file in (path, still))
+    weights = [name for name in before if name.endswith(("weight", "bias"))]
+    assert weights
+    assert all(torch.equal(before[name], after[name]) for name in weights)
+
+
+def test_the_checkpoints_own_normalization_is_taken(capsys: pytest.CaptureFixture[str]) -> None:
+    data = ["data.kind=shapes", "data.size=160", "--config", "default"]
+    state = random_state("resnet10_narrow", 0)
+    simclr = CASES["simclr tonylins"](state, state).root
+    torch.save(simclr, "simclr.pth")
+    intl_bench("knn", "simclr.pth", *data)
+    intl_bench("knn", "simclr.pth", *data, "data.mean=[0.5,0.5,0.5]", "data.std=[0.2,0.2,0.2]")
+    own, forced = sorted(records(), key=lambda record: record.created + str(record.config["data"]["mean"]))
+    assert own.config["data"]["mean"] == [0, 0, 0]
+    assert own.protocol["normalization"] == "mean 0.0 0.0 0.0, std 1.0 1.0 1.0 (the checkpoint's)"
+    assert "override" in str(forced.protocol["normalization"])
+    assert own.evaluation["settings"]["data"]["mean"] == "checkpoint"
+    assert forced.evaluation["settings"]["data"]["mean"] == [0.5, 0.5, 0.5]
+    path = pretrain("data.mean=[0.4,0.4,0.4]", "data.std=[0.3,0.3,0.3]")
+    intl_bench("linear", path, *QUICK)
+    record = next(record for record in records() if record.task == "linear")
+    assert record.config["data"]["mean"] == [0.4, 0.4, 0.4]
+
+
+def test_a_momentum_encoder_is_scored_by_its_name(capsys: pytest.CaptureFixture[str]) -> None:
+    path = pretrain("method.momentum_target=true")
+    intl_bench("knn", path)
+    intl_bench("knn", path, "--from", "intl-bench:momentum")
+    assert {record.pretraining["branch"] for record in records()} == {"online", "momentum"}
+    assert len({record.weights_sha256 for record in records()}) == 2
+    assert len(rows(capsys)) == 2
+    assert "intl-bench backbone (momentum)" in refused(
+        capsys, "knn", pretrain(name="b"), "--from", "intl-bench:momentum"
+    )
+
+
+def test_a_checkpoint_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    path, seen = pretrain(), list[str]()
+    hashed, loaded = files.sha256, torch.load
+
+    def sha256(file: Path) -> str:
+        seen.append(f"hash {file.name}")
+        return hashed(file)
+
+    def load(file: Any, *args: Any, **named: Any) -> Any:
+        seen.append(f"read {Path(getattr(file, 'name', file)).name}")
+        return loaded(file, *args, **named)
+
+    monkeypatch.setattr(files, "sha256", sha256)
+    monkeypatch.setattr(torch, "load", load)
+    assert safe_load.files is files
+    intl_bench("linear", path, *QUICK, "--seeds", "2")
+    assert sorted(line for line in seen if "checkpoint.pt" in line) == ["hash checkpoint.pt", "read checkpoint.pt"]
+    Path("grid.yaml").write_text(
+        "name: tiny\nrecipe: demo\noverrides: [data.size=160, batch_size=32, epochs=1, projector.hidden=32, "
+        "projector.out=32]\ncells: [base_lr=0.6]\nseeds: 1\ntasks: [knn, linear]\n"
+    )
+    seen.clear()
+    intl_bench("ablation", "grid.yaml")
+    of_the_run = [line for line in seen if "checkpoint.pt" in line]
+    # Once when it is written, once by what follows.
+    assert (of_the_run.count("read checkpoint.pt"), len(of_the_run)) == (1, 3) or of_the_run == [
+        "hash checkpoint.pt",
+        "read checkpoint.pt",
+    ]
+
+
+def test_a_row_holds_scores_on_one_version_of_the_images(capsys: pytest.CaptureFixture[str]) -> None:
+    path, data = pretrain(), archive(Path("x.npz"), 0)
+    words = [path, "data.kind=npz", f"data.root={data}"]
+    intl_bench("knn", *words)
+    archive(data, 1)
+    intl_bench("knn", *words)
+    intl_bench("linear", *words, *QUICK)
+    assert sorted(len(cells) for cells in rows(capsys).values()) == [1, 2]
+
+
+def test_own_images_in_the_demos_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    data = archive(Path("mine.npz"), 0)
+    assert "data.kind=shapes" in refused(capsys, "pretrain", "demo", *TINY, "data.root=mine.npz")
+    path = pretrain("data.kind=npz", f"data.root={data}")
+    capsys.readouterr()
+    intl_bench("knn", path)
+    assert "knn INTL mine seed 0" in capsys.readouterr().out
+    (record,) = records()
+    assert (record.dataset, record.scale) == ("mine", "reduced")
+    intl_bench("pretrain", "demo", *TINY, "data.kind=npz", f"data.root={data}", "name=a", "seed=0")
+    assert "finished before" in capsys.readouterr().err
+
+
+def test_a_seed_of_others_is_given_once(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["data.kind=shapes", "data.size=160", "--config", "default", "--pretrain-seed", "0"]
+    for number in (0, 1):
+        state = random_state("resnet10_narrow", number)
+        torch.save({"state_dict": prefixed("module.encoder_q.", state)}, f"{number}.pth")
+    intl_bench("knn", "0.pth", *words)
+    line = refused(capsys, "knn", "1.pth", *words)
+    assert "already given to 0.pth" in line
+    intl_bench("knn", "1.pth", *words, "--group", "other")

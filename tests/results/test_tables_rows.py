@@ -1,0 +1,345 @@
+"""Rows: which records share one, how its label tells it from others, what contradicts itself, and how fast it is."""
+
+import dataclasses
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from table_cases import COCO, KNN, LINEAR, R18, RANDOM, cells, labels, make, sha, shown, start, trained, with_settings
+
+from intl_bench import cli
+from intl_bench.records import RecordStore, ResultRecord
+from intl_bench.tables import render
+
+
+def test_a_sweep_of_one_setting_gives_a_row_for_each_value() -> None:
+    records = [
+        trained({"settings.weight_decay": decay}, top1=top1 + seed, pretrain_seed=seed)
+        for decay, top1 in ((1e-05, 60.0), (0.5, 70.0), (0.001, 65.0))
+        for seed in (0, 1)
+    ]
+    # Of two values 1 apart the deviation is 1 / sqrt(2).
+    row = "cifar10/top1"
+    assert shown(records, "2") == [
+        (0, row, "60.50 ± 0.71 (2)"),
+        (1, row, "65.50 ± 0.71 (2)"),
+        (2, row, "70.50 ± 0.71 (2)"),
+    ]
+    told = [f"pre-training weight_decay {decay}" for decay in ("1e-05", "0.001", "0.5")]
+    assert labels(records) == [start(one) for one in told]
+    assert all(f"Unlike rows of the same name: {one}. 2 pre" in render(records).replace("\\", "") for one in told)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"settings.projector.out": 64}, "pre-training projector.out 64"),
+        ({"settings.views.0.jitter_p": 0.0}, "pre-training views.0.jitter_p 0.0"),
+        ({"settings.channels_last": False}, "pre-training channels_last no"),
+        ({"settings.data.mean": [0.5, 0.25]}, "pre-training data.mean 0.5 0.25"),
+        ({"data": "1a2b3c4d" + "0" * 56}, "pre-training data 1a2b3c4d"),
+        ({"initial_weights": "1a2b3c4d" + "0" * 56}, "pre-training initial weights 1a2b3c4d"),
+        ({"progress": "step 120 of 320"}, "pre-training progress step 120 of 320"),
+        ({"branch": "momentum"}, "pre-training branch momentum"),
+    ],
+)
+def test_whatever_differs_in_the_pre_training_makes_a_row_and_is_named(changes: dict[str, Any], told: str) -> None:
+    records = [trained({}), trained(changes, top1=61.0)]
+    assert {cell["cell"] for cell in cells(records, "2")} == {"60.00 (1)", "61.00 (1)"}
+    assert start(told) in labels(records)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"settings.lr": 0.4}, "lr 0.4"),
+        ({"settings.data.mean": "checkpoint"}, "data.mean checkpoint"),
+        ({"data.test": "1a2b3c4d" + "0" * 56}, "test data 1a2b3c4d"),
+        ({"data.train": "1a2b3c4d" + "0" * 56}, "training data 1a2b3c4d"),
+    ],
+)
+def test_whatever_differs_in_the_evaluation_makes_a_row_and_is_named(changes: dict[str, Any], told: str) -> None:
+    records = [trained({}), trained({}, top1=61.0, evaluation=changes)]
+    assert {cell["cell"] for cell in cells(records, "2")} == {"60.00 (1)", "61.00 (1)"}
+    assert start(told) in labels(records)
+
+
+def test_a_label_tells_three_settings_and_the_footnote_all() -> None:
+    changes = {
+        "data": "1a2b3c4d" + "0" * 56,
+        "settings.a_setting_with_a_long_name": 1,
+        "settings.lr": 0.5,
+        "settings.projector.out": 64,
+        "settings.views.1.jitter_p": 0.0,
+    }
+    records = [trained({key: 2 for key in changes if "long" in key or "lr" in key}), trained(changes, top1=61.0)]
+    told = ["pre-training lr 0.5", "pre-training projector.out 64", "pre-training views.1.jitter_p 0.0"]
+    more = ["pre-training a_setting_with_a_long_name 1", "pre-training data 1a2b3c4d"]
+    assert start(*told[:2], f"{told[2]} and 2 more") in labels(records)
+    assert f"Unlike rows of the same name: {', '.join([*told, *more])}." in render(records).replace("\\", "")
+
+
+def test_a_label_tells_first_what_it_takes_to_tell_rows_apart() -> None:
+    # The short names split the three rows in two; only the long one knows them all.
+    records = [
+        trained({f"settings.{name}": min(n, 1) for name in "abcd"} | {"settings.the_swept_setting": n})
+        for n in range(3)
+    ]
+    assert [label.split(", ")[1] for label in labels(records)] == [
+        f"pre-training the_swept_setting {n}" for n in range(3)
+    ]
+
+
+def test_settings_are_told_before_fingerprints_that_would_do_alone() -> None:
+    records = [
+        trained({"settings.first": first, "settings.other": other, "data": sha(first, other)})
+        for first, other in ((0, 0), (0, 1), (1, 1))
+    ]
+    expected = [
+        start(f"pre-training first {first}", f"pre-training other {other}", f"pre-training data {sha(first, other):.8}")
+        for first, other in ((0, 0), (0, 1), (1, 1))
+    ]
+    assert labels(records) == expected
+
+
+def test_evaluations_of_other_data_sets_are_no_difference() -> None:
+    records = [
+        make("linear", "cifar10", {"top1": 90.0}, {**LINEAR, **R18}),
+        make("linear", "cifar10", {"top1": 91.0}, {**LINEAR, **R18, "epochs": 500}),
+        make("linear", "shapes", {"top1": 50.0}, {**LINEAR, **R18, "epochs": 500}),
+        make("knn", "shapes", {"knn5": 40.0}, {**KNN, **R18}),
+    ]
+    assert labels(records) == [start("linear epochs 100"), start("linear epochs 500")]
+    # The 500 epochs of both data sets share a row.
+    assert shown(records, "2") == [
+        (0, "cifar10/top1", "90.00 (1)"),
+        (0, "shapes/5nn", "40.00 (1)"),
+        (1, "cifar10/top1", "91.00 (1)"),
+        (1, "shapes/top1", "50.00 (1)"),
+    ]
+
+
+def test_rows_without_a_common_data_set_have_labels_of_their_own() -> None:
+    records = [
+        make("linear", dataset, {"top1": 50.0}, {**LINEAR, "pretrain_dataset": dataset, "pretrain_epochs": epochs})
+        for dataset, epochs in (("cifar10", 1), ("cifar10", 2), ("shapes", 3), ("digits", 3))
+    ]
+    assert len(labels(records)) == 4
+
+
+def test_random_initializations_of_two_stems_are_two_rows() -> None:
+    other = with_settings(RANDOM, {"settings.backbone.stem": "cifar"})
+    records = [
+        make("knn", "cifar10", {"knn5": 30.0}, KNN, method="Random init", pretraining=RANDOM),
+        make("knn", "cifar10", {"knn5": 31.0}, KNN, method="Random init", pretraining=other),
+    ]
+    assert labels(records) == [
+        f"Random init (ResNet-18, pre-training backbone.stem {stem}; measured, reduced scale)"
+        for stem in ("cifar", "imagenet")
+    ]
+
+
+def foreign(top1: float, **own: Any) -> ResultRecord:
+    identity = {"source": "moco", "epochs": 200, **{key: own.pop(key) for key in ("weights", "group") if key in own}}
+    return make("linear", "cifar10", {"top1": top1}, LINEAR, pretraining=identity, **own)
+
+
+def test_foreign_files_are_averaged_only_as_a_group_of_seeds() -> None:
+    one, other = "1a2b3c4d" + "0" * 56, "5e6f7a8b" + "0" * 56
+    files = [
+        foreign(top1, weights=weights, weights_sha256=weights, pretrain_seed=None)
+        for weights, top1 in ((one, 60.0), (other, 62.0))
+    ]
+    assert labels(files) == [start("pre-training weights 1a2b3c4d"), start("pre-training weights 5e6f7a8b")]
+    group = [foreign(60.0 + 2 * seed, group="mine", pretrain_seed=seed) for seed in (0, 1)]
+    assert shown(group, "2") == [(0, "cifar10/top1", "61.00 ± 1.41 (2)")]
+    groups = [*group, foreign(70.0, group="theirs")]
+    assert labels(groups) == [start("pre-training group mine"), start("pre-training group theirs")]
+
+
+def test_kinds_of_identities_are_told_apart_by_their_kind() -> None:
+    records = [trained({}), foreign(61.0, group="mine"), trained({}, pretraining=RANDOM)]
+    assert labels(records) == [
+        start("pre-training source moco"),
+        start("random initialization"),
+        "INTL (ResNet-18; measured, reduced scale)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("table", "task", "names"), [("3", "coco", ("coco", "coco2017")), ("voc",) * 2 + (("voc", "voc0712"),)]
+)
+@pytest.mark.parametrize("alike", [False, True])
+@pytest.mark.parametrize("own_pre_training", [False, True])
+def test_two_data_sets_of_one_column_never_share_a_row(
+    table: str, task: str, names: tuple[str, str], alike: bool, own_pre_training: bool
+) -> None:
+    """Not even where nothing but the name tells them apart."""
+    records = [
+        make(
+            task,
+            dataset,
+            {"bbox/AP": ap},
+            {**COCO, **({"pretrain_dataset": dataset} if own_pre_training else {})},
+            transfer_seed=seed,
+            **({"evaluation": {"settings": {}}} if alike else {}),
+        )
+        for dataset, ap in zip(names, (40.0, 42.0), strict=True)
+        for seed in (0, 1)
+    ]
+    assert {(column, cell) for _, column, cell in shown(records, table)} == {
+        ("bbox/AP", "40.0 ± 0.00 (2†)"),
+        ("bbox/AP", "42.0 ± 0.00 (2†)"),
+    }
+    assert {row for row, _, _ in shown(records, table)} == {0, 1}
+    told = [re.search(r"data set (\w+)", label) for label in labels(records, table)]
+    assert {found[1] for found in told if found} == set(names)
+
+
+def test_batch_sizes_of_two_evaluations_never_share_a_row() -> None:
+    records = [
+        make("linear", "imagenet", {"top1": 60.0}, {**LINEAR, "lr": lr, "pretrain_batch_size": size})
+        for size, lr in ((32, 0.1), (64, 0.2))
+    ]
+    assert shown(records, "4") == [(0, "32", "60.0 (1)"), (1, "64", "60.0 (1)")]
+    assert labels(records, "4") == [start("lr 0.1"), start("lr 0.2")]
+
+
+def elsewhere(changes: dict[str, Any], dataset: str = "shapes") -> ResultRecord:
+    """As `trained`, but scored on another data set."""
+    return dataclasses.replace(trained(changes), dataset=dataset)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "rows"),
+    [
+        ({}, {}, {0}),
+        ({"settings.lr": 0.4}, {"settings.lr": 0.5}, {0, 1}),
+        ({"settings.lr": 0.4}, {"settings.lr": 0.5, "data": sha("other images")}, {0}),
+        ({"data": None}, {"data": None}, {0}),
+        ({"data": None}, {"settings.lr": 0.5, "data": sha("other images")}, {0, 1}),
+        ({"settings.lr": 0.4, "data": None}, {"settings.lr": 0.5, "data": None}, {0, 1}),
+    ],
+)
+def test_pre_trainings_share_a_row_only_where_each_has_images_of_its_own(
+    first: dict[str, Any], second: dict[str, Any], rows: set[int]
+) -> None:
+    records = [trained(first), elsewhere(second)]
+    assert {row for row, _, _ in shown(records, "2")} == rows
+    assert len(set(labels(records))) == len(rows)
+
+
+def test_pre_trainings_that_meet_in_a_column_are_rows_of_their_own() -> None:
+    other = {"data": sha("other images")}
+    records = [trained({}), elsewhere(other), elsewhere({})]
+    assert [(row, column) for row, column, _ in shown(records, "2")] in (
+        [(0, "cifar10/top1"), (0, "shapes/top1"), (1, "shapes/top1")],
+        [(0, "shapes/top1"), (1, "cifar10/top1"), (1, "shapes/top1")],
+    )
+
+
+def test_foreign_files_never_share_a_row() -> None:
+    files = [
+        dataclasses.replace(foreign(60.0, weights=sha(dataset), pretrain_seed=None), dataset=dataset)
+        for dataset in ("cifar10", "shapes")
+    ]
+    assert {row for row, _, _ in shown(files, "2")} == {0, 1}
+
+
+def on(dataset: str, task: str, evaluation: dict[str, Any], pretraining: dict[str, Any] | None = None) -> ResultRecord:
+    """A score of one task on one data set, with other values in its identities."""
+    base = make(task, dataset, {"top1": 60.0} if task == "linear" else {"knn5": 50.0}, R18)
+    return dataclasses.replace(
+        base,
+        evaluation=with_settings(base.evaluation, evaluation),
+        pretraining=with_settings(base.pretraining, pretraining or {}),
+        weights_sha256=None,
+    )
+
+
+def test_a_setting_that_holds_for_one_task_of_its_row_names_the_task() -> None:
+    mean, taken = {"settings.data.mean": [0.1, 0.1, 0.1]}, {"settings.data.mean": "checkpoint"}
+    records = [on("cifar10", task, values) for task, values in (("linear", mean), ("linear", taken), ("knn", taken))]
+    told = ["linear data.mean 0.1 0.1 0.1", "linear data.mean checkpoint"]
+    assert labels(records) == [start(one) for one in told]
+    assert all(f"Unlike rows of the same name: {one}." in render(records) for one in told)
+    # With both evaluations of both tasks there is nothing to add; a task without an evaluation is no other.
+    records.append(make("pretrain", "cifar10", {"diverged": 0.0}, R18, evaluation={}))
+    assert labels([*records, on("cifar10", "knn", mean)], "ablation") == [
+        start("data.mean 0.1 0.1 0.1"),
+        start("data.mean checkpoint"),
+    ]
+
+
+def test_evaluations_without_a_common_data_set_are_told_by_task() -> None:
+    told = [("cifar10", 100), ("shapes", 200), ("digits", 300), ("cifar10", 400)]
+    records = [on(dataset, "linear", {"settings.epochs": epochs}) for dataset, epochs in told]
+    assert {re.split(", |;", label)[1] for label in labels(records)} == {f"epochs {epochs}" for _, epochs in told}
+
+
+def test_a_setting_that_holds_for_one_data_set_of_its_row_names_it_too() -> None:
+    few, many = {"settings.epochs": 100}, {"settings.epochs": 500}
+    records = [
+        on("cifar10", "linear", few, {"settings.lr": 0.1}),
+        on("shapes", "linear", many, {"settings.lr": 0.1}),
+        on("cifar10", "linear", many, {"settings.lr": 0.2}),
+        on("shapes", "linear", many, {"settings.lr": 0.2}),
+    ]
+    assert labels(records) == [
+        start(f"pre-training lr {lr}", f"linear on cifar10 epochs {epochs}") for lr, epochs in ((0.1, 100), (0.2, 500))
+    ]
+
+
+def written(folder: Path, *records: ResultRecord) -> list[str]:
+    """The names of the files that the records went to."""
+    return [RecordStore(folder).append(record).name for record in records]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"weights_sha256": "b" * 64}, "different weights"),
+        ({"weights_sha256": "b" * 64, "transfer_seed": 1}, "different weights"),
+        ({"pretrain_seed": 1}, "the same weights counted as two pre-trainings, of seed 0 and seed 1"),
+        ({"pretrain_seed": None}, "the same weights counted as two pre-trainings"),
+    ],
+)
+def test_contradictions_are_refused_with_both_files_named(
+    changes: dict[str, Any], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = {"weights_sha256": "a" * 64}
+    names = written(tmp_path / "records", trained({}, **first), trained({}, **{**first, **changes}))
+    assert cli.main(["tables", "--results", str(tmp_path)]) == 2
+    line = capsys.readouterr().err
+    assert message in line
+    assert all(name in line for name in names)
+    assert line.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"weights_sha256": None},
+        {"weights_sha256": "b" * 64, "pretrain_seed": 1},
+        {"weights_sha256": "b" * 64, "method": "BYOL"},
+        {"pretrain_seed": 1, "method": "BYOL"},
+    ],
+)
+def test_what_does_not_contradict_is_no_error(changes: dict[str, Any]) -> None:
+    same = {"weights_sha256": "a" * 64}
+    assert "measured" in render([trained({}, **same), trained({}, **{**same, **changes})])
+
+
+def test_two_thousand_records_are_quick(tmp_path: Path) -> None:
+    """The bound is far above what it takes, for slow processors; it is there for what grows with the square."""
+    store = RecordStore(tmp_path)
+    for n in range(2000):
+        changes = {f"settings.setting_{key}": key * 0.125 for key in range(70)} | {"settings.swept": n // 2}
+        store.append(trained(changes, pretrain_seed=n % 2, details={"losses": [0.125 * i for i in range(100)]}))
+    started = time.process_time()
+    text = render(store.load())
+    assert time.process_time() - started < 6
+    assert text.count("pre-training swept") == 2 * 1000  # label and footnote
+    assert text.count("60.00 ± 0.00 (2)") == 1000

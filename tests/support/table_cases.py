@@ -1,0 +1,158 @@
+"""Records as tables get them, and what of a table the tests look at."""
+
+import copy
+import hashlib
+import json
+from typing import Any
+
+from intl_bench.records import ResultRecord
+from intl_bench.tables import render
+
+COCO = {"schedule": "2x", "iterations": 180000, "lr": 0.02, "batch_size": 16, "engine": "detectron2"}
+COCO_1X = {**COCO, "schedule": "1x", "iterations": 90000}
+LINEAR = {"epochs": 100, "lr": 0.2, "selection": "last"}
+KNN = {"k": 5, "distance": "euclidean", "weights": "uniform"}
+R50 = {"pretrain_epochs": 800, "pretrain_batch_size": 256, "pretrain_views": "2x224"}
+_WEIGHTS = ("method", "pretraining", "pretrain_seed")  # what decides them
+R18 = {"pretrain_epochs": 1000, "pretrain_batch_size": 256, "pretrain_dataset": "cifar10"}
+
+
+def sha(*what: object) -> str:
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+
+
+def identities(dataset: str, backbone: str, protocol: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """What a real run would have for the settings that are in `protocol`."""
+    start = "pretrain_"
+    settings = {key.removeprefix(start): value for key, value in protocol.items() if key.startswith(start)}
+    return {
+        "pretraining": {
+            "settings": {"epochs": 100, "backbone": {"name": backbone, "stem": "imagenet"}, **settings},
+            "data": sha("images", settings.get("dataset", "imagenet")),
+            "initial_weights": None,
+            "progress": "complete",
+            "branch": "online",
+        },
+        "evaluation": {
+            "settings": {key: value for key, value in protocol.items() if not key.startswith(start)},
+            "data": {"train": sha(dataset, "train"), "test": sha(dataset, "test")},
+        },
+    }
+
+
+RANDOM = {"initialization": "random", "settings": {"backbone": {"name": "resnet18", "stem": "imagenet"}}}
+
+
+def make(task: str, dataset: str, metrics: dict[str, float], protocol: dict[str, Any], **changes: Any) -> ResultRecord:
+    """A record whose identities hold what `protocol` says, and whose weights are its pre-training's."""
+    values: dict[str, Any] = {
+        "task": task,
+        "method": "INTL",
+        "dataset": dataset,
+        "backbone": "resnet18",
+        "metrics": metrics,
+        "details": {},
+        "pretrain_seed": 0,
+        "transfer_seed": 0,
+        "protocol": protocol,
+        "scale": "reduced",
+        "checkpoint_sha256": "ab" * 32,
+        "config": {},
+        "code": {},
+        "libraries": {},
+        "hardware": {},
+        "wall_time_s": 1.0,
+        "peak_memory_mib": 1.0,
+        "created": "2024-05-31T12:00:00+00:00",
+        **changes,
+    }
+    values = {**identities(dataset, values["backbone"], protocol), **values}
+    return ResultRecord(**{"weights_sha256": sha([values[name] for name in _WEIGHTS]), **values})
+
+
+def synthetic() -> list[ResultRecord]:
+    """Three seeds, one seed, missing cells, 1x beside 2x, mixed scales, two methods ranked, a further data set."""
+    r50 = {"backbone": "resnet50", "scale": "paper"}
+    linear_r50, coco = {**LINEAR, **R50}, {**COCO, **R50}
+    records = [
+        make("linear", "imagenet", {"top1": 73.05, "top5": 91.2, "best_top1": 73.4}, linear_r50, **r50),
+        make("linear", "imagenet", {"top1": 71.0}, linear_r50, method="VICReg", **r50),
+        make("linear", "imagenet", {"top1": 11.0}, linear_r50, method="VICReg", backbone="resnet50", scale="demo"),
+        make("voc", "voc", {"bbox/AP": 57.0}, coco, **r50),
+        make("linear", "cifar10", {"top1": 92.105, "top5": 99.8}, {**LINEAR, **R18}),
+        make("knn", "cifar10", {"knn5": 89.9}, {**KNN, **R18}),
+        make("linear", "shapes", {"top1": 55.0, "top5": 99.0}, {**LINEAR, **R18, "pretrain_dataset": "shapes"}),
+        make("linear", "cifar10", {"top1": 92.1149, "top5": 99.7}, {**LINEAR, **R18}, method="BYOL"),
+        make("linear", "cifar10", {"top1": 93.0}, {**LINEAR, **R18, "epochs": 500}, method="BYOL"),
+        make("knn", "cifar10", {"knn5": 10.0}, KNN, method="Random init", pretraining=RANDOM),
+    ]
+    for percent, top1 in ((1, 55.5), (10, 68.25)):
+        protocol = {"epochs": 20, "selection": "last", "train_percent": percent, **R50}
+        records.append(make("finetune", "imagenet", {"top1": top1, "top5": 80.0 + percent}, protocol, **r50))
+        records.append(make("finetune", "imagenet100", {"top1": top1 + 9}, protocol, **r50))
+    for seed, ap in enumerate((61.1, 61.2, 61.3)):
+        metrics = {"bbox/AP50": ap, "bbox/AP": ap - 20, "segm/AP": ap - 25.5}
+        records.append(make("coco", "coco", metrics, coco, transfer_seed=seed, **r50))
+        metrics = {"bbox/AP50": 60.0 + seed, "bbox/AP": 40.0, "segm/AP": 35.0}
+        records.append(make("coco", "coco", metrics, coco, method="MoCo v2", pretrain_seed=seed, **r50))
+    records.append(make("coco", "coco", {"bbox/AP50": 59.0, "bbox/AP": 39.0}, {**COCO_1X, **R50}, **r50))
+    for size, top1 in ((32, 60.0), (256, 64.95), (2048, 66.0)):
+        protocol = {**LINEAR, "pretrain_epochs": 100, "pretrain_batch_size": size}
+        records.append(make("linear", "imagenet", {"top1": top1}, protocol, backbone="resnet50"))
+    return records
+
+
+def cells(records: list[ResultRecord], table: str) -> list[dict[str, Any]]:
+    """The measured cells that have a value."""
+    (content,) = json.loads(render(records, tables=(table,), format="json"))
+    return [cell for cell in content["cells"] if cell["kind"] == "measured" and cell["mean"] is not None]
+
+
+def shown(records: list[ResultRecord], table: str) -> list[tuple[int, str, str]]:
+    """(row, column, cell) of the measured cells, rows counted from 0."""
+    found = cells(records, table)
+    first = min(cell["row"] for cell in found)
+    return sorted((cell["row"] - first, cell["column"], cell["cell"]) for cell in found)
+
+
+# The tidy formats repeat much on each line, so one table will do.
+
+
+def with_settings(identity: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """A copy with other values at dotted keys."""
+    changed = copy.deepcopy(identity)
+    for key, value in changes.items():
+        *path, last = key.split(".")
+        place: Any = changed
+        for part in path:
+            place = place[int(part)] if isinstance(place, list) else place.setdefault(part, {})
+        place[last] = value
+    return changed
+
+
+def trained(
+    changes: dict[str, Any], *, top1: float = 60.0, evaluation: dict[str, Any] | None = None, **more: Any
+) -> ResultRecord:
+    """A linear classifier on CIFAR-10, with other values in the identities of its pre-training and evaluation."""
+    base = make("linear", "cifar10", {"top1": top1}, {**LINEAR, **R18})
+    start = with_settings(
+        base.pretraining, {"settings.projector": {"out": 32}, "settings.views": [{"jitter_p": 0.8}, {"jitter_p": 0.8}]}
+    )
+    more = {"pretraining": with_settings(start, changes), **more}
+    return make(
+        "linear",
+        "cifar10",
+        {"top1": top1},
+        {**LINEAR, **R18},
+        evaluation=with_settings(base.evaluation, evaluation or {}),
+        **more,
+    )
+
+
+def labels(records: list[ResultRecord], table: str = "2") -> list[str]:
+    """The labels of the measured rows, in their order."""
+    return list(dict.fromkeys(cell["label"] for cell in cells(records, table)))
+
+
+def start(*told: str) -> str:
+    return f"INTL (ResNet-18, {', '.join(told)}; measured, reduced scale)"

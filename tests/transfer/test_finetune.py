@@ -1,0 +1,203 @@
+"""Fine-tuning on a listed share of the labels: the lists, their errors, and real photos."""
+
+import dataclasses
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from transfer_cases import make_checkpoint, make_folder, packaged
+
+from intl_bench.core.errors import InputError
+from pretrain import checkpoint as checkpoints
+from pretrain.images.data import DataConfig, FolderSource, normalization, open_source
+from pretrain.images.loader import evaluation_batches
+from transfer import finetune, sgd_classifier
+
+
+def names_of(root: Path, per_class: int) -> list[str]:
+    return [path.name for folder in sorted((root / "train").iterdir()) for path in sorted(folder.iterdir())[:per_class]]
+
+
+def write_list(path: Path, names: list[str]) -> Path:
+    path.write_text("".join(f"{name}\n" for name in names))
+    return path
+
+
+def folder_source(root: Path) -> FolderSource:
+    source = open_source(DataConfig(kind="imagefolder", root=str(root)), "train")
+    assert isinstance(source, FolderSource)
+    return source
+
+
+def settings_for(root: Path, **changes) -> finetune.Config:
+    values = {
+        "train_percent": 10,
+        "workers": 0,
+        "device": "cpu",
+        "resize": 18,
+        "crop": 16,
+        "epochs": 2,
+        "batch_size": 4,
+        "head_lr": 3.0,
+        "backbone_lr": 0.5,
+    }
+    return finetune.Config(data=DataConfig(kind="imagefolder", root=str(root)), **values | changes)
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return make_folder(tmp_path / "data", classes=6, train=10, test=2)
+
+
+def test_a_list_is_read_in_its_order(root: Path) -> None:
+    names = ["n00000004_7.png", "n00000000_1.png", "n00000004_0.png", "n00000002_9.png", "n00000001_3.png"]
+    part = finetune.listed_images(folder_source(root), write_list(root / "l.txt", names), 10)
+    assert [Path(part.file(i)).name for i in range(len(part))] == names
+    assert part.labels.tolist() == [4, 0, 4, 2, 1]
+    assert len(part.class_names) == 6
+    whole = folder_source(root)
+    index = [whole.file(i) for i in range(len(whole))].index(part.file(0))
+    assert (part.image(0) == whole.image(index)).all()
+
+
+def test_lists_are_looked_for_beside_the_data(root: Path) -> None:
+    with pytest.raises(InputError) as raised:
+        finetune.find_list(settings_for(root))
+    for part in (str(root / "10percent.txt"), str(root.parent / "10percent.txt"), "file_list=", "simclr"):
+        assert part in str(raised.value)
+    above = write_list(root.parent / "10percent.txt", [])
+    assert finetune.find_list(settings_for(root)) == above
+    beside = write_list(root / "10percent.txt", [])
+    assert finetune.find_list(settings_for(root)) == beside
+    given = write_list(root / "mine.txt", [])
+    assert finetune.find_list(settings_for(root, file_list=str(given))) == given
+    with pytest.raises(InputError, match=r"1percent\.txt"):
+        finetune.find_list(settings_for(root, train_percent=1))
+    with pytest.raises(InputError, match=r"not at .*other\.txt"):
+        finetune.find_list(settings_for(root, file_list="other.txt"))
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (
+            ["n00000000_1.png", "n00000000_99.png", "n00000009_1.png", "n00000001_1.png"],
+            r"2 of its 4 .*n00000000_99\.png",
+        ),
+        (["n00000000_1.png"] * 2 + ["n00000001_1.png"] * 2, r"names n00000000_1\.png more than once"),
+        ([f"n00000000_{i}.png" for i in range(10)] * 6, "60 names for 60 images are not 10%"),
+        (["n00000000_1.png"], "1 names for 60 images are not 10%"),
+        ([], "0 names"),
+    ],
+)
+def test_a_wrong_list_is_refused(root: Path, names: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        finetune.listed_images(folder_source(root), write_list(root / "l.txt", names), 10)
+
+
+def test_a_binary_list_is_refused(root: Path) -> None:
+    (root / "l.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InputError, match="as text"):
+        finetune.listed_images(folder_source(root), root / "l.txt", 10)
+
+
+def test_run_trains_the_whole_network(root: Path) -> None:
+    write_list(root / "10percent.txt", names_of(root, 1))
+    work = root.parent / "work"
+    outcome = finetune.run(make_checkpoint(), settings_for(root, batch_size=6), 0, folder=work)
+    assert sorted(outcome.metrics) == ["best_top1", "best_top5", "top1", "top5"]
+    assert outcome.details == {
+        "best_epoch": outcome.details["best_epoch"],
+        "bad_images": 0,
+        "train_images": 6,
+        "test_images": 12,
+        "classes": 6,
+    }
+    state, _ = checkpoints.load(work / "state.pt")
+    before = make_checkpoint().backbone
+    changed = [key for key, value in before.items() if not torch.equal(state["model"][f"backbone.{key}"], value)]
+    assert changed == list(before)
+    rates = [group["lr"] for group in state["optimizer"]["param_groups"]]
+    assert rates == pytest.approx([3.0 * 6 / 256, 0.5 * 6 / 256])
+    assert finetune.run(make_checkpoint(), settings_for(root, batch_size=6), 0, folder=work) == outcome
+    other = finetune.run(make_checkpoint(), settings_for(root, batch_size=6), 1, folder=root.parent / "other")
+    assert not torch.equal(
+        checkpoints.load(root.parent / "other" / "state.pt")[0]["model"]["fc.weight"], state["model"]["fc.weight"]
+    )
+    assert other.details["train_images"] == 6
+
+
+def test_what_a_configuration_asks_for_reaches_the_training(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_list(root / "10percent.txt", names_of(root, 1))
+    asked = []
+    monkeypatch.setattr(
+        finetune, "train_classifier", lambda *given, **options: asked.append((given[3].precision, options))
+    )
+    config = settings_for(root, precision="bf16", deterministic=True)
+    finetune.run(make_checkpoint(), config, 0, folder=root.parent / "work")
+    options = {"device": "cpu", "workers": 0, "folder": root.parent / "work", "deterministic": True}
+    assert asked == [("bf16", options)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train_percent": 5}, "1 or 10"),
+        ({"epochs": 0}, "at least 1"),
+        ({"backbone_lr": 0.0}, "more than 0"),
+        ({"data": DataConfig(kind="shapes")}, "imagefolder"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(root: Path, changes: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(settings_for(root), **changes)
+
+
+@pytest.mark.parametrize("name", ["imagenet", "imagefolder"])
+def test_packaged_configs_are_the_authors(name: str) -> None:
+    config = packaged(finetune, name)
+    stamp = finetune.protocol(config)
+    assert stamp == {
+        "protocol": "fine-tuned on a share of the labels",
+        "train_percent": 1,
+        "selection": "last epoch",
+        "optimizer": "SGD",
+        "epochs": 20,
+        "batch_size": 256,
+        "head_lr": 0.2,
+        "backbone_lr": 0.004,
+        "weight_decay": 0.0,
+        "resize": 256,
+        "crop": 224,
+        "normalization": "mean 0.485 0.456 0.406, std 0.229 0.224 0.225",
+        "precision": None,
+    }
+
+
+def test_photos(test_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten of 96 photos, all of different classes, are fitted within twelve steps."""
+    monkeypatch.chdir(tmp_path)
+    photos = test_data / "imagenet_sample"
+    path = write_list(tmp_path / "l.txt", names_of(photos, 1)[:10])
+    config = settings_for(
+        photos, file_list=str(path), resize=72, crop=64, epochs=12, batch_size=10, head_lr=1.0, backbone_lr=0.2
+    )
+    checkpoint = make_checkpoint(name="resnet18", stem="imagenet")
+    outcome = finetune.run(checkpoint, config, 0, folder=tmp_path / "work")
+    assert outcome.details["train_images"] == 10
+    assert outcome.details["test_images"] == 24
+    assert outcome.metrics["top1"] <= outcome.metrics["best_top1"]
+    assert outcome.metrics["top1"] <= outcome.metrics["top5"]
+    model = sgd_classifier.Classifier(sgd_classifier.build(checkpoint), 24, frozen=False, seed=0)
+    part = finetune.listed_images(folder_source(photos), path, 10)
+    mean, std = normalization(config.data)
+    ((images, labels),) = evaluation_batches(part, resize=72, crop=64, mean=mean, std=std, batch_size=10)
+    with torch.no_grad():
+        before = nn.functional.cross_entropy(model.train()(images), labels)
+        model.load_state_dict(checkpoints.load(tmp_path / "work" / "state.pt")[0]["model"])
+        after = nn.functional.cross_entropy(model.train()(images), labels)
+    assert before == pytest.approx(math.log(24), abs=0.3)
+    assert after < 1.5

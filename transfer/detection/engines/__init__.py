@@ -1,0 +1,1 @@
+"""What trains and runs a detector: the built-in engine and Detectron2."""

@@ -1,0 +1,323 @@
+"""The built-in engine: trains the detector, estimates its batch norms' statistics, and detects on the test images.
+
+Killed at any step, the same call goes on and on a CPU ends with the same weights, bit for bit: the batches and every
+random draw are functions of (seed, iteration, image), and the state file holds the rest.
+"""
+
+import dataclasses
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from intl_bench.core import distributed, files
+from intl_bench.core.copies import send
+from intl_bench.core.errors import DivergedError, InputError
+from intl_bench.core.progress import Progress
+from intl_bench.core.seeding import torch_seed
+from intl_bench.core.signals import StopRequest
+from pretrain import checkpoint as checkpoints
+from pretrain.sync_batch_norm import synchronize
+from transfer.detection import build_model
+from transfer.detection.annotations.objects import Annotations
+from transfer.detection.config import Config, ModelConfig
+from transfer.detection.data import Batch, test_images, training_batches
+from transfer.detection.engines.optim import build_sgd, learning_rate
+from transfer.detection.evaluation.coco import to_results
+from transfer.detection.modeling.mask_rcnn import check_targets
+from transfer.detection.modeling.resnet import load_backbone
+from transfer.detection.structures import Target
+
+_LOG_EVERY = 20
+
+Result = dict[str, Any]
+Evaluate = Callable[[list[Result]], dict[str, float]]
+
+
+@dataclasses.dataclass
+class _Run:
+    config: Config
+    seed: int
+    process: distributed.Process
+    model: Any
+    parallel: nn.Module
+    optimizer: torch.optim.SGD
+    identity: dict[str, Any]
+    iteration: int = 0
+
+    def losses(self, batch: Batch, purpose: str) -> dict[str, Tensor]:
+        """The losses on this process's part of a batch; `purpose` names the stream of the random draws."""
+        device = self.process.device
+        generators = []
+        for position in batch.positions:
+            generator = torch.Generator(device)
+            generators.append(generator.manual_seed(torch_seed(self.seed, purpose, batch.iteration, position)))
+        images = [send(image.pixels, device) for image in batch.images]
+        targets = _targets(batch, self.config.model, device)
+        with self.autocast():
+            losses: dict[str, Tensor] = self.parallel(images, targets, generators)
+        return losses
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.process.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
+
+    def take_step(self, batch: Batch) -> Tensor:
+        """One step on this process's part of a batch; returns its losses and their sum, (6,) or (5,) without masks."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.config, self.iteration)
+        losses = torch.stack(list(self.losses(batch, "detection sampling").values()))
+        self.optimizer.zero_grad(set_to_none=True)
+        losses.sum().backward()
+        self.optimizer.step()
+        self.iteration += 1
+        return torch.cat([losses, losses.sum()[None]]).detach()
+
+    def save(self, path: Path) -> None:
+        state = {
+            "identity": self.identity,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "iteration": self.iteration,
+        }
+        checkpoints.save(path, state)
+
+    def restore(self, path: Path) -> None:
+        state = checkpoints.load_own(path, self.identity)
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.iteration = state["iteration"]
+
+
+def run(
+    backbone: dict[str, Tensor],
+    config: Config,
+    seed: int,
+    *,
+    folder: Path,
+    train: Annotations,
+    test: Annotations,
+    identity: dict[str, Any],
+    evaluate: Evaluate,
+    process: distributed.Process,
+    stop: StopRequest,
+) -> list[Result]:
+    """Trains a detector on `train` and returns what it detects in `test`, as COCO results; on the first process only.
+
+    `folder` receives `state.pt`, from which the same call resumes, `metrics.jsonl`, and at the end `detector.pth` with
+    Detectron2's parameter names.
+
+    Args:
+        backbone: weights under Detectron2's names (`transfer.convert.to_detectron2`).
+        identity: what a state to resume from must agree with.
+        evaluate: scores detections; called every `config.eval_every` iterations.
+
+    Raises:
+        InputError: weights, state or data that do not fit.
+        DivergedError: a loss was not finite.
+        Preempted: a signal came; the state is saved.
+    """
+    path = folder / "state.pt"
+    run = _prepare(backbone, config, seed, process, identity)
+    if path.exists():
+        run.restore(path)
+    if run.iteration < config.iterations:
+        _loop(run, train, test, evaluate, stop, folder)
+    if config.precise_bn:
+        _precise_batch_norm(run, train, stop)
+    results = _detect(run, test, stop)
+    if process.is_main:
+        weights = {"model": {key: value.cpu() for key, value in run.model.state_dict().items()}}
+        files.write_digested(folder / "detector.pth", lambda stream: torch.save(weights, stream))
+    return results
+
+
+def _prepare(
+    backbone: dict[str, Tensor], config: Config, seed: int, process: distributed.Process, identity: dict[str, Any]
+) -> _Run:
+    """A run at iteration 0."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(torch_seed(seed, "detector init"))
+        model = build_model(config.model)
+    load_backbone(model, backbone)
+    model.to(process.device).train()
+    if config.channels_last:
+        if process.device.type == "cpu" and config.model.width < 16:
+            # oneDNN 3.13 writes outside its memory in the backward pass of strided convolutions this narrow.
+            raise InputError("channels_last=true: not on a CPU with model.width below 16; set channels_last=false")
+        model.to(memory_format=torch.channels_last)
+    if process.world_size > 1:
+        synchronize(model)
+    return _Run(
+        config=config,
+        seed=seed,
+        process=process,
+        model=model,
+        parallel=process.parallel(model),
+        optimizer=build_sgd(model, config),
+        identity=identity,
+    )
+
+
+def _batches(run: _Run, annotations: Annotations, first: int, last: int, purpose: str) -> Iterator[Batch]:
+    config, process = run.config, run.process
+    return training_batches(
+        annotations,
+        seed=run.seed,
+        batch_size=config.batch_size,
+        min_sizes=config.min_sizes,
+        max_size=config.max_size,
+        masks=config.model.masks,
+        first_iteration=first,
+        last_iteration=last,
+        rank=process.rank,
+        world_size=process.world_size,
+        workers=config.workers,
+        pin=process.device.type == "cuda",
+        purpose=purpose,
+    )
+
+
+def _loop(
+    run: _Run, train: Annotations, test: Annotations, evaluate: Evaluate, stop: StopRequest, folder: Path
+) -> None:
+    config, process = run.config, run.process
+    start = run.iteration
+    log = files.JsonLines(folder / "metrics.jsonl", lambda row: row["iteration"] <= start) if process.is_main else None
+    progress = Progress(
+        config.iterations,
+        done=run.iteration,
+        images_per_step=config.batch_size,
+        label=f"{config.data.kind} seed {run.seed}",
+        enabled=process.is_main,
+    )
+    names = ["loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg"] + ["loss_mask"] * config.model.masks + ["loss"]
+    totals, steps, values = torch.zeros(len(names), device=process.device), 0, dict[str, float]()
+    vote = distributed.StopVote(stop, process.device)
+    ended = time.perf_counter()
+    for batch in _batches(run, train, run.iteration, config.iterations, "detection order"):
+        waited = time.perf_counter() - ended
+        totals += run.take_step(batch)
+        steps += 1
+        stopping = vote.ask()
+        last = run.iteration == config.iterations
+        saving = run.iteration % config.checkpoint_every == 0 or last or stopping > 0
+        if saving or run.iteration % _LOG_EVERY == 0:
+            # Only now: to look at each step's losses a GPU would have to be waited for.
+            values = dict(zip(names, (totals / steps).tolist(), strict=True))
+            _require_finite(run, values)
+            if log is not None:
+                lr = learning_rate(config, run.iteration - 1)
+                log.append({"iteration": run.iteration, "lr": lr, "img/s": progress.images_per_second, **values})
+            totals.zero_()
+            steps = 0
+        progress.step(waited, {"loss": values["loss"]} if values else None)
+        if saving and process.is_main:
+            run.save(folder / "state.pt")
+        if stopping and not last:
+            progress.close()
+            distributed.barrier()  # the launcher ends all processes when one ends; the first may still be writing
+            where = f"after step {run.iteration} of {config.iterations}, saved in {folder / 'state.pt'}"
+            raise stop.error(where, stopping)
+        if config.eval_every and run.iteration % config.eval_every == 0 and not last:
+            results = _detect(run, test, stop)
+            if log is not None:
+                log.append({"iteration": run.iteration, **evaluate(results)})
+        ended = time.perf_counter()
+    progress.close()
+
+
+def _require_finite(run: _Run, values: dict[str, float]) -> None:
+    bad = [name for name, value in values.items() if not math.isfinite(value)]
+    if distributed.any_process(bool(bad), run.process.device):
+        raise DivergedError(
+            f"diverged before step {run.iteration}: {', '.join(bad) or 'a loss'} not finite; the state saved last is "
+            "from before; lower lr, or lengthen warmup_iterations"
+        )
+
+
+def _precise_batch_norm(run: _Run, train: Annotations, stop: StopRequest) -> None:
+    """Replaces the running statistics by those of `precise_bn` batches with the weights as they are now.
+
+    Wu and Johnson, "Rethinking 'Batch' in BatchNorm" (2021); fvcore computes them.
+    """
+    with warnings.catch_warnings(action="ignore"):  # its package compiles functions in a way that PyTorch gives up
+        from fvcore.nn.precise_bn import update_bn_stats
+
+    count = run.config.precise_bn
+    batches = _batches(run, train, 0, count, "precise bn order")
+    label = f"{run.config.data.kind} seed {run.seed}: batch norm statistics"
+    progress = Progress(count, label=label, enabled=run.process.is_main)
+
+    def losses(batch: Batch) -> None:
+        run.losses(batch, "precise bn sampling")
+        progress.step()
+        _stop_between(run, stop, "while estimating batch norm statistics")
+
+    class Forward(nn.Module):
+        """fvcore calls the module that it searches for batch norms."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = run.model
+
+        def forward(self, batch: Batch) -> None:
+            losses(batch)
+
+    update_bn_stats(Forward(), batches, count)
+    progress.close()
+
+
+@torch.inference_mode()
+def _detect(run: _Run, test: Annotations, stop: StopRequest) -> list[Result]:
+    """Detections in all test images, each process taking a share, with the statistics of the first."""
+    config, process = run.config, run.process
+    if process.world_size > 1:
+        for buffer in run.model.buffers():  # each process has its own estimate of the statistics
+            dist.broadcast(buffer, 0)
+    run.model.eval()
+    share = math.ceil(len(test) / process.world_size)
+    first = process.rank * share
+    images = test_images(
+        test,
+        min_size=config.test_min_size,
+        max_size=config.test_max_size,
+        first=first,
+        last=first + share,
+        workers=config.workers,
+        pin=process.device.type == "cuda",
+    )
+    progress = Progress(share, label=f"{config.data.kind} seed {run.seed}: detecting", enabled=process.is_main)
+    results = []
+    for image in images:
+        with run.autocast():
+            (found,) = run.model.detect([send(image.pixels, process.device)], [(image.height, image.width)])
+        results += to_results(image.image_id, found, test.category_ids, image.height, image.width)
+        progress.step()
+        _stop_between(run, stop, "while detecting")
+    progress.close()
+    run.model.train()
+    return distributed.collect(results)
+
+
+def _stop_between(run: _Run, stop: StopRequest, where: str) -> None:
+    if run.process.world_size == 1 and stop.received is not None:
+        raise stop.error(f"{where}, after all {run.iteration} steps were saved")
+
+
+def _targets(batch: Batch, config: ModelConfig, device: torch.device) -> list[Target]:
+    """The ground truth of a batch, checked and sent to `device` in one copy of the boxes and one of the classes."""
+    targets = [image.target for image in batch.images if image.target is not None]
+    check_targets(targets, config)
+    counts = [len(target.boxes) for target in targets]
+    boxes = send(torch.cat([target.boxes for target in targets]), device).split(counts)
+    classes = send(torch.cat([target.classes for target in targets]), device).split(counts)
+    return [
+        target._replace(boxes=own_boxes, classes=own_classes)
+        for target, own_boxes, own_classes in zip(targets, boxes, classes, strict=True)
+    ]

@@ -1,0 +1,374 @@
+"""Detectron2's own model, trainer and data loader behind our configuration: the one file that imports Detectron2.
+
+The same annotations go in and the same COCO results come out as with the built-in engine, so that one evaluator scores
+both. Detectron2 draws the order, the sizes and flips of the images and the regions from global generators: a result is
+reproduced only by the same numbers of workers and processes without an interruption. A resumed run has the weights,
+optimiser and schedule of the interrupted one, but Detectron2 loses its place in the data; so the order and all draws
+are seeded anew from (seed, iteration), lest the first images be seen again and again.
+"""
+
+import contextlib
+import dataclasses
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from intl_bench.core import distributed, files
+from intl_bench.core.errors import DivergedError, InputError, ResourceError
+from intl_bench.core.progress import Progress
+from intl_bench.core.seeding import torch_seed
+from intl_bench.core.signals import StopRequest
+from pretrain import checkpoint as checkpoints
+from transfer.detection.annotations.objects import Annotations
+from transfer.detection.config import Config
+from transfer.detection.engines import detectron2_settings as names
+from transfer.detection.modeling.resnet import load_backbone, require_same
+
+try:
+    from detectron2.config import CfgNode, get_cfg
+    from detectron2.data import DatasetMapper, build_detection_test_loader, build_detection_train_loader
+    from detectron2.data.detection_utils import SizeMismatchError
+    from detectron2.data.samplers import TrainingSampler
+    from detectron2.engine import HookBase, SimpleTrainer, hooks
+    from detectron2.evaluation.coco_evaluation import instances_to_coco_json
+    from detectron2.layers import ShapeSpec, get_norm
+    from detectron2.modeling import ROI_HEADS_REGISTRY, build_model, build_resnet_backbone
+    from detectron2.modeling.backbone.resnet import BasicBlock, ResNet
+    from detectron2.modeling.roi_heads import Res5ROIHeads
+    from detectron2.solver import build_lr_scheduler, build_optimizer
+    from detectron2.structures import BoxMode
+    from detectron2.utils import comm
+    from detectron2.utils.env import seed_all_rng
+except ImportError as error:
+    raise InputError(
+        f"engine=detectron2: {error}; install Detectron2 from github.com/facebookresearch/detectron2, "
+        "or use --engine builtin"
+    ) from error
+
+_LOG_EVERY = 20
+
+Result = dict[str, Any]
+
+# It logs the traceback of whatever ends a training, and so of what is reported in one line here.
+logging.getLogger("detectron2.engine.train_loop").setLevel(logging.CRITICAL)
+
+
+class Res5ROIHeadsExtraNorm(Res5ROIHeads):
+    """`Res5ROIHeads` with a norm after res5, as MoCo's detection code has it; also for ResNet-18 and 34."""
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
+        parts: dict[str, Any] = super().from_config(cfg, input_shape)
+        resnet = cfg.MODEL.RESNETS
+        channels = 8 * resnet.RES2_OUT_CHANNELS
+        if resnet.DEPTH < 50:  # Detectron2's own head knows bottleneck blocks alone
+            strides = [2, 1] if resnet.DEPTH == 18 else [2, 1, 1]
+            blocks = ResNet.make_stage(
+                BasicBlock,
+                len(strides),
+                stride_per_block=strides,
+                in_channels=channels // 2,
+                out_channels=channels,
+                norm=resnet.NORM,
+            )
+            parts["res5"] = nn.Sequential(*blocks)
+        parts["res5"].add_module("norm", get_norm(resnet.NORM, channels))
+        return parts
+
+
+if names.HEADS not in ROI_HEADS_REGISTRY:
+    ROI_HEADS_REGISTRY.register(Res5ROIHeadsExtraNorm)
+
+
+def settings(config: Config, *, seed: int, output: Path, weights: Path | None = None, processes: int = 1) -> CfgNode:
+    """Detectron2's configuration for ours; `dump()` gives the YAML that its own tools read.
+
+    Args and errors as `detectron2_settings.values`; `run` is given a backbone's tensors themselves, not `weights`.
+    """
+    cuda = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
+    return _merged(names.values(config, seed=seed, output=output, weights=weights, cuda=cuda, processes=processes))
+
+
+def _merged(values: dict[str, Any]) -> CfgNode:
+    cfg = get_cfg()
+    cfg.merge_from_other_cfg(CfgNode(values))  # refuses unknown names and other types
+    return cfg
+
+
+def backbone_features(state: dict[str, Tensor], images: Tensor, depth: int) -> Tensor:
+    """Globally averaged res5 of Detectron2's own ResNet in eval mode.
+
+    Args:
+        state: stem.*, res2.* ... res5.*.
+        images: (N, 3, H, W) float32, normalised.
+        depth: 18, 34, 50, 101 or 152.
+
+    Returns:
+        (N, F) float32.
+
+    Raises:
+        InputError: a weight is missing, left over or of another shape.
+    """
+    cfg = _merged({"MODEL": names.backbone(depth, len(state["stem.conv1.weight"]), "BN")})
+    cfg.MODEL.RESNETS.OUT_FEATURES = ["res5"]
+    with torch.random.fork_rng(devices=[]):
+        resnet = build_resnet_backbone(cfg, ShapeSpec(channels=3)).eval()
+    require_same(state, resnet.state_dict())
+    resnet.load_state_dict(state, strict=False)
+    with torch.no_grad():
+        features: Tensor = resnet(images)["res5"].mean((2, 3))
+    return features
+
+
+class _Images(Dataset[dict[str, Any]]):
+    """Our annotations as Detectron2's dictionaries, each made when it is asked for; crowds are left out as it does."""
+
+    def __init__(self, annotations: Annotations) -> None:
+        self.annotations = annotations
+
+    def __len__(self) -> int:
+        return len(self.annotations)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        entry = self.annotations.images[index]
+        objects = []
+        for item in entry.objects:
+            if not item.crowd:
+                fields = {"bbox": item.box.tolist(), "bbox_mode": BoxMode.XYXY_ABS, "category_id": item.class_index}
+                objects.append(fields if item.outline is None else {**fields, "segmentation": item.outline})
+        file = str(self.annotations.file(index))
+        size = {"height": entry.height, "width": entry.width}
+        return {"file_name": file, "image_id": entry.image_id, **size, "annotations": objects}
+
+
+class _Mapper(DatasetMapper):
+    """Detectron2's reading, resizing and flipping; names the file that cannot be read."""
+
+    def __call__(self, dataset_dict: dict[str, Any]) -> Any:
+        try:
+            return super().__call__(dataset_dict)
+        except (OSError, SizeMismatchError) as error:
+            reason = " ".join(str(error).split())
+            raise InputError(
+                f"{dataset_dict['file_name']}: cannot be read as annotated ({reason}); restore it"
+            ) from error
+
+
+class _Trainer(SimpleTrainer):
+    """Detectron2's trainer, whose failed check for finite losses reaches every process."""
+
+    def __init__(self, model: nn.Module, loader: Any, optimizer: Any, device: torch.device) -> None:
+        super().__init__(model, loader, optimizer)
+        self.device = device
+
+    def run_step(self) -> None:
+        reason = None
+        try:
+            super().run_step()
+        except FloatingPointError as error:
+            reason = " ".join(str(error).split())
+        if distributed.any_process(reason is not None, self.device):
+            raise DivergedError(
+                f"diverged in step {self.iter + 1}: {reason or 'a loss is not finite'}; the last saved state is as it "
+                "was; lower lr, or lengthen warmup_iterations"
+            )
+
+
+@dataclasses.dataclass
+class _Run:
+    config: Config
+    cfg: CfgNode
+    seed: int
+    process: distributed.Process
+    stop: StopRequest
+    model: nn.Module
+    session_seed: int
+    identity: dict[str, Any]
+
+    @property
+    def label(self) -> str:
+        return f"{self.config.data.kind} seed {self.seed}"
+
+    def batches(self, annotations: Annotations) -> Any:
+        """Detectron2's endless training batches of this process."""
+        sampler = TrainingSampler(len(annotations), seed=self.session_seed)
+        mapper = _Mapper(self.cfg, True)
+        return build_detection_train_loader(self.cfg, dataset=_Images(annotations), sampler=sampler, mapper=mapper)
+
+    def stop_between(self, where: str) -> None:
+        if self.process.world_size == 1 and self.stop.received is not None:
+            raise self.stop.error(where)
+
+
+class _Bookkeeping(HookBase):
+    """After every step: progress, log, state, evaluation, and the end when a signal came."""
+
+    def __init__(
+        self,
+        run: _Run,
+        first: int,
+        folder: Path,
+        test: Annotations,
+        evaluate: Callable[[list[Result]], dict[str, float]],
+    ) -> None:
+        self.run, self.path, self.test, self.evaluate = run, folder / "state.pt", test, evaluate
+        self.vote = distributed.StopVote(run.stop, run.process.device)
+        config, main = run.config, run.process.is_main
+        self.log = files.JsonLines(folder / "metrics.jsonl", lambda row: row["iteration"] <= first) if main else None
+        self.progress = Progress(
+            config.iterations, done=first, images_per_step=config.batch_size, label=run.label, enabled=main
+        )
+
+    def after_step(self) -> None:
+        config, done = self.run.config, self.trainer.iter + 1
+        last = done == config.iterations
+        stopping = self.vote.ask()
+        saving = done % config.checkpoint_every == 0 or last or stopping > 0
+        if self.log is not None:  # the main process; the others have no losses
+            latest = {name: value for name, (value, _) in self.trainer.storage.latest().items()}
+            self.progress.step(latest["data_time"], {"loss": latest["total_loss"]})
+            if saving or done % _LOG_EVERY == 0:
+                self.log.append({"iteration": done, **self._means(), "img/s": self.progress.images_per_second})
+            if saving:
+                self._save(done)
+        if stopping and not last:
+            self.progress.close()
+            raise self.run.stop.error(f"after step {done} of {config.iterations}, saved in {self.path}", stopping)
+        if config.eval_every and done % config.eval_every == 0 and not last:
+            results = _detect(self.run, self.test)
+            if self.log is not None:
+                self.log.append({"iteration": done, **self.evaluate(results)})
+
+    def after_train(self) -> None:
+        self.progress.close()
+
+    def _means(self) -> dict[str, float]:
+        storage = self.trainer.storage
+        names = [name for name in storage.histories() if name.startswith("loss_")]
+        means = {name: float(storage.history(name).avg(_LOG_EVERY)) for name in [*names, "total_loss"]}
+        return {"lr": storage.history("lr").latest(), "loss": means.pop("total_loss"), **means}
+
+    def _save(self, done: int) -> None:
+        state = {"model": self.run.model.state_dict(), "trainer": self.trainer.state_dict(), "iteration": done}
+        checkpoints.save(self.path, {"identity": self.run.identity, **state})
+
+
+def run(
+    backbone: dict[str, Tensor],
+    config: Config,
+    seed: int,
+    *,
+    folder: Path,
+    train: Annotations,
+    test: Annotations,
+    identity: dict[str, Any],
+    evaluate: Callable[[list[Result]], dict[str, float]],
+    process: distributed.Process,
+    stop: StopRequest,
+) -> list[Result]:
+    """As the built-in engine's `run`, with Detectron2; `folder` also receives `detectron2.yaml`, its configuration.
+
+    Raises:
+        InputError: a backbone, weights, masks, a state or images that do not fit.
+        DivergedError: a loss was not finite.
+        ResourceError: a data worker died.
+        Preempted: a signal came; the state is saved.
+    """
+    comm._get_global_gloo_group.cache_clear()  # of a process group that an earlier run in this process has left
+    cfg = settings(config, seed=seed, output=folder, processes=process.world_size)
+    _require_polygons(train)
+    path = folder / "state.pt"
+    state = checkpoints.load_own(path, identity) if path.exists() else None
+    first = state["iteration"] if state else 0
+    session_seed = torch_seed(seed, "detectron2 resumed", first) % 2**31 if first else seed
+    seed_all_rng(session_seed + process.rank)
+    model = build_model(cfg)
+    load_backbone(model, backbone)
+    if config.channels_last:
+        model.to(memory_format=torch.channels_last)
+    if config.precision == "bf16":  # Detectron2's own mixed precision is for GPUs alone
+        model.forward = torch.autocast(process.device.type, torch.bfloat16)(model.forward)
+    run = _Run(config, cfg, seed, process, stop, model, session_seed, identity)
+    if process.is_main:
+        files.write_text(folder / "detectron2.yaml", cfg.dump())
+    with _errors_in_one_line():
+        if state:
+            model.load_state_dict(state["model"])
+        if first < config.iterations:
+            optimizer = build_optimizer(cfg, model)
+            trainer = _Trainer(process.parallel(model), run.batches(train), optimizer, process.device)
+            schedule = hooks.LRScheduler(optimizer, build_lr_scheduler(cfg, optimizer))
+            bookkeeping = _Bookkeeping(run, first, folder, test, evaluate)
+            trainer.register_hooks([hooks.IterationTimer(), schedule, bookkeeping])
+            if state:
+                trainer.load_state_dict(state["trainer"])
+            trainer.train(first, config.iterations)
+        if config.precise_bn:
+            _precise_batch_norm(run, train)
+        results = _detect(run, test)
+    if process.is_main:
+        weights = {"model": {key: value.cpu() for key, value in model.state_dict().items()}}
+        files.write_digested(folder / "detector.pth", lambda stream: torch.save(weights, stream))
+    return results
+
+
+def _require_polygons(train: Annotations) -> None:
+    outlines = train.outlines
+    if outlines is not None and (count := int((outlines.encoded[outlines.rows] & ~train.crowd).sum())):
+        raise InputError(
+            f"{train.path}: {count} objects other than crowds have run-length encoded masks, which Detectron2 does not "
+            "take beside polygons; use --engine builtin"
+        )
+
+
+@contextlib.contextmanager
+def _errors_in_one_line() -> Iterator[None]:
+    """What a data worker raises comes with its traceback."""
+    try:
+        yield
+    except InputError as error:
+        lines = str(error).strip().splitlines()
+        if len(lines) == 1:
+            raise
+        raise InputError(lines[-1].removeprefix(f"{InputError.__module__}.{InputError.__name__}: ")) from error
+    except RuntimeError as error:
+        if "DataLoader worker (pid" not in str(error):
+            raise
+        raise ResourceError(f"a data worker died ({' '.join(str(error).split())}); use fewer workers") from error
+
+
+def _precise_batch_norm(run: _Run, train: Annotations) -> None:
+    count = run.config.precise_bn
+    progress = Progress(count, label=f"{run.label}: batch norm statistics", enabled=run.process.is_main)
+
+    def batches() -> Iterator[Any]:
+        for batch in run.batches(train):
+            run.stop_between("while estimating batch norm statistics, after all steps were saved")
+            progress.step()
+            yield batch
+
+    hooks.PreciseBN(0, run.model, batches(), count).update_stats()
+    progress.close()
+
+
+@torch.no_grad()
+def _detect(run: _Run, test: Annotations) -> list[Result]:
+    """COCO results of all test images, each process taking a share; on the first process."""
+    loader = build_detection_test_loader(_Images(test), mapper=_Mapper(run.cfg, False), num_workers=run.config.workers)
+    progress = Progress(len(loader), label=f"{run.label}: detecting", enabled=run.process.is_main)
+    run.model.eval()
+    results = []
+    for inputs in loader:
+        (output,) = run.model(inputs)
+        found = instances_to_coco_json(output["instances"].to("cpu"), inputs[0]["image_id"])
+        results += [{**result, "category_id": test.category_ids[result["category_id"]]} for result in found]
+        progress.step()
+        run.stop_between("while detecting; the last saved state stays")
+    progress.close()
+    run.model.train()
+    return distributed.collect(results)

@@ -1,0 +1,1 @@
+"""Average precision as COCO and VOC define it, and pictures of the worst images."""

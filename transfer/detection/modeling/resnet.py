@@ -1,0 +1,203 @@
+"""Residual networks under Detectron2's parameter names, in two parts: the trunk, and the stage of the regions."""
+
+from collections import OrderedDict
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from intl_bench.core.errors import InputError
+from transfer.detection.config import ModelConfig
+from transfer.detection.modeling.pooling import Bins, find_bins, pool
+
+
+class ConvNorm(nn.Conv2d):
+    """A convolution without bias and its batch norm, the child `norm`; padding is half the kernel unless it is given.
+
+    Initialised as Detectron2 does: normal, with variance 2 / fan-out.
+    """
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, *, stride: int = 1, padding: int | None = None) -> None:
+        padding = kernel // 2 if padding is None else padding
+        super().__init__(inputs, outputs, kernel, stride=stride, padding=padding, bias=False)
+        self.norm = nn.BatchNorm2d(outputs)
+        nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(super().forward(x))
+
+    def project(self, x: Tensor) -> Tensor:
+        """The convolution of a 1x1 kernel alone, at every position whatever the stride."""
+        return F.conv2d(x, self.weight)
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions; the first one has the stride."""
+
+    def __init__(self, inputs: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.shortcut = ConvNorm(inputs, width, 1, stride=stride) if inputs != width else None
+        self.conv1 = ConvNorm(inputs, width, 3, stride=stride)
+        self.conv2 = ConvNorm(width, width, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x if self.shortcut is None else self.shortcut(x)
+        return self._end(F.relu_(self.conv1(x)), shortcut)
+
+    def project(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """The maps that the block's two branches are pooled from; see `Res5`."""
+        assert self.shortcut is not None
+        return features, self.shortcut.project(features)
+
+    def on_regions(self, maps: tuple[Tensor, Tensor], every: Bins, second: Bins) -> Tensor:
+        """The block, with stride 2, on pooled regions; see `Res5`."""
+        assert self.shortcut is not None
+        shortcut = self.shortcut.norm(pool(maps[1], second))
+        return self._end(F.relu_(self.conv1(pool(maps[0], every))), shortcut)
+
+    def _end(self, x: Tensor, shortcut: Tensor) -> Tensor:
+        return F.relu_(self.conv2(x).add_(shortcut))
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 and 1x1 convolutions to four times the width; the 3x3 has the stride, as in torchvision."""
+
+    def __init__(self, inputs: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.shortcut = ConvNorm(inputs, 4 * width, 1, stride=stride) if inputs != 4 * width else None
+        self.conv1 = ConvNorm(inputs, width, 1)
+        self.conv2 = ConvNorm(width, width, 3, stride=stride)
+        self.conv3 = ConvNorm(width, 4 * width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x if self.shortcut is None else self.shortcut(x)
+        return self._end(F.relu_(self.conv1(x)), shortcut)
+
+    def project(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """The maps that the block's two branches are pooled from; see `Res5`."""
+        assert self.shortcut is not None
+        return self.conv1.project(features), self.shortcut.project(features)
+
+    def on_regions(self, maps: tuple[Tensor, Tensor], every: Bins, second: Bins) -> Tensor:
+        """The block, with stride 2, on pooled regions; see `Res5`."""
+        assert self.shortcut is not None
+        shortcut = self.shortcut.norm(pool(maps[1], second))
+        return self._end(F.relu_(self.conv1.norm(pool(maps[0], every))), shortcut)
+
+    def _end(self, x: Tensor, shortcut: Tensor) -> Tensor:
+        return F.relu_(self.conv3(F.relu_(self.conv2(x))).add_(shortcut))
+
+
+def stage_channels(config: ModelConfig, stage: int) -> int:
+    """Output channels of stage 2, 3, 4 or 5."""
+    return (config.width << (stage - 2)) * (4 if config.bottleneck else 1)
+
+
+def build_stage(config: ModelConfig, stage: int) -> nn.Sequential:
+    """The blocks of stage 2, 3, 4 or 5; from 3 on the first block halves the resolution."""
+    block = Bottleneck if config.bottleneck else BasicBlock
+    inputs = config.width if stage == 2 else stage_channels(config, stage - 1)
+    width, outputs = config.width << (stage - 2), stage_channels(config, stage)
+    blocks = [block(inputs, width, 1 if stage == 2 else 2)]
+    blocks += [block(outputs, width, 1) for _ in range(config.blocks[stage - 2] - 1)]
+    return nn.Sequential(*blocks)
+
+
+class Stem(nn.Module):
+    """7x7 with stride 2 and a max-pool; or the CIFAR stem, 3x3 with stride 1 and padding 2 (see pretrain.backbone)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.cifar = config.stem == "cifar"
+        kernel, stride, padding = (3, 1, 2) if self.cifar else (7, 2, 3)
+        self.conv1 = ConvNorm(3, config.width, kernel, stride=stride, padding=padding)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu_(self.conv1(x))
+        return x if self.cifar else F.max_pool2d(x, kernel_size=3, stride=2, padding=1)
+
+
+class Trunk(nn.Module):
+    """Images (N, 3, H, W), normalised -> conv4 features (N, C, H / stride, W / stride)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.stem = Stem(config)
+        self.res2, self.res3, self.res4 = (build_stage(config, stage) for stage in (2, 3, 4))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.res4(self.res3(self.res2(self.stem(images))))
+
+
+class Res5(nn.Sequential):
+    """The last stage on regions of the feature map, with the norm at its end that MoCo's and INTL's transfer add.
+
+    Pooling is linear and treats every channel alike, so the first block's 1x1 convolutions, which have no bias, commute
+    with it: they are applied once to the map instead of to every region, and the shortcut's stride takes every second
+    bin in both directions, so that only these are pooled.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(OrderedDict(build_stage(config, 5).named_children()))
+        self.norm = nn.BatchNorm2d(stage_channels(config, 5))
+        self.size, self.stride = config.pool_size, config.stride
+
+    def project(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (N, C, H, W) -> the maps that any number of regions are pooled from."""
+        first = self[0]
+        assert isinstance(first, (BasicBlock, Bottleneck))
+        return first.project(features)
+
+    def forward(self, maps: tuple[Tensor, Tensor], boxes: list[Tensor]) -> Tensor:  # type: ignore[override]
+        """Maps of `project` and each image's boxes (r_i, 4) in pixels -> (sum of r_i, 2 C, s, s), s = size / 2."""
+        # Half precision has too few digits for places in an image.
+        dtype = torch.promote_types(maps[0].dtype, torch.float32)
+        every, second = find_bins(boxes, maps[0].shape, size=self.size, stride=self.stride, steps=(1, 2), dtype=dtype)
+        first, *others = self
+        assert isinstance(first, (BasicBlock, Bottleneck))
+        x = first.on_regions(maps, every, second)
+        for module in others:
+            x = module(x)
+        return x
+
+
+def load_backbone(detector: nn.Module, state: dict[str, Tensor]) -> None:
+    """Puts a backbone's weights into a detector of either engine; res5 becomes the stage of the regions.
+
+    Args:
+        state: named stem.*, res2.*, ..., res5.*.
+
+    Raises:
+        InputError: a weight is missing, left over or of another shape.
+    """
+    named = {
+        f"roi_heads.{key}" if key.startswith("res5.") else f"backbone.{key}": value for key, value in state.items()
+    }
+    wanted = {
+        key: value
+        for key, value in detector.state_dict().items()
+        if key.startswith(("backbone.", "roi_heads.res5.")) and ".res5.norm." not in key
+    }
+    require_same(named, wanted)
+    detector.load_state_dict(named, strict=False)
+
+
+def require_same(given: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
+    """Compares a backbone's weights with the wanted ones: all names, though batch counters may lack, and all shapes.
+
+    Raises:
+        InputError: naming the first difference.
+    """
+    needed = {key for key in wanted if not key.endswith(".num_batches_tracked")}
+    for problem, keys in (("missing", needed - set(given)), ("unknown", set(given) - set(wanted))):
+        if keys:
+            raise InputError(
+                f"backbone weights: {len(keys)} {problem}, such as {min(keys)}; "
+                "expected those of this detector's backbone; set model.* as it was pre-trained"
+            )
+    for key, value in given.items():
+        if value.shape != wanted[key].shape:
+            raise InputError(
+                f"backbone weights: {key} has shape {tuple(value.shape)}, expected {tuple(wanted[key].shape)}; "
+                "set model.* as the backbone was pre-trained"
+            )

@@ -1,0 +1,1 @@
+"""Checkpoints of other projects: their layouts, their tensor names, and reading them without running their code."""

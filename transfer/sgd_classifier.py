@@ -1,0 +1,289 @@
+"""The supervised loop on augmented images: a linear classifier on a frozen backbone, or the two fine-tuned together.
+
+Stopped at any step, the same call goes on and ends with the same weights: the order and the crops are functions of
+(seed, epoch, image), and the state file holds the rest. The source is the authors' evaluate.py.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn import functional
+
+from intl_bench.core import distributed
+from intl_bench.core.copies import send
+from intl_bench.core.errors import DivergedError
+from intl_bench.core.identity import identity
+from intl_bench.core.progress import Progress
+from intl_bench.core.seeding import torch_seed
+from intl_bench.core.signals import StopRequest
+from pretrain import checkpoint as checkpoints
+from pretrain.backbone import Backbone
+from pretrain.checkpoint import Checkpoint
+from pretrain.images.data import ImageSource
+from pretrain.images.loader import Batch, evaluation_batches, steps_per_epoch, training_batches
+from pretrain.images.views import ViewConfig, augment
+from transfer.features import build
+from transfer.outcome import Outcome, correct, last_and_best, percentages
+from transfer.precision import DEFAULT, autocast, unused
+
+_TEST_BATCH = 256
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What decides the result, beside the checkpoint and the images.
+
+    Attributes:
+        head_lr, backbone_lr: for a batch of 256 images; backbone_lr = 0 freezes the backbone in eval mode.
+        milestones: epochs after which the learning rates fall to a tenth.
+        resize, crop: of the test images; `crop` is the size of the training images too.
+        mean, std: per channel, for pixels in 0..1.
+        precision: of the backbone, one of `transfer.precision.PRECISIONS`; the classifier and the loss are float32.
+    """
+
+    seed: int
+    epochs: int
+    batch_size: int
+    head_lr: float
+    backbone_lr: float
+    weight_decay: float
+    milestones: tuple[int, ...]
+    resize: int | None
+    crop: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    precision: str = DEFAULT
+
+    def unused(self) -> set[str]:
+        """See `intl_bench.core.identity.identity`."""
+        return unused(self.precision)
+
+
+class Classifier(nn.Module):
+    """A linear layer, N(0, 0.01) without bias at the start, on a backbone; a frozen backbone stays in eval mode."""
+
+    def __init__(self, backbone: Backbone, classes: int, *, frozen: bool, seed: int, precision: str = DEFAULT) -> None:
+        super().__init__()
+        self.backbone, self.frozen, self.precision = backbone.requires_grad_(not frozen), frozen, precision
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(torch_seed(seed, "classifier init"))
+            self.fc = nn.Linear(backbone.num_features, classes)
+            nn.init.normal_(self.fc.weight, std=0.01)
+            nn.init.zeros_(self.fc.bias)
+
+    def train(self, mode: bool = True) -> "Classifier":
+        super().train(mode)
+        self.backbone.train(mode and not self.frozen)
+        return self
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """(N, 3, H, W) -> (N, classes) float32."""
+        with autocast(self.precision, images.device):
+            features = self.backbone(images)
+        logits: torch.Tensor = self.fc(features.float())
+        return logits
+
+    @property
+    def trained(self) -> nn.Module:
+        """The part that a state file has to hold."""
+        return self.fc if self.frozen else self
+
+
+@dataclasses.dataclass
+class _Run:
+    settings: Settings
+    process: distributed.Process
+    classifier: Classifier
+    model: nn.Module
+    optimizer: torch.optim.SGD
+    steps_per_epoch: int
+    identity: dict[str, Any]
+    step: int = 0
+    history: list[dict[str, float]] = dataclasses.field(default_factory=list)
+    bad_files: list[str] = dataclasses.field(default_factory=list)
+
+    @property
+    def total_steps(self) -> int:
+        return self.settings.epochs * self.steps_per_epoch
+
+    def take_step(self, batch: Batch) -> torch.Tensor:
+        """One step on this process's part of a batch; returns its loss."""
+        settings, device = self.settings, self.process.device
+        drops = sum(self.step // self.steps_per_epoch >= milestone for milestone in settings.milestones)
+        for group, lr in zip(self.optimizer.param_groups, (settings.head_lr, settings.backbone_lr), strict=False):
+            group["lr"] = lr * settings.batch_size / 256 * 0.1**drops
+        crops = batch.crops[0].to(device, non_blocking=True)
+        images = augment(crops, batch.parameters[0], settings.mean, settings.std)
+        logits = self.model(images.contiguous(memory_format=torch.channels_last))
+        loss = functional.cross_entropy(logits, send(batch.labels, device))
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        self.step += 1
+        self.bad_files = sorted({*self.bad_files, *batch.bad_files})
+        return loss.detach()
+
+    @torch.inference_mode()
+    def test(self, source: ImageSource, workers: int) -> dict[str, float]:
+        """Scores on the test images, each process scoring its share with the weights of the first."""
+        settings, process = self.settings, self.process
+        counts = torch.zeros(2, dtype=torch.int64, device=process.device)
+        share = math.ceil(len(source) / process.world_size)
+        batches = evaluation_batches(
+            source,
+            resize=settings.resize,
+            crop=settings.crop,
+            mean=settings.mean,
+            std=settings.std,
+            batch_size=_TEST_BATCH,
+            first=process.rank * share,
+            last=(process.rank + 1) * share,
+            workers=workers,
+            device=process.device,
+        )
+        if process.world_size > 1:
+            for buffer in self.classifier.buffers():  # each process has its own running statistics
+                dist.broadcast(buffer, 0)
+        self.classifier.eval()
+        for images, labels in batches:
+            logits = self.classifier(images.contiguous(memory_format=torch.channels_last))
+            counts += correct(logits, send(labels, process.device))
+        if process.world_size > 1:
+            dist.all_reduce(counts)
+        self.classifier.train()
+        return percentages(counts.tolist(), len(source), self.classifier.fc.out_features)
+
+    def save(self, path: Path) -> None:
+        state = {
+            "identity": self.identity,
+            "model": self.classifier.trained.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "history": self.history,
+            "bad_files": self.bad_files,
+        }
+        checkpoints.save(path, state)
+
+    def restore(self, path: Path) -> None:
+        state = checkpoints.load_own(path, self.identity)
+        self.classifier.trained.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.history, self.bad_files = state["step"], state["history"], state["bad_files"]
+
+
+def train_classifier(
+    checkpoint: Checkpoint,
+    train: ImageSource,
+    test: ImageSource,
+    settings: Settings,
+    *,
+    device: str,
+    workers: int,
+    folder: Path,
+    deterministic: bool = False,
+) -> Outcome:
+    """Trains on randomly cropped and flipped images with SGD (momentum 0.9) and scores the test images every epoch.
+
+    `folder` receives `state.pt` after every epoch and on a signal. What an epoch has beyond whole batches is left out
+    of it. Under `torchrun` the processes share every batch; batch norms are not synchronised, as the authors'. With
+    `deterministic` the weights are the same bit for bit on a GPU too.
+
+    Returns:
+        `top1` and `top5` (with more than five classes) of the last epoch, `best_top1` and `best_top5` of the best.
+
+    Raises:
+        InputError: weights or state of something else, an unreadable image, a batch that does not fit.
+        DivergedError: the loss of an epoch was not finite.
+        Preempted: a signal came; the state is saved.
+    """
+    path = folder / "state.pt"
+    with distributed.start(device, deterministic=deterministic) as process, StopRequest() as stop:
+        run = _prepare(checkpoint, train, test, settings, process)
+        if path.exists():
+            run.restore(path)
+        view = ViewConfig(size=settings.crop, interpolation="bilinear", jitter_p=0.0, grayscale_p=0.0)
+        batches = training_batches(
+            train,
+            [view],
+            seed=settings.seed,
+            batch_size=settings.batch_size,
+            first_step=run.step,
+            last_step=run.total_steps,
+            rank=process.rank,
+            world_size=process.world_size,
+            workers=workers,
+            device=process.device,
+        )
+        _loop(run, batches, test, stop, workers, path)
+    metrics, best_epoch = last_and_best(run.history)
+    counts = {"train_images": len(train), "test_images": len(test), "classes": len(train.class_names)}
+    return Outcome(metrics=metrics, details={"best_epoch": best_epoch, "bad_images": len(run.bad_files), **counts})
+
+
+def _prepare(
+    checkpoint: Checkpoint, train: ImageSource, test: ImageSource, settings: Settings, process: distributed.Process
+) -> _Run:
+    """A run at step 0."""
+    frozen = settings.backbone_lr == 0
+    classifier = Classifier(
+        build(checkpoint), len(train.class_names), frozen=frozen, seed=settings.seed, precision=settings.precision
+    )
+    classifier.to(process.device).to(memory_format=torch.channels_last).train()
+    groups = [classifier.fc] if frozen else [classifier.fc, classifier.backbone]
+    parameters = [{"params": list(group.parameters())} for group in groups]
+    # On a CPU not fused: the records were made with the plain update, which rounds differently.
+    fused = process.device.type == "cuda"
+    return _Run(
+        settings=settings,
+        process=process,
+        classifier=classifier,
+        model=process.parallel(classifier),
+        optimizer=torch.optim.SGD(parameters, lr=0.0, momentum=0.9, weight_decay=settings.weight_decay, fused=fused),
+        steps_per_epoch=steps_per_epoch(len(train), settings.batch_size),
+        identity={
+            "weights": checkpoint.weights_sha256,
+            "train_images": len(train),
+            "test_images": len(test),
+            **identity(settings),
+        },
+    )
+
+
+def _loop(run: _Run, batches: Iterator[Batch], test: ImageSource, stop: StopRequest, workers: int, path: Path) -> None:
+    process = run.process
+    progress = Progress(
+        run.total_steps,
+        done=run.step,
+        images_per_step=run.settings.batch_size,
+        label="linear" if run.classifier.frozen else "finetune",
+        enabled=process.is_main,
+    )
+    vote = distributed.StopVote(stop, process.device)
+    loss = torch.zeros((), device=process.device)
+    for batch in batches:
+        loss += run.take_step(batch)
+        epoch_done = run.step % run.steps_per_epoch == 0
+        if epoch_done:
+            # Once an epoch: to look at each step's loss a GPU would have to be waited for.
+            if distributed.any_process(not math.isfinite(loss), process.device):
+                epoch = run.step // run.steps_per_epoch
+                raise DivergedError(
+                    f"epoch {epoch}: the loss is not finite; lower the learning rate, or check the data"
+                )
+            loss.zero_()
+            run.history.append(run.test(test, workers))
+        progress.step(values=run.history[-1] if run.history else None)
+        stopping = vote.ask()
+        if process.is_main and (epoch_done or stopping):
+            run.save(path)
+        if stopping and run.step < run.total_steps:
+            progress.close()
+            distributed.barrier()  # the launcher ends all processes when one ends; the first may still be writing
+            raise stop.error(f"after step {run.step} of {run.total_steps}, saved in {path}", stopping)
+    progress.close()
