@@ -28,7 +28,7 @@ import orjson
 
 from transfer.detection.annotations import coco, image_sizes
 from transfer.detection.annotations.split import read_split
-from transfer.detection.config import DataConfig
+from transfer.detection.config import AnnotatedDataConfig
 
 LISTING, PICTURES = Path("annotations/instances_train2017.json"), Path("train2017")
 
@@ -74,7 +74,7 @@ def main() -> None:
         if not root.exists():
             enlarge(options.source, root, options.images, options.objects)
         megabytes = (root / LISTING).stat().st_size / 1e6
-        whole, read = timed(lambda: read_split(DataConfig(root=str(root)), "train", masks=True))
+        whole, read = timed(lambda: read_split(AnnotatedDataConfig(root=str(root)), "train", masks=True))
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         everything = coco.read(root / LISTING, root / PICTURES, name="coco", masks=False, evaluated=False)
         ids, names = everything.image_ids.tolist(), [name.decode() for name in everything.file_names]

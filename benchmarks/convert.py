@@ -23,7 +23,7 @@ from transfer.convert import TARGETS, convert
 
 
 def write_checkpoint(path: Path) -> None:
-    """Query and momentum encoder as MoCo stores them, without optimiser state: about 180 MiB."""
+    """Query and momentum encoder as MoCo stores them, without optimizer state: about 180 MiB."""
     tensors = {}
     for name in ("encoder_q", "encoder_k"):
         state = build_backbone("resnet50").state_dict()

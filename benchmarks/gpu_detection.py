@@ -50,7 +50,7 @@ def torchvisions(images: list[Tensor], targets: list[Target], config: ModelConfi
         rpn_post_nms_top_n_train=config.post_nms_train,
         rpn_post_nms_top_n_test=config.post_nms_test,
     ).to(device)
-    labelled = [
+    labeled = [
         {
             "boxes": target.boxes.to(device),
             "labels": target.classes.to(device) + 1,
@@ -64,7 +64,7 @@ def torchvisions(images: list[Tensor], targets: list[Target], config: ModelConfi
         model.eval()([image / 255 for image in images])
 
     return {
-        "training step": lambda: sum(model.train()([image / 255 for image in images], labelled).values()).backward(),
+        "training step": lambda: sum(model.train()([image / 255 for image in images], labeled).values()).backward(),
         "inference": detect,
     }
 

@@ -92,12 +92,12 @@ def timed(training: train.Training, batches: Iterator[Batch], steps: int) -> dic
         started, handing, before = time.perf_counter(), 0.0, None
         for batch in itertools.islice(batches, steps):
             begun = time.perf_counter()
-            reading = training.take_step(batch)
+            metrics = training.take_step(batch)
             handing += time.perf_counter() - begun
             if before is not None:
                 before.values()
-            before = reading
-        loss = reading.values()["loss"]
+            before = metrics
+        loss = metrics.values()["loss"]
         whole.append((time.perf_counter() - started) / steps)
         host.append(handing / steps)
     step = statistics.median(whole)
@@ -158,8 +158,8 @@ def profiled(training: train.Training, batches: Iterator[Batch], path: Path, abo
     activity = torch.profiler.ProfilerActivity.CUDA if on_gpu else torch.profiler.ProfilerActivity.CPU
     with torch.profiler.profile(activities=[activity]) as profiler:
         for batch in itertools.islice(batches, steps):
-            reading = training.take_step(batch)
-        reading.values()
+            metrics = training.take_step(batch)
+        metrics.values()
     wanted = DeviceType.CUDA if on_gpu else DeviceType.CPU
     events = [e for e in profiler.events() if e.device_type == wanted and not e.is_user_annotation]
     copies = [e for e in events if e.name.startswith(("Memcpy", "Memset"))]
@@ -190,7 +190,7 @@ def measure(options: argparse.Namespace, settings: str) -> dict[str, Any]:
     gpu_timing.forget(device)
     fixed_shapes = not options.no_cudnn_benchmark
     with distributed.start(device, deterministic=recipe.deterministic, fixed_shapes=fixed_shapes) as process:
-        training = train.build(recipe, process, 100 * recipe.batch_size)
+        training = train.build_training(recipe, process, 100 * recipe.batch_size)
         accelerate.apply(training)
         batches = batches_of(recipe, process.device, small)
         found: dict[str, Any] = {"batch": recipe.batch_size, "views": [view.size for view in recipe.views]}

@@ -86,7 +86,7 @@ def measure(point: Point, device: str, repeats: int) -> None:
         batches = training_batches(source, recipe.views, seed=0, batch_size=point.batch, last_step=1, **share)
         (batch,) = list(batches)
         rise = Rise(device)
-        training = train.build(recipe, process, IMAGES)
+        training = train.build_training(recipe, process, IMAGES)
         seconds = []
         for _ in range(2 + repeats):
             distributed.barrier()
@@ -127,10 +127,10 @@ def draw(path: str, title: str, device: str, start: Point, results: dict[Point, 
     figure, axes = pyplot.subplots(2, len(factors), figsize=(3 * len(factors), 5.2), sharex="col", sharey="row")
     for column, (factor, (label, values)) in enumerate(factors.items()):
         points = [dataclasses.replace(start, **{factor: value}) for value in values]
-        for row, colour in enumerate(("tab:blue", "tab:red")):
+        for row, color in enumerate(("tab:blue", "tab:red")):
             panel = axes[row, column]
-            panel.plot(values, [results[point][row] for point in points], "o-", color=colour, markersize=4)
-            panel.plot(getattr(start, factor), results[start][row], "o", color=colour, markersize=9)
+            panel.plot(values, [results[point][row] for point in points], "o-", color=color, markersize=4)
+            panel.plot(getattr(start, factor), results[start][row], "o", color=color, markersize=9)
             panel.set_xscale("log", base=2)
             panel.set_xticks(values)
             panel.xaxis.set_major_formatter(ScalarFormatter())

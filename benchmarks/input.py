@@ -6,7 +6,7 @@
 cache after the first pass, so that nothing here says anything about disks. The views are those of the recipes
 imagenet_r50_intl_multicrop_100ep (six) and imagenet_r50_intl (two).
 
-The reference is written from the recipes' parameters with Pillow and torchvision's classes and returns normalised
+The reference is written from the recipes' parameters with Pillow and torchvision's classes and returns normalized
 tensors; ours draws from the same distributions. Everything runs on CPUs, the device's part too. On one core the ways
 are interleaved, and the best of `--repeats` counts; with a DataLoader, the rate of `--seconds` after the first batches.
 """

@@ -1,4 +1,4 @@
-"""k nearest neighbours: time against one matrix product of the same size, peak memory against the full-matrix way.
+"""k nearest neighbors: time against one matrix product of the same size, peak memory against the full-matrix way.
 
     python benchmarks/knn.py                                        50,000 x 10,000 x 512, about a minute on 2 cores
     python benchmarks/knn.py --train 5000 --test 1000 --width 64
@@ -33,11 +33,11 @@ def matrix_product(train: torch.Tensor, labels: torch.Tensor, test: torch.Tensor
 
 
 def full_matrix(train: torch.Tensor, labels: torch.Tensor, test: torch.Tensor, device: str) -> torch.Tensor:
-    """The authors' way, its loop over the test images vectorised: the whole distance matrix, then the k smallest."""
+    """The authors' way, its loop over the test images vectorized: the whole distance matrix, then the k smallest."""
     train, labels, test = (tensor.to(device) for tensor in (train, labels, test))
-    neighbours = labels[torch.cdist(test, train).topk(K, dim=1, largest=False).indices]
+    neighbors = labels[torch.cdist(test, train).topk(K, dim=1, largest=False).indices]
     votes = torch.zeros((len(test), int(labels.max()) + 1), device=test.device)
-    return votes.scatter_add_(1, neighbours, torch.ones_like(neighbours, dtype=votes.dtype)).argmax(1).cpu()
+    return votes.scatter_add_(1, neighbors, torch.ones_like(neighbors, dtype=votes.dtype)).argmax(1).cpu()
 
 
 def ours(train: torch.Tensor, labels: torch.Tensor, test: torch.Tensor, device: str) -> torch.Tensor:
@@ -54,9 +54,9 @@ WAYS: dict[str, Way] = {
 def problem(options: argparse.Namespace) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Features as a ReLU leaves them, grouped in ten classes."""
     generator = torch.Generator().manual_seed(0)
-    centres = torch.randn(10, options.width, generator=generator)
+    centers = torch.randn(10, options.width, generator=generator)
     labels = torch.randint(10, (options.train + options.test,), generator=generator)
-    features = (0.5 * centres[labels] + torch.randn(len(labels), options.width, generator=generator)).relu()
+    features = (0.5 * centers[labels] + torch.randn(len(labels), options.width, generator=generator)).relu()
     return features[: options.train], labels[: options.train], features[options.train :]
 
 

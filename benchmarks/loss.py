@@ -36,17 +36,17 @@ Loss = Callable[[Sequence[torch.Tensor]], torch.Tensor]
 
 
 def paper(views: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Equations 3 and 6 and the MSE of normalised vectors, one after the other."""
+    """Equations 3 and 6 and the MSE of normalized vectors, one after the other."""
     m, d = views[0].shape
     beta = 0.01 * (math.log2(m) - 3)
     units, traces = [], []
     for z in views:
         x = z - z.mean(dim=1, keepdim=True)
         sigma = x @ x.T / (d - 1)
-        normalised = sigma / sigma.trace()
+        normalized = sigma / sigma.trace()
         p = torch.eye(m, device=z.device)
         for _ in range(ITERATIONS):
-            p = (3 * p - p @ p @ p @ normalised) / 2
+            p = (3 * p - p @ p @ p @ normalized) / 2
         white = (p / sigma.trace().sqrt()) @ x
         traces.append((1 - white.var(dim=1)).square().sum())
         units.append(F.normalize(white, dim=1))

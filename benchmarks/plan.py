@@ -56,7 +56,7 @@ def recipe_of(name: str) -> Recipe:
 def steps(recipe: Recipe, device: str) -> Callable[[], object]:
     """A run at step 0, and one batch for all its steps; each call takes a step and waits for it."""
     source = open_source(recipe.data, "train")
-    training = train.build(recipe, Process(rank=0, world_size=1, device=torch.device(device)), len(source))
+    training = train.build_training(recipe, Process(rank=0, world_size=1, device=torch.device(device)), len(source))
     (batch,) = training_batches(source, recipe.views, seed=0, batch_size=recipe.batch_size, last_step=1)
 
     def step() -> None:

@@ -34,9 +34,9 @@ Data = tuple[Tensor, Tensor, Tensor, Tensor]
 def problem(options: argparse.Namespace) -> Data:
     """Features as a ReLU leaves them, grouped in ten classes that overlap."""
     generator = torch.Generator().manual_seed(0)
-    centres = torch.randn(CLASSES, options.width, generator=generator)
+    centers = torch.randn(CLASSES, options.width, generator=generator)
     labels = torch.randint(CLASSES, (options.train + options.test,), generator=generator)
-    features = (0.1 * centres[labels] + torch.randn(len(labels), options.width, generator=generator)).relu()
+    features = (0.1 * centers[labels] + torch.randn(len(labels), options.width, generator=generator)).relu()
     features, labels = features.to(options.device), labels.to(options.device)
     return features[: options.train], labels[: options.train], features[options.train :], labels[options.train :]
 

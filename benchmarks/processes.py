@@ -35,7 +35,7 @@ def work(options: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     with distributed.start("cpu") as process:
         source = open_source(recipe.data, "train")
-        training = train.build(recipe, process, len(source))
+        training = train.build_training(recipe, process, len(source))
         part = {"rank": process.rank, "world_size": process.world_size}
         batches = list(
             training_batches(source, recipe.views, seed=0, batch_size=size, last_step=options.steps + 1, **part)

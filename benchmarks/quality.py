@@ -44,20 +44,20 @@ def knn5(recipe: Recipe, reference: bool) -> float:
     torch.manual_seed(recipe.seed)  # of torchvision's transforms
     with distributed.start(recipe.device) as process:
         source = open_source(recipe.data, "train")
-        training = train.build(recipe, process, len(source))
+        training = train.build_training(recipe, process, len(source))
         if reference:
             for views in reference_views(source, recipe, training.steps_per_epoch):
-                reading = training.optimize([view.to(process.device) for view in views])
+                metrics = training.optimize([view.to(process.device) for view in views])
         else:
             for batch in training_batches(
                 source, recipe.views, seed=recipe.seed, batch_size=recipe.batch_size, last_step=training.total_steps
             ):
-                reading = training.take_step(batch)
-        loss = reading.values()["loss"]
+                metrics = training.take_step(batch)
+        loss = metrics.values()["loss"]
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         path = Path("checkpoint.pt")
         checkpoint.save(path, training.state())
-        (record,) = runs.run(runs.Plan(task="knn", checkpoint=path))
+        (record,) = runs.run(runs.TaskRun(task="knn", checkpoint=path))
     print(f"{'reference' if reference else 'ours'}, seed {recipe.seed}: loss {loss:.4f}, {record.metrics}", flush=True)
     return record.metrics["knn5"]
 

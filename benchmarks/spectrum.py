@@ -42,7 +42,7 @@ def best(work: Callable[[], object], repeats: int, device: str) -> float:
 
 
 def singular(features: torch.Tensor, z: torch.Tensor) -> None:
-    """Eigenvalues of the centred and RankMe of the raw matrices, without their Gram matrices."""
+    """Eigenvalues of the centered and RankMe of the raw matrices, without their Gram matrices."""
     for x in (features.double(), z.double(), iter_norm(z).double()):
         torch.linalg.svdvals(x - x.mean(dim=0))
         torch.linalg.svdvals(x)
@@ -60,7 +60,9 @@ def step_seconds(options: argparse.Namespace) -> tuple[float, int]:
     size = whole if options.device == "cuda" else min(whole, options.step_batch)
     recipe = load_recipe("cifar10_r18_intl", [f"batch_size={size}", "data.kind=shapes", "data.name=shapes"])
     source = open_source(recipe.data, "train")
-    training = train.build(recipe, Process(rank=0, world_size=1, device=torch.device(options.device)), len(source))
+    training = train.build_training(
+        recipe, Process(rank=0, world_size=1, device=torch.device(options.device)), len(source)
+    )
     (batch,) = training_batches(source, recipe.views, seed=0, batch_size=size, last_step=1)
     return whole / size * best(lambda: training.take_step(batch), 2, options.device), recipe.spectrum_every
 

@@ -50,7 +50,7 @@ def ours(options: argparse.Namespace) -> dict[str, Step]:
     overrides = [f"batch_size={options.batch}", f"precision={options.precision}", f"device={options.device}"]
     recipe = load_recipe("cifar10_r18_intl", overrides)
     with distributed.start(options.device) as process:
-        training = train.build(recipe, process, 50_000)
+        training = train.build_training(recipe, process, 50_000)
         batch = batch_of(recipe, options.batch, process)
     views = [torch.randn(options.batch, 3, 32, 32, device=process.device) for _ in recipe.views]
     encoder = nn.Sequential(training.method.backbone, training.method.projector)

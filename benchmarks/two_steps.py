@@ -35,7 +35,7 @@ def two_steps(name: str, root: str, batch: int) -> str:
     recipe = load_recipe(f"imagenet_r50_{name}", overrides)
     source = open_source(recipe.data, "train")
     with start("auto") as process:
-        training = train.build(recipe, process, PAPER["imagenet"].train, 1000)
+        training = train.build_training(recipe, process, PAPER["imagenet"].train, 1000)
         began = time.perf_counter()
         batches = training_batches(source, recipe.views, seed=0, batch_size=batch, last_step=2)
         losses = [training.take_step(images).values()["loss"] for images in batches]

@@ -14,7 +14,7 @@ from intl_bench.core.signals import StopRequest
 
 _TASKS = {
     "linear": "linear classification on the frozen backbone",
-    "knn": "k-nearest-neighbour classification on its features",
+    "knn": "k-nearest-neighbor classification on its features",
     "finetune": "semi-supervised fine-tuning with 1 or 10 percent of the labels",
     "coco": "COCO detection and instance segmentation with Mask R-CNN R50-C4",
     "voc": "PASCAL VOC detection with Faster R-CNN R50-C4",
@@ -99,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
             "--init",
             choices=("checkpoint", "random"),
             default="checkpoint",
-            help="random: the checkpoint's architecture, freshly initialised by each seed",
+            help="random: the checkpoint's architecture, freshly initialized by each seed",
         )
         task.add_argument("--device", choices=("auto", "cpu", "cuda"), help="auto: a GPU if there is one")
         if name in _DETECTION:
@@ -231,7 +231,7 @@ def _task(args: argparse.Namespace) -> None:
         f"{key}={value}" for key in ("device", "engine", "visualize") if (value := getattr(args, key, None)) is not None
     ]
     without = args.init == "random" and args.command in _DETECTION  # then there is an architecture by default
-    plan = runs.Plan(
+    plan = runs.TaskRun(
         task=args.command,
         checkpoint=Path(name) if name else None if without else _default_checkpoint(),
         config=args.config,

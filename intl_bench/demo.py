@@ -9,7 +9,7 @@ from intl_bench.records import RecordStore, ResultRecord
 from pretrain import train
 from pretrain.recipe import load_recipe
 from transfer.detection.annotations import generated
-from transfer.detection.config import Config
+from transfer.detection.config import DetectionConfig
 from transfer.features import RANDOM
 
 _SEEDS = (0, 1, 2)
@@ -18,17 +18,17 @@ _TRAIN, _TEST = 400, 100  # images to detect in
 
 
 def run() -> None:
-    """Three pre-trainings, each scored beside random initialisation by linear classifier, 5-NN and Mask R-CNN.
+    """Three pre-trainings, each scored beside random initialization by linear classifier, 5-NN and Mask R-CNN.
 
     Then Tables 1-3.
     """
-    generated.write(Path(load(Config, "demo", "coco").data.root), train=_TRAIN, test=_TEST)
+    generated.write(Path(load(DetectionConfig, "demo", "coco").data.root), train=_TRAIN, test=_TEST)
     records: list[ResultRecord] = []
     for seed in _SEEDS:
         checkpoint = train.run(load_recipe("demo", [f"seed={seed}"]))
         for task, config in (("knn", None), ("linear", None), ("coco", "demo")):
             for init in ("checkpoint", "random"):
-                plan = runs.Plan(
+                plan = runs.TaskRun(
                     task=task, checkpoint=checkpoint, config=config, seeds=[seed], init=init, results=_RESULTS
                 )
                 records += runs.run(plan)
@@ -41,4 +41,4 @@ def run() -> None:
             statistics.mean(r.metrics[metric] for r in records if r.task == task and (r.method == RANDOM) is chance)
             for chance in (False, True)
         )
-        print(f"{name}: {trained:.1f} after pre-training, {random:.1f} at random initialisation (3 seeds, demo scale)")
+        print(f"{name}: {trained:.1f} after pre-training, {random:.1f} at random initialization (3 seeds, demo scale)")

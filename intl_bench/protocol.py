@@ -47,7 +47,9 @@ def default_path(task: str, data: DataConfig) -> Path:
     )
 
 
-def build(module: ModuleType, checkpoint: Checkpoint, data: Mapping[str, Any], path: Path, overrides: Any = ()) -> Any:
+def build_config(
+    module: ModuleType, checkpoint: Checkpoint, data: Mapping[str, Any], path: Path, overrides: Any = ()
+) -> Any:
     """A task's configuration: the checkpoint's part and `data`, under the protocol's file, under the overrides.
 
     Raises:

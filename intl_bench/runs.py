@@ -28,12 +28,12 @@ from transfer.features import RANDOM, random_init
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Plan:
+class TaskRun:
     """One task on one checkpoint: which configuration, which seeds, where results go.
 
     Attributes:
         checkpoint: a file, or one that was read already; None, with `init` "random", is the paper's ResNet-50.
-        init: "checkpoint", or "random": its architecture, freshly initialised by each seed.
+        init: "checkpoint", or "random": its architecture, freshly initialized by each seed.
         layout: whose checkpoint it is, for `transfer.convert`.
         method: the name of its method in tables; None takes the checkpoint's.
         pretrain_seed: of a foreign checkpoint that is one of several pre-trainings of a kind, each with its own seed.
@@ -70,7 +70,7 @@ def parse_seeds(text: str) -> list[int]:
     return seeds
 
 
-def prepare(plan: Plan) -> tuple[ModuleType, Checkpoint, Any]:
+def prepare(plan: TaskRun) -> tuple[ModuleType, Checkpoint, Any]:
     """The task's module, the loaded checkpoint and the resolved task configuration of a plan.
 
     The data set is the checkpoint's own, under what the configuration file and then the overrides say.
@@ -88,10 +88,10 @@ def prepare(plan: Plan) -> tuple[ModuleType, Checkpoint, Any]:
         data = {key: value for key, value in own.items() if key not in ("mean", "std")}  # those are the backbone's
         asked = configs.build(DataConfig, data, "data", changes)
         path = configs.find(plan.config, plan.task) if plan.config else protocol.default_path(plan.task, asked)
-    return module, checkpoint, protocol.build(module, checkpoint, data, path, plan.overrides)
+    return module, checkpoint, protocol.build_config(module, checkpoint, data, path, plan.overrides)
 
 
-def _checkpoint(plan: Plan) -> Checkpoint:
+def _checkpoint(plan: TaskRun) -> Checkpoint:
     if plan.checkpoint is None:
         checkpoint = Checkpoint(
             path=Path(),
@@ -124,7 +124,7 @@ def _checkpoint(plan: Plan) -> Checkpoint:
     return dataclasses.replace(checkpoint, seed=plan.pretrain_seed, group=plan.group or checkpoint.method)
 
 
-def run(plan: Plan) -> list[ResultRecord]:
+def run(plan: TaskRun) -> list[ResultRecord]:
     """Runs every seed of a plan that has no record yet; returns the records of all of them in seed order.
 
     Raises:
@@ -140,7 +140,7 @@ def run(plan: Plan) -> list[ResultRecord]:
 
 
 def _run_seed(
-    plan: Plan,
+    plan: TaskRun,
     module: ModuleType,
     trained: Checkpoint,
     config: Any,

@@ -64,7 +64,7 @@ class Backbone(ResNet):
             self._rebuild(block, layers, width, config.zero_init_residual)
         if config.stem != "imagenet":
             kernel, stride, padding, max_pool = STEMS[config.stem]
-            # Like the authors', this convolution keeps PyTorch's default initialisation.
+            # Like the authors', this convolution keeps PyTorch's default initialization.
             self.conv1 = nn.Conv2d(3, width, kernel_size=kernel, stride=stride, padding=padding, bias=False)
             if not max_pool:
                 self.maxpool = nn.Identity()
@@ -90,7 +90,7 @@ class Backbone(ResNet):
 
 
 def build_backbone(name: str, *, stem: str = "imagenet", zero_init_residual: bool = False) -> Backbone:
-    """A backbone with torchvision's parameter names, freshly initialised.
+    """A backbone with torchvision's parameter names, freshly initialized.
 
     Args:
         name: resnet18, resnet34, resnet50, or resnet10_narrow (1.2 M parameters, for CPUs).

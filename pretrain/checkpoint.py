@@ -1,4 +1,4 @@
-"""Checkpoints: weights, optimiser and position in one digested file that loads with `weights_only=True`."""
+"""Checkpoints: weights, optimizer and position in one digested file that loads with `weights_only=True`."""
 
 import contextlib
 import dataclasses

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.autograd.function import once_differentiable
 
-from pretrain.methods._shared import widened
+from pretrain.precision import at_least_float32
 
 AXES = ("channel", "batch")
 VARIANTS = ("coupled", "paper")
@@ -35,17 +35,17 @@ def require_embedding(shape: tuple[int, ...]) -> None:
 
 
 def center(z: torch.Tensor, axis: str) -> torch.Tensor:
-    """`z` (m, d) in float32 or better, each sample centred over its d features ("channel") or each feature over the
+    """`z` (m, d) in float32 or better, each sample centered over its d features ("channel") or each feature over the
     m samples ("batch"): the authors' `axis` 0 and 1 (`methods/whitening.py`)."""
     if axis not in AXES:
         raise ValueError(f"axis={axis!r}: expected one of {AXES}")
     require_embedding(z.shape)
-    z = widened(z)
+    z = at_least_float32(z)
     return z - z.mean(dim=1 if axis == "channel" else 0, keepdim=True)
 
 
 def covariance(centered: torch.Tensor, axis: str) -> torch.Tensor:
-    """Covariance of centred (..., m, d) matrices: m x m over (d - 1) for "channel", d x d over (m - 1) for "batch"."""
+    """Covariance of centered (..., m, d) matrices: m x m over (d - 1) for "channel", d x d over (m - 1) for "batch"."""
     x = centered if axis == "channel" else centered.mT
     return x @ x.mT / (x.shape[-1] - 1)
 
@@ -147,7 +147,7 @@ def iter_norm(z: torch.Tensor, *, iterations: int = 4, axis: str = "channel", va
 
 
 def t_whitening_function(iterations: int) -> Callable[[torch.Tensor], torch.Tensor]:
-    """h_T of Theorem 1: maps a trace-normalised eigenvalue to the eigenvalue of the whitened output, elementwise."""
+    """h_T of Theorem 1: maps a trace-normalized eigenvalue to the eigenvalue of the whitened output, elementwise."""
 
     def h(x: torch.Tensor) -> torch.Tensor:
         f = torch.ones_like(x)

@@ -1,4 +1,4 @@
-"""Optimisers: SGD as INTL's authors use it (their `main.py`), LARS and Adam for the other methods' recipes."""
+"""Optimizers: SGD as INTL's authors use it (their `main.py`), LARS and Adam for the other methods' recipes."""
 
 import itertools
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ def build_optimizer(
     clip_trust: bool = False,
     constant_lr: Sequence[nn.Parameter] = (),
 ) -> torch.optim.Optimizer:
-    """The optimiser of the trainable parameters, learning rate 0 until the loop sets it to `group_lr`.
+    """The optimizer of the trainable parameters, learning rate 0 until the loop sets it to `group_lr`.
 
     Args:
         name: one of `NAMES`.
@@ -65,7 +65,7 @@ def build_optimizer(
     else:
         # The fused kernel is the one that a gradient scaler does not have to wait for.
         optimizer = torch.optim.SGD(groups, lr=0.0, momentum=momentum, fused=True)
-    # A first step that the scaler skips would leave PyTorch's momentum uninitialised; from zero it is the gradient.
+    # A first step that the scaler skips would leave PyTorch's momentum uninitialized; from zero it is the gradient.
     for parameter in trainable:
         optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer

@@ -4,19 +4,24 @@ Eigenvalues come from the Gram matrix of samples or features, whichever is small
 singular values of the matrix itself, and exact to 1e-13 of the largest, below what a float32 embedding resolves.
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
+from torch import nn
 
-from pretrain.methods._shared import widened
+from intl_bench.core import distributed
+from pretrain.precision import at_least_float32
 
 # Ranks of the fit of the power-law exponent, and its weights 1 / rank, are those of the authors' code (see `alpha`).
 FIRST_RANK, LAST_RANK = 4, 100
 # An eigenvalue is called vanishing below this share of the mean eigenvalue: a direction with less than a hundredth of
 # the mean standard deviation.
 VANISHING = 1e-4
-# Complete collapse: the standard deviation of L2-normalised vectors, times sqrt(d), is below this.
+# Complete collapse: the standard deviation of L2-normalized vectors, times sqrt(d), is below this.
 COMPLETE = 0.01
 # Dimensional collapse: more than this share of the eigenvalues vanish.
 DIMENSIONAL = 0.5
@@ -30,8 +35,8 @@ class Spectrum:
         eigenvalues: of the covariance of the d features, those that are not zero by construction, (k,) float64 on the
             CPU, descending; k = min(m - 1, d), for centring over the samples takes a direction, and another one of the
             d where each vector sums to zero, as after whitening samples ("channel"). NaN where an entry is not finite.
-        singular_values: of the matrix itself, not centred, (min(m, d),), descending.
-        std: mean over the features of the standard deviation of the L2-normalised vectors, times sqrt(d): 1 where they
+        singular_values: of the matrix itself, not centered, (min(m, d),), descending.
+        std: mean over the features of the standard deviation of the L2-normalized vectors, times sqrt(d): 1 where they
             are spread out, 0 where all are the same.
         samples, dimension: m and d.
     """
@@ -48,7 +53,7 @@ class Spectrum:
 
 
 @torch.no_grad()
-def of(z: torch.Tensor) -> Spectrum:
+def compute_spectrum(z: torch.Tensor) -> Spectrum:
     """The spectrum of a matrix of samples (m, d), on any device and in any precision.
 
     Raises:
@@ -56,7 +61,7 @@ def of(z: torch.Tensor) -> Spectrum:
     """
     if z.ndim != 2 or len(z) < 2 or z.shape[1] < 1:
         raise ValueError(f"expected a matrix of at least 2 samples, got {tuple(z.shape)}")
-    z = widened(z)
+    z = at_least_float32(z)
     m, d = z.shape
     if not z.isfinite().all():  # a diverged whitening, or one of an embedding that is the same for all samples
         nothing = torch.full((min(m, d),), torch.nan, dtype=torch.float64)
@@ -64,15 +69,15 @@ def of(z: torch.Tensor) -> Spectrum:
     x = z.double()
     mean = x.mean(dim=0)
     x = x - mean
-    # Adding the mean to the centred products loses no digit, where taking it off the raw ones would.
+    # Adding the mean to the centered products loses no digit, where taking it off the raw ones would.
     if d < m:
-        centred = x.T @ x
-        raw = centred + m * mean.outer(mean)
+        centered = x.T @ x
+        raw = centered + m * mean.outer(mean)
     else:
-        centred, cross = x @ x.T, x @ mean
-        raw = centred + cross[:, None] + cross + mean @ mean
+        centered, cross = x @ x.T, x @ mean
+        raw = centered + cross[:, None] + cross + mean @ mean
     # Sorting out a few hundred rows takes a GPU longer than copying them.
-    values, raw_values = (torch.linalg.eigvalsh(gram.cpu()).flip(0) for gram in (centred, raw))
+    values, raw_values = (torch.linalg.eigvalsh(gram.cpu()).flip(0) for gram in (centered, raw))
     # What float64 leaves in the place of zeros, by the products and by taking off the mean.
     eps = len(values) * torch.finfo(torch.float64).eps
     values = values.where(values > max(eps * values[0], eps**2 * raw_values[0]), 0.0)
@@ -90,11 +95,11 @@ def of(z: torch.Tensor) -> Spectrum:
 
 def eigenvalues(z: torch.Tensor) -> torch.Tensor:
     """`Spectrum.eigenvalues` of (m, d)."""
-    return of(z).eigenvalues
+    return compute_spectrum(z).eigenvalues
 
 
 def _rank(s: torch.Tensor) -> float:
-    """RankMe (Garrido et al., ICML 2023, Eqn. 3): exp of the entropy of the normalised singular values."""
+    """RankMe (Garrido et al., ICML 2023, Eqn. 3): exp of the entropy of the normalized singular values."""
     p = s / s.sum().clamp_min(1e-300) + 1e-7
     return float(torch.exp(-(p * p.log()).sum()))
 
@@ -126,8 +131,8 @@ def numbers(eigenvalues: torch.Tensor, singular_values: torch.Tensor | None = No
     """What descending eigenvalues (k,) say.
 
     Args:
-        singular_values: of the matrix that is not centred, as RankMe takes them; None takes the roots of the
-            eigenvalues, which are those of the centred one.
+        singular_values: of the matrix that is not centered, as RankMe takes them; None takes the roots of the
+            eigenvalues, which are those of the centered one.
 
     Returns:
         `rank` (RankMe), `condition` and `inverse_condition` (the paper's Figure 2), `alpha`, `largest` (share of the
@@ -154,7 +159,9 @@ def summary(matrices: Mapping[str, torch.Tensor]) -> dict[str, float]:
 
     Their names are those of `Spectrum.numbers` after the matrix's, as `embedding/rank`.
     """
-    return {f"{what}/{name}": value for what, x in matrices.items() for name, value in of(x).numbers().items()}
+    return {
+        f"{what}/{name}": value for what, x in matrices.items() for name, value in compute_spectrum(x).numbers().items()
+    }
 
 
 def kind(numbers: Mapping[str, float]) -> str:
@@ -179,3 +186,37 @@ def collapse(numbers: Mapping[str, float]) -> str | None:
     if found == "dimensional":
         return f"dimensional collapse: {of_embedding['vanishing']:.0%} of the embedding's eigenvalues vanish"
     return None
+
+
+@contextlib.contextmanager
+def capture_first_output(module: nn.Module) -> Iterator[list[torch.Tensor]]:
+    """Within the block the list receives what `module` returns first: in a step, the features behind the embedding that
+    a method keeps."""
+    outputs: list[torch.Tensor] = []
+
+    def keep(module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
+        if not outputs:
+            outputs.append(output.detach())
+
+    hook = module.register_forward_hook(keep)
+    try:
+        yield outputs
+    finally:
+        hook.remove()
+
+
+def batch_spectra(method: Any, features: torch.Tensor, step: int) -> dict[str, float]:
+    """`summary` of the batch of all processes, on the first; nothing on the others. Warns of a collapse."""
+    parts = {"features": features, "embedding": method.embedding}
+    matrices = {name: distributed.gather(part) for name, part in parts.items()}
+    if not distributed.is_main_process():
+        return {}
+    if hasattr(method, "transform"):
+        # Watching must not end a run: what cannot be transformed has no numbers.
+        with contextlib.suppress(ValueError, torch.linalg.LinAlgError), torch.no_grad():
+            matrices["transformed"] = method.transform(matrices["embedding"].float())
+    values = summary(matrices)
+    sentence = collapse(values)
+    if sentence:
+        print(f"warning: step {step}: {sentence}", file=sys.stderr)
+    return values

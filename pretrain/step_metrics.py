@@ -7,8 +7,8 @@ from intl_bench.core.errors import DivergedError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Reading:
-    """What one step measured; it is copied behind the step's own work, and only reading it waits for that.
+class StepMetrics:
+    """What one step measured; it is copied behind the step's own work, and only metrics it waits for that.
 
     Attributes:
         step: number of the step, from 1 on; it is in epoch `epoch`, from 0 on.

@@ -1,4 +1,4 @@
-"""Batch normalisation over the batch of all processes.
+"""Batch normalization over the batch of all processes.
 
 PyTorch's own refuses CPUs, and looks for empty parts by a boolean index three times a layer, for each of which a GPU
 has to be waited for.
@@ -15,7 +15,7 @@ from intl_bench.core.distributed import stack, total
 
 
 class _Normalize(torch.autograd.Function):
-    """Normalises by the statistics of all processes, with PyTorch's own kernels and one message each way.
+    """Normalizes by the statistics of all processes, with PyTorch's own kernels and one message each way.
 
     Returns the output and the statistics: mean (C,), variance (C,) with divisor n, n ().
     """

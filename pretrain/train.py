@@ -26,7 +26,7 @@ from intl_bench.core.errors import InputError
 from intl_bench.core.locks import lock
 from intl_bench.core.seeding import torch_seed
 from intl_bench.core.signals import StopRequest
-from pretrain import accelerate, checkpoint, methods, warm_start, watch
+from pretrain import accelerate, checkpoint, methods, warm_start
 from pretrain.backbone import Backbone
 from pretrain.images.data import ImageSource, normalization, open_source
 from pretrain.images.fingerprint import fingerprint
@@ -35,7 +35,8 @@ from pretrain.images.views import augment
 from pretrain.optim import build_optimizer, group_lr, set_lr
 from pretrain.recipe import Inputs, Recipe, check_same_run, from_dict
 from pretrain.schedules import warmup_cosine
-from pretrain.step_metrics import Reading
+from pretrain.spectrum import batch_spectra, capture_first_output
+from pretrain.step_metrics import StepMetrics
 from pretrain.sync_batch_norm import synchronize
 from pretrain.train_log import Log
 
@@ -50,7 +51,7 @@ class Training:
     recipe: Recipe
     process: distributed.Process
     display: str
-    labelled: bool
+    labeled: bool
     method: Any
     model: nn.Module
     optimizer: torch.optim.Optimizer
@@ -73,7 +74,7 @@ class Training:
     def total_steps(self) -> int:
         return self.recipe.epochs * self.steps_per_epoch
 
-    def take_step(self, batch: Batch, *, stop: int = 0, save: bool = False) -> Reading:
+    def take_step(self, batch: Batch, *, stop: int = 0, save: bool = False) -> StepMetrics:
         """`optimize` on the views of this process's part of a global batch."""
         device = self.process.device
         views = [
@@ -81,12 +82,12 @@ class Training:
             for crops, parameters in zip(batch.crops, batch.parameters, strict=True)
         ]
         self.bad_files.update(batch.bad_files)
-        labels = send(batch.labels, device) if self.labelled else None
+        labels = send(batch.labels, device) if self.labeled else None
         return self.optimize(views, labels, stop=stop, save=save)
 
     def optimize(
         self, views: list[torch.Tensor], labels: torch.Tensor | None = None, *, stop: int = 0, save: bool = False
-    ) -> Reading:
+    ) -> StepMetrics:
         """One step, without waiting for the device.
 
         Args:
@@ -117,7 +118,7 @@ class Training:
 
         asked = distributed.largest(send(torch.tensor([stop, save], dtype=torch.float32), device))
         finite = {*self.terms, "loss"}
-        return Reading(
+        return StepMetrics(
             step=self.step,
             epoch=(self.step - 1) // self.steps_per_epoch,
             lr=lr,
@@ -132,7 +133,7 @@ class Training:
         if self.recipe.channels_last:
             views = [view.contiguous(memory_format=torch.channels_last) for view in views]
         autocast = torch.autocast(self.process.device.type, dtype=self.autocast, enabled=self.autocast is not None)
-        with autocast, watch.first_output(self.method.backbone) as features:
+        with autocast, capture_first_output(self.method.backbone) as features:
             terms = self.model(views) if labels is None else self.model(views, labels)
         loss = torch.stack(list(terms.values())).sum()
         self.terms, self.features = list(terms), features[0]
@@ -203,7 +204,7 @@ class Training:
         self.bad_files = set(state["details"]["bad_files"])
 
 
-def build(
+def build_training(
     recipe: Recipe,
     process: distributed.Process,
     n_images: int,
@@ -218,8 +219,8 @@ def build(
         InputError: the batch does not fit the data set, or the method not the rest of the recipe.
     """
     module, config = methods.parse(recipe.method, "method")
-    labelled = getattr(module, "LABELLED", False)
-    if len(recipe.views) < 2 and not labelled:
+    labeled = getattr(module, "LABELED", False)
+    if len(recipe.views) < 2 and not labeled:
         raise InputError(f"views: {module.DISPLAY} compares at least two of each image, got {len(recipe.views)}")
     steps = steps_per_epoch(n_images, recipe.batch_size)
     setup = methods.Setup(
@@ -252,7 +253,7 @@ def build(
         recipe=recipe,
         process=process,
         display=module.DISPLAY,
-        labelled=labelled,
+        labeled=labeled,
         method=method,
         model=process.parallel(method),
         optimizer=build_optimizer(
@@ -289,7 +290,7 @@ def run(recipe: Recipe, *, fresh: bool = False) -> Path:
     started = distributed.start(recipe.device, deterministic=recipe.deterministic, fixed_shapes=True)
     with started as process, StopRequest() as stop, contextlib.ExitStack() as locked:
         source = open_source(recipe.data, "train")
-        training = build(recipe, process, len(source), len(source.class_names))
+        training = build_training(recipe, process, len(source), len(source.class_names))
         # The first process alone needs the folder: the others may be on machines that do not share its disk.
         distributed.from_main(lambda: locked.enter_context(lock(recipe.folder, otherwise=_OTHERWISE)))
         state = None if fresh else distributed.from_main(lambda: _saved(recipe.checkpoint))
@@ -356,7 +357,7 @@ def _loop(training: Training, source: ImageSource, stop: StopRequest) -> None:
         device=process.device,
     )
     log = Log(training)
-    before: Reading | None = None
+    before: StepMetrics | None = None
     ended = saved = time.perf_counter()
     with checkpoint.Writer() as writer:
         for batch in batches:
@@ -364,7 +365,7 @@ def _loop(training: Training, source: ImageSource, stop: StopRequest) -> None:
             wanted = stop.received or 0
             save = process.is_main and time.perf_counter() - saved >= 60 * recipe.save_minutes
             saved = time.perf_counter() if save else saved
-            reading = training.take_step(batch, stop=wanted, save=save)
+            metrics = training.take_step(batch, stop=wanted, save=save)
             if before is not None:  # read while the device computes this step
                 log.write(before)
             # One process knows what it wants; several learn of the step before what any of them wanted.
@@ -375,10 +376,10 @@ def _loop(training: Training, source: ImageSource, stop: StopRequest) -> None:
             last = training.step == training.total_steps
             if recipe.spectrum_every and (last or training.step % recipe.spectrum_every == 0):
                 assert training.features is not None
-                log.write(reading, watch.spectra(training.method, training.features, training.step))
+                log.write(metrics, batch_spectra(training.method, training.features, training.step))
             training.seconds += time.perf_counter() - ended
             if last or stopping or saving:
-                log.write(reading)  # a state that has diverged is not saved
+                log.write(metrics)  # a state that has diverged is not saved
                 training.bad_files = distributed.union(training.bad_files)
                 if process.is_main:
                     writer.save(recipe.checkpoint, training.state())
@@ -388,5 +389,5 @@ def _loop(training: Training, source: ImageSource, stop: StopRequest) -> None:
                 distributed.barrier()  # the launcher ends all processes when one ends; the first may still be writing
                 where = f"after step {training.step} of {training.total_steps}, saved in {recipe.checkpoint}"
                 raise stop.error(where, stopping)
-            before, ended = reading, time.perf_counter()
+            before, ended = metrics, time.perf_counter()
     log.close()

@@ -7,7 +7,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from intl_bench.core import files
 from intl_bench.core.progress import Progress
-from pretrain.step_metrics import Reading
+from pretrain.step_metrics import StepMetrics
 
 if typing.TYPE_CHECKING:
     from pretrain.train import Training
@@ -35,27 +35,27 @@ class Log:
                 str(recipe.folder / "tensorboard"), purge_step=training.step + 1 if training.step else None
             )
 
-    def write(self, reading: Reading, more: Mapping[str, float] | None = None) -> None:
+    def write(self, metrics: StepMetrics, more: Mapping[str, float] | None = None) -> None:
         """Counts a step, and logs every so many; once more for the same step does nothing.
 
         Raises:
             DivergedError: on every process.
         """
-        values = reading.values()
-        if reading.step == self.reported:
+        values = metrics.values()
+        if metrics.step == self.reported:
             return
-        self.reported = reading.step
+        self.reported = metrics.step
         self.progress.step(self.waited, {"loss": values["loss"]})
         self.waited = 0.0
-        due = reading.step % self.training.recipe.log_every == 0 or reading.step % self.training.steps_per_epoch == 0
+        due = metrics.step % self.training.recipe.log_every == 0 or metrics.step % self.training.steps_per_epoch == 0
         if self.training.process.is_main and (due or more is not None):
             rates = {"img/s": self.progress.images_per_second, "data": self.progress.data_share}
             row = {**values, **rates, **(more or {})}
             self.lines.append(
-                {"step": reading.step, **{key: value if value - value == 0 else None for key, value in row.items()}}
+                {"step": metrics.step, **{key: value if value - value == 0 else None for key, value in row.items()}}
             )
             for name, value in row.items():
-                self.board.add_scalar(name, value, reading.step)
+                self.board.add_scalar(name, value, metrics.step)
 
     def close(self) -> None:
         self.progress.close()

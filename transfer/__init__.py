@@ -1,4 +1,4 @@
-"""Scores a backbone: k nearest neighbours, linear classifiers, fine-tuning, detection."""
+"""Scores a backbone: k nearest neighbors, linear classifiers, fine-tuning, detection."""
 
 # A task's name on the command line and its module. The module holds `Config`, `run`, `protocol` (a summary in words),
 # `fingerprints` (of the data of a configuration), `from_checkpoint` (what a checkpoint says about the configuration),

@@ -53,7 +53,7 @@ class Features(NamedTuple):
     labels: torch.Tensor
 
 
-def build(checkpoint: Checkpoint) -> Backbone:
+def build_backbone_of(checkpoint: Checkpoint) -> Backbone:
     """The checkpoint's backbone with its weights, all of them and no others.
 
     Raises:
@@ -81,7 +81,7 @@ def build(checkpoint: Checkpoint) -> Backbone:
 
 
 def random_init(checkpoint: Checkpoint, seed: int) -> Checkpoint:
-    """The same architecture, freshly initialised from `seed`: what pre-training with this seed begins with."""
+    """The same architecture, freshly initialized from `seed`: what pre-training with this seed begins with."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch_seed(seed, "init"))
         state = Backbone(checkpoint.architecture).state_dict()
@@ -192,7 +192,7 @@ def extract(
             workers=0 if isinstance(source, ArraySource) else workers,  # what is in memory is quicker taken than sent
             device=process.device,
         )
-        features = _forward(build(checkpoint), batches, last - first, process, precision)
+        features = _forward(build_backbone_of(checkpoint), batches, last - first, process, precision)
         if process.world_size > 1:
             features = _gather(functional.pad(features, (0, 0, 0, share - len(features))), process)[: len(source)]
         if not torch.isfinite(features).all():

@@ -21,7 +21,7 @@ from transfer.sgd_classifier import Settings, train_classifier
 __all__ = [
     "PROCESSES_MATTER",
     "SEEDED",
-    "Config",
+    "FinetuneConfig",
     "find_list",
     "fingerprints",
     "from_checkpoint",
@@ -40,7 +40,7 @@ _ORIGIN = (
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
+class FinetuneConfig:
     """Settings of the authors' evaluate.py with `--weights finetune`; their learning rates stay constant for 20 epochs.
 
     Attributes:
@@ -83,7 +83,7 @@ class Config:
             raise ValueError(f"data.kind={self.data.kind}: expected imagefolder, whose files a list can name")
 
 
-def protocol(config: Config) -> dict[str, Any]:
+def protocol(config: FinetuneConfig) -> dict[str, Any]:
     """How this evaluation measures, in words for a footnote; what it is, `core.identity.identity` says."""
     return {
         "protocol": "fine-tuned on a share of the labels",
@@ -102,7 +102,7 @@ def protocol(config: Config) -> dict[str, Any]:
     }
 
 
-def run(checkpoint: Checkpoint, config: Config, seed: int, *, folder: Path) -> Outcome:
+def run(checkpoint: Checkpoint, config: FinetuneConfig, seed: int, *, folder: Path) -> Outcome:
     """Scores a checkpoint: `top1`, `top5` (with more than five classes), and `best_...` of the best epoch beside them.
 
     Args:
@@ -140,7 +140,7 @@ def run(checkpoint: Checkpoint, config: Config, seed: int, *, folder: Path) -> O
     )
 
 
-def fingerprints(config: Config) -> dict[str, str]:
+def fingerprints(config: FinetuneConfig) -> dict[str, str]:
     """`pretrain.images.fingerprint.fingerprint` of the listed training images and of the test images.
 
     Raises:
@@ -150,14 +150,14 @@ def fingerprints(config: Config) -> dict[str, str]:
     return {"train": fingerprint(train), "test": fingerprint(test)}
 
 
-def _sources(config: Config) -> tuple[FileSource, FileSource]:
+def _sources(config: FinetuneConfig) -> tuple[FileSource, FileSource]:
     train, test = (open_source(config.data, split) for split in ("train", "test"))
     assert isinstance(train, FileSource)
     assert isinstance(test, FileSource)
     return listed_images(train, find_list(config), config.train_percent), test
 
 
-def find_list(config: Config) -> Path:
+def find_list(config: FinetuneConfig) -> Path:
     """The file list that a configuration means.
 
     Raises:

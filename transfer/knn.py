@@ -1,6 +1,6 @@
-"""k nearest neighbours on frozen features.
+"""k nearest neighbors on frozen features.
 
-The paper's: raw features, Euclidean distance, k = 5, every neighbour one vote, ties of the vote to the lowest label
+The paper's: raw features, Euclidean distance, k = 5, every neighbor one vote, ties of the vote to the lowest label
 (the authors' cifar/eval/evaluate.py). configs/knn/ has solo-learn's and DINO's beside it.
 """
 
@@ -24,7 +24,7 @@ from transfer import precision as precisions
 from transfer.features import extract_both, fingerprints, from_checkpoint
 from transfer.outcome import Outcome, describe_normalization
 
-__all__ = ["SEEDED", "Config", "chunk_shape", "fingerprints", "from_checkpoint", "knn_predict", "protocol", "run"]
+__all__ = ["SEEDED", "KnnConfig", "chunk_shape", "fingerprints", "from_checkpoint", "knn_predict", "protocol", "run"]
 
 SEEDED = False
 
@@ -39,8 +39,8 @@ _CHUNK_BYTES = {"cpu": 16 * 2**20, "cuda": 256 * 2**20}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
-    """Which neighbours vote, and how.
+class KnnConfig:
+    """Which neighbors vote, and how.
 
     Attributes:
         resize, crop: shorter side of an image and side of its central square, in pixels; None leaves the image.
@@ -68,7 +68,7 @@ class Config:
         precisions.check(self.precision)
 
 
-def protocol(config: Config) -> dict[str, Any]:
+def protocol(config: KnnConfig) -> dict[str, Any]:
     """How this evaluation measures, in words for a footnote; what it is, `core.identity.identity` says."""
     return {
         "protocol": "knn",
@@ -83,8 +83,8 @@ def protocol(config: Config) -> dict[str, Any]:
     }
 
 
-def run(checkpoint: Checkpoint, config: Config, seed: int, *, folder: Path) -> Outcome:
-    """Scores a checkpoint: `knn5` (for k = 5), the share of test images that their neighbours classify right.
+def run(checkpoint: Checkpoint, config: KnnConfig, seed: int, *, folder: Path) -> Outcome:
+    """Scores a checkpoint: `knn5` (for k = 5), the share of test images that their neighbors classify right.
 
     Nothing is random (`seed` is not used) and nothing is resumed (`folder` is not used): the features are cached.
 
@@ -146,7 +146,7 @@ def knn_predict(
         train_features: (n, F), on the CPU as the labels and the test features are.
         train_labels: (n,) int64, from 0.
         test_features: (m, F).
-        k: neighbours.
+        k: neighbors.
         distance: "euclidean" or "cosine".
         weights: "uniform", "inverse" (Euclidean only: 1 / (distance + 1e-5)) or "softmax" (cosine only:
             exp(similarity / temperature)).
@@ -212,7 +212,7 @@ def _search(
             places = torch.cat([indices[at], places + first], 1).gather(1, order)
             nearest[at], indices[at] = values[:, :k], places[:, :k]
             tied[at] = torch.minimum(tied[at], bound)
-    # A tie farther away than the last neighbour has left none of them out.
+    # A tie farther away than the last neighbor has left none of them out.
     return nearest, indices, (tied <= nearest[:, -1:]).any(1)
 
 
@@ -264,12 +264,12 @@ def _vote(
     labels = send(train_labels, test.device)[indices]
     chosen = indices.cpu() if weights == "inverse" else None
     votes = torch.zeros((len(test), int(train_labels.max()) + 1), dtype=torch.float64, device=test.device)
-    # One neighbour at a time: no two additions meet in one cell, so their order, and the result, is always the same.
+    # One neighbor at a time: no two additions meet in one cell, so their order, and the result, is always the same.
     for j in range(indices.shape[1]):
         if chosen is not None:
             # From the difference itself: near zero, where this weight is large, the expanded square has no digits left.
-            neighbour = send(train_features[chosen[:, j]], test.device)
-            vote = 1 / ((test - neighbour).norm(dim=1).double() + 1e-5)
+            neighbor = send(train_features[chosen[:, j]], test.device)
+            vote = 1 / ((test - neighbor).norm(dim=1).double() + 1e-5)
         elif weights == "softmax":
             # Relative to the nearest one's weight, for then no temperature overflows. A cosine is -score / 2.
             vote = ((nearest[:, 0] - nearest[:, j]).double() / 2 / temperature).exp()

@@ -18,13 +18,13 @@ from transfer.outcome import Outcome, describe_normalization, last_and_best
 from transfer.probe import train_probe
 from transfer.sgd_classifier import Settings, train_classifier
 
-__all__ = ["SEEDED", "Config", "fingerprints", "from_checkpoint", "protocol", "run"]
+__all__ = ["SEEDED", "LinearConfig", "fingerprints", "from_checkpoint", "protocol", "run"]
 
 SEEDED = True
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
+class LinearConfig:
     """One of the two protocols; the defaults are the one without augmentation.
 
     Attributes:
@@ -67,7 +67,7 @@ class Config:
             raise ValueError(f"lr={self.lr}, final_lr={self.final_lr}: expected more than 0")
 
 
-def protocol(config: Config) -> dict[str, Any]:
+def protocol(config: LinearConfig) -> dict[str, Any]:
     """How this evaluation measures, in words for a footnote; what it is, `core.identity.identity` says."""
     schedule = (
         {"milestones": ", ".join(map(str, config.milestones))} if config.augment else {"final_lr": config.final_lr}
@@ -88,7 +88,7 @@ def protocol(config: Config) -> dict[str, Any]:
     }
 
 
-def run(checkpoint: Checkpoint, config: Config, seed: int, *, folder: Path) -> Outcome:
+def run(checkpoint: Checkpoint, config: LinearConfig, seed: int, *, folder: Path) -> Outcome:
     """Scores a checkpoint: `top1`, `top5` (with more than five classes), and `best_...` of the best epoch beside them.
 
     Args:

@@ -28,7 +28,7 @@ from pretrain.checkpoint import Checkpoint
 from pretrain.images.data import ImageSource
 from pretrain.images.loader import Batch, evaluation_batches, steps_per_epoch, training_batches
 from pretrain.images.views import ViewConfig, augment
-from transfer.features import build
+from transfer.features import build_backbone_of
 from transfer.outcome import Outcome, correct, last_and_best, percentages
 from transfer.precision import DEFAULT, autocast, unused
 
@@ -191,7 +191,7 @@ def train_classifier(
     """Trains on randomly cropped and flipped images with SGD (momentum 0.9) and scores the test images every epoch.
 
     `folder` receives `state.pt` after every epoch and on a signal. What an epoch has beyond whole batches is left out
-    of it. Under `torchrun` the processes share every batch; batch norms are not synchronised, as the authors'. With
+    of it. Under `torchrun` the processes share every batch; batch norms are not synchronized, as the authors'. With
     `deterministic` the weights are the same bit for bit on a GPU too.
 
     Returns:
@@ -232,7 +232,11 @@ def _prepare(
     """A run at step 0."""
     frozen = settings.backbone_lr == 0
     classifier = Classifier(
-        build(checkpoint), len(train.class_names), frozen=frozen, seed=settings.seed, precision=settings.precision
+        build_backbone_of(checkpoint),
+        len(train.class_names),
+        frozen=frozen,
+        seed=settings.seed,
+        precision=settings.precision,
     )
     classifier.to(process.device).to(memory_format=torch.channels_last).train()
     groups = [classifier.fc] if frozen else [classifier.fc, classifier.backbone]

@@ -6,11 +6,11 @@ from typing import Any
 from pretrain.checkpoint import Checkpoint
 from transfer.detection import task
 from transfer.detection.annotations.objects import Annotations
-from transfer.detection.config import Config
+from transfer.detection.config import DetectionConfig
 from transfer.detection.evaluation.voc import evaluate_voc
 from transfer.outcome import Outcome
 
-__all__ = ["DEFAULT", "SEEDED", "Config", "fingerprints", "from_checkpoint", "protocol", "run"]
+__all__ = ["DEFAULT", "SEEDED", "DetectionConfig", "fingerprints", "from_checkpoint", "protocol", "run"]
 
 SEEDED = True
 DEFAULT = "r50_c4_24k"
@@ -19,10 +19,10 @@ fingerprints = task.fingerprints
 protocol = task.protocol
 
 
-def run(checkpoint: Checkpoint, config: Config, seed: int, *, folder: Path) -> Outcome:
+def run(checkpoint: Checkpoint, config: DetectionConfig, seed: int, *, folder: Path) -> Outcome:
     """Trains and scores one detector: `bbox/AP`, `bbox/AP50`, `bbox/AP75`; arguments and errors as `task.run`."""
     return task.run(checkpoint, config, seed, folder=folder, evaluate=_evaluate)
 
 
-def _evaluate(test: Annotations, results: list[Any], config: Config, evaluator: str) -> dict[str, float]:
+def _evaluate(test: Annotations, results: list[Any], config: DetectionConfig, evaluator: str) -> dict[str, float]:
     return evaluate_voc(test, results)

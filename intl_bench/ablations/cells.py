@@ -27,7 +27,7 @@ class Ablation:
         cells: of each the words that `intl-bench pretrain` would be told: overrides, and perhaps another recipe.
         seeds: how many, unless the command line says otherwise.
         tasks: how each cell is scored.
-        random: whether the backbone is scored as initialised, too.
+        random: whether the backbone is scored as initialized, too.
         figure: which of `figures.FIGURES` is drawn, if any.
         also: which of `EXPERIMENTS`, that need no data, is run beside it, if any.
         scale: of its records; with overrides from the command line it is "reduced".
@@ -57,7 +57,7 @@ class Ablation:
 
 
 def load(name: str) -> Ablation:
-    """The grid of a file, or of a packaged one in configs/ablation/, whose name may be spelt with hyphens.
+    """The grid of a file, or of a packaged one in configs/ablation/, whose name may be spelled with hyphens.
 
     Raises:
         InputError: no such file, an unknown key, a wrong type or value.

@@ -1,7 +1,7 @@
 """What each loss does to the eigenvalues of an embedding that no network restricts (paper, Section 4.1).
 
 Theorem 2 says where INTL's minimum is "when the range of F is wide enough". Here F is the identity: the embeddings of
-two views, m x d with m = 4 d, are themselves optimised in float64 from an ill-conditioned start, under INTL and beside
+two views, m x d with m = 4 d, are themselves optimized in float64 from an ill-conditioned start, under INTL and beside
 it under IterNorm alone, hard whitening, no whitening and the two soft-whitening losses, each with its alignment of the
 two views.
 """
@@ -43,8 +43,8 @@ class Setting:
         name: for tables.
         dimension: d.
         mean: mean eigenvalue of the start, its trace over d.
-        fresh_noise: one embedding is optimised, and its views get new noise in each step, which the loss cannot remove;
-            otherwise the two views' embeddings, noisy copies at the start, are optimised both.
+        fresh_noise: one embedding is optimized, and its views get new noise in each step, which the loss cannot remove;
+            otherwise the two views' embeddings, noisy copies at the start, are optimized both.
     """
 
     name: str
@@ -100,7 +100,7 @@ def _intl(iterations: int, *, trace: bool) -> Loss:
 
 
 def _transformed(a: torch.Tensor, b: torch.Tensor, *, power: float) -> torch.Tensor:
-    """Mean squared distance of the normalised outputs, transformed by lambda^-power, as INTL's alignment."""
+    """Mean squared distance of the normalized outputs, transformed by lambda^-power, as INTL's alignment."""
     return cosine_distance(*(spectral_transform(z, power, axis="batch") for z in (a, b)))
 
 
@@ -115,7 +115,7 @@ def start(setting: Setting, seed: int) -> torch.Tensor:
     return torch.linalg.qr(x - x.mean(dim=0)).Q * ((m - 1) * values).sqrt() @ rotation
 
 
-def optimise(loss: Loss, setting: Setting, seed: int, *, steps: int) -> Outcome:
+def optimize(loss: Loss, setting: Setting, seed: int, *, steps: int) -> Outcome:
     """`steps` of L-BFGS, or with fresh noise of Adam, on a free embedding."""
     z = start(setting, seed)
     noise = torch.Generator().manual_seed(torch_seed(seed, "free embedding's noise"))
@@ -186,7 +186,7 @@ def measure(
     """(setting, d, loss) -> outcomes of the seeds."""
     return {
         (setting.name, setting.dimension, name): [
-            optimise(loss, setting, seed, steps=noisy_steps if setting.fresh_noise else steps) for seed in seeds
+            optimize(loss, setting, seed, steps=noisy_steps if setting.fresh_noise else steps) for seed in seeds
         ]
         for setting in settings
         for name, loss in losses().items()
@@ -219,7 +219,7 @@ def _mean_and_spread(values: list[float]) -> str:
 
 
 def panel(axes: Any, groups: dict[str, list[Outcome]]) -> None:
-    """Spectra after optimisation: geometric mean over seeds, with a band of one standard deviation of the logarithm."""
+    """Spectra after optimization: geometric mean over seeds, with a band of one standard deviation of the logarithm."""
     before = next(iter(groups.values()))
     # Some curves coincide: the later are thinner, and the start's dots lie on top.
     for number, (name, group) in enumerate([("start", before), *groups.items()]):

@@ -43,7 +43,7 @@ def check(recipes: Sequence[Recipe]) -> None:
         if number == 0 or recipe.data != recipes[number - 1].data:
             source = open_source(recipe.data, "train")
         with nowhere.device:
-            train.build(recipe, nowhere, len(source), len(source.class_names))
+            train.build_training(recipe, nowhere, len(source), len(source.class_names))
 
 
 def run(
@@ -68,7 +68,9 @@ def run(
             _run_cell(recipe, ablation.tasks, store, results, fresh=fresh)
         for recipe in {recipe.backbone: recipe for recipe in reversed(cells)}.values() if ablation.random else ():
             for task in ablation.tasks:
-                plan = runs.Plan(task=task, checkpoint=_planned(recipe), init="random", seeds=[seed], results=results)
+                plan = runs.TaskRun(
+                    task=task, checkpoint=_planned(recipe), init="random", seeds=[seed], results=results
+                )
                 runs.run(plan)
 
 
@@ -140,7 +142,7 @@ def _run_cell(recipe: Recipe, tasks: Sequence[str], store: RecordStore, results:
         # A training that was done anew, for want of its checkpoint, replaces its scores.
         again = fresh or before is None
         for task in tasks:
-            runs.run(runs.Plan(task=task, checkpoint=trained, seeds=[recipe.seed], results=results, fresh=again))
+            runs.run(runs.TaskRun(task=task, checkpoint=trained, seeds=[recipe.seed], results=results, fresh=again))
         metrics, details = compare.record_values(measure_run(path, state))
         details |= {"weights_sha256": trained.weights_sha256}
         record = _record(trained, {"diverged": 0.0, **metrics}, details)

@@ -55,7 +55,7 @@ class Process:
             # Gradients live where they are averaged, instead of being copied there and back.
             gradient_as_bucket_view=True,
         )
-        # Plain batch norms have the statistics of their own part: all take the first process's. Synchronised ones are
+        # Plain batch norms have the statistics of their own part: all take the first process's. Synchronized ones are
         # equal anyway. (An argument of this meaning has another name in each version of PyTorch.)
         parallel.broadcast_buffers = any(type(child) in _PLAIN_NORMS for child in module.modules())
         return parallel

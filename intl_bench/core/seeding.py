@@ -3,7 +3,7 @@
 So the numbers do not depend on the worker count, the process count or on where a run was interrupted, and there is no
 generator state to save. The generator is Philox (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC
 2011), whose key is made of the seed and purpose and whose counter holds the position: NumPy's for one stream at a time,
-and a vectorised one for many samples at once.
+and a vectorized one for many samples at once.
 """
 
 import functools

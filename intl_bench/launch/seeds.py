@@ -98,7 +98,7 @@ class Job:
             while self.process.poll() is None:
                 time.sleep(0.2)
         finally:
-            self.process.send_signal(signal.SIGTERM)  # cancelled: it saves its state; nothing where it has ended
+            self.process.send_signal(signal.SIGTERM)  # canceled: it saves its state; nothing where it has ended
         code = self.process.returncode
         if code == PREEMPTED:
             time.sleep(_REQUEUE_SECONDS)  # a task that ends may take the first one along, which queues the job again
@@ -155,7 +155,7 @@ def on_cluster(commands: Mapping[str, Sequence[str]], options: str, logs: Path) 
         with StopRequest() as stop:
             while not all(job.done() for job in jobs.values()):
                 if stop.received is not None:
-                    raise stop.error("with the jobs cancelled and their states saved")
+                    raise stop.error("with the jobs canceled and their states saved")
                 time.sleep(1)
     except Preempted:
         for job in jobs.values():

@@ -52,7 +52,7 @@ def measure_checkpoint(
     if checkpoint.origin is Origin.TRAINED and checkpoint.branch == "online":
         return measure_run(path, content.data, overrides=overrides, images=images)
     return measure_backbone(
-        features.build(checkpoint),
+        features.build_backbone_of(checkpoint),
         path=path,
         label=f"{checkpoint.method} ({path.name})",
         data=data_config(None if recipe is None else recipe.data, checkpoint.preprocessing, overrides),
@@ -81,7 +81,7 @@ def run(paths: Sequence[Path], *, layout: str, overrides: Sequence[str], images:
 
 def table(measured: Sequence[Spectra], format: str) -> str:
     """A line for each spectrum: as "markdown", as "csv" with all digits, or as "json" with the eigenvalues too."""
-    rows = [row for label, one in labelled(measured).items() for row in _rows(label, one)]
+    rows = [row for label, one in labeled(measured).items() for row in _rows(label, one)]
     if format == "csv":
         lines = [{key: value for key, value in row.items() if key != "curve"} for row in rows]
         return pd.DataFrame(lines).to_csv(index=False, lineterminator="\n")
@@ -201,7 +201,7 @@ def draw(measured: Sequence[Spectra]) -> bytes:
     except ModuleNotFoundError as error:
         raise InputError("a plot needs matplotlib: pip install matplotlib") from error
 
-    checkpoints = labelled(measured)
+    checkpoints = labeled(measured)
     names = [name for name in ("features", "embedding", "transformed") if any(name in one.spectra for one in measured)]
     figure = Figure(figsize=(4.4 * max(2, len(names)), 3.8 + 0.35 * len(checkpoints)), layout="constrained")
     panels = figure.subplots(1, len(names), squeeze=False)[0]
@@ -219,7 +219,7 @@ def draw(measured: Sequence[Spectra]) -> bytes:
     return stream.getvalue()
 
 
-def labelled(measured: Sequence[Spectra]) -> dict[str, Spectra]:
+def labeled(measured: Sequence[Spectra]) -> dict[str, Spectra]:
     """By label; with the path where two have the same."""
     labels = [one.label for one in measured]
     return {one.label if labels.count(one.label) == 1 else f"{one.label} {one.path}": one for one in measured}

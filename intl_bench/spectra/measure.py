@@ -18,13 +18,13 @@ from intl_bench.core import config as configs
 from intl_bench.core import distributed
 from intl_bench.core.errors import InputError
 from intl_bench.core.seeding import permutation
-from pretrain import checkpoint, spectrum, train
+from pretrain import checkpoint, train
 from pretrain import recipe as recipes
 from pretrain.checkpoint import Preprocessing
 from pretrain.images.data import ArraySource, DataConfig, FileSource, ImageSource, normalization, open_source
 from pretrain.images.loader import evaluation_batches
 from pretrain.recipe import Recipe, inherited_data
-from pretrain.spectrum import Spectrum
+from pretrain.spectrum import Spectrum, compute_spectrum
 
 IMAGES = 2048
 _FORWARD = 64  # images at a time; with running averages it changes no result
@@ -93,7 +93,7 @@ def measure_run(
             path=path,
             label=f"{state['display']} ({recipe.name}, seed {recipe.seed}, epoch {epoch})",
             dataset=data.dataset,
-            spectra={name: spectrum.of(matrix) for name, matrix in matrices.items()},
+            spectra={name: compute_spectrum(matrix) for name, matrix in matrices.items()},
         )
 
 
@@ -112,7 +112,7 @@ def measure_backbone(
     with distributed.start() as process:
         features, _ = _outputs(backbone.to(process.device).eval(), None, source, data, size=size)
         _require_finite(path, {"features": features})
-        return Spectra(path=path, label=label, dataset=data.dataset, spectra={"features": spectrum.of(features)})
+        return Spectra(path=path, label=label, dataset=data.dataset, spectra={"features": compute_spectrum(features)})
 
 
 def data_config(own: DataConfig | None, look: Preprocessing | None, overrides: Sequence[str]) -> DataConfig:
@@ -155,7 +155,7 @@ def _rebuild(path: Path, recipe: Recipe, state: dict[str, Any], classes: int, pr
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise InputError(f"checkpoint {path}: {name} is not finite: the weights are damaged or diverged")
     full = dataclasses.replace(recipe, precision="fp32")
-    method = train.build(full, process, about["images"], about.get("classes", classes)).method
+    method = train.build_training(full, process, about["images"], about.get("classes", classes)).method
     try:
         method.load_state_dict(weights)
     except RuntimeError as error:

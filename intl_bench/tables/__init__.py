@@ -9,7 +9,7 @@ from intl_bench.core.errors import InputError
 from intl_bench.records import ResultRecord
 from intl_bench.tables import ablation, table1, table2, table3, table4, voc
 from intl_bench.tables.formats import FORMATS
-from intl_bench.tables.frame import build
+from intl_bench.tables.frame import build_table
 from intl_bench.tables.model import Table
 
 TABLES: dict[str, Table] = {
@@ -52,7 +52,7 @@ def render(
     _check("format", format, FORMATS)
     records = list(records)
     chosen = [TABLES[number] if schedule is None else TABLES[number].only(schedule) for number in tables]
-    return FORMATS[format]([build(table, records) for table in chosen])
+    return FORMATS[format]([build_table(table, records) for table in chosen])
 
 
 def _check(what: str, name: str, choices: Collection[str]) -> None:

@@ -33,7 +33,7 @@ def _place(record: ResultRecord) -> Mapping[str, str]:
 
 TABLE = Table(
     number="ablation",
-    caption="Ablation: accuracy of a linear classifier and of 5 nearest neighbours; RankMe as a share of the largest "
+    caption="Ablation: accuracy of a linear classifier and of 5 nearest neighbors; RankMe as a share of the largest "
     "possible rank and the condition number (missing where it is infinite), of the embedding and of its transformed "
     "(whitened) output; pre-trainings whose loss became infinite or undefined.",
     published=None,

@@ -38,7 +38,7 @@ class BuiltTable:
     notes: Sequence[tuple[str, str]]
 
 
-def build(table: Table, records: Sequence[ResultRecord]) -> BuiltTable:
+def build_table(table: Table, records: Sequence[ResultRecord]) -> BuiltTable:
     """Picks the records that belong to the table and lays its rows out, the published ones first."""
     own = [record for record in records if any(metric in record.metrics for metric in table.place(record).values())]
     rows, notes = measured_rows(table, own)

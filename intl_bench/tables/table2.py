@@ -1,4 +1,4 @@
-"""Table 2: a linear classifier and 5 nearest neighbours on small and medium data sets."""
+"""Table 2: a linear classifier and 5 nearest neighbors on small and medium data sets."""
 
 from collections.abc import Mapping, Sequence
 
@@ -29,7 +29,7 @@ def _place(record: ResultRecord) -> Mapping[str, str]:
 
 TABLE = Table(
     number="2",
-    caption="Classification accuracy of a linear classifier (top-1, top-5) and a 5-nearest-neighbours classifier. "
+    caption="Classification accuracy of a linear classifier (top-1, top-5) and a 5-nearest-neighbors classifier. "
     "Published rows: ResNet-18, two views, 1000 epochs at batch size 256 on CIFAR-10/100 and 400 epochs at batch size "
     "128 on ImageNet-100.",
     published="table2",

@@ -65,7 +65,7 @@ class Estimate:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Plan:
+class CostPlan:
     """What a run will cost.
 
     Attributes:
@@ -107,7 +107,7 @@ class Plan:
         return None if self.steps_per_epoch is None else self.steps_per_epoch * self.recipe.epochs
 
 
-def make_plan(recipe: Recipe, *, processes: int = 1, devices: Sequence[Device] = costs.GPUS) -> Plan:
+def make_plan(recipe: Recipe, *, processes: int = 1, devices: Sequence[Device] = costs.GPUS) -> CostPlan:
     """What a run of `recipe` by so many processes, each with a device of its own, will cost.
 
     Raises:
@@ -121,7 +121,9 @@ def make_plan(recipe: Recipe, *, processes: int = 1, devices: Sequence[Device] =
     images, classes, images_from = _images(recipe.data)
     meta = torch.device("meta")
     with meta:
-        training = train.build(recipe, Process(rank=0, world_size=1, device=meta), images or recipe.batch_size, classes)
+        training = train.build_training(
+            recipe, Process(rank=0, world_size=1, device=meta), images or recipe.batch_size, classes
+        )
     method, steps = training.method, training.steps_per_epoch if images else None
     checkpoint = _file_bytes({"format": 1, **training.state()})
     trained = [parameter for parameter in method.parameters() if parameter.requires_grad]
@@ -160,7 +162,7 @@ def make_plan(recipe: Recipe, *, processes: int = 1, devices: Sequence[Device] =
 
     loss_flops = loss.flops // recipe.batch_size if loss else None
     passes = [1 if target and number == 0 else 3 for number in range(len(forward))]
-    return Plan(
+    return CostPlan(
         recipe=recipe,
         processes=processes,
         images=images,
@@ -201,7 +203,7 @@ def _count_step(training: train.Training, processes: int = 1) -> tuple[Cost, Cos
     def forward() -> torch.Tensor:
         # bf16 stands for fp16 too: the same operations in the same number of bytes.
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=recipe.precision != "fp32"):
-            return _total(method(views, labels) if training.labelled else method(views))
+            return _total(method(views, labels) if training.labeled else method(views))
 
     def encode() -> torch.Tensor:
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=recipe.precision != "fp32"):
@@ -232,7 +234,7 @@ def _count_step(training: train.Training, processes: int = 1) -> tuple[Cost, Cos
     return Cost(operations=operations, saved=whole.saved + more, peak=whole.peak + more), full
 
 
-def format_plan(plan: Plan) -> str:
+def format_plan(plan: CostPlan) -> str:
     """The plan as aligned text, what is estimated apart from what is counted."""
     recipe, parameters = plan.recipe, plan.parameters
     target = f"{_millions(parameters['target'])} of a momentum target" if parameters["target"] else "no momentum target"

@@ -75,7 +75,7 @@ def crop(image: np.ndarray, box: Sequence[int], size: int, interpolation: str = 
     return F.interpolate(pixels, (size, size), mode=interpolation, antialias=True)[0]
 
 
-def centre(image: np.ndarray, resize: int | None, crop: int | None) -> Tensor:
+def center(image: np.ndarray, resize: int | None, crop: int | None) -> Tensor:
     """The one view of a uint8 image (H, W, 3) that is tested on, (3, height, width) uint8, without randomness.
 
     Args:

@@ -1,4 +1,4 @@
-"""Labelled images by number: CIFAR's own files, an .npz archive, a folder a class (ImageNet), or generated shapes.
+"""Labeled images by number: CIFAR's own files, an .npz archive, a folder a class (ImageNet), or generated shapes.
 
 A packed image folder (see pack.py) is read wherever the folder itself could be.
 """
@@ -106,7 +106,7 @@ class BadImageError(InputError):
 
 
 class ImageSource(abc.ABC):
-    """Labelled images by number.
+    """Labeled images by number.
 
     Attributes:
         labels: (n,) int64.

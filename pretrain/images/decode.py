@@ -37,9 +37,9 @@ def _by_turbo(content: bytes) -> np.ndarray | None:
     """The pixels of a flawless JPEG; None where Pillow has to say what becomes of it."""
     assert turbo is not None
     try:
-        height, width, colours, _ = turbo.decode_jpeg_header(content)
+        height, width, colors, _ = turbo.decode_jpeg_header(content)
         too_large = Image.MAX_IMAGE_PIXELS is not None and height * width > Image.MAX_IMAGE_PIXELS
-        if too_large or colours not in _SAME_AS_PILLOW:
+        if too_large or colors not in _SAME_AS_PILLOW:
             return None
         pixels: np.ndarray = turbo.decode_jpeg(content, colorspace="RGB", fastdct=False, fastupsample=False)
         return pixels

@@ -138,7 +138,7 @@ def evaluation_batches(
         mean, std: three values each, for pixels in 0..1.
         batch_size: images in a batch; the last one holds what is left.
         workers: as for `training_batches`.
-        device: where the images are normalised and handed out; they travel as bytes. The labels stay on the CPU.
+        device: where the images are normalized and handed out; they travel as bytes. The labels stay on the CPU.
 
     Raises:
         InputError: (while iterating) an image cannot be read, whatever `data.on_bad_image` says, for a score must not
@@ -334,7 +334,7 @@ def _evaluation_batch(
     source: ImageSource, indices: range, batch_size: int, resize: int | None, crop: int | None, step: int
 ) -> tuple[Tensor, Tensor]:
     some = indices[step * batch_size : (step + 1) * batch_size]
-    images = [crops.centre(source.image(index), resize, crop) for index in some]
+    images = [crops.center(source.image(index), resize, crop) for index in some]
     if len({image.shape for image in images}) > 1:
         raise InputError(f"{source.file(some[0])} and the images after it differ in size; set resize and crop")
     labels = _empty((len(some),), torch.int64).copy_(torch.from_numpy(source.labels[some.start : some.stop]))

@@ -1,7 +1,7 @@
-"""Generated pictures for a demonstration without any download: coloured figures on coloured grounds, ten classes.
+"""Generated pictures for a demonstration without any download: colored figures on colored grounds, ten classes.
 
-A class is a figure with a surface (see `CLASS_NAMES`). Place, size, angle and all colours are random and alike for all
-classes, so that neither a mean colour nor a single pixel tells the class: a network has to see the form.
+A class is a figure with a surface (see `CLASS_NAMES`). Place, size, angle and all colors are random and alike for all
+classes, so that neither a mean color nor a single pixel tells the class: a network has to see the form.
 """
 
 import itertools
@@ -37,14 +37,14 @@ def _draw(indices: range, labels: np.ndarray, split: str) -> np.ndarray:
     u = np.stack([stream.random(_DRAWS, np.float32) for stream in streams])[:, None, None]
     noise = np.stack([stream.standard_normal((SIZE, SIZE, 3), np.float32) for stream in streams])
     line = np.linspace(-1, 1, SIZE, dtype=np.float32)
-    # The figure's own coordinates, in which it reaches about 1 from its centre; the picture is 2 wide.
+    # The figure's own coordinates, in which it reaches about 1 from its center; the picture is 2 wide.
     scale, angle = 0.45 + 0.3 * u[..., 0], 2 * np.pi * u[..., 1]
     right, down = (line - 0.7 * (u[..., 2] - 0.5)) / scale, (line[:, None] - 0.7 * (u[..., 3] - 0.5)) / scale
     x, y = np.cos(angle) * right + np.sin(angle) * down, np.cos(angle) * down - np.sin(angle) * right
     surface, figure = np.divmod(labels[:, None, None], len(FIGURES))
     inside = cover(np.choose(figure, distances(x, y)) * scale * SIZE / 2)
     stripes = surface * cover(np.sin((7 + 4 * u[..., 4]) * y) / 8 * SIZE / 2)
-    # Each colour is uniform, and apart from the one beneath it in every channel.
+    # Each color is uniform, and apart from the one beneath it in every channel.
     ground = u[..., 5:8]
     fill = (ground + 0.35 + 0.3 * u[..., 8:11]) % 1
     stripe = (fill + 0.35 + 0.3 * u[..., 11:14]) % 1
@@ -56,7 +56,7 @@ def _draw(indices: range, labels: np.ndarray, split: str) -> np.ndarray:
 def distances(x: np.ndarray, y: np.ndarray) -> list[np.ndarray]:
     """How far each point lies outside each figure (negative: inside), in the order of `FIGURES`.
 
-    A figure's centre is at 0, and it reaches about 1 from there.
+    A figure's center is at 0, and it reaches about 1 from there.
     """
     radius, across, along = np.hypot(x, y), np.abs(x), np.abs(y)
     return [
@@ -69,10 +69,10 @@ def distances(x: np.ndarray, y: np.ndarray) -> list[np.ndarray]:
 
 
 def cover(distance: np.ndarray) -> np.ndarray:
-    """Share of a pixel that a form covers, from its centre's distance to the form's edge in pixels."""
+    """Share of a pixel that a form covers, from its center's distance to the form's edge in pixels."""
     return (0.5 - distance).clip(0, 1)
 
 
 def mix(below: np.ndarray, above: np.ndarray, share: np.ndarray) -> np.ndarray:
-    """One colour over another, which it covers by a share."""
+    """One color over another, which it covers by a share."""
     return below + (above - below) * share[..., None]

@@ -1,7 +1,7 @@
 """Random views of an image: a crop (`pretrain.images.crops`), and the operations of a whole batch on the device.
 
-A crop comes as uint8 with a row of parameters (`draw_parameters`); `augment` applies these on the device: colour
-jitter, grayscale, blur, solarisation, flip and normalisation, in the order of the authors' src/transform.py and with
+A crop comes as uint8 with a row of parameters (`draw_parameters`); `augment` applies these on the device: color
+jitter, grayscale, blur, solarization, flip and normalization, in the order of the authors' src/transform.py and with
 torchvision's definitions.
 """
 
@@ -35,7 +35,7 @@ class ViewConfig:
         size: side of the square view, in pixels.
         min_scale, max_scale: range of the crop's area, as a share of the image's.
         interpolation: how a crop gets its size, "bicubic" or "bilinear".
-        jitter_p: probability of colour jitter.
+        jitter_p: probability of color jitter.
         brightness, contrast, saturation, hue: its strengths, as torchvision's `ColorJitter` takes them.
         grayscale_p, blur_p, solarize_p, flip_p: probabilities.
         blur_sigma_min, blur_sigma_max: range of the Gaussian's standard deviation, in pixels of the view.
@@ -95,9 +95,9 @@ def draw_parameters(config: ViewConfig, uniform: np.ndarray) -> np.ndarray:
     """
     rows = np.empty((len(uniform), PARAMETERS), np.float32)
     strengths = np.array([config.brightness, config.contrast, config.saturation, config.hue])
-    centres = np.array([1.0, 1.0, 1.0, 0.0])
-    lows = np.maximum(centres - strengths, [0, 0, 0, -0.5])
-    rows[:, FACTORS] = lows + (centres + strengths - lows) * uniform[:, FACTORS]
+    centers = np.array([1.0, 1.0, 1.0, 0.0])
+    lows = np.maximum(centers - strengths, [0, 0, 0, -0.5])
+    rows[:, FACTORS] = lows + (centers + strengths - lows) * uniform[:, FACTORS]
     rows[:, ORDER] = uniform[:, ORDER].argsort(axis=1)
     sigma = config.blur_sigma_min + (config.blur_sigma_max - config.blur_sigma_min) * uniform[:, SIGMA]
     rows[:, SIGMA] = np.where(uniform[:, PARAMETERS] < config.blur_p, sigma, 0)
@@ -140,7 +140,7 @@ class Prepared(NamedTuple):
     """Parameters of a batch in the order in which it is worked on: by the turn at which a sample's hue comes.
 
     Brightness, contrast and saturation are one operation with different numbers, `_blend`. Of these three, a sample's
-    first, second and third come before its hue or after it: so all samples' first blends are two runs of neighbours.
+    first, second and third come before its hue or after it: so all samples' first blends are two runs of neighbors.
 
     Attributes:
         numbers: int64, the runs of samples' numbers that the device needs, in one tensor that is sent in one go.

@@ -1,7 +1,7 @@
 """Methods of pre-training, one file each.
 
 A method file defines `Config` (its dataclass, with a `name`), `DISPLAY` (its name in tables) and
-`build(config, setup) -> Method`; `LABELLED = True` where the method learns from labels, which it then gets as a second
+`build(config, setup) -> Method`; `LABELED = True` where the method learns from labels, which it then gets as a second
 argument. docs/add_a_method.md shows one.
 """
 
@@ -26,7 +26,7 @@ class Setup:
     """What a run tells its method, to build itself from.
 
     Attributes:
-        make_backbone: makes a new backbone, randomly initialised.
+        make_backbone: makes a new backbone, randomly initialized.
         projector: widths of the recipe's `projector` section, for whatever head the method has.
         batch_size: images of a batch, over all processes.
         images, classes: of the training set; there are no fewer than one batch.
@@ -76,7 +76,7 @@ class Method(Protocol):
         """Loss terms, scalars, that the loop adds up; `views` are (m, 3, H, W), sizes may differ between views."""
 
     def after_step(self, progress: float) -> None:
-        """Called after each optimiser step with the share of the run that is done, in (0, 1]."""
+        """Called after each optimizer step with the share of the run that is done, in (0, 1]."""
 
 
 def names() -> list[str]:

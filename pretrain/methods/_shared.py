@@ -6,11 +6,6 @@ from collections.abc import Callable, Iterable
 import torch
 
 
-def widened(z: torch.Tensor) -> torch.Tensor:
-    """`z` in float32 or better."""
-    return z.to(torch.promote_types(z.dtype, torch.float32))
-
-
 def pairs_mean(outputs: torch.Tensor, distance: Callable[..., torch.Tensor]) -> torch.Tensor:
     """Mean of a symmetric distance over all pairs of views, of which `outputs` is the stack."""
     return torch.stack([distance(a, b) for a, b in itertools.combinations(outputs, 2)]).mean()

@@ -10,7 +10,8 @@ from torch import nn
 from intl_bench.core.distributed import gather
 from pretrain.methods import Setup
 from pretrain.methods._lightly import lightly
-from pretrain.methods._shared import pairs_mean, widened
+from pretrain.methods._shared import pairs_mean
+from pretrain.precision import at_least_float32
 
 DISPLAY = "Barlow Twins"
 
@@ -52,9 +53,9 @@ class BarlowTwins(nn.Module):
         z = torch.stack([self.projector(self.backbone(view)) for view in views])
         self.embedding = z[0].detach()
         with torch.autocast(z.device.type, enabled=False):
-            # Gathered here: lightly would sum the correlations of parts that it has normalised each by itself, where
-            # the authors' batch norm is synchronised.
-            whole = gather(widened(z), dim=1)
+            # Gathered here: lightly would sum the correlations of parts that it has normalized each by itself, where
+            # the authors' batch norm is synchronized.
+            whole = gather(at_least_float32(z), dim=1)
             return {"cross_correlation": self.scale * pairs_mean(whole, self.pair_loss)}
 
     def after_step(self, progress: float) -> None:

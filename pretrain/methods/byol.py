@@ -11,7 +11,8 @@ from torch import nn
 
 from pretrain.methods import Setup
 from pretrain.methods._lightly import lightly
-from pretrain.methods._shared import move_average, widened
+from pretrain.methods._shared import move_average
+from pretrain.precision import at_least_float32
 from pretrain.schedules import cosine_momentum
 
 DISPLAY = "BYOL"
@@ -70,13 +71,13 @@ class BYOL(nn.Module):
         p = torch.stack([self.predictor(embedding) for embedding in z])
         with torch.no_grad():
             targets = torch.stack([self.target(view) for view in views])
-        p, targets = widened(p), widened(targets)
+        p, targets = at_least_float32(p), at_least_float32(targets)
         pairs = itertools.permutations(range(len(views)), 2)
         cosine = -torch.stack([self.negative_cosine(p[i], targets[j]) for i, j in pairs]).mean()
         return {"regression": self.scale * 2 * (2 - 2 * cosine)}
 
     def after_step(self, progress: float) -> None:
-        """Moves the target towards the trained network."""
+        """Moves the target toward the trained network."""
         online = [*self.backbone.parameters(), *self.projector.parameters()]
         move_average(self.target.parameters(), online, cosine_momentum(progress, self.base_momentum))
 

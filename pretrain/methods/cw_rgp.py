@@ -10,7 +10,8 @@ from intl_bench.core.copies import send
 from intl_bench.core.distributed import gather
 from intl_bench.core.seeding import torch_seed
 from pretrain.methods import Setup
-from pretrain.methods._shared import pairs_mean, widened
+from pretrain.methods._shared import pairs_mean
+from pretrain.precision import at_least_float32
 from pretrain.whiten.hard_whitening import (
     cosine_distance,
     grouped,
@@ -58,8 +59,9 @@ def channel_whiten(
 ) -> torch.Tensor:
     """Samples whitened (ZCA) against each other in groups of features: (..., m, d) -> (..., m, d), float32 or better.
 
-    As the authors' `methods/whitening.py`: each sample is centred over all its features, and a group's m x m covariance
-    is over one less than the group's features. Eigenvalues below `whitening.FLOOR` of the largest count as that.
+    As the authors' `methods/whitening.py`: each sample is centered over all its features, and a group's m x m
+    covariance is over one less than the features of the group. Smaller eigenvalues than `FLOOR` of the largest count
+    as that.
 
     Args:
         groups: divides d.
@@ -71,7 +73,7 @@ def channel_whiten(
     sigma = (1 - epsilon) * (x @ x.mT) / (x.shape[-1] - 1)
     sigma = sigma + epsilon * torch.eye(x.shape[-2], dtype=x.dtype, device=x.device)
     white = ungrouped(matrix_function(sigma, power(0.5)) @ x)
-    return shuffled(white, None if order is None else order.argsort(dim=-1)).to(widened(z[:0]).dtype)
+    return shuffled(white, None if order is None else order.argsort(dim=-1)).to(at_least_float32(z[:0]).dtype)
 
 
 class CWRGP(nn.Module):

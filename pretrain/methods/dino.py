@@ -1,4 +1,4 @@
-"""DINO: one view's output predicts a momentum teacher's, centred and sharpened, for another (Caron et al., arXiv
+"""DINO: one view's output predicts a momentum teacher's, centered and sharpened, for another (Caron et al., arXiv
 2104.14294), with lightly's loss and projection head."""
 
 import copy
@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 from pretrain.methods import Setup
 from pretrain.methods._lightly import lightly
-from pretrain.methods._shared import move_average, widened
+from pretrain.methods._shared import move_average
+from pretrain.precision import at_least_float32
 from pretrain.schedules import cosine_momentum
 
 DISPLAY = "DINO"
@@ -72,7 +73,7 @@ class DINO(nn.Module):
     """Student and teacher, each a backbone and lightly's head; the student's head is kept as projector, up to the
     bottleneck, and last layer.
 
-    A last layer that is frozen still has the length of its weights decayed by the optimiser, which the weight norm does
+    A last layer that is frozen still has the length of its weights decayed by the optimizer, which the weight norm does
     not heed; Adam's decay, not AdamW's, would turn them.
     """
 
@@ -102,7 +103,7 @@ class DINO(nn.Module):
         return self.step // self.steps_per_epoch
 
     def forward(self, views: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Eqn. 3, as a mean over its terms, of this process's images; moves the centre (Eqn. 4), of all processes'."""
+        """Eqn. 3, as a mean over its terms, of this process's images; moves the center (Eqn. 4), of all processes'."""
         z = [self.projector(self.backbone(view)) for view in views]
         self.embedding = z[0].detach()
         student = [self.last_layer(F.normalize(embedding, dim=-1)) for embedding in z]
@@ -110,14 +111,14 @@ class DINO(nn.Module):
             taught = [self.target(view) for view in views[:TAUGHT]]
         with torch.autocast(student[0].device.type, enabled=False):
             loss = self.distillation(
-                list(map(widened, taught)),
-                list(map(widened, student)),
+                list(map(at_least_float32, taught)),
+                list(map(at_least_float32, student)),
                 teacher_temp=teacher_temperature(self._epoch(), self.config),
             )
         return {"distillation": loss}
 
     def after_step(self, progress: float) -> None:
-        """Moves the teacher towards the student."""
+        """Moves the teacher toward the student."""
         student = [part.parameters() for part in (self.backbone, self.projector, self.last_layer)]
         momentum = cosine_momentum(progress, self.config.base_momentum)
         move_average(self.target.parameters(), itertools.chain(*student), momentum)

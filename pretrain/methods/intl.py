@@ -171,7 +171,7 @@ class INTL(nn.Module):
         return iter_norm(z, iterations=config.iterations, axis=config.axis, variant=config.variant)
 
     def after_step(self, progress: float) -> None:
-        """Moves the target towards the trained network."""
+        """Moves the target toward the trained network."""
         if self.target is not None:
             online = [*self.backbone.parameters(), *self.projector.parameters()]
             move_average(self.target.parameters(), online, cosine_momentum(progress, self.base_momentum))

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 from intl_bench.core.distributed import gather
 from pretrain.methods import Setup
 from pretrain.methods._lightly import lightly
-from pretrain.methods._shared import move_average, require_queue, widened
+from pretrain.methods._shared import move_average, require_queue
+from pretrain.precision import at_least_float32
 from pretrain.schedules import cosine_momentum
 
 DISPLAY = "MoCo v2"
@@ -107,7 +108,7 @@ class MoCoV2(nn.Module):
         with torch.no_grad():
             k = torch.stack([self.target(views[j]) for j in self.keys])
         self.embedding = q[0].detach()
-        q, k = widened(q), widened(k)
+        q, k = at_least_float32(q), at_least_float32(k)
         with torch.autocast(q.device.type, enabled=False):
             losses = []
             for j, key, loss in zip(self.keys, k, self.losses, strict=True):
@@ -118,7 +119,7 @@ class MoCoV2(nn.Module):
 
     @torch.no_grad()
     def after_step(self, progress: float) -> None:
-        """Moves the target towards the trained network, and the step's keys into their queues."""
+        """Moves the target toward the trained network, and the step's keys into their queues."""
         base, final = self.config.base_momentum, self.config.final_momentum
         momentum = base + (final - base) * cosine_momentum(progress, 0)
         move_average(self.target.parameters(), [*self.backbone.parameters(), *self.projector.parameters()], momentum)

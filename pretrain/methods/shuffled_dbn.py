@@ -11,7 +11,8 @@ from intl_bench.core.copies import send
 from intl_bench.core.distributed import gather
 from intl_bench.core.seeding import torch_seed
 from pretrain.methods import Setup
-from pretrain.methods._shared import pairs_mean, widened
+from pretrain.methods._shared import pairs_mean
+from pretrain.precision import at_least_float32
 from pretrain.whiten.hard_whitening import (
     grouped,
     matrix_function,
@@ -49,7 +50,7 @@ def default_groups(batch_size: int, embedding_dim: int) -> int:
 
 
 def group_whiten(z: torch.Tensor, groups: int, order: torch.Tensor | None = None) -> torch.Tensor:
-    """Decorrelated batch normalisation (ZCA) of groups of features: (..., m, d) -> (..., m, d), float32 or better.
+    """Decorrelated batch normalization (ZCA) of groups of features: (..., m, d) -> (..., m, d), float32 or better.
 
     The covariance is divided by m, as in the authors' code. Eigenvalues below `whitening.FLOOR` of a group's largest
     count as that; the authors' have no floor.
@@ -61,11 +62,11 @@ def group_whiten(z: torch.Tensor, groups: int, order: torch.Tensor | None = None
     x = shuffled(z.double(), order)
     x = grouped(x - x.mean(dim=-2, keepdim=True), groups)
     white = ungrouped(x @ matrix_function(x.mT @ x / x.shape[-2], power(0.5)))
-    return shuffled(white, None if order is None else order.argsort(dim=-1)).to(widened(z[:0]).dtype)
+    return shuffled(white, None if order is None else order.argsort(dim=-1)).to(at_least_float32(z[:0]).dtype)
 
 
 def squared_distance(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Mean over the samples of |a - b|^2, not normalised (the authors' `l22`): (m, d) -> scalar."""
+    """Mean over the samples of |a - b|^2, not normalized (the authors' `l22`): (m, d) -> scalar."""
     return (a - b).square().sum(dim=-1).mean()
 
 

@@ -10,7 +10,8 @@ from torch.nn import functional as F
 from intl_bench.core.distributed import gather
 from pretrain.methods import Setup
 from pretrain.methods._lightly import lightly
-from pretrain.methods._shared import pairs_mean, widened
+from pretrain.methods._shared import pairs_mean
+from pretrain.precision import at_least_float32
 
 DISPLAY = "SimCLR"
 
@@ -76,7 +77,7 @@ class SimCLR(nn.Module):
         z = torch.stack([self.projector(self.backbone(view)) for view in views])
         self.embedding = z[0].detach()
         with torch.autocast(z.device.type, enabled=False):
-            whole = gather(widened(z), dim=1)
+            whole = gather(at_least_float32(z), dim=1)
             return {"nt_xent": self.scale * pairs_mean(whole, lambda a, b: nt_xent(a, b, self.temperature))}
 
     def after_step(self, progress: float) -> None:

@@ -10,7 +10,7 @@ from torch import nn
 
 from pretrain.methods import Setup
 from pretrain.methods._lightly import lightly
-from pretrain.methods._shared import widened
+from pretrain.precision import at_least_float32
 
 DISPLAY = "SimSiam"
 
@@ -51,7 +51,7 @@ class SimSiam(nn.Module):
 
     @property
     def constant_lr(self) -> list[nn.Parameter]:
-        """The predictor's parameters; asked for late, for synchronised batch norms replace some."""
+        """The predictor's parameters; asked for late, for synchronized batch norms replace some."""
         return list(self.predictor.parameters()) if self.constant_predictor_lr else []
 
     def forward(self, views: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -59,7 +59,7 @@ class SimSiam(nn.Module):
         z = torch.stack([self.projector(self.backbone(view)) for view in views])
         p = torch.stack([self.predictor(embedding) for embedding in z])
         self.embedding = z[0].detach()
-        p, targets = widened(p), widened(z.detach())
+        p, targets = at_least_float32(p), at_least_float32(z.detach())
         pairs = itertools.permutations(range(len(views)), 2)
         return {"negative_cosine": torch.stack([self.negative_cosine(p[i], targets[j]) for i, j in pairs]).mean()}
 

@@ -13,7 +13,7 @@ from torch import nn
 from intl_bench.core.distributed import gather
 from pretrain.iternorm import AXES
 from pretrain.methods import Setup
-from pretrain.methods._shared import widened
+from pretrain.precision import at_least_float32
 from pretrain.whiten.hard_whitening import (
     FLOOR,
     Function,
@@ -58,7 +58,7 @@ def spectral_transform(
 
     Its covariance has the eigenvalues lambda g(lambda)^2, lambda^(1 - 2p) for a power.
 
-    With X centred over `axis` and n one less than what it is centred over, X g(X^T X / n) for "batch" and
+    With X centered over `axis` and n one less than what it is centered over, X g(X^T X / n) for "batch" and
     g(X X^T / n) X for "channel". The two expressions are equal for every X, so the smaller of both matrices is taken.
     Eigenvalues and matrices are float64.
 
@@ -82,7 +82,7 @@ def spectral_transform(
             output = matrix_function(x @ x.mT / degrees, function, epsilon=epsilon) @ x
         else:
             output = x @ matrix_function(x.mT @ x / degrees, function, epsilon=epsilon)
-        return output.to(widened(z[:0]).dtype)
+        return output.to(at_least_float32(z[:0]).dtype)
 
 
 class Spectral(nn.Module):

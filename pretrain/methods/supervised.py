@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from pretrain.methods import Setup
 
 DISPLAY = "Supervised"
-LABELLED = True
+LABELED = True
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

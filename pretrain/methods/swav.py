@@ -12,7 +12,8 @@ from torch.nn import functional as F
 from intl_bench.core.distributed import gather, world_size
 from pretrain.methods import Setup
 from pretrain.methods._lightly import lightly
-from pretrain.methods._shared import require_queue, widened
+from pretrain.methods._shared import require_queue
+from pretrain.precision import at_least_float32
 
 DISPLAY = "SwAV"
 ASSIGNED = 2  # views that are assigned to prototypes, the first ones; further ones (multi-crop) only predict
@@ -61,7 +62,7 @@ class Config:
 class SwAV(nn.Module):
     """Backbone, projector, prototypes, and a queue of embeddings for each assigned view.
 
-    Prototypes that are frozen still have their length decayed by the optimiser, which normalising them undoes; Adam's
+    Prototypes that are frozen still have their length decayed by the optimizer, which normalizing them undoes; Adam's
     decay, not AdamW's, would turn them.
     """
 
@@ -102,7 +103,7 @@ class SwAV(nn.Module):
         z = torch.stack([self.projector(self.backbone(view)) for view in views])
         self.embedding = z[0].detach()
         with torch.autocast(z.device.type, enabled=False):
-            z = F.normalize(widened(z), dim=-1)
+            z = F.normalize(at_least_float32(z), dim=-1)
             logits, earlier = self.prototypes(z), None
             if self.queue is not None:
                 self.new = gather(z[:ASSIGNED].detach(), dim=1)

@@ -9,7 +9,8 @@ from torch.nn import functional as F
 
 from intl_bench.core.distributed import gather
 from pretrain.methods import Setup
-from pretrain.methods._shared import pairs_mean, widened
+from pretrain.methods._shared import pairs_mean
+from pretrain.precision import at_least_float32
 
 DISPLAY = "VICReg"
 _EPSILON = 1e-4  # of Eqn. 2, added to variances
@@ -46,7 +47,7 @@ def variance_loss(z: torch.Tensor) -> torch.Tensor:
 def covariance_loss(z: torch.Tensor) -> torch.Tensor:
     """Sum of the squared covariances of different features, over d (Eqn. 4): (..., m, d) -> (...).
 
-    They are all squares but the variances'. With X centred, X^T X and X X^T have one sum of squares, so the smaller
+    They are all squares but the variances'. With X centered, X^T X and X X^T have one sum of squares, so the smaller
     one is formed.
     """
     m, d = z.shape[-2:]
@@ -80,7 +81,7 @@ class VICReg(nn.Module):
         z = torch.stack([self.projector(self.backbone(view)) for view in views])
         self.embedding = z[0].detach()
         with torch.autocast(z.device.type, enabled=False):
-            return {"vicreg": vicreg(gather(widened(z), dim=1), self.config)}
+            return {"vicreg": vicreg(gather(at_least_float32(z), dim=1), self.config)}
 
     def after_step(self, progress: float) -> None:
         """Nothing: there is no moving average."""

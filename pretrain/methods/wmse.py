@@ -10,7 +10,8 @@ from intl_bench.core.copies import send
 from intl_bench.core.distributed import gather
 from intl_bench.core.seeding import torch_seed
 from pretrain.methods import Setup
-from pretrain.methods._shared import pairs_mean, widened
+from pretrain.methods._shared import pairs_mean
+from pretrain.precision import at_least_float32
 from pretrain.whiten.hard_whitening import cholesky_whiten, cosine_distance, require_batch, require_parts, require_width
 
 DISPLAY = "W-MSE"
@@ -53,7 +54,7 @@ def w_mse(z: torch.Tensor, order: torch.Tensor, *, epsilon: float = 0.0) -> torc
 def whiten(z: torch.Tensor, *, epsilon: float = 0.0) -> torch.Tensor:
     """Whitened features of samples that belong together: (..., m, d) -> (..., m, d), float32 or better."""
     x = z.double()
-    return cholesky_whiten(x - x.mean(dim=-2, keepdim=True), epsilon=epsilon).to(widened(z[:0]).dtype)
+    return cholesky_whiten(x - x.mean(dim=-2, keepdim=True), epsilon=epsilon).to(at_least_float32(z[:0]).dtype)
 
 
 class WMSE(nn.Module):

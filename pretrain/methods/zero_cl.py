@@ -9,7 +9,8 @@ from torch import nn
 
 from intl_bench.core.distributed import gather
 from pretrain.methods import Setup
-from pretrain.methods._shared import pairs_mean, widened
+from pretrain.methods._shared import pairs_mean
+from pretrain.precision import at_least_float32
 from pretrain.whiten.hard_whitening import matrix_function, require_batch
 
 DISPLAY = "Zero-CL"
@@ -42,16 +43,16 @@ def standardize(z: torch.Tensor, dim: int) -> torch.Tensor:
 
 
 def whiten_samples(z: torch.Tensor, shrinkage: float) -> torch.Tensor:
-    """Samples standardised over their features and whitened (ZCA) against each other: (..., m, d) -> the same.
+    """Samples standardized over their features and whitened (ZCA) against each other: (..., m, d) -> the same.
 
     The whitening matrix is a constant for the gradient, as the authors' is; so in `whiten_features`.
     """
     x = standardize(z, -1)
-    return (_whitening(x.detach().mT, shrinkage) @ x).to(widened(z[:0]).dtype)
+    return (_whitening(x.detach().mT, shrinkage) @ x).to(at_least_float32(z[:0]).dtype)
 
 
 def whiten_features(z: torch.Tensor, shrinkage: float) -> torch.Tensor:
-    """Features standardised over the samples and whitened (ZCA) against each other: (..., m, d) -> the same.
+    """Features standardized over the samples and whitened (ZCA) against each other: (..., m, d) -> the same.
 
     Where d > m the d x d matrix is not formed: with C = X X^T / (m - 1) it is g(0) I + X^T h(C) X / (m - 1),
     h(x) = (g(x) - g(0)) / x, and an eigendecomposition of m x m serves.
@@ -59,7 +60,7 @@ def whiten_features(z: torch.Tensor, shrinkage: float) -> torch.Tensor:
     x = standardize(z, -2)
     m, d = x.shape[-2:]
     if d <= m:
-        return (x @ _whitening(x.detach(), shrinkage)).to(widened(z[:0]).dtype)
+        return (x @ _whitening(x.detach(), shrinkage)).to(at_least_float32(z[:0]).dtype)
     least = shrinkage + _EIGENVALUE
     root = least**0.5
 
@@ -69,11 +70,11 @@ def whiten_features(z: torch.Tensor, shrinkage: float) -> torch.Tensor:
 
     fixed = x.detach()
     inner = matrix_function(fixed @ fixed.mT / (m - 1), h, epsilon=0.0) / (m - 1)
-    return (x / root + (x @ fixed.mT) @ (inner @ fixed)).to(widened(z[:0]).dtype)
+    return (x / root + (x @ fixed.mT) @ (inner @ fixed)).to(at_least_float32(z[:0]).dtype)
 
 
 def _whitening(x: torch.Tensor, shrinkage: float) -> torch.Tensor:
-    """((1 - s) Sigma + s I)^-1/2 of the columns' covariance Sigma, x standardised (..., rows, n): (..., n, n)."""
+    """((1 - s) Sigma + s I)^-1/2 of the columns' covariance Sigma, x standardized (..., rows, n): (..., n, n)."""
 
     def g(values: torch.Tensor) -> torch.Tensor:
         return ((1 - shrinkage) * values + shrinkage + _EIGENVALUE).rsqrt()

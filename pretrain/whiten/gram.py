@@ -1,8 +1,8 @@
-"""Products of centred embeddings, samples by samples: all that channel whitening and its loss need to know of them.
+"""Products of centered embeddings, samples by samples: all that channel whitening and its loss need to know of them.
 
-With X_a the embedding of view a, each sample centred over its d features: the Gram matrices X_a X_a^T and the cross
+With X_a the embedding of view a, each sample centered over its d features: the Gram matrices X_a X_a^T and the cross
 products X_a X_0^T. An embedding (m, d) is far larger than its products (m, m), so none of its size is kept for the
-gradient or held beside it: columns are centred a few at a time, and once more for the gradient.
+gradient or held beside it: columns are centered a few at a time, and once more for the gradient.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from intl_bench.core.distributed import exchange, total, world_size
 
-# Columns centred at a time: on a CPU they stay in its cache, on a GPU a product should be worth its launch.
+# Columns centered at a time: on a CPU they stay in its cache, on a GPU a product should be worth its launch.
 _COLUMNS, _CPU_COLUMNS = 4096, 1024
 # Rows of a Gram matrix computed at a time, up to the diagonal: the rest follows by symmetry. A GPU loses by it.
 _CPU_ROWS = 64
@@ -39,7 +39,7 @@ def gram_products(views: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Te
 
 
 class _Products(torch.autograd.Function):
-    """Of embeddings, centred on the way, or of columns of centred ones."""
+    """Of embeddings, centered on the way, or of columns of centered ones."""
 
     @staticmethod
     def forward(ctx: Any, centering: bool, *views: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -89,7 +89,7 @@ class _Products(torch.autograd.Function):
 
 
 def _centered(views: Sequence[torch.Tensor], means: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
-    """Column slices of the embeddings and their centred values (views, m, columns), in one buffer used again."""
+    """Column slices of the embeddings and their centered values (views, m, columns), in one buffer used again."""
     m, d = views[0].shape
     width = min(_CPU_COLUMNS if means.device.type == "cpu" else _COLUMNS, d)
     buffer = means.new_empty(len(views), m, width)

@@ -127,7 +127,7 @@ def _derivative(g: Function, values: torch.Tensor, floor: torch.Tensor) -> torch
 
 
 def cholesky_whiten(x: torch.Tensor, *, epsilon: float = 0.0) -> torch.Tensor:
-    """x L^-T of centred features x (..., m, d) in float64, L L^T their shrunk covariance.
+    """x L^-T of centered features x (..., m, d) in float64, L L^T their shrunk covariance.
 
     (1 - epsilon) Sigma + epsilon I with Sigma over m - 1, as in the authors' code (htdt/self-supervised,
     `methods/whitening.py`); NaN where that is not positive definite.

@@ -233,7 +233,7 @@ class TestSeeding:
         }
         assert len(draws) == 6
 
-    def test_neighbouring_counters_do_not_overlap(self) -> None:
+    def test_neighboring_counters_do_not_overlap(self) -> None:
         long = generator(0, "a", 1).random(5000)
         assert not np.isin(generator(0, "a", 2).random(5000), long).any()
 

@@ -161,7 +161,7 @@ def test_pooling_a_region_longer_than_the_map_takes_means_all_the_same() -> None
 
 
 def pasted_by_hand(mask: np.ndarray, box: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Bilinear values at the pixels' centres, zero outside the mask."""
+    """Bilinear values at the pixels' centers, zero outside the mask."""
     m = len(mask)
     padded = np.pad(mask, 1)
     result = np.zeros((height, width))

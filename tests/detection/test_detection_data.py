@@ -393,7 +393,7 @@ def test_flip_and_scale_move_pixels_boxes_and_outlines_alike(odd: Path) -> None:
 # Generated data
 
 
-def rasterised(outline: Any, height: int, width: int) -> np.ndarray:
+def rasterized(outline: Any, height: int, width: int) -> np.ndarray:
     encoded = pycocotools_mask.frPyObjects(outline, height, width)
     return pycocotools_mask.decode(encoded if isinstance(outline, dict) else pycocotools_mask.merge(encoded)).astype(
         bool
@@ -407,14 +407,14 @@ def test_generated_annotations_are_those_of_the_pixels(folder: Path) -> None:
     assert kinds == {True, False}
     covered: dict[int, np.ndarray] = {number: np.zeros(size, int) for number, size in sizes.items()}
     for one in document["annotations"]:
-        mask = rasterised(one["segmentation"], *sizes[one["image_id"]])
+        mask = rasterized(one["segmentation"], *sizes[one["image_id"]])
         covered[one["image_id"]] += mask
         assert one["area"] == mask.sum()
         rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
         assert one["bbox"] == [columns[0], rows[0], columns[-1] + 1 - columns[0], rows[-1] + 1 - rows[0]]
     assert max(count.max() for count in covered.values()) == 1  # what is hidden is not in a mask
     assert sum(one["iscrowd"] for one in document["annotations"]) == 5
-    # The ground has one colour and a slope; the masks are where it is not to be seen.
+    # The ground has one color and a slope; the masks are where it is not to be seen.
     for number, count in covered.items():
         with Pillow.open(folder / "train2017" / f"{number:012}.jpg") as picture:
             pixels = np.asarray(picture, float)
@@ -444,7 +444,7 @@ def test_traced_polygons_cover_exactly_the_mask() -> None:
         height, width = random.integers(1, 25, 2)
         mask = random.random((height, width)) < random.random()
         if mask.any():
-            assert np.array_equal(rasterised(generated.trace(mask), height, width), mask)
+            assert np.array_equal(rasterized(generated.trace(mask), height, width), mask)
 
 
 def test_figures_of_the_classification_data_are_unchanged() -> None:

@@ -1,4 +1,4 @@
-"""The detector as a whole: invariance to the batch, images without objects, variants, initialisation and failures."""
+"""The detector as a whole: invariance to the batch, images without objects, variants, initialization and failures."""
 
 import dataclasses
 import math
@@ -218,7 +218,7 @@ def test_channels_last_computes_the_same() -> None:
         assert loss.item() == pytest.approx(exact[name].item(), rel=1e-3)
 
 
-def test_padding_is_zero_after_normalisation_and_not_rounded_up() -> None:
+def test_padding_is_zero_after_normalization_and_not_rounded_up() -> None:
     model = build_model(TINY)
     images = [picture(0, 33, 47), picture(1, 21, 50)]
     padded = model._batch(images)
@@ -229,7 +229,7 @@ def test_padding_is_zero_after_normalisation_and_not_rounded_up() -> None:
     assert padded[0, 2, 5, 6].item() == pytest.approx(value, rel=1e-5)
 
 
-def test_initialisation_is_detectron2s() -> None:
+def test_initialization_is_detectron2s() -> None:
     torch.manual_seed(0)
     model = build_model(ModelConfig(blocks=(1, 1, 1, 1), width=32))
     wanted = {

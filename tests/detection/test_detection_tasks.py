@@ -109,7 +109,7 @@ def test_coco_from_checkpoint_to_table(capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_whose_weights_they_are(capsys: pytest.CaptureFixture[str]) -> None:
-    """Random initialisation, a plain state dict under a name, and the layout said rather than recognised."""
+    """Random initialization, a plain state dict under a name, and the layout said rather than recognized."""
     assert cli.main(words("coco", OURS, "--init", "random")) == 0
     assert cli.main(words("coco", RESNET18, "--method", "Supervised")) == 0
     capsys.readouterr()

@@ -12,7 +12,7 @@ from pycocotools import mask as rle
 from intl_bench.core.errors import InputError
 from transfer.detection.annotations.objects import Annotations
 from transfer.detection.annotations.split import read_split
-from transfer.detection.config import DataConfig
+from transfer.detection.config import AnnotatedDataConfig
 from transfer.detection.evaluation.coco import evaluate_coco, image_precisions
 from transfer.detection.evaluation.visualize import draw_worst
 
@@ -27,7 +27,7 @@ def square(box: list[float]) -> list[list[float]]:
 
 @pytest.fixture
 def truth(tmp_path: Path) -> Annotations:
-    """Five grey images with two objects of two classes, a sixth without, a seventh with a crowd alone."""
+    """Five gray images with two objects of two classes, a sixth without, a seventh with a crowd alone."""
     (tmp_path / "val").mkdir()
     content: dict[str, Any] = {"images": [], "annotations": []}
     content["categories"] = [{"id": 3, "name": "boat"}, {"id": 7, "name": "naïve"}]
@@ -40,7 +40,7 @@ def truth(tmp_path: Path) -> Annotations:
             outline = {"iscrowd": 1, "segmentation": crowd} if number == 7 else {"segmentation": square(box)}
             content["annotations"].append({"iscrowd": 0, "area": box[2] * box[3], **entry, **outline})
     (tmp_path / "val.json").write_text(json.dumps(content))
-    config = DataConfig(root=str(tmp_path), name="boats", test=("val.json",), test_images="val")
+    config = AnnotatedDataConfig(root=str(tmp_path), name="boats", test=("val.json",), test_images="val")
     return read_split(config, "test", masks=True)
 
 
@@ -105,7 +105,7 @@ def test_the_picture_shows_annotations_on_the_left_and_detections_on_the_right(
     assert tuple(left[y, x]) not in ((128, 128, 128), (0, 0, 0)), "the mask lies over the object"
     assert (left[-3:] == 128).all()
     second = picture[14 + 374 :]
-    assert (second[y, x] == second[y, 480 + x]).all(), "one class has one colour"
+    assert (second[y, x] == second[y, 480 + x]).all(), "one class has one color"
     x, y = (round(2 * (BOXES[1][i] + BOXES[1][i + 2] / 2)) for i in (0, 1))
     assert (second[y, x] != second[y, 480 + x]).any(), "the second object was missed"
 
@@ -139,7 +139,7 @@ def test_an_image_that_is_gone_is_named(truth: Annotations, tmp_path: Path) -> N
 
 @pytest.mark.data
 def test_real_photographs(test_data: Path, tmp_path: Path) -> None:
-    read = read_split(DataConfig(root=str(test_data / "coco_tiny")), "test", masks=True)
+    read = read_split(AnnotatedDataConfig(root=str(test_data / "coco_tiny")), "test", masks=True)
     random = np.random.default_rng(0)
     results = []
     for image in read.images:

@@ -12,7 +12,7 @@ from intl_bench.core.errors import InputError
 from transfer.detection.annotations.objects import Annotations
 from transfer.detection.annotations.split import read_split
 from transfer.detection.annotations.voc import CLASS_NAMES
-from transfer.detection.config import DataConfig
+from transfer.detection.config import AnnotatedDataConfig
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def read(root: Path, split: str = "train", lists: tuple[str, ...] = LISTS) -> Annotations:
-    config = DataConfig(kind="voc", root=str(root), name="voc0712", train=lists, test=lists)
+    config = AnnotatedDataConfig(kind="voc", root=str(root), name="voc0712", train=lists, test=lists)
     return read_split(config, split, masks=False)
 
 
@@ -128,4 +128,4 @@ def test_one_line_for_everything_wrong(root: Path, change: Callable[[Path], obje
 
 def test_voc_has_no_masks(root: Path) -> None:
     with pytest.raises(InputError, match=r"set model\.masks=false"):
-        read_split(DataConfig(kind="voc", root=str(root), train=LISTS), "train", masks=True)
+        read_split(AnnotatedDataConfig(kind="voc", root=str(root), train=LISTS), "train", masks=True)

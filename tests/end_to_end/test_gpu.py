@@ -88,7 +88,7 @@ def noise() -> ArraySource:
 def begun(recipe: Recipe) -> Iterator[Training]:
     """A run at step 0, within the settings of its device."""
     with distributed.start(recipe.device, deterministic=recipe.deterministic, fixed_shapes=True) as process:
-        training = train.build(recipe, process, 128, 10)
+        training = train.build_training(recipe, process, 128, 10)
         accelerate.apply(training)
         yield training
 
@@ -140,8 +140,8 @@ def test_a_step_waits_for_nothing(name: str, precision: str, settings: list[str]
         for _ in range(warm):
             training.take_step(next(batches))
         with no_waits():
-            readings = [training.take_step(batch) for batch in batches]
-    losses = [reading.values()["loss"] for reading in readings]
+            metrics = [training.take_step(batch) for batch in batches]
+    losses = [metrics.values()["loss"] for metrics in metrics]
     assert len(set(losses)) == 4
     assert np.isfinite(losses).all()
 
@@ -204,9 +204,9 @@ def run_until_stopped(recipe: Recipe, step: int) -> None:
     """Runs `recipe` until SIGTERM comes, when the numbers of `step` are there."""
     write = Log.write
 
-    def write_and_stop(log: Log, reading: Any, more: Any = None) -> None:
-        write(log, reading, more)
-        if reading.step == step:
+    def write_and_stop(log: Log, metrics: Any, more: Any = None) -> None:
+        write(log, metrics, more)
+        if metrics.step == step:
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -311,13 +311,13 @@ def test_features_are_those_of_a_cpu() -> None:
 def classes(images: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Features (n, 64) in ten classes that overlap, and labels."""
     draw = torch.Generator().manual_seed(seed)
-    centres = torch.randn(10, 64, generator=torch.Generator().manual_seed(9))
+    centers = torch.randn(10, 64, generator=torch.Generator().manual_seed(9))
     labels = torch.randint(10, (images,), generator=draw)
-    return (0.5 * centres[labels] + torch.randn(images, 64, generator=draw)).relu(), labels
+    return (0.5 * centers[labels] + torch.randn(images, 64, generator=draw)).relu(), labels
 
 
 @pytest.mark.parametrize("distance", ["euclidean", "cosine"])
-def test_neighbours_are_those_of_a_cpu(distance: str) -> None:
+def test_neighbors_are_those_of_a_cpu(distance: str) -> None:
     (train_x, train_y), (test_x, _) = classes(3000, 0), classes(1000, 1)
     own, expected = (
         knn_predict(train_x, train_y, test_x, k=5, distance=distance, device=device) for device in (DEVICE, "cpu")
@@ -399,7 +399,7 @@ def test_the_whole_path_ends_in_records() -> None:
         ),
     }
     for name, (config, overrides) in tasks.items():
-        plan = runs.Plan(
+        plan = runs.TaskRun(
             task=name.split()[0],
             checkpoint=path,
             config=config,

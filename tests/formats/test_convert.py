@@ -22,7 +22,7 @@ from pretrain.backbone import build_backbone
 from pretrain.checkpoint import Origin, Preprocessing, export_backbone, save
 from pretrain.recipe import Inputs, load_recipe
 from transfer.convert import convert, from_detectron2, load_backbone, read, to_detectron2
-from transfer.features import build
+from transfer.features import build_backbone_of
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def test_features_are_torchvisions(name: str, tmp_path: Path) -> None:
     assert relative(torchvision_features(name, torch.load(tmp_path / "a.pth", weights_only=True)), expected) <= 1e-6
     checkpoint = read(path)
     with torch.inference_mode():
-        assert relative(build(checkpoint).eval()(images()), expected) <= 1e-6
+        assert relative(build_backbone_of(checkpoint).eval()(images()), expected) <= 1e-6
     assert (checkpoint.method, checkpoint.epoch, checkpoint.details) == ("MoCo", 200, {})
     assert checkpoint.architecture.name == name
     assert (checkpoint.origin, checkpoint.source, checkpoint.seed) == (Origin.FOREIGN, "moco", None)
@@ -129,7 +129,7 @@ def test_detectron2_files(ending: str, small: tuple[State, State], tmp_path: Pat
 @pytest.mark.parametrize("depth", [18, 50])
 @pytest.mark.parametrize("ending", ["pkl", "pth"])
 def test_detectron2s_own_network_gives_the_same_features(depth: int, ending: str, tmp_path: Path) -> None:
-    """Through its own checkpointer, as `MODEL.WEIGHTS` is read; none of the weights may stay as initialised."""
+    """Through its own checkpointer, as `MODEL.WEIGHTS` is read; none of the weights may stay as initialized."""
     pytest.importorskip("detectron2")
     from detectron2.checkpoint import DetectionCheckpointer
     from detectron2.config import get_cfg
@@ -202,7 +202,7 @@ def test_small_stems_are_their_authors(
     reference.load_state_dict(state)
     with torch.inference_mode():
         expected = reference.eval()(images(32))
-        assert relative(build(checkpoint).eval()(images(32)), expected) <= 1e-6
+        assert relative(build_backbone_of(checkpoint).eval()(images(32)), expected) <= 1e-6
     with pytest.raises(InputError, match=rf"has the {stem} stem.*use --to safetensors"):
         convert(path, tmp_path / "out.pkl", to="detectron2")
     convert(path, tmp_path / "out.st", to="safetensors")
@@ -227,7 +227,7 @@ def test_safetensors_keep_what_keys_cannot_tell(small: tuple[State, State], tmp_
     assert read(tmp_path / "out.pth").source == "torchvision"
 
 
-def test_padding_of_tensorflow_and_unnormalised_input_are_told(
+def test_padding_of_tensorflow_and_unnormalized_input_are_told(
     small: tuple[State, State], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     byol = write(CASES["byol chigur"](*small).root, tmp_path / "byol.pth")
@@ -272,7 +272,7 @@ def test_other_number_formats_become_float32(small: tuple[State, State], tmp_pat
 def trained(folder: Path, *overrides: str) -> tuple[Path, dict[str, Any]]:
     """A checkpoint as a run of the demo saves it, after 3 of 4 steps, and its state."""
     recipe = load_recipe("demo", ["data.size=160", "batch_size=80", "epochs=2", "seed=3", *overrides])
-    training = train.build(recipe, CPU, 160, 10)
+    training = train.build_training(recipe, CPU, 160, 10)
     training.step, training.inputs = 3, Inputs(data="ab" * 32)
     save(folder / "checkpoint.pt", training.state())
     return folder / "checkpoint.pt", training.state()
@@ -394,4 +394,4 @@ def test_names_of_installed_transformers(tmp_path: Path) -> None:
     assert (checkpoint.architecture.name, checkpoint.source) == ("resnet18", "hugging-face")
     with torch.inference_mode():
         expected = model.resnet(images()).pooler_output.flatten(1)
-        assert relative(build(checkpoint).eval()(images()), expected) <= 1e-6
+        assert relative(build_backbone_of(checkpoint).eval()(images()), expected) <= 1e-6

@@ -35,7 +35,7 @@ def content(root: Any) -> Content:
     return Content(path=PATH, sha256="", kind="PyTorch", data=root, metadata={})
 
 
-def recognise(root: Any, source: str = "auto") -> tuple[Found, Extracted]:
+def recognize(root: Any, source: str = "auto") -> tuple[Found, Extracted]:
     found = find(content(root), source)
     return found, extract(found, PATH)
 
@@ -55,7 +55,7 @@ def assert_same(state: State, expected: State, *, counters: bool) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_every_layout_is_told_by_its_keys(name: str, small: tuple[State, State]) -> None:
     case = CASES[name](*small)
-    found, extracted = recognise(case.root)
+    found, extracted = recognize(case.root)
     assert found.layout.name == case.layout
     assert case.branch is None or found.branch == case.branch
     assert extracted.architecture == "resnet10_narrow"
@@ -84,7 +84,7 @@ def test_every_layout_is_told_by_its_keys(name: str, small: tuple[State, State])
 )
 def test_bottlenecks(name: str, large: tuple[State, State]) -> None:
     case = CASES[name](*large)
-    found, extracted = recognise(case.root)
+    found, extracted = recognize(case.root)
     assert (found.layout.name, extracted.architecture) == (case.layout, "resnet50")
     assert_same(extracted.state, large[0], counters=case.counters)
 
@@ -92,7 +92,7 @@ def test_bottlenecks(name: str, large: tuple[State, State]) -> None:
 @pytest.mark.parametrize("name", ["resnet18", "resnet34"])
 def test_architectures_are_told_apart(name: str) -> None:
     state = random_state(name)
-    assert recognise({**state, **head("fc.weight")})[1].architecture == name
+    assert recognize({**state, **head("fc.weight")})[1].architecture == name
 
 
 def every_key(case: Case, extracted: Extracted) -> int:
@@ -104,7 +104,7 @@ def every_key(case: Case, extracted: Extracted) -> int:
 @pytest.mark.parametrize("name", [name for name in CASES if name not in ("byol deepmind", "vissl")])
 def test_every_tensor_is_used_once_or_left_aside(name: str, small: tuple[State, State]) -> None:
     case = CASES[name](*small)
-    _, extracted = recognise(case.root)
+    _, extracted = recognize(case.root)
     assert len(set(extracted.left_aside)) == len(extracted.left_aside)
     counters = 12 - extracted.counters
     assert every_key(case, extracted) + counters == len(case.tensors)
@@ -114,26 +114,26 @@ def test_every_tensor_is_used_once_or_left_aside(name: str, small: tuple[State, 
 def test_a_missing_extra_or_misshapen_tensor_is_named(name: str, small: tuple[State, State]) -> None:
     """No other copy in the file steps in for a damaged one."""
     case = CASES[name](*small)
-    found, _ = recognise(case.root)
+    found, _ = recognize(case.root)
     theirs = names(found.table, "resnet10_narrow")
     victim = found.prefix + theirs["layer3.0.conv2.weight"]
     kept = case.tensors[victim]
 
     del case.tensors[victim]
     with pytest.raises(InputError, match="missing") as caught:
-        recognise(case.root)
+        recognize(case.root)
     assert victim in str(caught.value)
 
     case.tensors[victim] = kept[:-1]
     with pytest.raises(InputError, match=r"is \(127, 128, 3, 3\), expected \(128, 128, 3, 3\)") as caught:
-        recognise(case.root)
+        recognize(case.root)
     assert victim in str(caught.value)
 
     case.tensors[victim] = kept
     extra = victim.replace("2.weight", "9.weight").replace("branch2b", "branch9") + ".extra"
     case.tensors[extra] = kept
     with pytest.raises(InputError, match="is not part of it") as caught:
-        recognise(case.root)
+        recognize(case.root)
     assert extra in str(caught.value)
 
 
@@ -141,14 +141,14 @@ def test_a_missing_tensor_of_the_haiku_tree_is_named(small: tuple[State, State])
     case = CASES["byol deepmind"](*small)
     del case.tensors["res_net50/~/block_group_2/~/block_0/~/conv_1"]
     with pytest.raises(InputError, match="res_net50/~/block_group_2/~/block_0/~/conv_1/w is missing"):
-        recognise(case.root)
+        recognize(case.root)
 
 
 def test_splits_of_a_batch_norm_that_differ_are_averaged(small: tuple[State, State]) -> None:
     case = CASES["lightly cifar split batch norm"](*small)
     mean = small[0]["bn1.running_mean"]
     case.tensors["backbone.1.running_mean"] = torch.cat([mean + shift for shift in torch.arange(8.0)])
-    _, extracted = recognise(case.root)
+    _, extracted = recognize(case.root)
     assert torch.allclose(extracted.state["bn1.running_mean"], mean + 3.5)
     assert extracted.notes == ["running statistics of SplitBatchNorm averaged over its splits"]
 
@@ -174,7 +174,7 @@ def test_splits_of_a_batch_norm_that_differ_are_averaged(small: tuple[State, Sta
 )
 def test_another_copy_is_taken_where_it_is_named(name: str, source: str, small: tuple[State, State]) -> None:
     case = CASES[name](*small)
-    found, extracted = recognise(case.root, source)
+    found, extracted = recognize(case.root, source)
     assert_same(extracted.state, small[1], counters=case.counters)
     assert (found.branch == case.branch) is False
 
@@ -187,13 +187,13 @@ def test_a_file_with_only_the_momentum_copy_says_so(small: tuple[State, State]) 
 
 def test_unknown_prefixes_only_where_there_is_one(small: tuple[State, State]) -> None:
     one = {"weights": {**prefixed("net.body.", small[0]), **head("net.head.weight")}}
-    _, extracted = recognise(one)
+    _, extracted = recognize(one)
     assert_same(extracted.state, small[0], counters=True)
     assert extracted.left_aside == ["net.head.weight"]
     two = {"weights": {**prefixed("a.", small[0]), **prefixed("b.", small[1])}}
     with pytest.raises(InputError, match=r"--from torchvision:a\., --from torchvision:b\."):
         find(content(two))
-    assert_same(recognise(two, "torchvision:b.")[1].state, small[1], counters=True)
+    assert_same(recognize(two, "torchvision:b.")[1].state, small[1], counters=True)
 
 
 def test_one_branch_under_two_prefixes_is_not_guessed(small: tuple[State, State]) -> None:
@@ -204,22 +204,22 @@ def test_one_branch_under_two_prefixes_is_not_guessed(small: tuple[State, State]
 
 def test_bare_files_are_whose_the_user_says(small: tuple[State, State]) -> None:
     for source in ("dino", "barlow-twins", "vicreg", "zero-cl", "byol", "timm", "swav"):
-        found, extracted = recognise(small[0], source)
+        found, extracted = recognize(small[0], source)
         assert found.layout.name == source
         assert_same(extracted.state, small[0], counters=True)
 
 
 @pytest.mark.parametrize("statistics", [("gamma", "beta", "running_mean", "running_var"), ("s", "b", "rm", "riv")])
 @pytest.mark.parametrize("nested", [False, True])
-def test_msra_weights_with_colour_and_scale_folded(
+def test_msra_weights_with_color_and_scale_folded(
     statistics: tuple[str, str, str, str], nested: bool, small: tuple[State, State]
 ) -> None:
-    """What the file's network gives for BGR in 0..255 minus the mean, ours gives for normalised RGB."""
+    """What the file's network gives for BGR in 0..255 minus the mean, ours gives for normalized RGB."""
     source = msra_source(small[0])
     arrays = caffe2(source, *statistics)
     arrays["conv1_w_momentum"] = np.ones(2, np.float32)
     arrays["fc1000_w"] = np.ones((2, 2), np.float32)
-    found, extracted = recognise({"blobs": arrays} if nested else arrays)
+    found, extracted = recognize({"blobs": arrays} if nested else arrays)
     assert found.layout.name == "detectron2-msra"
     assert found.layout.stride_in_1x1
     assert {"conv1_w_momentum", "fc1000_w"} <= set(extracted.left_aside)
@@ -237,7 +237,7 @@ def test_batch_norm_that_is_fused_into_scales_is_refused(small: tuple[State, Sta
     arrays = caffe2(small[0], "s", "b", "rm", "riv")
     fused = {key: value for key, value in arrays.items() if not key.endswith(("_rm", "_riv"))}
     with pytest.raises(InputError, match="res_conv1_bn_rm is missing"):
-        recognise(fused)
+        recognize(fused)
 
 
 def _with(state: State, **tensors: tuple[int, ...]) -> State:
@@ -263,17 +263,17 @@ def test_other_networks_are_refused_by_name(
     change: dict[str, tuple[int, ...]], message: str, small: tuple[State, State]
 ) -> None:
     with pytest.raises(InputError, match=message):
-        recognise(_with(small[0], **change))
+        recognize(_with(small[0], **change))
 
 
 def test_damaged_values_are_named(small: tuple[State, State]) -> None:
     state = dict(small[0])
     state["layer2.0.bn1.running_var"] = torch.full((64,), float("nan"))
     with pytest.raises(InputError, match=r"layer2\.0\.bn1\.running_var holds values that are not finite"):
-        recognise(state)
+        recognize(state)
     state = dict(small[0], **{"bn1.weight": torch.ones(32, dtype=torch.int32)})
     with pytest.raises(InputError, match=r"bn1\.weight holds torch\.int32"):
-        recognise(state)
+        recognize(state)
 
 
 @pytest.mark.parametrize(

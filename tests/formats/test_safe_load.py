@@ -179,7 +179,7 @@ def test_objects_of_absent_packages_become_stand_ins(
 def test_haiku_state_without_haiku(
     foreign: Callable[[str, type], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Mappings and the named tuple of DeepMind's pickles, and an optimiser's state that nobody needs."""
+    """Mappings and the named tuple of DeepMind's pickles, and an optimizer's state that nobody needs."""
     path = tmp_path / "byol.pkl"
     mapping = foreign("haiku._src.data_structures.FlatMapping", object)
     mapping.__init__ = lambda self, content: setattr(self, "content", content)

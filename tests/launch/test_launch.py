@@ -234,7 +234,7 @@ def test_nodes_without_a_common_disk_resume(tmp_path: Path, alone: Path, monkeyp
     recipe = load_recipe("demo", [*TINY, *GENTLE])
     with distributed.start("cpu") as process:
         source = open_source(recipe.data, "train")
-        training = train.build(recipe, process, len(source))
+        training = train.build_training(recipe, process, len(source))
         for batch in training_batches(source, recipe.views, seed=0, batch_size=recipe.batch_size, last_step=2):
             training.take_step(batch)
         checkpoint.save(recipe.checkpoint, training.state())

@@ -108,7 +108,7 @@ def test_jobs_of_the_local_executor(
     assert "seed 1: job" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("options", ["cluster=moon", "colour=red,cluster=local"])
+@pytest.mark.parametrize("options", ["cluster=moon", "color=red,cluster=local"])
 def test_bad_options_are_one_line(folder: Path, options: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("submitit")
     monkeypatch.chdir(folder)

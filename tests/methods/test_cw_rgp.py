@@ -43,11 +43,11 @@ def inverse_root(sigma: torch.Tensor) -> torch.Tensor:
 
 
 def whitened_as_printed(z: torch.Tensor, groups: int, order: torch.Tensor, epsilon: float = 0.0) -> torch.Tensor:
-    """Group by group: samples centred over all features, then whitened over those of the group."""
+    """Group by group: samples centered over all features, then whitened over those of the group."""
     output = torch.zeros_like(z)
-    centred = z - z.mean(dim=1, keepdim=True)
+    centered = z - z.mean(dim=1, keepdim=True)
     for members in order.view(groups, -1):
-        x = centred[:, members]
+        x = centered[:, members]
         sigma = (1 - epsilon) * x @ x.T / (len(members) - 1) + epsilon * torch.eye(len(x), dtype=x.dtype)
         output = output.index_add(1, members, inverse_root(sigma) @ x)
     return output

@@ -1,4 +1,4 @@
-"""DINO: its paper's equations, centre, schedules, processes together, exact resumption, and what is refused."""
+"""DINO: its paper's equations, center, schedules, processes together, exact resumption, and what is refused."""
 
 import itertools
 import math
@@ -149,8 +149,8 @@ def test_says_nothing_of_lightly_s_old_weight_norm() -> None:
 # What the loss does not heed
 
 
-def test_a_constant_in_the_teacher_is_absorbed_by_the_centre() -> None:
-    """At once where the centre has it too; otherwise as the moving average takes it in."""
+def test_a_constant_in_the_teacher_is_absorbed_by_the_center() -> None:
+    """At once where the center has it too; otherwise as the moving average takes it in."""
     plain, shifted = method(), method()
     constant = torch.linspace(-3, 3, 12, dtype=torch.float64)
     shifted.target.register_forward_hook(lambda module, inputs, output: output + constant)

@@ -97,21 +97,21 @@ def test_moving_average_after_the_step_is_the_authors_before_the_forward() -> No
     method.target[0].weight.data = online[0].clone()
     for step in range(total_steps):
         torch.testing.assert_close(method.target[0].weight.data, seen_by_theirs[step], rtol=0, atol=1e-14)
-        method.backbone.weight.data = online[step + 1].clone()  # the optimiser's step
+        method.backbone.weight.data = online[step + 1].clone()  # the optimizer's step
         method.after_step((step + 1) / total_steps)
     torch.testing.assert_close(method.target[0].weight.data, seen_by_theirs[-1], rtol=0, atol=1e-14)
     assert cosine_momentum(1.0, 0.9) == 1
 
 
-def test_target_is_frozen_and_not_optimised() -> None:
+def test_target_is_frozen_and_not_optimized() -> None:
     method = tiny_method(momentum_target=True)
     frozen, trained = list(method.target.parameters()), [*method.backbone.parameters(), *method.projector.parameters()]
     total(method([view.double() for view in authors.embeddings("tiny/0", 3, 32, 12)])).backward()
     assert all(p.grad is None and not p.requires_grad for p in frozen)
     assert all(p.grad is not None for p in trained)
     groups = build_optimizer(method, momentum=0.9, weight_decay=0.1, decay_one_dimensional=False).param_groups
-    optimised = {id(p) for group in groups for p in group["params"]}
-    assert optimised == {id(p) for p in trained}
+    optimized = {id(p) for group in groups for p in group["params"]}
+    assert optimized == {id(p) for p in trained}
     assert all(a is not b and torch.equal(a, b) for a, b in zip(frozen, trained, strict=True))
 
 

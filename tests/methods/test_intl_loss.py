@@ -36,7 +36,7 @@ def relative(value: torch.Tensor, reference: torch.Tensor) -> float:
 def loss_as_printed(
     views: Sequence[torch.Tensor], axis: str, iterations: int, beta: float, momentum_target: bool
 ) -> dict[str, torch.Tensor]:
-    """Eqn. 3, Eqn. 6 and the MSE of normalised vectors, step by step, the whitened outputs formed."""
+    """Eqn. 3, Eqn. 6 and the MSE of normalized vectors, step by step, the whitened outputs formed."""
     samples, traces = [], []
     for z in views:
         x = z if axis == "channel" else z.T

@@ -23,7 +23,7 @@ def relative(value: torch.Tensor, reference: torch.Tensor) -> float:
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize(("iterations", "count"), [(1, 2), (4, 2), (5, 3)])
 def test_loss_is_the_distance_of_whitened_outputs(axis: str, variant: str, iterations: int, count: int) -> None:
-    """Eqn. 3 as printed, then Eqn. 1 of the normalised outputs."""
+    """Eqn. 3 as printed, then Eqn. 1 of the normalized outputs."""
     module = method(axis=axis, variant=variant, iterations=iterations)
     views = method_cases.views(n=count)
     terms = module(views)

@@ -90,7 +90,7 @@ def test_features_that_are_watched_are_of_the_view_whose_embedding_is(name: str)
     training = train_build(tiny(name, "base_lr=0"))
     for step in range(2):
         views = [noise(f"{step}/{i}", 32, 3, view.size, view.size) for i, view in enumerate(training.recipe.views)]
-        training.optimize(views, torch.zeros(32, dtype=torch.int64) if training.labelled else None)
+        training.optimize(views, torch.zeros(32, dtype=torch.int64) if training.labeled else None)
         torch.testing.assert_close(training.method.projector(training.features), training.method.embedding)
 
 
@@ -136,7 +136,7 @@ def test_a_step_uses_the_host_unless_it_can_be_recorded(name: str, monkeypatch: 
     places = {key: tensor.data_ptr() for key, tensor in tensors}
     views = [noise(f"{i}", 32, 3, view.size, view.size) for i, view in enumerate(training.recipe.views)]
     with HostUse() as host:
-        terms = method(views, torch.zeros(32, dtype=torch.int64)) if training.labelled else method(views)
+        terms = method(views, torch.zeros(32, dtype=torch.int64)) if training.labeled else method(views)
         torch.stack(list(terms.values())).sum().backward()
     used += [*host.found, *(key for key, tensor in tensors if tensor.data_ptr() != places[key])]
     assert getattr(method, "capturable", False) is not bool(used), used

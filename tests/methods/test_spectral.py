@@ -72,10 +72,10 @@ def test_whitening_has_the_identity_for_covariance(axis: str) -> None:
 
 
 @both_axes
-def test_power_0_only_centres(axis: str) -> None:
+def test_power_0_only_centers(axis: str) -> None:
     z = embedding(axis)
-    centred = z - z.mean(dim=1 if axis == "channel" else 0, keepdim=True)
-    torch.testing.assert_close(spectral_transform(z, 0.0, axis=axis), centred, rtol=0, atol=1e-12)
+    centered = z - z.mean(dim=1 if axis == "channel" else 0, keepdim=True)
+    torch.testing.assert_close(spectral_transform(z, 0.0, axis=axis), centered, rtol=0, atol=1e-12)
 
 
 @both_axes
@@ -249,7 +249,7 @@ def test_bad_settings_are_refused(settings: dict, message: str) -> None:
         spectral_transform(embedding("batch"), 0.5, axis="both")
 
 
-def test_a_covariance_that_is_singular_whatever_is_learnt_is_refused() -> None:
+def test_a_covariance_that_is_singular_whatever_is_learned_is_refused() -> None:
     def build(batch_size: int, d: int, hidden: int = 16, **settings: object) -> spectral.Spectral:
         run = method_cases.setup(batch_size=batch_size, projector=ProjectorConfig(hidden=hidden, out=d))
         return spectral.build(spectral.Config(**settings), run)

@@ -39,7 +39,7 @@ def test_the_loop_hands_over_the_labels() -> None:
     )
     source = open_source(recipe.data, "train")
     process = Process(rank=0, world_size=1, device=torch.device("cpu"))
-    training = train.build(recipe, process, len(source), len(source.class_names))
+    training = train.build_training(recipe, process, len(source), len(source.class_names))
     (batch,) = training_batches(source, recipe.views, seed=0, batch_size=64, first_step=0, last_step=1)
     losses = [training.take_step(batch).values()["loss"] for _ in range(8)]
     assert losses[-1] < 0.8 * losses[0]
@@ -50,9 +50,9 @@ def test_the_loop_hands_over_the_labels() -> None:
 def test_one_view_is_enough() -> None:
     recipe = load_recipe("demo", ["method={name: supervised}", "views=[{size: 32}]"])
     process = Process(rank=0, world_size=1, device=torch.device("cpu"))
-    assert train.build(recipe, process, 8192, 10).labelled
+    assert train.build_training(recipe, process, 8192, 10).labeled
     with pytest.raises(ValueError, match=r"views: INTL compares at least two of each image, got 1"):
-        train.build(load_recipe("demo", ["views=[{size: 32}]"]), process, 8192)
+        train.build_training(load_recipe("demo", ["views=[{size: 32}]"]), process, 8192)
 
 
 def test_bad_settings_are_refused() -> None:

@@ -22,7 +22,7 @@ def relative(value: torch.Tensor, reference: torch.Tensor) -> float:
 
 
 def disagreement_as_printed(a: torch.Tensor, b: torch.Tensor, shrinkage: float) -> torch.Tensor:
-    """Rows standardised and whitened against each other by a constant matrix, then sum_i (1 - c_ii)^2."""
+    """Rows standardized and whitened against each other by a constant matrix, then sum_i (1 - c_ii)^2."""
     white = []
     for z in (a, b):
         x = (z - z.mean(dim=1, keepdim=True)) / (z.std(dim=1, keepdim=True) + 1e-4)
@@ -50,7 +50,7 @@ def test_loss_and_gradient_are_the_papers(kind: str, shape: tuple[int, int], shr
 
 
 def test_losses_and_gradients_are_the_authors() -> None:
-    """Numbers of the authors' whitening (main.py for CIFAR) after their standardisation (for ImageNet), in float64."""
+    """Numbers of the authors' whitening (main.py for CIFAR) after their standardization (for ImageNet), in float64."""
     golden = {
         "instance": (4.114642095308145, 0.5062450648900215, [-0.012588409365698626, 0.014367737146909414]),
         "feature": (37.26397254782445, 1.9179917757889506, [-0.004006210739933249, 0.03031970492682885]),
@@ -76,7 +76,7 @@ def test_small_shrinkage_whitens() -> None:
 
 
 @SHAPES
-def test_each_loss_ignores_what_it_standardises(shape: tuple[int, int]) -> None:
+def test_each_loss_ignores_what_it_standardizes(shape: tuple[int, int]) -> None:
     """Scale and shift of each sample, or of each feature; up to the 1e-4 beside standard deviations."""
     z = 100 * embeddings(*shape)
     of_samples, of_features = (shape[0], 1), (1, shape[1])

@@ -26,12 +26,12 @@ OTHERS = sorted({*methods.names()} - {*CAPTURABLE})
 
 def steps(training: Training, numbers: range) -> list[dict[str, float]]:
     """Steps on views and labels of their own; what each of them measured."""
-    readings = []
+    metrics = []
     for number in numbers:
         views = [noise(f"{number}/{i}", 32, 3, view.size, view.size) for i, view in enumerate(training.recipe.views)]
-        labels = torch.arange(32) * (number + 1) % 10 if training.labelled else None
-        readings.append(training.optimize(views, labels).values())
-    return readings
+        labels = torch.arange(32) * (number + 1) % 10 if training.labeled else None
+        metrics.append(training.optimize(views, labels).values())
+    return metrics
 
 
 def assert_same(one: Training, other: Training) -> None:

@@ -63,9 +63,9 @@ def test_cifar_stem_keeps_the_resolution_of_34() -> None:
     assert sizes == [17, 9, 5]
 
 
-def test_initialisation_is_the_authors() -> None:
+def test_initialization_is_the_authors() -> None:
     """Residual branches that start at zero for ResNet-50 (theirs has 16 such weights) and not for 18; the CIFAR
-    convolution with PyTorch's default, all others with He's normal initialisation."""
+    convolution with PyTorch's default, all others with He's normal initialization."""
     golden = {case: entry["zero_weights"] for case, entry in GOLDEN["backbones"].items()}
     for name, zero in (("resnet18", False), ("resnet50", True)):
         backbone = build_backbone(name, zero_init_residual=zero)

@@ -10,7 +10,7 @@ from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2 import functional as reference
 
 from intl_bench.core.seeding import uniforms
-from pretrain.images.crops import BOX_DRAWS, ResidentImages, centre, crop, draw_shapes, fit_boxes
+from pretrain.images.crops import BOX_DRAWS, ResidentImages, center, crop, draw_shapes, fit_boxes
 from pretrain.images.views import ViewConfig
 
 CPU = torch.device("cpu")
@@ -53,7 +53,7 @@ def test_test_view_of_photos_as_pil(test_data) -> None:
         with Image.open(file) as photo:
             image = photo.convert("RGB")
         theirs = reference.center_crop(reference.resize(image, [256]), [224, 224])
-        ours = centre(np.array(image), 256, 224)
+        ours = center(np.array(image), 256, 224)
         assert (ours.int() - reference.pil_to_tensor(theirs).int()).abs().max() <= 2
 
 

@@ -20,7 +20,7 @@ from pretrain.images.data import ArraySource, BadImageError, DataConfig, FolderS
 
 
 def picture(seed: int = 0, height: int = 40, width: int = 60) -> Image.Image:
-    """A smooth colourful picture, brighter on the right."""
+    """A smooth colorful picture, brighter on the right."""
     coarse = np.random.default_rng(seed).integers(0, 100, (4, 6, 3))
     coarse[:, 3:] += 120
     return Image.fromarray(coarse.astype(np.uint8)).resize((width, height), Image.Resampling.BICUBIC)
@@ -334,17 +334,17 @@ def ridge_accuracy(train: np.ndarray, train_y: np.ndarray, test: np.ndarray, tes
     return float(((test @ weights).argmax(axis=1) == test_y).mean())
 
 
-def test_colours_and_pixels_do_not_tell_the_shape() -> None:
+def test_colors_and_pixels_do_not_tell_the_shape() -> None:
     (images, labels), (test_images, test_labels) = shapes.make(2048, "train"), shapes.make(512, "test")
 
-    def colours(x: np.ndarray) -> np.ndarray:
+    def colors(x: np.ndarray) -> np.ndarray:
         mean = x.reshape(len(x), -1, 3).mean(axis=1) / 255
         return np.c_[mean, mean**2, mean * np.roll(mean, 1, axis=1)]
 
     def pixels(x: np.ndarray) -> np.ndarray:
         return x[:, ::2, ::2].reshape(len(x), -1) / 255
 
-    for features in (colours, pixels):
+    for features in (colors, pixels):
         assert ridge_accuracy(features(images), labels, features(test_images), test_labels) < 0.17
 
 
@@ -364,7 +364,7 @@ def test_edges_tell_the_shape() -> None:
 # Configuration
 
 
-def test_normalisation() -> None:
+def test_normalization() -> None:
     imagenet = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     cifar10 = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
     cifar100 = ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762))

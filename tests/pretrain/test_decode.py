@@ -38,7 +38,7 @@ def outcome(function: Callable[[bytes], np.ndarray], content: bytes) -> tuple[An
 
 
 def photo(height: int, width: int, seed: int = 0) -> Image.Image:
-    """Smooth colours with noise on them, so that neither chroma nor fine detail is without effect."""
+    """Smooth colors with noise on them, so that neither chroma nor fine detail is without effect."""
     random = np.random.default_rng(seed)
     coarse = Image.fromarray(random.integers(0, 256, (height // 8 + 1, width // 8 + 1, 3), np.uint8))
     smooth = np.array(coarse.resize((width, height), Image.Resampling.BICUBIC), int)

@@ -16,11 +16,11 @@ from voc_cases import LISTS
 from intl_bench.core.errors import InputError
 from pretrain.images import fingerprint as fingerprints
 from pretrain.images import pack_command
-from pretrain.images.data import ArraySource, DataConfig, FileSource, open_source
+from pretrain.images.data import AnnotatedDataConfig, ArraySource, FileSource, open_source
 from pretrain.images.fingerprint import fingerprint
 from transfer.detection.annotations import generated
 from transfer.detection.annotations.split import read_split
-from transfer.detection.config import DataConfig as DetectionData
+from transfer.detection.config import AnnotatedDataConfig as DetectionData
 
 
 @pytest.fixture(autouse=True)
@@ -35,11 +35,11 @@ def folder(tmp_path: Path) -> Path:
 
 
 def of(root: Path, split: str = "train", **options: Any) -> str:
-    return fingerprint(open_source(DataConfig(root=str(root), **options), split))
+    return fingerprint(open_source(AnnotatedDataConfig(root=str(root), **options), split))
 
 
 def chosen(root: Path, indices: list[int]) -> FileSource:
-    source = open_source(DataConfig(root=str(root)), "train")
+    source = open_source(AnnotatedDataConfig(root=str(root)), "train")
     assert isinstance(source, FileSource)
     return source.choose(np.array(indices))
 
@@ -94,7 +94,7 @@ def test_a_pack_has_the_same(folder: Path, tmp_path: Path) -> None:
     for split in ("train", "test"):
         assert of(tmp_path / "packed", split) == of(folder, split)
     assert fingerprint(chosen(tmp_path / "packed", [7, 2])) == fingerprint(chosen(folder, [7, 2]))
-    source = open_source(DataConfig(root=str(tmp_path / "packed")), "train")
+    source = open_source(AnnotatedDataConfig(root=str(tmp_path / "packed")), "train")
     assert isinstance(source, FileSource)
     assert source.sizes.tolist() == [Path(file).stat().st_size for file in sorted((folder / "train").rglob("*.png"))]
 
@@ -208,7 +208,7 @@ def test_a_far_disk_gives_the_same(folder: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_vanished_file_is_named(folder: Path) -> None:
-    source = open_source(DataConfig(root=str(folder)), "train")
+    source = open_source(AnnotatedDataConfig(root=str(folder)), "train")
     first(folder).unlink()
     with pytest.raises(InputError, match=first(folder).parent.name):
         fingerprint(source)
@@ -242,14 +242,16 @@ def test_of_arrays(tmp_path: Path) -> None:
         fingerprint(ArraySource(arrays["train_x"], arrays["train_y"], ["a", "b", "c"], "here")),
     ]
     assert len({before, *changed}) == 6
-    source = open_source(DataConfig(kind="npz", root=str(tmp_path / "a.npz")), "train")
+    source = open_source(AnnotatedDataConfig(kind="npz", root=str(tmp_path / "a.npz")), "train")
     assert isinstance(source, ArraySource)
     assert fingerprint(source.choose(np.arange(12))) == before
     assert fingerprint(source.choose(order)) == changed[2]
 
 
 def test_of_shapes() -> None:
-    one, same, other = (fingerprint(open_source(DataConfig(kind="shapes", size=n), "train")) for n in (40, 40, 44))
+    one, same, other = (
+        fingerprint(open_source(AnnotatedDataConfig(kind="shapes", size=n), "train")) for n in (40, 40, 44)
+    )
     assert one == same != other
 
 

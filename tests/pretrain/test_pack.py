@@ -156,7 +156,7 @@ def test_a_run_goes_on_with_the_pack(folder: Path, packed: Path, monkeypatch: py
     started = recipe("started", folder)
     with distributed.start("cpu") as process:
         source = opened(folder)
-        training = train.build(started, process, len(source))
+        training = train.build_training(started, process, len(source))
         for batch in training_batches(source, started.views, seed=started.seed, batch_size=12, last_step=2):
             training.take_step(batch)
         checkpoint.save(started.checkpoint, training.state())
@@ -180,7 +180,7 @@ def test_a_file_list_names_images_of_a_pack(tmp_path: Path, monkeypatch: pytest.
     outcomes = [
         finetune.run(
             make_checkpoint(),
-            finetune.Config(
+            finetune.FinetuneConfig(
                 data=DataConfig(root=place),
                 train_percent=10,
                 workers=0,
@@ -213,7 +213,7 @@ def test_features_are_known_by_the_images_of_a_pack(
 
     def test_features(place: str, **options: str) -> tuple[torch.Tensor, bool]:
         data = DataConfig(root=place, **options)  # type: ignore[arg-type]
-        config = knn.Config(data=data, workers=0, resize=18, crop=16)
+        config = knn.KnnConfig(data=data, workers=0, resize=18, crop=16)
         _, test = features.extract_both(make_checkpoint(), config, CPU)
         return test.features.clone(), capsys.readouterr().err.count("there already") == 2
 

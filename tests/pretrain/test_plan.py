@@ -36,17 +36,17 @@ def tiny(*overrides: str) -> Recipe:
 
 
 @functools.cache
-def planned(*overrides: str, processes: int = 1) -> plan.Plan:
+def planned(*overrides: str, processes: int = 1) -> plan.CostPlan:
     return plan.make_plan(tiny(*overrides), processes=processes)
 
 
 def built(recipe: Recipe) -> train.Training:
     process = distributed.Process(rank=0, world_size=1, device=torch.device("cpu"))
-    return train.build(recipe, process, len(open_source(recipe.data, "train")))
+    return train.build_training(recipe, process, len(open_source(recipe.data, "train")))
 
 
 @functools.cache
-def default_plan() -> plan.Plan:
+def default_plan() -> plan.CostPlan:
     return plan.make_plan(load_recipe("imagenet_r50_intl"))
 
 

@@ -119,7 +119,7 @@ def test_another_configuration_is_not_continued() -> None:
     train.run(tiny())
     with pytest.raises(InputError, match=r"base_lr: 0\.6 -> 0\.5.*--fresh"):
         train.run(tiny("base_lr=0.5"))
-    train.run(tiny("workers=1"))  # does not change what is learnt
+    train.run(tiny("workers=1"))  # does not change what is learned
 
 
 def test_damaged_checkpoint_is_noticed() -> None:
@@ -169,7 +169,7 @@ def test_the_numbers_of_a_diverged_step_are_refused() -> None:
     recipe = tiny()
     with distributed.start("cpu") as process:
         source = open_source(recipe.data, "train")
-        training = train.build(recipe, process, len(source))
+        training = train.build_training(recipe, process, len(source))
         (batch,) = training_batches(source, recipe.views, seed=0, batch_size=32, last_step=1)
         with torch.no_grad():
             training.method.projector[-1].bias.fill_(float("nan"))

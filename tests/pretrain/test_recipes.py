@@ -112,7 +112,9 @@ def test_a_run_can_be_built_from_every_recipe(method: str) -> None:
         assert recipe.backbone.stem.startswith("cifar") == data.startswith("cifar")
         assert {view.size for view in recipe.views} <= ({32} if data.startswith("cifar") else {224, 96})
         with meta:
-            training = train.build(recipe, Process(rank=0, world_size=1, device=meta), PAPER[data].train, classes)
+            training = train.build_training(
+                recipe, Process(rank=0, world_size=1, device=meta), PAPER[data].train, classes
+            )
         assert training.total_steps == PAPER[data].train // recipe.batch_size * recipe.epochs
         if data != "imagenet" and training.display.lower() in table(2):
             assert recipe.epochs == (400 if data == "imagenet100" else 1000)
@@ -168,7 +170,7 @@ SOURCES = {
 
 
 @pytest.mark.parametrize("name", SOURCES)
-def test_optimisation_is_as_in_the_source(name: str) -> None:
+def test_optimization_is_as_in_the_source(name: str) -> None:
     recipe = load(name)
     lr = recipe.base_lr * recipe.batch_size / 256
     derived = {"lr": lr, "final_lr": lr * recipe.final_lr_ratio, "lr_1d": lr * recipe.one_dimensional_lr_ratio}

@@ -1,4 +1,4 @@
-"""Learning rate and momentum at every step of a run against the authors' code, and the optimiser's groups."""
+"""Learning rate and momentum at every step of a run against the authors' code, and the optimizer's groups."""
 
 import authors
 import pytest
@@ -71,13 +71,13 @@ def test_all_parameters_decay_where_asked() -> None:
 
 
 @pytest.mark.parametrize("decay_one_dimensional", [False, True])
-def test_frozen_parameters_are_not_optimised(decay_one_dimensional: bool) -> None:
+def test_frozen_parameters_are_not_optimized(decay_one_dimensional: bool) -> None:
     module = network()
     module[0].requires_grad_(False)
     module[1].requires_grad_(False)
     optimizer = build_optimizer(module, momentum=0.9, weight_decay=0.1, decay_one_dimensional=decay_one_dimensional)
-    optimised = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    assert optimised == {id(p) for p in module[3].parameters()}
+    optimized = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    assert optimized == {id(p) for p in module[3].parameters()}
 
 
 def test_step_is_sgds_with_decay_on_matrices_only() -> None:

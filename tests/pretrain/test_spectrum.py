@@ -52,7 +52,7 @@ def test_a_large_mean_costs_no_digits(shape: tuple[int, int]) -> None:
 
 
 def test_zeros_by_construction_are_left_out() -> None:
-    """Whitening samples centres each over its features: a direction of the features is gone, whatever the embedding."""
+    """Whitening samples centers each over its features: a direction of the features is gone, whatever the embedding."""
     z = normal(60, 20)
     assert len(eigenvalues(z)) == 20
     white = iter_norm(z.float(), axis="channel")
@@ -116,8 +116,8 @@ def test_numbers_of_a_matrix_are_those_of_its_eigenvalues() -> None:
     shares = shares / shares.sum() + 1e-7
     assert found["rank"] == pytest.approx(math.exp(-(shares * np.log(shares)).sum()), rel=1e-9)
     assert found["rank"] < 0.5 * alone["rank"]
-    centred = of(z - z.mean(dim=0)).numbers()
-    assert centred["rank"] == pytest.approx(alone["rank"], rel=1e-5)
+    centered = of(z - z.mean(dim=0)).numbers()
+    assert centered["rank"] == pytest.approx(alone["rank"], rel=1e-5)
     assert {key: found[key] for key in alone if key != "rank"} == {key: alone[key] for key in alone if key != "rank"}
 
 

@@ -23,7 +23,7 @@ AS_IS = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
 
 
 def pictures(count: int, size: int = 48) -> torch.Tensor:
-    """Smooth random colours with gray, black and white patches: (count, 3, size, size) uint8."""
+    """Smooth random colors with gray, black and white patches: (count, 3, size, size) uint8."""
     coarse = torch.rand(count, 3, 6, 6, generator=torch.Generator().manual_seed(count)) * 1.6 - 0.3
     images = torch.nn.functional.interpolate(coarse, (size, size), mode="bilinear").clamp(0, 1).mul(255).to(torch.uint8)
     images[:, :, :4] = images[:, :1, :4]
@@ -110,7 +110,7 @@ def test_channels_last_as_channels_first() -> None:
     assert torch.equal(augment(last, parameters, **AS_IS), augment(crops, parameters, **AS_IS))
 
 
-def test_solarisation_turns_level_128_and_above() -> None:
+def test_solarization_turns_level_128_and_above() -> None:
     crops = torch.tensor([127, 128, 255], dtype=torch.uint8).view(1, 1, 1, 3).expand(1, 3, 3, 3)
     parameters = rows(1)
     parameters[0, views.SOLARIZE] = 1
@@ -151,12 +151,12 @@ def drawn(count: int, size: int = 48) -> torch.Tensor:
 def test_everything_together_as_torchvision() -> None:
     crops, parameters = pictures(64), drawn(64)
     ours, theirs = augment(crops, parameters, **AS_IS), one_by_one(crops, parameters)
-    # A value within rounding of the solarisation threshold may fall on its other side: one level.
+    # A value within rounding of the solarization threshold may fall on its other side: one level.
     assert_same(ours, theirs, most=1.01 / 255)
     assert (ours - theirs).abs().mean() < 1e-5
 
 
-def test_normalisation() -> None:
+def test_normalization() -> None:
     crops, parameters = pictures(8), drawn(8)
     mean, std = (0.1, 0.2, 0.3), (0.5, 0.6, 0.7)
     plain = augment(crops, parameters, **AS_IS)

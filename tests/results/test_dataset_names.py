@@ -15,10 +15,10 @@ from intl_bench.cli import main
 from intl_bench.core.datasets import PAPER
 from intl_bench.core.errors import InputError
 from intl_bench.core.identity import identity
-from pretrain.images.data import DataConfig, open_source
+from pretrain.images.data import AnnotatedDataConfig, open_source
 from transfer.detection.annotations import generated
 from transfer.detection.annotations.split import read_split
-from transfer.detection.config import DataConfig as DetectionData
+from transfer.detection.config import AnnotatedDataConfig as DetectionData
 
 
 def wnids(root: Path, classes: int, train: int = 1, side: int = 8) -> Path:
@@ -38,7 +38,7 @@ def arrays(path: Path, classes: int, train: int = 200, side: int = 32) -> Path:
     return path
 
 
-def refusal(config: DataConfig, split: str = "train") -> str:
+def refusal(config: AnnotatedDataConfig, split: str = "train") -> str:
     with pytest.raises(InputError) as error:
         open_source(config, split)
     message = str(error.value)
@@ -72,19 +72,19 @@ def test_name_of_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: s
     (tmp_path / "there").mkdir()
     monkeypatch.chdir(tmp_path / "there")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert DataConfig(kind=kind, root=root).dataset == name
-    assert DataConfig(kind=kind, root=root, name="mine").dataset == "mine"
+    assert AnnotatedDataConfig(kind=kind, root=root).dataset == name
+    assert AnnotatedDataConfig(kind=kind, root=root, name="mine").dataset == "mine"
 
 
 def test_names_and_places_are_no_part_of_the_identity() -> None:
     """What lies there is in the fingerprint; how it is read is not."""
-    here = DataConfig(root="here", name="a", classes="list.txt")
-    assert identity(here) == identity(DataConfig())
+    here = AnnotatedDataConfig(root="here", name="a", classes="list.txt")
+    assert identity(here) == identity(AnnotatedDataConfig())
     for change in ({"on_bad_image": "skip"}, {"size": 64}):  # a size of generated images alone
-        assert identity(dataclasses.replace(DataConfig(), **change)) == identity(DataConfig())
+        assert identity(dataclasses.replace(AnnotatedDataConfig(), **change)) == identity(AnnotatedDataConfig())
     for change in ({"kind": "npz"}, {"mean": (0.1, 0.2, 0.3)}, {"kind": "shapes"}):
-        assert identity(dataclasses.replace(DataConfig(), **change)) != identity(DataConfig())
-    assert identity(DataConfig(kind="shapes", size=64)) != identity(DataConfig(kind="shapes"))
+        assert identity(dataclasses.replace(AnnotatedDataConfig(), **change)) != identity(AnnotatedDataConfig())
+    assert identity(AnnotatedDataConfig(kind="shapes", size=64)) != identity(AnnotatedDataConfig(kind="shapes"))
     there = DetectionData(root="r", name="b", train=("t",), test=("s",), train_images="i", test_images="j")
     assert identity(there) == identity(DetectionData()) != identity(DetectionData(kind="voc"))
 
@@ -96,18 +96,18 @@ def test_names_and_places_are_no_part_of_the_identity() -> None:
 @pytest.mark.parametrize(("name", "expected"), [("imagenet", "1,000"), ("imagenet100", "100")])
 def test_imagenet_has_all_its_classes(tmp_path: Path, split: str, name: str, expected: str) -> None:
     root = wnids(tmp_path / "photos", 12)
-    config = DataConfig(root=str(root), name=name)
+    config = AnnotatedDataConfig(root=str(root), name=name)
     assert refusal(config, split) == f"{root} has 12 class folders, expected {expected} named as n01440764"
-    assert len(open_source(DataConfig(root=str(root)), split)) == 12
+    assert len(open_source(AnnotatedDataConfig(root=str(root)), split)) == 12
     root.rename(tmp_path / name)  # a name that nobody gave
-    assert "12 class folders" in refusal(DataConfig(root=str(tmp_path / name)), split)
+    assert "12 class folders" in refusal(AnnotatedDataConfig(root=str(tmp_path / name)), split)
 
 
 def test_imagenet_is_named_by_wordnet(tmp_path: Path) -> None:
     root = wnids(tmp_path / "photos", 100)
-    config = DataConfig(root=str(root), name="imagenet100")
+    config = AnnotatedDataConfig(root=str(root), name="imagenet100")
     assert [len(open_source(config, split)) for split in ("train", "test")] == [100, 100]
-    assert refusal(DataConfig(root=str(root), name="imagenet")).startswith(f"{root} has 100 class folders")
+    assert refusal(AnnotatedDataConfig(root=str(root), name="imagenet")).startswith(f"{root} has 100 class folders")
     for split in ("train", "val"):
         (root / split / "n00000007").rename(root / split / "n7")
     assert refusal(config) == f"{root} has class folders such as 'n7', expected 100 named as n01440764"
@@ -115,10 +115,10 @@ def test_imagenet_is_named_by_wordnet(tmp_path: Path) -> None:
 
 def test_a_part_of_imagenet_with_all_classes(tmp_path: Path) -> None:
     root = wnids(tmp_path / "photos", 1000, side=1)
-    assert len(open_source(DataConfig(root=str(root), name="imagenet"), "train")) == 1000
+    assert len(open_source(AnnotatedDataConfig(root=str(root), name="imagenet"), "train")) == 1000
     listing = tmp_path / "classes.txt"
     listing.write_text("\n".join(f"n{number:08d}" for number in range(100)))
-    part = DataConfig(root=str(root), classes=str(listing), name="imagenet100")
+    part = AnnotatedDataConfig(root=str(root), classes=str(listing), name="imagenet100")
     assert len(open_source(part, "train")) == 100
     assert "100 class folders" in refusal(dataclasses.replace(part, name="imagenet"))
 
@@ -126,13 +126,13 @@ def test_a_part_of_imagenet_with_all_classes(tmp_path: Path) -> None:
 def test_imagenet_in_an_archive(tmp_path: Path) -> None:
     path = arrays(tmp_path / "a.npz", 100)
     expected = f"{path} has classes such as '0', expected 100 named as n01440764"
-    assert refusal(DataConfig(kind="npz", root=str(path), name="imagenet100")) == expected
+    assert refusal(AnnotatedDataConfig(kind="npz", root=str(path), name="imagenet100")) == expected
 
 
 def test_no_more_images_than_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(PAPER, "imagenet100", dataclasses.replace(PAPER["imagenet100"], train=150))
     root = wnids(tmp_path / "photos", 100, train=2)
-    config = DataConfig(root=str(root), name="imagenet100")
+    config = AnnotatedDataConfig(root=str(root), name="imagenet100")
     assert refusal(config) == f"{root} has 200 train images, expected at most 150"
     assert len(open_source(config, "test")) == 100
 
@@ -150,13 +150,13 @@ def test_no_more_images_than_there_are(tmp_path: Path, monkeypatch: pytest.Monke
 )
 def test_cifar_in_an_archive(tmp_path: Path, name: str, classes: int, options: dict[str, Any], expected: str) -> None:
     path = arrays(tmp_path / "images.npz", classes, **options)
-    config = DataConfig(kind="npz", root=str(path), name=name)
+    config = AnnotatedDataConfig(kind="npz", root=str(path), name=name)
     if expected:
         assert refusal(config) == expected.format(path)
     else:
         assert len(open_source(config, "train")) == 200
     path.rename(path.with_name(f"{name}.npz"))  # the file alone names it too
-    config = DataConfig(kind="npz", root=str(path.with_name(f"{name}.npz")))
+    config = AnnotatedDataConfig(kind="npz", root=str(path.with_name(f"{name}.npz")))
     if expected:
         assert refusal(config) == expected.format(config.root)
     else:
@@ -165,27 +165,27 @@ def test_cifar_in_an_archive(tmp_path: Path, name: str, classes: int, options: d
 
 def test_cifar_is_neither_generated_nor_the_other_one() -> None:
     expected = "data.kind=shapes has other images, expected data.kind=cifar10, npz or imagefolder"
-    assert refusal(DataConfig(kind="shapes", name="cifar10")) == expected
+    assert refusal(AnnotatedDataConfig(kind="shapes", name="cifar10")) == expected
 
 
 def test_cifar_in_folders(tmp_path: Path) -> None:
     right, wrong = (wnids(tmp_path / f"{side}", 10, side=side) for side in (32, 40))
-    assert len(open_source(DataConfig(root=str(right), name="cifar10"), "train")) == 10
+    assert len(open_source(AnnotatedDataConfig(root=str(right), name="cifar10"), "train")) == 10
     expected = f"{wrong} has an image of 40 x 40 pixels, expected 32 x 32"
-    assert refusal(DataConfig(root=str(wrong), name="cifar10")) == expected
+    assert refusal(AnnotatedDataConfig(root=str(wrong), name="cifar10")) == expected
 
 
 def test_an_image_that_cannot_be_decoded_is_said_later(tmp_path: Path) -> None:
     root = wnids(tmp_path / "photos", 10, side=32)
     (root / "train" / "n00000000" / "0.png").write_bytes(b"no image")
-    assert len(open_source(DataConfig(root=str(root), name="cifar10"), "train")) == 10
+    assert len(open_source(AnnotatedDataConfig(root=str(root), name="cifar10"), "train")) == 10
 
 
 @pytest.mark.data
 def test_real_images_under_published_names(test_data: Path) -> None:
     for split in ("train", "test"):
-        open_source(DataConfig(kind="npz", root=str(test_data / "cifar10_subset.npz"), name="cifar10"), split)
-    photos = DataConfig(root=str(test_data / "imagenette96"), name="imagenet")
+        open_source(AnnotatedDataConfig(kind="npz", root=str(test_data / "cifar10_subset.npz"), name="cifar10"), split)
+    photos = AnnotatedDataConfig(root=str(test_data / "imagenette96"), name="imagenet")
     assert "has 10 class folders, expected 1,000" in refusal(photos)
 
 

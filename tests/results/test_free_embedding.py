@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from intl_bench.ablations import free_embedding
-from intl_bench.ablations.free_embedding import Outcome, Setting, measure, optimise, start
+from intl_bench.ablations.free_embedding import Outcome, Setting, measure, optimize, start
 from pretrain.spectrum import condition_number, eigenvalues
 
 SMALL = Setting(name="small", dimension=8)
@@ -51,7 +51,7 @@ def test_hard_whitening_compares_polar_factors() -> None:
 def test_intl_leaves_the_scale_free_and_soft_whitening_does_not(outcomes: dict[str, Outcome]) -> None:
     """A start 100 times as large in variance ends 100 times as large under INTL; VICReg lifts a small one to its 1."""
     wide = Setting(name="wide", dimension=8, mean=10.0)
-    end = optimise(free_embedding.losses()["INTL, T = 4"], wide, 0, steps=150).after
+    end = optimize(free_embedding.losses()["INTL, T = 4"], wide, 0, steps=150).after
     small = outcomes["INTL, T = 4"].after
     assert float(end.mean() / small.mean()) == pytest.approx(100, rel=0.05)
     assert float(outcomes["VICReg"].after.mean()) > 0.99 > 9 * float(outcomes["VICReg"].before.mean())
@@ -62,7 +62,7 @@ def test_intl_leaves_the_scale_free_and_soft_whitening_does_not(outcomes: dict[s
 def test_a_run_is_a_function_of_its_seed() -> None:
     pytest.importorskip("lightly")
     loss = free_embedding.losses()["INTL, T = 1"]
-    first, again, other = (optimise(loss, SMALL, seed, steps=5).after for seed in (1, 1, 2))
+    first, again, other = (optimize(loss, SMALL, seed, steps=5).after for seed in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 

@@ -42,7 +42,7 @@ def foreign(**changes: Any) -> Checkpoint:
 
 def scale(checkpoint: Checkpoint, task: str, *overrides: str, config: str | None = None, **counts: int) -> str:
     """The scale of a result on the whole data set."""
-    plan = runs.Plan(task=task, checkpoint=checkpoint, overrides=overrides, config=config)
+    plan = runs.TaskRun(task=task, checkpoint=checkpoint, overrides=overrides, config=config)
     _, _, resolved = runs.prepare(plan)
     facts = PAPER[resolved.data.dataset]
     listed = {1: 12_811, 10: 128_116}.get(getattr(resolved, "train_percent", 0), facts.train)
@@ -111,7 +111,7 @@ def test_a_recipe_on_another_data_set_is_not_published() -> None:
 def test_a_file_has_the_last_word_over_its_base(tmp_path: Path) -> None:
     own = tmp_path / "own.yaml"
     own.write_text(f"base: {configs.CONFIGS / 'linear' / 'imagenet.yaml'}\nlr: 0.1\n")
-    _, _, config = runs.prepare(runs.Plan(task="linear", checkpoint=trained(TWO), config=str(own)))
+    _, _, config = runs.prepare(runs.TaskRun(task="linear", checkpoint=trained(TWO), config=str(own)))
     assert config.lr == 0.1
 
 
@@ -169,7 +169,9 @@ def test_cells_of_packaged_grids_are_published() -> None:
 
 
 def own_normalization(recipe: str, task: str, *overrides: str, config: str | None = None) -> tuple[Any, ...]:
-    _, _, resolved = runs.prepare(runs.Plan(task=task, checkpoint=trained(recipe), overrides=overrides, config=config))
+    _, _, resolved = runs.prepare(
+        runs.TaskRun(task=task, checkpoint=trained(recipe), overrides=overrides, config=config)
+    )
     return tuple(resolved.data.mean), tuple(resolved.data.std)
 
 
@@ -194,4 +196,4 @@ def test_an_unknown_section_for_checkpoints_is_named(tmp_path: Path) -> None:
     own = tmp_path / "own.yaml"
     own.write_text("for_checkpoints:\n  three_views: {k: 3}\n")
     with pytest.raises(InputError, match=r"for_checkpoints\.three_views.*two_views"):
-        runs.prepare(runs.Plan(task="knn", checkpoint=trained("cifar10_r18_intl"), config=str(own)))
+        runs.prepare(runs.TaskRun(task="knn", checkpoint=trained("cifar10_r18_intl"), config=str(own)))

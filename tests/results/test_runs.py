@@ -44,9 +44,9 @@ def _in_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def linear(checkpoint: Path, **changes: object) -> runs.Plan:
+def linear(checkpoint: Path, **changes: object) -> runs.TaskRun:
     values = {"task": "linear", "checkpoint": checkpoint, "overrides": QUICK, "seeds": [0, 1, 2]} | changes
-    return runs.Plan(**values)  # type: ignore[arg-type]
+    return runs.TaskRun(**values)  # type: ignore[arg-type]
 
 
 def test_a_record_a_seed_with_all_that_was_asked_for(trained: Path) -> None:
@@ -107,7 +107,7 @@ def test_other_settings_are_other_records(trained: Path) -> None:
 
 
 def test_random_init_is_another_network_for_each_seed(trained: Path) -> None:
-    records = runs.run(runs.Plan(task="knn", checkpoint=trained, seeds=[0, 1, 2], init="random"))
+    records = runs.run(runs.TaskRun(task="knn", checkpoint=trained, seeds=[0, 1, 2], init="random"))
     assert {r.method for r in records} == {"Random init"}
     assert [(r.pretrain_seed, r.transfer_seed) for r in records] == [(0, 0), (1, 1), (2, 2)]
     assert len({r.weights_sha256 for r in records}) == 3
@@ -115,7 +115,7 @@ def test_random_init_is_another_network_for_each_seed(trained: Path) -> None:
 
 
 def test_knn_of_a_checkpoint_has_one_result(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    records = runs.run(runs.Plan(task="knn", checkpoint=trained, seeds=[0, 1, 2]))
+    records = runs.run(runs.TaskRun(task="knn", checkpoint=trained, seeds=[0, 1, 2]))
     assert len(records) == 1
     assert "one run serves all seeds" in capsys.readouterr().err
 
@@ -172,12 +172,12 @@ def test_mistakes_end_in_one_line(
 
 def test_another_kind_of_data_brings_its_own_protocol_and_name(trained: Path) -> None:
     overrides = ["data.kind=imagefolder", "data.root=photos"]
-    _, _, config = runs.prepare(runs.Plan(task="linear", checkpoint=trained, overrides=overrides))
+    _, _, config = runs.prepare(runs.TaskRun(task="linear", checkpoint=trained, overrides=overrides))
     assert (config.augment, config.crop, config.data.dataset) == (True, 224, "photos")
     overrides += ["data.name=flowers"]
-    _, _, config = runs.prepare(runs.Plan(task="linear", checkpoint=trained, overrides=overrides))
+    _, _, config = runs.prepare(runs.TaskRun(task="linear", checkpoint=trained, overrides=overrides))
     assert (config.augment, config.data.dataset) == (True, "flowers")
-    _, _, config = runs.prepare(runs.Plan(task="linear", checkpoint=trained, overrides=["data.size=400"]))
+    _, _, config = runs.prepare(runs.TaskRun(task="linear", checkpoint=trained, overrides=["data.size=400"]))
     assert (config.augment, config.data.dataset, config.data.size) == (False, "shapes", 400)
 
 

@@ -26,6 +26,7 @@ from pretrain.images.views import normalize
 from pretrain.iternorm import iter_norm
 from pretrain.projector import ProjectorConfig, build_projector
 from pretrain.recipe import load_recipe
+from pretrain.spectrum import compute_spectrum
 from transfer import features
 from transfer.convert import read
 
@@ -68,7 +69,7 @@ def outputs(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
     prefix = "projector."
     projector.load_state_dict({k.removeprefix(prefix): v for k, v in state["method"].items() if k.startswith(prefix)})
     with torch.no_grad():
-        found = features.build(read(path)).eval()(images)
+        found = features.build_backbone_of(read(path)).eval()(images)
         return found, projector.eval()(found)
 
 
@@ -224,7 +225,7 @@ def test_another_kind_of_data_is_another_data_set() -> None:
 
 def make(name: str = "embedding", m: int = 400, d: int = 300, decay: float = 1.0) -> Spectra:
     z = torch.from_numpy(generator(0, "test_spectra").standard_normal((m, d)))
-    one = spectrum.of(z * torch.arange(1, d + 1, dtype=torch.float64) ** -decay)
+    one = compute_spectrum(z * torch.arange(1, d + 1, dtype=torch.float64) ** -decay)
     return Spectra(path=Path("a.pt"), label="A", dataset="shapes", spectra={name: one})
 
 
@@ -234,8 +235,8 @@ def diverged() -> Spectra:
         label="B",
         dataset="shapes",
         spectra={
-            "embedding": spectrum.of(torch.full((8, 4), 2.0)),
-            "transformed": spectrum.of(torch.full((8, 4), math.nan)),
+            "embedding": compute_spectrum(torch.full((8, 4), 2.0)),
+            "transformed": compute_spectrum(torch.full((8, 4), math.nan)),
         },
     )
 
@@ -264,7 +265,7 @@ def test_records_hold_percentages_and_a_curve() -> None:
 def test_a_full_rank_is_a_hundred_percent() -> None:
     identity = torch.eye(64, dtype=torch.float64)
     z = torch.cat([identity, -identity])
-    measured = Spectra(path=Path("a.pt"), label="A", dataset="shapes", spectra={"embedding": spectrum.of(z)})
+    measured = Spectra(path=Path("a.pt"), label="A", dataset="shapes", spectra={"embedding": compute_spectrum(z)})
     assert measured.spectra["embedding"].numbers()["rank"] > 64
     metrics, _ = compare.record_values(measured)
     assert metrics["embedding/rank"] == 100
@@ -311,7 +312,7 @@ def test_lines_of_a_plot() -> None:
 def test_equal_labels_get_their_paths(trained: list[Path]) -> None:
     copy = Path("copy.pt")
     copy.write_bytes(trained[0].read_bytes())
-    labels = list(compare.labelled([measure_run(path) for path in (trained[0], copy, trained[1])]))
+    labels = list(compare.labeled([measure_run(path) for path in (trained[0], copy, trained[1])]))
     assert labels == [
         f"INTL (demo, seed 0, epoch 1) {trained[0]}",
         "INTL (demo, seed 0, epoch 1) copy.pt",

@@ -204,7 +204,7 @@ def test_theorem_2_equal_eigenvalues_are_the_unique_minimum(seed: int, d: int, i
     assert least == pytest.approx(d * (1 - float(t_whitening_function(iterations)(equal[0]))) ** 2, rel=1e-9, abs=1e-13)
     for which in range(10):
         x = on_simplex(seed, d, which)
-        # Towards the minimum the differences vanish with the square of the distance.
+        # Toward the minimum the differences vanish with the square of the distance.
         assert intl(x, u, iterations) > least + 1e-3 * float((x - equal).square().sum()) * least
 
 
@@ -258,7 +258,7 @@ def test_theorem_2_gradient_vanishes_at_equal_eigenvalues_only(seed: int, d: int
     u, equal = orthogonal(seed, d), torch.full((d,), 1 / d, dtype=torch.float64)
     assert float(gradient_by_the_code(equal, u, iterations).abs().max()) < 1e-12
     x = 0.9 * on_simplex(seed, d) + 0.1 / d
-    assert float(gradient_by_the_code(x, u, iterations) @ (x - equal)) > 0  # descent leads towards the minimum
+    assert float(gradient_by_the_code(x, u, iterations) @ (x - equal)) > 0  # descent leads toward the minimum
 
 
 def test_range_of_validity_descent_does_not_raise_the_rank() -> None:

@@ -36,7 +36,7 @@ def noise(purpose: str, *shape: int) -> torch.Tensor:
 
 
 def embeddings(purpose: str, views: int, m: int, d: int) -> list[torch.Tensor]:
-    """Views of one batch, (m, d) float32: common part and noise, the features mixed, off centre and of unequal size."""
+    """Views of one batch, (m, d) float32: common part and noise, the features mixed, off center and of unequal size."""
     scale = 30 ** -torch.linspace(0, 1, d, dtype=torch.float64)
     mixing = noise(f"{purpose}/mixing", d, d).double() + torch.eye(d)
     common, offset = noise(f"{purpose}/common", m, d).double(), noise(f"{purpose}/offset", d)

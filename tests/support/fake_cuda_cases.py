@@ -21,11 +21,12 @@ from transfer_cases import CPU, make_checkpoint
 
 from intl_bench.core import distributed
 from intl_bench.core.signals import StopRequest
-from pretrain import methods, train, watch
+from pretrain import methods, train
 from pretrain.images.data import ArraySource
 from pretrain.images.loader import training_batches
 from pretrain.images.views import augment
 from pretrain.recipe import Recipe, load_recipe
+from pretrain.spectrum import batch_spectra
 from transfer import features, knn, probe, sgd_classifier
 from transfer.detection import build_model, masks
 from transfer.detection.annotations import generated
@@ -68,7 +69,7 @@ def recipe(name: str, *overrides: str, sizes: tuple[int, ...] = ()) -> Recipe:
 def second_step(fake: FakeCuda, recipe: Recipe, *, side: int = 16, process: distributed.Process = GPU) -> Trained:
     """The second step of a run, for the first one makes what is kept; the images are there already."""
     source = noise(128, side)
-    training = train.build(recipe, process, len(source), len(source.class_names))
+    training = train.build_training(recipe, process, len(source), len(source.class_names))
     batches = training_batches(source, recipe.views, seed=0, batch_size=32, last_step=2, device=CUDA)
     training.take_step(next(batches))
     batch = next(batches)
@@ -148,7 +149,7 @@ def same_numbers(fake: FakeCuda) -> Trained:
     """What has code of its own for a GPU gives the CPU's numbers: a step on resident images, and pasted masks."""
     small, source, losses = recipe("cifar10_r18_intl"), noise(64, 16), list[list[float]]()
     for process in (GPU, CPU):
-        training = train.build(small, process, len(source))
+        training = train.build_training(small, process, len(source))
         batches = training_batches(source, small.views, seed=0, batch_size=32, last_step=2, device=process.device)
         losses.append([training.take_step(batch).values()["loss"] for batch in batches])
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
@@ -164,10 +165,10 @@ def same_numbers(fake: FakeCuda) -> Trained:
 
 def spectra(fake: FakeCuda) -> Trained:
     """What is watched every `spectrum_every` steps."""
-    training = train.build(recipe("cifar10_r18_intl"), GPU, 128)
+    training = train.build_training(recipe("cifar10_r18_intl"), GPU, 128)
     training.method.embedding = torch.randn(32, 64, device=CUDA)
     fake.counts.clear()
-    watch.spectra(training.method, torch.randn(32, 24, device=CUDA), 1)
+    batch_spectra(training.method, torch.randn(32, 24, device=CUDA), 1)
     return None
 
 
@@ -223,7 +224,7 @@ def extraction(fake: FakeCuda) -> Trained:
     return None
 
 
-def neighbours(fake: FakeCuda, **settings: Any) -> Trained:
+def neighbors(fake: FakeCuda, **settings: Any) -> Trained:
     """Three parts of the training features, as it is with many; none is at the same distance as another."""
     draw = torch.Generator().manual_seed(0)
     train, test = torch.randn(600, 16, generator=draw), torch.randn(50, 16, generator=draw)
@@ -307,9 +308,9 @@ CASES: dict[str, Callable[[FakeCuda], Trained]] = {
     "finetune step": partial(supervised_step, frozen=False),
     "supervised test": supervised_test,
     "features": extraction,
-    "knn": neighbours,
-    "knn inverse": partial(neighbours, weights="inverse"),
-    "knn softmax": partial(neighbours, distance="cosine", weights="softmax"),
+    "knn": neighbors,
+    "knn inverse": partial(neighbors, weights="inverse"),
+    "knn softmax": partial(neighbors, distance="cosine", weights="softmax"),
     "probe": probing,
     **{f"detector step {precision}": partial(detector_step, precision=precision) for precision in ("fp32", "bf16")},
     **{f"detect {precision}": partial(detect, precision=precision) for precision in ("fp32", "bf16")},

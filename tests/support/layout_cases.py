@@ -1,6 +1,6 @@
 """Files as the projects write them, made from a ResNet with torchvision's names.
 
-Nesting, prefixes, renaming and neighbours follow the projects' own savers; nothing here comes from the tables under
+Nesting, prefixes, renaming and neighbors follow the projects' own savers; nothing here comes from the tables under
 test. Copies of the backbone that must not be taken hold other numbers.
 """
 
@@ -184,14 +184,14 @@ def haiku(state: State, network: str) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def msra_source(state: State) -> State:
-    """The network before colour and scale were folded into conv1: BGR in 0..255, standard deviation 1."""
+    """The network before color and scale were folded into conv1: BGR in 0..255, standard deviation 1."""
     std = 255 * torch.tensor([0.229, 0.224, 0.225])
     return {**state, "conv1.weight": (state["conv1.weight"] / std[None, :, None, None]).flip(1)}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Case:
-    """A file's content, the layout and copy it must be recognised as, and keys that are to be left aside.
+    """A file's content, the layout and copy it must be recognized as, and keys that are to be left aside.
 
     `key` puts a torchvision name into the file's own; `tensors` is the dictionary that holds the backbone.
     """
@@ -205,7 +205,7 @@ class Case:
 
 
 def _simple(layout: str, **fields: Any) -> Callable[[State, State], Case]:
-    """A case of one dictionary: prefix, nesting, neighbours, other top-level entries."""
+    """A case of one dictionary: prefix, nesting, neighbors, other top-level entries."""
 
     def make(state: State, other: State) -> Case:
         rename = fields.get("rename", lambda value: value)

@@ -22,7 +22,7 @@ needs_lightly = pytest.mark.skipif(importlib.util.find_spec("lightly") is None, 
 
 
 def marked(names: Iterable[str]) -> list[Any]:
-    """Methods to parametrise a test by; without lightly it skips those that need it."""
+    """Methods to parametrize a test by; without lightly it skips those that need it."""
     return [pytest.param(name, marks=[needs_lightly] * (name in LIGHTLY)) for name in names]
 
 
@@ -77,7 +77,7 @@ def assert_resumes(build: Callable[..., Any], part: str) -> None:
     """Three steps, then two of another instance that has the first one's state, are five steps, bit for bit.
 
     Args:
-        build: makes the method, of another initialisation with `seed`.
+        build: makes the method, of another initialization with `seed`.
         part: of the state that would be missed.
     """
 

@@ -55,7 +55,7 @@ def steps(
         images = [view[: run.batch_size].chunk(world)[rank] for view in views(step, sizes=sizes)]
         labels = (torch.arange(run.batch_size) % run.classes).chunk(world)[rank]
         method.step = step
-        terms = model(images, labels) if getattr(module, "LABELLED", False) else model(images)
+        terms = model(images, labels) if getattr(module, "LABELED", False) else model(images)
         optimizer.zero_grad()
         torch.stack(list(terms.values())).sum().backward()
         results |= {f"step{step}/{term}": value.detach() for term, value in terms.items()}

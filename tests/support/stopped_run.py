@@ -14,7 +14,7 @@ def stop_after(recipe: Recipe, steps: int) -> None:
     """Leaves the run's folder as a run that was stopped after `steps` steps."""
     source = open_source(recipe.data, "train")
     with distributed.start("cpu") as process:
-        training = train.build(recipe, process, len(source), len(source.class_names))
+        training = train.build_training(recipe, process, len(source), len(source.class_names))
         for batch in training_batches(
             source, recipe.views, seed=recipe.seed, batch_size=recipe.batch_size, last_step=steps
         ):

@@ -33,4 +33,4 @@ def tiny(name: str, *more: str) -> Recipe:
 
 def train_build(recipe: Recipe) -> train.Training:
     process = distributed.Process(rank=0, world_size=1, device=torch.device("cpu"))
-    return train.build(recipe, process, 192, 10)
+    return train.build_training(recipe, process, 192, 10)

@@ -40,18 +40,18 @@ def make_checkpoint(seed: int = 0, name: str = "resnet10_narrow", stem: str = "c
 def packaged(task: ModuleType, name: str, checkpoint: Checkpoint | None = None) -> Any:
     """A packaged protocol of a task, as it is for a checkpoint."""
     path = configs.find(name, task.__name__.split(".")[-1])
-    return protocol.build(task, checkpoint or make_checkpoint(), {}, path)
+    return protocol.build_config(task, checkpoint or make_checkpoint(), {}, path)
 
 
 def make_folder(root: Path, classes: int = 3, train: int = 8, test: int = 4, side: int = 20) -> Path:
-    """An image folder of PNGs named as ImageNet's; the colour tells the class, so that it can be learnt."""
+    """An image folder of PNGs named as ImageNet's; the color tells the class, so that it can be learned."""
     rng = np.random.default_rng(0)
     for split, count in (("train", train), ("val", test)):
         for label in range(classes):
             wnid = f"n{label:08d}"
             (root / split / wnid).mkdir(parents=True)
             for number in range(count):
-                colour = 255 * np.array([label % 2, label // 2 % 2, label // 4]) * 0.6
-                pixels = (colour + rng.uniform(0, 100, (side, side + number % 3, 3))).clip(0, 255).astype(np.uint8)
+                color = 255 * np.array([label % 2, label // 2 % 2, label // 4]) * 0.6
+                pixels = (color + rng.uniform(0, 100, (side, side + number % 3, 3))).clip(0, 255).astype(np.uint8)
                 Image.fromarray(pixels).save(root / split / wnid / f"{wnid}_{number}.png")
     return root

@@ -31,7 +31,7 @@ def folder_source(root: Path) -> FolderSource:
     return source
 
 
-def settings_for(root: Path, **changes) -> finetune.Config:
+def settings_for(root: Path, **changes) -> finetune.FinetuneConfig:
     values = {
         "train_percent": 10,
         "workers": 0,
@@ -43,7 +43,7 @@ def settings_for(root: Path, **changes) -> finetune.Config:
         "head_lr": 3.0,
         "backbone_lr": 0.5,
     }
-    return finetune.Config(data=DataConfig(kind="imagefolder", root=str(root)), **values | changes)
+    return finetune.FinetuneConfig(data=DataConfig(kind="imagefolder", root=str(root)), **values | changes)
 
 
 @pytest.fixture
@@ -191,7 +191,7 @@ def test_photos(test_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert outcome.details["test_images"] == 24
     assert outcome.metrics["top1"] <= outcome.metrics["best_top1"]
     assert outcome.metrics["top1"] <= outcome.metrics["top5"]
-    model = sgd_classifier.Classifier(sgd_classifier.build(checkpoint), 24, frozen=False, seed=0)
+    model = sgd_classifier.Classifier(sgd_classifier.build_backbone_of(checkpoint), 24, frozen=False, seed=0)
     part = finetune.listed_images(folder_source(photos), path, 10)
     mean, std = normalization(config.data)
     ((images, labels),) = evaluation_batches(part, resize=72, crop=64, mean=mean, std=std, batch_size=10)

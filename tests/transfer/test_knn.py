@@ -1,4 +1,4 @@
-"""k nearest neighbours: against brute force in float64, ties, chunks, and the cache of features."""
+"""k nearest neighbors: against brute force in float64, ties, chunks, and the cache of features."""
 
 import dataclasses
 import os
@@ -89,7 +89,7 @@ def test_weighted_votes_equal_brute_force(distance: str, weights: str, chunk_byt
 
 
 def test_weights_decide() -> None:
-    """Two far neighbours outvote a near one, unless the distance counts."""
+    """Two far neighbors outvote a near one, unless the distance counts."""
     train, labels, test = [[0.0, 1], [1, 0], [1, 0]], [1, 0, 0], [[0.1, 1.0]]
     assert predict(train, labels, test, 3) == [0]
     assert predict(train, labels, test, 3, weights="inverse") == [1]
@@ -233,12 +233,12 @@ def test_folded_norms_change_nothing(name: str) -> None:
     assert float((found - expected).norm() / expected.norm()) < 1e-5
 
 
-def test_neighbours_and_probe_share_the_features(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_neighbors_and_probe_share_the_features(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = DataConfig(kind="shapes", size=80)
-    knn.run(make_checkpoint(), knn.Config(data=data, workers=0, device="cpu"), 0, folder=workplace)
+    knn.run(make_checkpoint(), knn.KnnConfig(data=data, workers=0, device="cpu"), 0, folder=workplace)
     written = {path: path.stat().st_mtime_ns for path in features.FOLDER.iterdir()}
     assert "there already" not in capsys.readouterr().err
-    probe = linear.Config(data=data, workers=0, device="cpu", epochs=2, batch_size=20)
+    probe = linear.LinearConfig(data=data, workers=0, device="cpu", epochs=2, batch_size=20)
     linear.run(make_checkpoint(), probe, 0, folder=workplace)
     assert {path: path.stat().st_mtime_ns for path in features.FOLDER.iterdir()} == written
     lines = capsys.readouterr().err.splitlines()
@@ -266,7 +266,7 @@ def test_the_second_call_reads_the_cache(workplace: Path) -> None:
 def test_features_in_half_precision_are_others_of_the_same_images(workplace: Path) -> None:
     found = {}
     for precision in ("fp32", "bf16", "fp32", "bf16"):
-        config = knn.Config(data=DataConfig(kind="shapes", size=80), workers=0, precision=precision)
+        config = knn.KnnConfig(data=DataConfig(kind="shapes", size=80), workers=0, precision=precision)
         train, _ = features.extract_both(make_checkpoint(), config, CPU)
         assert torch.equal(found.setdefault(precision, train.features), train.features)
     assert len(list(features.FOLDER.glob("*.npy"))) == 4
@@ -335,11 +335,13 @@ def test_weights_that_do_not_fit_are_named() -> None:
     checkpoint = make_checkpoint()
     lacking = {key: value for key, value in checkpoint.backbone.items() if key != "layer1.0.conv1.weight"}
     with pytest.raises(InputError, match=r"layer1\.0\.conv1\.weight is missing, expected \(32, 32, 3, 3\)"):
-        features.build(dataclasses.replace(checkpoint, backbone=lacking))
+        features.build_backbone_of(dataclasses.replace(checkpoint, backbone=lacking))
     with pytest.raises(InputError, match="extra is not part of it"):
-        features.build(dataclasses.replace(checkpoint, backbone={**checkpoint.backbone, "extra": torch.zeros(1)}))
+        features.build_backbone_of(
+            dataclasses.replace(checkpoint, backbone={**checkpoint.backbone, "extra": torch.zeros(1)})
+        )
     with pytest.raises(InputError, match=r"conv1\.weight is \(32, 3, 7, 7\), expected \(32, 3, 3, 3\)"):
-        features.build(dataclasses.replace(checkpoint, backbone=make_checkpoint(stem="imagenet").backbone))
+        features.build_backbone_of(dataclasses.replace(checkpoint, backbone=make_checkpoint(stem="imagenet").backbone))
 
 
 def test_weights_that_are_not_finite_are_refused(workplace: Path) -> None:
@@ -360,7 +362,7 @@ def test_random_init_is_a_function_of_the_seed() -> None:
     assert len({one.weights_sha256, other.weights_sha256, checkpoint.weights_sha256}) == 3
     assert all(torch.equal(value, again.backbone[key]) for key, value in one.backbone.items())
     assert not torch.equal(one.backbone["conv1.weight"], other.backbone["conv1.weight"])
-    features.build(one)
+    features.build_backbone_of(one)
 
 
 @pytest.mark.parametrize("name", ["default", "cifar10", "cifar100", "imagefolder", "solo_learn", "dino"])
@@ -374,11 +376,11 @@ def test_run_on_photos(test_data: Path, workplace: Path) -> None:
     with np.load(data.root) as archive:
         small = {key: archive[key][: 600 if "train" in key else 200] for key in archive.files}
     np.savez("small.npz", **small)
-    config = knn.Config(data=dataclasses.replace(data, root="small.npz"), workers=0, device="cpu")
+    config = knn.KnnConfig(data=dataclasses.replace(data, root="small.npz"), workers=0, device="cpu")
     outcome = knn.run(make_checkpoint(), config, 0, folder=workplace / "work")
     train, test = (extract(make_checkpoint(), config.data, split, crop=None) for split in ("train", "test"))
     expected = oracle(train.numpy(), small["train_y"], test.numpy(), 5)
-    # float32 may order two neighbours differently that are as good as equally far away.
+    # float32 may order two neighbors differently that are as good as equally far away.
     assert outcome.metrics["knn5"] == pytest.approx(100 * np.mean(expected == small["test_y"]), abs=0.5)
     assert outcome.details == {"train_images": 600, "test_images": 200, "correct": round(2 * outcome.metrics["knn5"])}
     with pytest.raises(InputError, match="k=601"):

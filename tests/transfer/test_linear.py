@@ -69,7 +69,7 @@ def test_probe_equals_the_textbook_loop() -> None:
     assert len(probe.history) == 30
 
 
-def test_probe_learns_what_can_be_learnt() -> None:
+def test_probe_learns_what_can_be_learned() -> None:
     train, test = blobs(1000, 10, 32, 0), blobs(300, 10, 32, 1)
     probe = train_probe(*train, *test, classes=10, seed=0, epochs=40, batch_size=100)
     assert probe.history[-1] == {"top1": 100.0, "top5": 100.0}
@@ -115,7 +115,9 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_run_on_features(workplace: Path) -> None:
-    config = linear.Config(data=DataConfig(kind="shapes", size=400), workers=0, device="cpu", epochs=30, batch_size=100)
+    config = linear.LinearConfig(
+        data=DataConfig(kind="shapes", size=400), workers=0, device="cpu", epochs=30, batch_size=100
+    )
     outcomes = [linear.run(make_checkpoint(), config, seed, folder=workplace / "work") for seed in (0, 0, 1)]
     assert outcomes[0] == outcomes[1] != outcomes[2]
     metrics, details = outcomes[0].metrics, outcomes[0].details
@@ -140,8 +142,8 @@ AUGMENTED = {
 }
 
 
-def augmented(root: Path, **changes) -> linear.Config:
-    return linear.Config(data=DataConfig(kind="imagefolder", root=str(root)), **AUGMENTED | changes)
+def augmented(root: Path, **changes) -> linear.LinearConfig:
+    return linear.LinearConfig(data=DataConfig(kind="imagefolder", root=str(root)), **AUGMENTED | changes)
 
 
 class Stopping(FolderSource):
@@ -158,7 +160,7 @@ class Stopping(FolderSource):
         return super().image(index)
 
 
-def settings_of(config: linear.Config, seed: int = 0, **changes) -> sgd_classifier.Settings:
+def settings_of(config: linear.LinearConfig, seed: int = 0, **changes) -> sgd_classifier.Settings:
     mean, std = normalization(config.data)
     values = {
         "seed": seed,
@@ -177,7 +179,13 @@ def settings_of(config: linear.Config, seed: int = 0, **changes) -> sgd_classifi
 
 
 def train(
-    config: linear.Config, folder: Path, *, after: int = 0, number: int = signal.SIGTERM, device: str = "cpu", **changes
+    config: linear.LinearConfig,
+    folder: Path,
+    *,
+    after: int = 0,
+    number: int = signal.SIGTERM,
+    device: str = "cpu",
+    **changes,
 ):
     sources = [open_source(config.data, split) for split in ("train", "test")]
     return sgd_classifier.train_classifier(
@@ -267,7 +275,7 @@ def test_half_precision_learns_other_weights_in_float32(workplace: Path, backbon
 
 def test_in_half_precision_the_classifier_still_computes_in_float32() -> None:
     model = sgd_classifier.Classifier(
-        sgd_classifier.build(make_checkpoint()), 3, frozen=True, seed=0, precision="bf16"
+        sgd_classifier.build_backbone_of(make_checkpoint()), 3, frozen=True, seed=0, precision="bf16"
     ).train()
     images = torch.randn(4, 3, 16, 16)
     with torch.autocast("cpu", torch.bfloat16):
@@ -307,7 +315,7 @@ def test_only_the_classifier_learns_when_frozen_and_the_rate_falls(workplace: Pa
 
 
 def test_the_batch_norms_of_a_frozen_backbone_stay_as_they_are() -> None:
-    backbone = sgd_classifier.build(make_checkpoint())
+    backbone = sgd_classifier.build_backbone_of(make_checkpoint())
     classifier = sgd_classifier.Classifier(backbone, 3, frozen=True, seed=0).train()
     classifier(torch.randn(4, 3, 16, 16)).sum().backward()
     assert all(torch.equal(value, make_checkpoint().backbone[key]) for key, value in backbone.state_dict().items())
@@ -323,7 +331,9 @@ def test_a_step_equals_the_textbook(workplace: Path) -> None:
     view = ViewConfig(size=16, interpolation="bilinear", jitter_p=0, grayscale_p=0)
     (batch,) = training_batches(source, [view], seed=0, batch_size=24, last_step=1)
     images = augment(batch.crops[0], batch.parameters[0], mean, std)
-    model = sgd_classifier.Classifier(sgd_classifier.build(make_checkpoint()), 3, frozen=False, seed=0).train()
+    model = sgd_classifier.Classifier(
+        sgd_classifier.build_backbone_of(make_checkpoint()), 3, frozen=False, seed=0
+    ).train()
     nn.functional.cross_entropy(model(images), batch.labels).backward()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -368,7 +378,9 @@ def test_what_cannot_be_evaluated_is_refused(workplace: Path) -> None:
 def test_unequal_images_need_a_crop(workplace: Path) -> None:
     data = DataConfig(kind="imagefolder", root=str(make_folder(workplace / "data")))
     with pytest.raises(InputError, match="resize and crop"):
-        linear.run(make_checkpoint(), linear.Config(data=data, workers=0, device="cpu"), 0, folder=workplace / "work")
+        linear.run(
+            make_checkpoint(), linear.LinearConfig(data=data, workers=0, device="cpu"), 0, folder=workplace / "work"
+        )
 
 
 @pytest.mark.parametrize("name", ["default", "cifar10", "cifar100", "imagefolder", "imagenet", "imagenet100"])
@@ -418,8 +430,8 @@ def score_with_other_statistics(root: Path) -> float:
         return run.test(sources[1], 0)["top1"]
 
 
-def fixed() -> linear.Config:
-    return linear.Config(
+def fixed() -> linear.LinearConfig:
+    return linear.LinearConfig(
         data=DataConfig(kind="shapes", size=101), workers=0, device="cpu", epochs=3, batch_size=20, resize=16
     )
 
@@ -471,7 +483,7 @@ def test_two_processes_score_the_weights_of_the_first(two_processes: tuple[Path,
     """Fine-tuned, each process has running statistics of its own; those of the first are scored, as they are saved."""
     folder, scores = two_processes
     assert [score[3] for score in scores] == [score_with_other_statistics(folder / "data")] * 2 == [100 / 3] * 2
-    model = sgd_classifier.Classifier(sgd_classifier.build(make_checkpoint()), 3, frozen=False, seed=0)
+    model = sgd_classifier.Classifier(sgd_classifier.build_backbone_of(make_checkpoint()), 3, frozen=False, seed=0)
     model.load_state_dict(state(folder / "tuned")["model"])
     model.eval()
     data = augmented(folder / "data").data

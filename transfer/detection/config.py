@@ -70,7 +70,7 @@ class ModelConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DataConfig:
+class AnnotatedDataConfig:
     """Which annotated images, and where.
 
     Attributes:
@@ -106,7 +106,7 @@ class DataConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
+class DetectionConfig:
     """A detection protocol: data, detector, schedule and engine.
 
     Attributes:
@@ -127,7 +127,7 @@ class Config:
         visualize: how many of the worst test images to draw.
     """
 
-    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    data: AnnotatedDataConfig = dataclasses.field(default_factory=AnnotatedDataConfig)
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     engine: str = every_value_published("auto")
     iterations: int = 180_000

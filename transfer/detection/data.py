@@ -56,7 +56,7 @@ class _Packed(NamedTuple):
     targets: list[tuple[np.ndarray, np.ndarray, list[Mask]]]
 
 
-class Plan(NamedTuple):
+class BatchOrder(NamedTuple):
     """Which images the batches hold: for each (iterations, batch_size) int64 the image's number and the epoch."""
 
     images: np.ndarray
@@ -65,7 +65,7 @@ class Plan(NamedTuple):
 
 def plan_batches(
     wide: np.ndarray, *, seed: int, batch_size: int, first: int, last: int, purpose: str = "order"
-) -> Plan:
+) -> BatchOrder:
     """The batches first, ..., last - 1 of a run.
 
     Args:
@@ -82,7 +82,7 @@ def plan_batches(
         groups.append(places[: len(places) // batch_size * batch_size].reshape(-1, batch_size))
     batches = np.concatenate(groups)
     chosen = batches[np.argsort(batches[:, -1])[first:last]]  # in the order in which their last images come up
-    return Plan(images[chosen], chosen // len(wide))
+    return BatchOrder(images[chosen], chosen // len(wide))
 
 
 def training_batches(
@@ -165,7 +165,7 @@ def test_images(
 
 def _training_batch(
     annotations: Annotations,
-    plan: Plan,
+    plan: BatchOrder,
     first_iteration: int,
     positions: range,
     seed: int,

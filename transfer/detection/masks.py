@@ -15,7 +15,7 @@ from transfer.detection.structures import Mask
 def crop_targets(masks: Sequence[Mask], objects: Tensor, boxes: Tensor, size: int) -> Tensor:
     """Every box's part of its object's mask, at the resolution of the mask head.
 
-    Polygons are moved and scaled with the box and then rasterised by pycocotools; bitmaps are averaged by RoIAlign and
+    Polygons are moved and scaled with the box and then rasterized by pycocotools; bitmaps are averaged by RoIAlign and
     cut at 0.5. Both are what Detectron2 does.
 
     Args:
@@ -90,7 +90,7 @@ def paste(masks: Tensor, boxes: Tensor, height: int, width: int, *, chunk_bytes:
 
 
 def _sample(masks: Tensor, boxes: Tensor, rows: slice, columns: slice) -> Tensor:
-    """Masks (k, m, m) at the centres of the pixels in `rows` and `columns` of the image: (k, rows, columns)."""
+    """Masks (k, m, m) at the centers of the pixels in `rows` and `columns` of the image: (k, rows, columns)."""
     y = torch.arange(rows.start, rows.stop, device=masks.device) + 0.5
     x = torch.arange(columns.start, columns.stop, device=masks.device) + 0.5
     # -1 and 1 are the box's edges.

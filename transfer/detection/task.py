@@ -22,7 +22,7 @@ from pretrain.images.data import IMAGENET_NORMALIZATION
 from transfer.convert import to_detectron2
 from transfer.detection.annotations.objects import Annotations
 from transfer.detection.annotations.split import read_split
-from transfer.detection.config import Config, DataConfig, ModelConfig
+from transfer.detection.config import AnnotatedDataConfig, DetectionConfig, ModelConfig
 from transfer.detection.evaluation.coco import import_evaluator
 from transfer.detection.evaluation.visualize import draw_worst
 from transfer.outcome import Outcome
@@ -44,7 +44,7 @@ def from_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
     return {"model": {**model, "stem": checkpoint.architecture.stem}}
 
 
-def fingerprints(config: Config) -> dict[str, str]:
+def fingerprints(config: DetectionConfig) -> dict[str, str]:
     """`Annotations.fingerprint` of the training and of the test images.
 
     Raises:
@@ -53,7 +53,7 @@ def fingerprints(config: Config) -> dict[str, str]:
     return {split: _read(config, split).fingerprint() for split in ("train", "test")}
 
 
-def _read(config: Config, split: str) -> Annotations:
+def _read(config: DetectionConfig, split: str) -> Annotations:
     """The annotations of a split; the seeds of one command share what was read, as long as the files do not change."""
     root = Path(config.data.root).expanduser().absolute()
     state = []
@@ -65,11 +65,11 @@ def _read(config: Config, split: str) -> Annotations:
 
 
 @functools.lru_cache(maxsize=2)
-def _read_once(data: DataConfig, split: str, masks: bool, root: Path, state: tuple[Any, ...]) -> Annotations:
+def _read_once(data: AnnotatedDataConfig, split: str, masks: bool, root: Path, state: tuple[Any, ...]) -> Annotations:
     return read_split(data, split, masks=masks)
 
 
-def protocol(config: Config) -> dict[str, Any]:
+def protocol(config: DetectionConfig) -> dict[str, Any]:
     """How this evaluation measures, in words for a footnote; what it is, `core.identity.identity` says."""
     usual, used = configs.to_dict(ModelConfig()), configs.to_dict(config.model)
     own = {key: value for key, value in used.items() if value != usual[key] and key not in _BACKBONE}
@@ -96,11 +96,11 @@ def protocol(config: Config) -> dict[str, Any]:
 
 def run(
     checkpoint: Checkpoint,
-    config: Config,
+    config: DetectionConfig,
     seed: int,
     *,
     folder: Path,
-    evaluate: Callable[[Annotations, list[Result], Config, str], dict[str, float]],
+    evaluate: Callable[[Annotations, list[Result], DetectionConfig, str], dict[str, float]],
 ) -> Outcome:
     """Trains a detector from the checkpoint's backbone and scores it on the test images.
 

@@ -1,7 +1,7 @@
 """The layouts in which others store ResNets, as data: where the backbone is, what it is called, what it expects.
 
 Each `Layout` says under which anchored prefixes its networks lie and which other keys betray it. What keys cannot tell
-(padding of the stem, colour, scale) is what the layout's authors do. Sources: the loaders and savers of the projects.
+(padding of the stem, color, scale) is what the layout's authors do. Sources: the loaders and savers of the projects.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ from transfer.formats.names import (
 
 IMAGENET = {"channels": "RGB", "scale": "0..1", "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 _SWAV = {**IMAGENET, "std": [0.228, 0.224, 0.225]}
-_UNNORMALISED = {**IMAGENET, "mean": [0.0, 0.0, 0.0], "std": [1.0, 1.0, 1.0]}
+_UNNORMALIZED = {**IMAGENET, "mean": [0.0, 0.0, 0.0], "std": [1.0, 1.0, 1.0]}
 _TIMM = {**IMAGENET, "note": "the weights' own pretrained_cfg decides; some tags use 0.5 / 0.5"}
 
 
@@ -51,7 +51,7 @@ class Layout:
         display: the method as tables call it.
         branches: complete copies of the backbone that such a file may hold; the first that `default` lists and the file
             has is taken. Prefixes are regular expressions, matched from the start of a key.
-        marks: each must occur in the keys for the layout to be recognised; keys at the top of the file begin with "/".
+        marks: each must occur in the keys for the layout to be recognized; keys at the top of the file begin with "/".
             `"!..."` must not occur.
         heads: what else may lie beside the backbone's tensors, under the prefix.
         adapt: what `transfer.convert` does to the tensors: "haiku", "msra" or "split_bn".
@@ -111,7 +111,7 @@ LAYOUTS = (
         display="SimCLR",
         branches={"online": _at("resnet", "")},
         tables=(SEPARIUS,),
-        preprocessing=_UNNORMALISED,
+        preprocessing=_UNNORMALIZED,
         differs=_SAME_POOL,
     ),
     Layout(
@@ -347,7 +347,7 @@ LAYOUTS = (
         display="SimCLR",
         branches={"online": (_STATE,)},
         marks=(r"^layer2\.0\.downsample\.0\.weight$(?s:.*)^layer2\.0\.conv1\.weight$",),  # TensorFlow's order
-        preprocessing=_UNNORMALISED,
+        preprocessing=_UNNORMALIZED,
         differs=_SAME_POOL,
     ),
     Layout(

@@ -37,7 +37,7 @@ class Found:
 
     Attributes:
         container, prefix: where its tensors lie.
-        rest: its tensors and their neighbours, by what follows the prefix.
+        rest: its tensors and their neighbors, by what follows the prefix.
         table: what the layout calls them.
         others: every other key of the file.
     """
@@ -248,16 +248,16 @@ def extract(found: Found, path: Path) -> Extracted:
     """
     problems: dict[str, list[str]] = {}
     heads = re.compile(found.layout.heads)
-    neighbours = {key: tensor for key, tensor in found.rest.items() if not heads.fullmatch(key)}
+    neighbors = {key: tensor for key, tensor in found.rest.items() if not heads.fullmatch(key)}
     converted = {}
     for architecture in NAMES:
         theirs = names(found.table, architecture)
         state = {
             ours: _adapt(found, theirs[ours], shapes(architecture)[ours])
             for ours in theirs
-            if theirs[ours] in neighbours
+            if theirs[ours] in neighbors
         }
-        problems[architecture] = _problems(found, architecture, state, neighbours)
+        problems[architecture] = _problems(found, architecture, state, neighbors)
         converted[architecture] = state
     best = min(NAMES, key=lambda name: len(problems[name]))
     wrong = problems[best] or [
@@ -267,7 +267,7 @@ def extract(found: Found, path: Path) -> Extracted:
     ]
     if wrong:
         more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        reason = _reason(list(neighbours))
+        reason = _reason(list(neighbors))
         if best != "resnet50" and any(re.search(_OTHER_NETWORKS[-1][0], line) for line in wrong):
             reason = "a projection in the first shortcut, which torchvision's basic blocks lack"
         because = f" ({reason}, which is another network)" if reason else ""
@@ -287,7 +287,7 @@ def extract(found: Found, path: Path) -> Extracted:
     if found.layout.adapt == "msra":
         std = torch.tensor(IMAGENET["std"]).mul(255)
         state["conv1.weight"] = state["conv1.weight"].flip(1) * std[None, :, None, None]
-        notes.append("BGR in 0..255 folded into conv1: it now expects RGB in 0..1, normalised")
+        notes.append("BGR in 0..255 folded into conv1: it now expects RGB in 0..1, normalized")
     if found.layout.adapt == "split_bn" and any(
         found.rest[names(found.table, best)[n]].shape != state[n].shape for n in stored
     ):
@@ -317,7 +317,7 @@ def _adapt(found: Found, key: str, shape: tuple[int, ...]) -> torch.Tensor:
 
 
 def _problems(
-    found: Found, architecture: str, state: dict[str, torch.Tensor], neighbours: dict[str, torch.Tensor]
+    found: Found, architecture: str, state: dict[str, torch.Tensor], neighbors: dict[str, torch.Tensor]
 ) -> list[str]:
     """What speaks against the tensors being this architecture's, by their names in the file."""
     theirs = names(found.table, architecture)
@@ -336,5 +336,5 @@ def _problems(
             wrong.append(f"{found.prefix}{theirs[name]} is {tuple(tensor.shape)}, expected {shape}")
         elif not tensor.is_floating_point():
             wrong.append(f"{found.prefix}{theirs[name]} holds {tensor.dtype}, expected floating-point numbers")
-    unused = neighbours.keys() - set(theirs.values())
-    return wrong + [f"{found.prefix}{key} is not part of it" for key in neighbours if key in unused]
+    unused = neighbors.keys() - set(theirs.values())
+    return wrong + [f"{found.prefix}{key} is not part of it" for key in neighbors if key in unused]

@@ -1,6 +1,6 @@
 """A small generated data set in COCO's layout, for a demonstration without any download.
 
-Coloured figures of five classes on coloured grounds, one to four in a picture, some partly behind others; some pictures
+Colored figures of five classes on colored grounds, one to four in a picture, some partly behind others; some pictures
 also have a crowd of small ones. The annotations are those of the pixels: an object's mask is what can be seen of it.
 """
 
@@ -19,7 +19,7 @@ from pretrain.images import shapes
 from transfer.detection import rle
 
 CLASS_NAMES = shapes.FIGURES
-_RADII = (13.0, 30.0)  # pixels from a figure's centre to about its end
+_RADII = (13.0, 30.0)  # pixels from a figure's center to about its end
 _CROWD_RADII = (4.0, 6.0)
 _CROWD = 8  # figures in a crowd
 _CROWD_EVERY = 6  # pictures
@@ -81,21 +81,21 @@ def _picture(seed: int, split: str, number: int) -> tuple[np.ndarray, list[dict[
     pixels = np.broadcast_to(ground, (height, width, 3)) + (slope[0] * across + slope[1] * down)[..., None]
     seen = list[tuple[int, bool, np.ndarray]]()  # class, whether a crowd, and what can be seen of it
     if number % _CROWD_EVERY == 0:
-        figure, colour = int(stream.integers(len(CLASS_NAMES))), _other(ground, stream)
-        centre, mask = _place(stream, height, width, 20.0), np.zeros((height, width), bool)
+        figure, color = int(stream.integers(len(CLASS_NAMES))), _other(ground, stream)
+        center, mask = _place(stream, height, width, 20.0), np.zeros((height, width), bool)
         for _ in range(_CROWD):
-            at, radius = centre + stream.uniform(-16, 16, 2), stream.uniform(*_CROWD_RADII)
+            at, radius = center + stream.uniform(-16, 16, 2), stream.uniform(*_CROWD_RADII)
             share = _figure(height, width, figure, at, radius, stream)
-            pixels, mask = shapes.mix(pixels, colour, share), mask | (share >= 0.5)
+            pixels, mask = shapes.mix(pixels, color, share), mask | (share >= 0.5)
         seen.append((figure, True, mask))
     for _ in range(int(stream.integers(1, 5))):
-        figure, colour = int(stream.integers(len(CLASS_NAMES))), _other(ground, stream)
+        figure, color = int(stream.integers(len(CLASS_NAMES))), _other(ground, stream)
         for _ in range(_TRIES):
             radius = stream.uniform(*_RADII)
             share = _figure(height, width, figure, _place(stream, height, width, radius), radius, stream)
             mask = share >= 0.5
             if all((one & ~mask).sum() >= _VISIBLE * one.sum() for _, _, one in seen):
-                pixels = shapes.mix(pixels, colour, share)
+                pixels = shapes.mix(pixels, color, share)
                 seen = [(other, crowd, one & ~mask) for other, crowd, one in seen] + [(figure, False, mask)]
                 break
     pixels = pixels + 0.02 * stream.standard_normal((height, width, 3))
@@ -103,22 +103,22 @@ def _picture(seed: int, split: str, number: int) -> tuple[np.ndarray, list[dict[
 
 
 def _other(ground: np.ndarray, stream: np.random.Generator) -> np.ndarray:
-    """A colour apart from the ground's in every channel."""
+    """A color apart from the ground's in every channel."""
     return (ground + 0.35 + 0.3 * stream.random(3)) % 1
 
 
 def _place(stream: np.random.Generator, height: int, width: int, radius: float) -> np.ndarray:
-    """The centre, x and y, of something that lies inside the picture."""
+    """The center, x and y, of something that lies inside the picture."""
     return stream.uniform(radius, np.array([width, height]) - radius)
 
 
 def _figure(
-    height: int, width: int, figure: int, centre: np.ndarray, radius: float, stream: np.random.Generator
+    height: int, width: int, figure: int, center: np.ndarray, radius: float, stream: np.random.Generator
 ) -> np.ndarray:
     """The share of each pixel (H, W) that a figure at a random angle covers."""
     angle = stream.uniform(0, 2 * np.pi)
-    right = (np.arange(width) + 0.5 - centre[0]) / radius
-    down = (np.arange(height)[:, None] + 0.5 - centre[1]) / radius
+    right = (np.arange(width) + 0.5 - center[0]) / radius
+    down = (np.arange(height)[:, None] + 0.5 - center[1]) / radius
     x, y = np.cos(angle) * right + np.sin(angle) * down, np.cos(angle) * down - np.sin(angle) * right
     return shapes.cover(shapes.distances(x, y)[figure] * radius)
 
@@ -155,7 +155,7 @@ def _loops(mask: np.ndarray) -> list[np.ndarray]:
     """The edges between inside and outside as closed loops of corners (p, 2), x and y, the inside on their right."""
     padded = np.pad(mask, 1)
     leaving: dict[tuple[int, int], list[tuple[int, int]]] = {}
-    # The inside pixel's neighbour that is outside, where its edge to it starts, and the edge's direction.
+    # The inside pixel's neighbor that is outside, where its edge to it starts, and the edge's direction.
     sides = [((-1, 0), (0, 0), (1, 0)), ((0, 1), (1, 0), (0, 1)), ((1, 0), (1, 1), (-1, 0)), ((0, -1), (0, 1), (0, -1))]
     for shift, (start_x, start_y), direction in sides:
         for y, x in zip(*np.nonzero(padded & ~np.roll(padded, (-shift[0], -shift[1]), (0, 1))), strict=True):

@@ -8,12 +8,12 @@ from intl_bench.core import datasets
 from intl_bench.core.errors import InputError
 from transfer.detection.annotations import coco, voc
 from transfer.detection.annotations.objects import Annotations
-from transfer.detection.config import DataConfig
+from transfer.detection.config import AnnotatedDataConfig
 
 __all__ = ["read_split"]
 
 
-def read_split(config: DataConfig, split: str, *, masks: bool) -> Annotations:
+def read_split(config: AnnotatedDataConfig, split: str, *, masks: bool) -> Annotations:
     """The annotated images of a split, "train" or "test".
 
     Training images without any object, or with crowds alone, are left out, as Detectron2 does.

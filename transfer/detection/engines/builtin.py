@@ -26,7 +26,7 @@ from pretrain import checkpoint as checkpoints
 from pretrain.sync_batch_norm import synchronize
 from transfer.detection import build_model
 from transfer.detection.annotations.objects import Annotations
-from transfer.detection.config import Config, ModelConfig
+from transfer.detection.config import DetectionConfig, ModelConfig
 from transfer.detection.data import Batch, test_images, training_batches
 from transfer.detection.engines.optim import build_sgd, learning_rate
 from transfer.detection.evaluation.coco import to_results
@@ -42,7 +42,7 @@ Evaluate = Callable[[list[Result]], dict[str, float]]
 
 @dataclasses.dataclass
 class _Run:
-    config: Config
+    config: DetectionConfig
     seed: int
     process: distributed.Process
     model: Any
@@ -96,7 +96,7 @@ class _Run:
 
 def run(
     backbone: dict[str, Tensor],
-    config: Config,
+    config: DetectionConfig,
     seed: int,
     *,
     folder: Path,
@@ -138,7 +138,11 @@ def run(
 
 
 def _prepare(
-    backbone: dict[str, Tensor], config: Config, seed: int, process: distributed.Process, identity: dict[str, Any]
+    backbone: dict[str, Tensor],
+    config: DetectionConfig,
+    seed: int,
+    process: distributed.Process,
+    identity: dict[str, Any],
 ) -> _Run:
     """A run at iteration 0."""
     with torch.random.fork_rng(devices=[]):

@@ -3,7 +3,7 @@
 The same annotations go in and the same COCO results come out as with the built-in engine, so that one evaluator scores
 both. Detectron2 draws the order, the sizes and flips of the images and the regions from global generators: a result is
 reproduced only by the same numbers of workers and processes without an interruption. A resumed run has the weights,
-optimiser and schedule of the interrupted one, but Detectron2 loses its place in the data; so the order and all draws
+optimizer and schedule of the interrupted one, but Detectron2 loses its place in the data; so the order and all draws
 are seeded anew from (seed, iteration), lest the first images be seen again and again.
 """
 
@@ -25,7 +25,7 @@ from intl_bench.core.seeding import torch_seed
 from intl_bench.core.signals import StopRequest
 from pretrain import checkpoint as checkpoints
 from transfer.detection.annotations.objects import Annotations
-from transfer.detection.config import Config
+from transfer.detection.config import DetectionConfig
 from transfer.detection.engines import detectron2_settings as names
 from transfer.detection.modeling.resnet import load_backbone, require_same
 
@@ -85,7 +85,9 @@ if names.HEADS not in ROI_HEADS_REGISTRY:
     ROI_HEADS_REGISTRY.register(Res5ROIHeadsExtraNorm)
 
 
-def settings(config: Config, *, seed: int, output: Path, weights: Path | None = None, processes: int = 1) -> CfgNode:
+def settings(
+    config: DetectionConfig, *, seed: int, output: Path, weights: Path | None = None, processes: int = 1
+) -> CfgNode:
     """Detectron2's configuration for ours; `dump()` gives the YAML that its own tools read.
 
     Args and errors as `detectron2_settings.values`; `run` is given a backbone's tensors themselves, not `weights`.
@@ -105,7 +107,7 @@ def backbone_features(state: dict[str, Tensor], images: Tensor, depth: int) -> T
 
     Args:
         state: stem.*, res2.* ... res5.*.
-        images: (N, 3, H, W) float32, normalised.
+        images: (N, 3, H, W) float32, normalized.
         depth: 18, 34, 50, 101 or 152.
 
     Returns:
@@ -181,7 +183,7 @@ class _Trainer(SimpleTrainer):
 
 @dataclasses.dataclass
 class _Run:
-    config: Config
+    config: DetectionConfig
     cfg: CfgNode
     seed: int
     process: distributed.Process
@@ -260,7 +262,7 @@ class _Bookkeeping(HookBase):
 
 def run(
     backbone: dict[str, Tensor],
-    config: Config,
+    config: DetectionConfig,
     seed: int,
     *,
     folder: Path,

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from intl_bench.core.errors import InputError
-from transfer.detection.config import Config, ModelConfig
+from transfer.detection.config import DetectionConfig, ModelConfig
 
 HEADS = "Res5ROIHeadsExtraNorm"  # MoCo's name for the head with a norm after res5; its train_net.py has it too
 _DEPTHS: dict[tuple[bool, tuple[int, ...]], int] = {
@@ -22,7 +22,7 @@ _DATASETS = {
 
 
 def values(
-    config: Config, *, seed: int, output: Path, weights: Path | None, cuda: bool, processes: int
+    config: DetectionConfig, *, seed: int, output: Path, weights: Path | None, cuda: bool, processes: int
 ) -> dict[str, Any]:
     """What differs from Detectron2's defaults, as nested dictionaries.
 
@@ -41,9 +41,9 @@ def values(
     if not 0 <= seed < 2**31:
         raise InputError(f"seed={seed}: Detectron2 takes seeds from 0 to {2**31 - 1}")
     train, test = _DATASETS.get(config.data.name, ((f"{config.data.name}_train",), (f"{config.data.name}_test",)))
-    # PyTorch's synchronised norm refuses a CPU; Detectron2's own takes it.
-    synchronised = "SyncBN" if cuda else "naiveSyncBN"
-    norm = synchronised if processes > 1 else "BN"
+    # PyTorch's synchronized norm refuses a CPU; Detectron2's own takes it.
+    synchronized = "SyncBN" if cuda else "naiveSyncBN"
+    norm = synchronized if processes > 1 else "BN"
     return {
         "SEED": seed,
         "OUTPUT_DIR": str(output),

@@ -1,4 +1,4 @@
-"""Optimiser and learning rate of the detection schedules, as Detectron2's `solver` gives them for the same settings."""
+"""Optimizer and learning rate of the detection schedules, as Detectron2's `solver` gives them for the same settings."""
 
 import bisect
 
@@ -6,10 +6,10 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from transfer.detection.config import Config
+from transfer.detection.config import DetectionConfig
 
 
-def learning_rate(config: Config, iteration: int) -> float:
+def learning_rate(config: DetectionConfig, iteration: int) -> float:
     """Learning rate of step `iteration`, counted from 0: linear warm-up, then a tenth after each milestone."""
     warmup = min(config.warmup_iterations, config.iterations)
     if iteration < warmup:
@@ -19,11 +19,11 @@ def learning_rate(config: Config, iteration: int) -> float:
     return config.lr * _decay(config, iteration)
 
 
-def _decay(config: Config, iteration: int) -> float:
+def _decay(config: DetectionConfig, iteration: int) -> float:
     return float(0.1 ** bisect.bisect_right(config.milestones, iteration))
 
 
-def build_sgd(model: nn.Module, config: Config) -> torch.optim.SGD:
+def build_sgd(model: nn.Module, config: DetectionConfig) -> torch.optim.SGD:
     """SGD with momentum 0.9; the norms' scales and shifts have a weight decay of their own (the paper's: 0).
 
     On a GPU the update is one kernel for many parameters, which rounds otherwise than the plain one of a CPU.

@@ -106,16 +106,16 @@ def _panel(image: Image.Image, title: str, marks: Sequence[_Mark]) -> Image.Imag
     for mark in reversed(marks):
         if mark.bitmap is not None:
             opacity = Image.fromarray(mark.bitmap.astype(np.uint8) * _OPACITY).resize(size, Image.Resampling.NEAREST)
-            drawn.paste(_colour(mark.label), (0, 0, *size), opacity)
+            drawn.paste(_color(mark.label), (0, 0, *size), opacity)
     pen = ImageDraw.Draw(drawn)
     for mark in reversed(marks):
         x0, y0, x1, y1 = (float(value) * scale for value in mark.box)
-        pen.rectangle((x0, y0, max(x0, x1 - 1), max(y0, y1 - 1)), outline=_colour(mark.label), width=2)
+        pen.rectangle((x0, y0, max(x0, x1 - 1), max(y0, y1 - 1)), outline=_color(mark.label), width=2)
     for mark in reversed(marks):
         x0, y0 = (float(value) * scale for value in mark.box[:2])
         above = y0 - _LINE if y0 >= _LINE else y0  # beside a small object, not over it
         corner = max(0.0, min(x0, _WIDTH - 20)), max(0.0, min(above, size[1] - _LINE))
-        _write(pen, corner, mark.text, background=_colour(mark.label))
+        _write(pen, corner, mark.text, background=_color(mark.label))
     panel.paste(drawn, (0, _LINE))
     _write(ImageDraw.Draw(panel), (2, 0), title, background=(255, 255, 255))
     return panel
@@ -130,8 +130,8 @@ def _write(
     pen.text(corner, text, fill=(0, 0, 0), font=font)
 
 
-def _colour(label: int) -> tuple[int, int, int]:
-    """A light colour of its own for each class: the golden ratio spreads the hues."""
+def _color(label: int) -> tuple[int, int, int]:
+    """A light color of its own for each class: the golden ratio spreads the hues."""
     red, green, blue = colorsys.hsv_to_rgb(label * 0.618034 % 1, 0.65, 1.0)
     return round(255 * red), round(255 * green), round(255 * blue)
 

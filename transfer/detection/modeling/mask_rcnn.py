@@ -15,7 +15,7 @@ from transfer.detection.structures import Detections, Target
 class MaskRCNN(nn.Module):
     """Images -> losses in training, detections in test; Faster R-CNN where the configuration has no masks.
 
-    The parameters have the names, shapes and initialisation of Detectron2's `GeneralizedRCNN` with `Res5ROIHeads`, plus
+    The parameters have the names, shapes and initialization of Detectron2's `GeneralizedRCNN` with `Res5ROIHeads`, plus
     the norm `roi_heads.res5.norm`. Nothing is frozen.
     """
 
@@ -34,7 +34,7 @@ class MaskRCNN(nn.Module):
     def forward(
         self, images: list[Tensor], targets: list[Target], generators: list[torch.Generator]
     ) -> dict[str, Tensor]:
-        """The losses of a batch; their sum is the loss to minimise.
+        """The losses of a batch; their sum is the loss to minimize.
 
         Args:
             images: (3, h, w) uint8 each, RGB.
@@ -85,7 +85,7 @@ class MaskRCNN(nn.Module):
         return [_rescale(*parts) for parts in zip(found, seen, sizes, strict=True)]
 
     def _batch(self, images: list[Tensor]) -> Tensor:
-        """Normalised images, padded with zeros on the right and below to the largest height and width: (N, 3, H, W)."""
+        """Normalized images, padded with zeros on the right and below to the largest height and width: (N, 3, H, W)."""
         height, width = max(image.shape[1] for image in images), max(image.shape[2] for image in images)
         batch = self.pixel_mean.new_zeros((len(images), 3, height, width))
         for row, image in zip(batch, images, strict=True):
@@ -141,5 +141,5 @@ def _rescale(found: Detections, seen: tuple[int, int], size: tuple[int, int]) ->
 
 
 def build_model(config: ModelConfig) -> MaskRCNN:
-    """A freshly initialised detector, initialised as Detectron2 does from torch's global generator."""
+    """A freshly initialized detector, initialized as Detectron2 does from torch's global generator."""
     return MaskRCNN(config)

@@ -14,7 +14,7 @@ from transfer.detection.modeling.pooling import Bins, find_bins, pool
 class ConvNorm(nn.Conv2d):
     """A convolution without bias and its batch norm, the child `norm`; padding is half the kernel unless it is given.
 
-    Initialised as Detectron2 does: normal, with variance 2 / fan-out.
+    Initialized as Detectron2 does: normal, with variance 2 / fan-out.
     """
 
     def __init__(self, inputs: int, outputs: int, kernel: int, *, stride: int = 1, padding: int | None = None) -> None:
@@ -118,7 +118,7 @@ class Stem(nn.Module):
 
 
 class Trunk(nn.Module):
-    """Images (N, 3, H, W), normalised -> conv4 features (N, C, H / stride, W / stride)."""
+    """Images (N, 3, H, W), normalized -> conv4 features (N, C, H / stride, W / stride)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
