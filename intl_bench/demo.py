@@ -1,4 +1,4 @@
-"""`intl-bench demo`: pre-train, score and tabulate on generated images, three seeds, on a CPU and offline."""
+"""`intl-bench demo`: pre-train, score and tabulate three seeds on generated images, on a CPU and offline."""
 
 import statistics
 from pathlib import Path
@@ -14,13 +14,13 @@ from transfer.features import RANDOM
 
 _SEEDS = (0, 1, 2)
 _RESULTS = Path("runs") / "demo"
-_TRAIN, _TEST = 400, 100  # images to detect in
+_TRAIN, _TEST = 400, 100  # number of images for detection
 
 
 def run() -> None:
-    """Three pre-trainings, each scored beside random initialization by linear classifier, 5-NN and Mask R-CNN.
+    """Run three pre-trainings, score each beside random initialization, and print Tables 1-3.
 
-    Then Tables 1-3.
+    The scores are those of a linear classifier, 5-NN and Mask R-CNN.
     """
     generated.write(Path(load(DetectionConfig, "demo", "coco").data.root), train=_TRAIN, test=_TEST)
     records: list[ResultRecord] = []

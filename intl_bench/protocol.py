@@ -1,29 +1,25 @@
-"""What is comparable: which evaluation a configuration is, at which scale, and the words for it in tables."""
+"""What is comparable: the identity and the scale of an evaluation, and its description in tables."""
 
 import difflib
-import importlib
 import itertools
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from intl_bench.ablations.cells import is_cell
 from intl_bench.core import config as configs
-from intl_bench.core.datasets import PAPER
+from intl_bench.core.datasets import DATASETS
 from intl_bench.core.errors import InputError
 from intl_bench.core.identity import identity, same_protocol
 from pretrain import recipe as recipes
 from pretrain.checkpoint import Checkpoint, Origin, Preprocessing
 from pretrain.images.data import DataConfig
-from transfer import TASKS
-
-# SimCLR's lists of ImageNet's images.
-_LISTED = {1: 12_811, 10: 128_116}
+from transfer import find_task
+from transfer.task import Task
 
 _CIFAR100 = Preprocessing.of(DataConfig(kind="cifar100"))
-# Sections under `for_checkpoints` of a protocol's file: for which checkpoints each holds; None where that is not known.
+# Sections under `for_checkpoints` of a protocol's file: whether each applies to a checkpoint; None if that is unknown.
 _CONDITIONS: dict[str, Callable[[Checkpoint], bool | None]] = {
     "two_views": lambda checkpoint: None if checkpoint.recipe is None else len(checkpoint.recipe.views) <= 2,
     "cifar100_normalization": lambda checkpoint: checkpoint.preprocessing in (None, _CIFAR100),
@@ -31,10 +27,10 @@ _CONDITIONS: dict[str, Callable[[Checkpoint], bool | None]] = {
 
 
 def default_path(task: str, data: DataConfig) -> Path:
-    """The file of a task's protocol for a data set: its own, or that for its kind.
+    """Return the file of a task's protocol for a data set: that of its name, of its kind, or the default.
 
     Raises:
-        InputError: there is none.
+        InputError: there is no such file.
     """
     folder = configs.CONFIGS / task
     for name in (data.dataset, data.kind, "default"):
@@ -48,30 +44,35 @@ def default_path(task: str, data: DataConfig) -> Path:
 
 
 def build_config(
-    module: ModuleType, checkpoint: Checkpoint, data: Mapping[str, Any], path: Path, overrides: Any = ()
+    task: Task[Any], checkpoint: Checkpoint, data: Mapping[str, Any], path: Path, overrides: Any = ()
 ) -> Any:
-    """A task's configuration: the checkpoint's part and `data`, under the protocol's file, under the overrides.
+    """Build a task's configuration from `data`, the checkpoint, the protocol's file and the overrides.
+
+    Later ones win.
 
     Raises:
-        InputError: an unknown key or value.
+        InputError: a key or a value is unknown.
     """
     content = next(_variants(configs.read(path), checkpoint))
-    return _build(module, checkpoint, data, content, path, overrides)
+    return _build(task, checkpoint, data, content, path, overrides)
 
 
 def _build(
-    module: ModuleType, checkpoint: Checkpoint, data: Mapping[str, Any], content: dict[str, Any], path: Path, own: Any
+    task: Task[Any], checkpoint: Checkpoint, data: Mapping[str, Any], content: dict[str, Any], path: Path, own: Any
 ) -> Any:
-    values = _merge({"data": dict(data)}, module.from_checkpoint(checkpoint), content)
-    return configs.build(module.Config, values, f"config {path.parent.name}/{path.name}", own)
+    values = _merge({"data": dict(data)}, task.from_checkpoint(checkpoint), content)
+    return configs.build(task.config, values, f"config {path.parent.name}/{path.name}", own)
 
 
 def _variants(content: dict[str, Any], checkpoint: Checkpoint) -> Any:
-    """A protocol's file for a checkpoint, one version for each answer to what is not known of it; "no" first."""
+    """Yield the content of a protocol's file for a checkpoint: one version for each answer to an unknown condition.
+
+    The version with all answers "no" comes first.
+    """
     sections = content.pop("for_checkpoints", {})
     for name in sections:
         if name not in _CONDITIONS:
-            raise InputError(f"for_checkpoints.{name}: unknown; expected {' or '.join(_CONDITIONS)}")
+            raise InputError(f"for_checkpoints.{name}: unknown condition; expected {' or '.join(_CONDITIONS)}")
     holds = [_CONDITIONS[name](checkpoint) for name in sections]
     for choice in itertools.product(*([False, True] if held is None else [held] for held in holds)):
         chosen = [section for section, held in zip(sections.values(), choice, strict=True) if held]
@@ -79,7 +80,7 @@ def _variants(content: dict[str, Any], checkpoint: Checkpoint) -> Any:
 
 
 def _merge(*parts: Mapping[str, Any]) -> dict[str, Any]:
-    """Later ones over earlier ones, sections key by key."""
+    """Merge configurations. Later ones win; sections are merged key by key."""
     merged: dict[str, Any] = {}
     for part in parts:
         for key, value in part.items():
@@ -87,42 +88,42 @@ def _merge(*parts: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def evaluation(module: ModuleType, checkpoint: Checkpoint, config: Any, data: Mapping[str, str]) -> dict[str, Any]:
-    """Which evaluation this is, whatever its seed and checkpoint: equal for what may be averaged or compared.
+def evaluation(task: Task[Any], checkpoint: Checkpoint, config: Any, data: Mapping[str, str]) -> dict[str, Any]:
+    """Return the identity of an evaluation, without its seed and checkpoint. Equal identities may be averaged.
 
-    What is taken over from the checkpoint is "checkpoint" here, for it follows from the pre-training. A random
-    initialization keeps the numbers: which checkpoint it replaces is nowhere else.
+    A setting that comes from the checkpoint becomes "checkpoint", because it follows from the pre-training. A random
+    initialization keeps the numbers, because nothing else in its record states them.
 
     Args:
         data: the fingerprints of the splits.
     """
     settings = identity(config)
-    if getattr(module, "PROCESSES_MATTER", False):
+    if task.processes_matter:
         settings["processes"] = int(os.environ.get("WORLD_SIZE", 1))
     if checkpoint.origin is not Origin.RANDOM:
-        for section, values in module.from_checkpoint(checkpoint).items():
+        for section, values in task.from_checkpoint(checkpoint).items():
             for key, value in values.items():
                 if settings[section][key] == value:
                     settings[section][key] = "checkpoint"
-    # Without the checkpoint's nor any others they are the data set's, as if these had been given.
+    # If neither the checkpoint nor the user gives the normalization, it is that of the data set, as if it were given.
     pixels = settings["data"]
     if {"mean", "std"} <= pixels.keys() and None in (pixels["mean"], pixels["std"]):
         pixels |= identity(Preprocessing.of(config.data))
     return {"settings": settings, "data": dict(data)}
 
 
-def describe(module: ModuleType, checkpoint: Checkpoint, config: Any) -> dict[str, Any]:
-    """How a result was measured, in the words of a table's footnote; see `ResultRecord.protocol`."""
-    stated = {key: value for key, value in module.protocol(config).items() if value is not None}
+def describe(task: Task[Any], checkpoint: Checkpoint, config: Any) -> dict[str, Any]:
+    """Describe how a result was measured, for a table's footnote; see `ResultRecord.protocol`."""
+    stated = {key: value for key, value in task.protocol(config).items() if value is not None}
     if "normalization" in stated:
-        stated["normalization"] += f" ({_whose(module, checkpoint, config)})"
+        stated["normalization"] += f" ({_normalization_source(task, checkpoint, config)})"
     return stated | describe_pretraining(checkpoint)
 
 
-def _whose(module: ModuleType, checkpoint: Checkpoint, config: Any) -> str:
-    """Where the mean and std of a configuration's pixels come from."""
+def _normalization_source(task: Task[Any], checkpoint: Checkpoint, config: Any) -> str:
+    """Return where the mean and std of a configuration's pixels come from."""
     settings, pixels = identity(config), ("mean", "std", "pixel_mean", "pixel_std")
-    given = {key: v for part in module.from_checkpoint(checkpoint).values() for key, v in part.items() if key in pixels}
+    given = {key: v for part in task.from_checkpoint(checkpoint).values() for key, v in part.items() if key in pixels}
     used = {key: v for part in ("data", "model") for key, v in settings.get(part, {}).items() if key in pixels}
     if not any(used.values()):
         return "the data set's"
@@ -130,7 +131,7 @@ def _whose(module: ModuleType, checkpoint: Checkpoint, config: Any) -> str:
 
 
 def describe_pretraining(checkpoint: Checkpoint) -> dict[str, Any]:
-    """How the backbone was pre-trained, as keys that start with "pretrain_"."""
+    """Describe how the backbone was pre-trained, as keys that start with "pretrain_"."""
     recipe = checkpoint.recipe
     if checkpoint.origin is Origin.RANDOM:
         return {"pretrain_epochs": 0}
@@ -162,9 +163,10 @@ def describe_pretraining(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def pretraining_scale(checkpoint: Checkpoint) -> str:
-    """The scale of a pre-training: its recipe's, and a published one only where all images were seen to the end.
+    """Return the scale of a pre-training: that of its recipe.
 
-    How a foreign checkpoint was trained is not for us to say, and random initialization is not training: "paper".
+    A published scale requires all images of the data set and all epochs. The scale of a foreign checkpoint is unknown,
+    and a random initialization has no training; both count as "paper".
     """
     recipe = checkpoint.recipe
     if recipe is None:
@@ -172,17 +174,17 @@ def pretraining_scale(checkpoint: Checkpoint) -> str:
     scale = recipes.judged_scale(recipe)
     if scale != recipe.scale and is_cell(recipe):
         scale = recipe.scale
-    facts = PAPER.get(recipe.data.dataset)
+    facts = DATASETS.get(recipe.data.dataset)
     whole = facts is not None and checkpoint.details.get("images") == facts.train
     complete = checkpoint.progress == "complete" and checkpoint.inputs.initial_weights is None
     return "reduced" if scale in recipes.PUBLISHED and not (whole and complete) else scale
 
 
 def scale(task: str, trained: Checkpoint, config: Any, details: Mapping[str, Any], *, random: bool) -> str:
-    """The scale of a result: its pre-training's, unless the evaluation is a cut-down one.
+    """Return the scale of a result: that of its pre-training, or "reduced" if the evaluation is cut down.
 
     Args:
-        trained: the checkpoint; with `random` the one whose architecture was initialized anew.
+        trained: the checkpoint. With `random`, only its architecture was used.
         details: of the outcome: `train_images`, `test_images`.
     """
     found = pretraining_scale(trained)
@@ -196,24 +198,24 @@ def scale(task: str, trained: Checkpoint, config: Any, details: Mapping[str, Any
 
 
 def _is_whole(config: Any, details: Mapping[str, Any]) -> bool:
-    """Whether the data set is one of the paper's, with all of its images."""
-    facts = PAPER.get(config.data.dataset)
+    """Return whether the data set is a published one with all of its images."""
+    facts = DATASETS.get(config.data.dataset)
     if facts is None or details["test_images"] != facts.test:
         return False
     share = getattr(config, "train_percent", None)
-    return bool(details["train_images"] == (facts.train if share is None else _LISTED[share]))
+    return bool(details["train_images"] == (facts.train if share is None else facts.listed.get(share)))
 
 
-def _is_published(task: str, checkpoint: Checkpoint, config: Any) -> bool:
-    """Whether the configuration is a packaged protocol for this checkpoint and data set."""
-    module = importlib.import_module(TASKS[task])
+def _is_published(name: str, checkpoint: Checkpoint, config: Any) -> bool:
+    """Return whether the configuration is a packaged protocol for this checkpoint and data set."""
+    task = find_task(name)
     data = {key: value for key, value in configs.to_dict(config.data).items() if key not in ("mean", "std")}
-    if hasattr(module, "DEFAULT"):
-        paths = [path for path in (configs.CONFIGS / task).glob("*.yaml") if path.stem != "demo"]
+    if task.default is not None:
+        paths = [path for path in (configs.CONFIGS / name).glob("*.yaml") if path.stem != "demo"]
     else:
-        paths = [default_path(task, config.data)]
+        paths = [default_path(name, config.data)]
     for path in paths:
         for content in _variants(configs.read(path), checkpoint):
-            if same_protocol(_build(module, checkpoint, data, content, path, ()), config):
+            if same_protocol(_build(task, checkpoint, data, content, path, ()), config):
                 return True
     return False

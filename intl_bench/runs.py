@@ -1,15 +1,13 @@
-"""Runs a scoring task over seeds and keeps each result as a record; finished seeds are skipped, broken ones go on."""
+"""Run a scoring task for several seeds and store each result as a record. Finished seeds are skipped."""
 
 import contextlib
 import dataclasses
 import datetime
-import importlib
 import shutil
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from intl_bench import protocol, provenance
@@ -22,22 +20,27 @@ from pretrain.backbone import BackboneConfig
 from pretrain.checkpoint import Checkpoint, Origin
 from pretrain.images.data import DataConfig
 from pretrain.recipe import inherited_data
-from transfer import TASKS
+from transfer import find_task
 from transfer.convert import read
 from transfer.features import RANDOM, random_init
+from transfer.task import Task
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TaskRun:
-    """One task on one checkpoint: which configuration, which seeds, where results go.
+    """One task on one checkpoint, with its configuration and its seeds.
 
     Attributes:
-        checkpoint: a file, or one that was read already; None, with `init` "random", is the paper's ResNet-50.
-        init: "checkpoint", or "random": its architecture, freshly initialized by each seed.
-        layout: whose checkpoint it is, for `transfer.convert`.
-        method: the name of its method in tables; None takes the checkpoint's.
-        pretrain_seed: of a foreign checkpoint that is one of several pre-trainings of a kind, each with its own seed.
-        group: tells such pre-trainings of one method apart from others of it.
+        checkpoint: a file, or a checkpoint that was read already. None requires `init` "random" and means the paper's
+            ResNet-50.
+        config: a protocol's file; None chooses the default of the task and the data set.
+        init: "checkpoint", or "random": the architecture of the checkpoint, initialized from each seed.
+        layout: layout of the file, for `transfer.convert`.
+        method: name of the method in tables. None takes the name of the checkpoint.
+        pretrain_seed: seed of a foreign checkpoint that is one of several pre-trainings with different seeds.
+        group: name of those pre-trainings, if there are several groups of one method.
+        results: folder of the records.
+        fresh: score again and replace the records that exist.
     """
 
     task: str
@@ -55,10 +58,10 @@ class TaskRun:
 
 
 def parse_seeds(text: str) -> list[int]:
-    """ "3" means seeds 0, 1, 2; "3,7,11" means these, "3," means 3 alone.
+    """Parse seeds: "3" means 0, 1, 2; "3,7,11" means these three; "3," means 3 alone.
 
     Raises:
-        InputError: anything else.
+        InputError: the text is something else.
     """
     try:
         numbers = [int(part) for part in text.removesuffix(",").split(",")]
@@ -70,25 +73,25 @@ def parse_seeds(text: str) -> list[int]:
     return seeds
 
 
-def prepare(plan: TaskRun) -> tuple[ModuleType, Checkpoint, Any]:
-    """The task's module, the loaded checkpoint and the resolved task configuration of a plan.
+def prepare(plan: TaskRun) -> tuple[Task[Any], Checkpoint, Any]:
+    """Return the task, the loaded checkpoint and the resolved configuration of a plan.
 
-    The data set is the checkpoint's own, under what the configuration file and then the overrides say.
+    The data set is that of the checkpoint's pre-training. The configuration file changes it, then the overrides do.
 
     Raises:
-        InputError: an unreadable checkpoint, an unknown configuration, key or value.
+        InputError: the checkpoint cannot be read, or a configuration, key or value is unknown.
     """
-    module = importlib.import_module(TASKS[plan.task])
+    task = find_task(plan.task)
     checkpoint = _checkpoint(plan)
-    if hasattr(module, "DEFAULT"):
-        data, path = {}, configs.find(plan.config or module.DEFAULT, plan.task)
+    if task.default is not None:
+        data, path = {}, configs.find(plan.config or task.default, plan.task)
     else:
         changes = [change.removeprefix("data.") for change in plan.overrides if change.startswith("data.")]
         own = {} if checkpoint.recipe is None else inherited_data(checkpoint.recipe.data, changes)
-        data = {key: value for key, value in own.items() if key not in ("mean", "std")}  # those are the backbone's
+        data = {key: value for key, value in own.items() if key not in ("mean", "std")}  # these belong to the backbone
         asked = configs.build(DataConfig, data, "data", changes)
         path = configs.find(plan.config, plan.task) if plan.config else protocol.default_path(plan.task, asked)
-    return module, checkpoint, protocol.build_config(module, checkpoint, data, path, plan.overrides)
+    return task, checkpoint, protocol.build_config(task, checkpoint, data, path, plan.overrides)
 
 
 def _checkpoint(plan: TaskRun) -> Checkpoint:
@@ -108,40 +111,40 @@ def _checkpoint(plan: TaskRun) -> Checkpoint:
         checkpoint = given if isinstance(given, Checkpoint) else read(given, plan.layout)
     if plan.method is not None:
         if not plan.method.strip():
-            raise InputError("--method: empty; expected a name for tables, such as INTL")
+            raise InputError("--method: the name is empty; expected a name for tables, such as INTL")
         checkpoint = dataclasses.replace(checkpoint, method=plan.method)
     if plan.pretrain_seed is None:
         if plan.group is not None:
-            raise InputError(f"--group {plan.group}: expected --pretrain-seed N too, the seed of this pre-training")
+            raise InputError(f"--group {plan.group}: --pretrain-seed is missing; add --pretrain-seed N")
         return checkpoint
     if plan.pretrain_seed < 0:
         raise InputError(f"--pretrain-seed {plan.pretrain_seed}: expected at least 0")
     if checkpoint.origin is not Origin.FOREIGN or plan.init == "random":
         raise InputError(
-            f"--pretrain-seed {plan.pretrain_seed}: only for a checkpoint of others, whose seed is not known; "
-            f"leave it out for {checkpoint.path}"
+            f"--pretrain-seed {plan.pretrain_seed}: the seed of {checkpoint.path} is known; expected a checkpoint of "
+            "another project; leave the option out"
         )
     return dataclasses.replace(checkpoint, seed=plan.pretrain_seed, group=plan.group or checkpoint.method)
 
 
 def run(plan: TaskRun) -> list[ResultRecord]:
-    """Runs every seed of a plan that has no record yet; returns the records of all of them in seed order.
+    """Run every seed of a plan that has no record yet; return the records of all seeds, in their order.
 
     Raises:
-        InputError and the other errors of the exit codes; records of seeds that finished before stay.
+        BenchError: a seed failed. The records of finished seeds are kept.
     """
-    module, checkpoint, config = prepare(plan)
+    task, checkpoint, config = prepare(plan)
     store = RecordStore(plan.results / "records")
     seeds = list(plan.seeds)
-    if not module.SEEDED and plan.init == "checkpoint" and len(seeds) > 1:
-        print(f"{plan.task}: nothing in it is random for a given checkpoint; one run serves all seeds", file=sys.stderr)
+    if not task.seeded and plan.init == "checkpoint" and len(seeds) > 1:
+        print(f"{plan.task}: does not depend on the seed; one run serves all seeds", file=sys.stderr)
         seeds = seeds[:1]
-    return [_run_seed(plan, module, checkpoint, config, seed, store) for seed in seeds]
+    return [_run_seed(plan, task, checkpoint, config, seed, store) for seed in seeds]
 
 
 def _run_seed(
     plan: TaskRun,
-    module: ModuleType,
+    task: Task[Any],
     trained: Checkpoint,
     config: Any,
     seed: int,
@@ -149,7 +152,7 @@ def _run_seed(
 ) -> ResultRecord:
     random = plan.init == "random"
     checkpoint = random_init(trained, seed) if random else trained
-    data = module.fingerprints(config)
+    data = task.fingerprints(config)
     record = ResultRecord(
         task=plan.task,
         method=checkpoint.method,
@@ -158,10 +161,10 @@ def _run_seed(
         metrics={},
         details={},
         pretraining=checkpoint.pretraining(),
-        evaluation=protocol.evaluation(module, checkpoint, config, data),
+        evaluation=protocol.evaluation(task, checkpoint, config, data),
         pretrain_seed=checkpoint.seed,
         transfer_seed=seed,
-        protocol=protocol.describe(module, checkpoint, config),
+        protocol=protocol.describe(task, checkpoint, config),
         scale="reduced",  # until the outcome tells
         weights_sha256=checkpoint.weights_sha256,
         checkpoint_sha256=checkpoint.sha256 or None,
@@ -186,14 +189,14 @@ def _run_seed(
         if plan.fresh and is_main_process():
             shutil.rmtree(folder, ignore_errors=True)
         started = time.perf_counter()
-        outcome = module.run(checkpoint, config, seed, folder=folder)
-        if module.fingerprints(config) != data:
-            raise InputError(f"{config.data.root}: its data changed while they were used; run the command again")
+        outcome = task.run(checkpoint, config, seed, folder=folder)
+        if task.fingerprints(config) != data:
+            raise InputError(f"{config.data.root}: the images changed during the run; run the command again")
         record = dataclasses.replace(
             record,
             metrics=outcome.metrics,
             scale=protocol.scale(plan.task, trained, config, outcome.details, random=random),
-            # Of two data sets with one name, such as CIFAR-10 and a part of it, the sizes tell.
+            # The sizes distinguish two data sets of one name, such as CIFAR-10 and a part of it.
             protocol=record.protocol | {key: outcome.details[key] for key in ("train_images", "test_images")},
             details={"checkpoint": str(checkpoint.path), "pretrain": checkpoint.details, **outcome.details},
             wall_time_s=round(time.perf_counter() - started, 2),
@@ -208,26 +211,26 @@ def _run_seed(
 
 
 def _require_one_file_a_seed(record: ResultRecord, store: RecordStore) -> None:
-    """Refuses a second file of others under one `--pretrain-seed` of one pre-training."""
+    """Refuse a second foreign file with the same `--pretrain-seed` of one pre-training."""
     for other in store.load():
         same = (other.pretraining_sha256, other.pretrain_seed) == (record.pretraining_sha256, record.pretrain_seed)
         if same and other.method == record.method and other.weights_sha256 != record.weights_sha256:
             raise InputError(
-                f"--pretrain-seed {record.pretrain_seed}: already given to {other.details.get('checkpoint')}; give "
-                f"another seed, or tell the pre-trainings apart with --group NAME ({other.file})"
+                f"--pretrain-seed {record.pretrain_seed}: already used for {other.details.get('checkpoint')} "
+                f"({other.file}); expected another seed, or another pre-training with --group NAME"
             )
 
 
 def _clear(folder: Path) -> None:
-    """Removes the state to resume from; what else a task made, such as a detector, stays."""
+    """Remove the state to resume from. Other files of a task, such as a detector, stay."""
     for path in folder.glob("state.pt*"):
         path.unlink()
-    with contextlib.suppress(OSError):  # not empty, or never made
+    with contextlib.suppress(OSError):  # it is not empty, or it does not exist
         folder.rmdir()
 
 
 def now() -> str:
-    """The time, as records have it."""
+    """Return the current time in the format of records."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 

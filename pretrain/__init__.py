@@ -1,1 +1,3 @@
 """Trains a backbone without labels. Imports `intl_bench.core` and nothing else of this project."""
+
+PROJECT = "intl-bench"

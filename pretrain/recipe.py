@@ -8,7 +8,7 @@ from typing import Any
 
 from intl_bench.core import config as configs
 from intl_bench.core import identity as identities
-from intl_bench.core.datasets import PAPER
+from intl_bench.core.datasets import DATASETS
 from intl_bench.core.errors import InputError
 from intl_bench.core.identity import SCALES, runtime_only
 from pretrain import methods, optim
@@ -23,17 +23,21 @@ PUBLISHED = ("paper", "adapted")  # scales that only a packaged recipe has
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Everything a pre-training run depends on; see configs/pretrain/ for the published ones.
+    """All settings of a pre-training run. configs/pretrain/ holds the published ones.
 
-    `base_lr` is multiplied by batch_size / 256; `batch_size` is the global one. The optimizer's settings are those of
-    `pretrain.optim.build_optimizer`. `data.mean` and `data.std` are resolved here, so that they are stored and compared
-    as numbers. `init` is a checkpoint whose weights the run starts from (see `pretrain.warm_start`). A checkpoint is
-    written whenever `save_minutes` have passed since the last one. `compile` (networks), `graph` (a step recorded as a
-    CUDA graph) and `deterministic` are for GPUs and change no result beyond rounding (docs/gpu.md).
-
-    `scale` is "paper" for a published recipe, "adapted" for one whose training differs from its source as its header
-    says, "reduced" for a cut-down one and "demo" for a demonstration. `load_recipe` makes "reduced" of a recipe that
-    says "paper" or "adapted" but is no packaged one.
+    Attributes:
+        name: of the run's folder.
+        scale: "paper" for a published recipe, "adapted" for one that differs from its source as its header states,
+            "reduced" for a cut-down one, "demo" for a demonstration. `load_recipe` changes "paper" and "adapted" to
+            "reduced" unless a packaged recipe has the same settings.
+        init: a checkpoint whose weights the run starts from (see `pretrain.warm_start`).
+        batch_size: over all processes.
+        base_lr: learning rate of a batch of 256 images; it is multiplied by batch_size / 256.
+        optimizer ... clip_trust: see `pretrain.optim.build_optimizer`.
+        save_minutes: a checkpoint is written when this time has passed since the last one.
+        compile, graph, deterministic: compiled networks, a step recorded as a CUDA graph, the same bits on every GPU
+            run. They change no result beyond rounding (docs/gpu.md).
+        data: `data.mean` and `data.std` are resolved here, so that they are stored and compared as numbers.
     """
 
     name: str = runtime_only()
@@ -105,26 +109,25 @@ class Recipe:
 
     @property
     def folder(self) -> Path:
-        """Where the run lives, relative to the working directory."""
+        """Folder of the run, relative to the working directory."""
         return Path("runs") / "pretrain" / self.name / f"seed{self.seed}"
 
     @property
     def checkpoint(self) -> Path:
-        """The run's training state; after the last epoch, its result."""
+        """File of the run's training state. After the last epoch it holds the result."""
         return self.folder / "checkpoint.pt"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """What a run reads beside its recipe.
+    """What a run reads in addition to its recipe.
 
     Attributes:
-        data: `pretrain.images.fingerprint.fingerprint` of the training images; None where an earlier version did not
-            note it.
-        initial_weights: SHA-256 of the weights of `Recipe.init`; None for a run that starts at random.
-        extends: digest of the pre-training that they are of, where it had the same seed: so seeds that were extended
-            each from its own stay seeds of one training.
-        computed_in: the precision, where the device does not have the recipe's (fp16 on a CPU).
+        data: `pretrain.images.fingerprint.fingerprint` of the training images. None for a run of an earlier version.
+        initial_weights: SHA-256 of the weights of `Recipe.init`. None for a random start.
+        extends: digest of the pre-training that made the initial weights, if it had the same seed. Several seeds, each
+            extended from its own weights, then remain seeds of one training.
+        computed_in: the precision, if the device lacks that of the recipe (fp16 on a CPU).
     """
 
     data: str | None = None
@@ -134,27 +137,27 @@ class Inputs:
 
 
 def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe file `name` (a path, or packaged in configs/pretrain/) with overrides; `method` with its defaults.
+    """Load the recipe `name`, a path or a file of configs/pretrain/, and apply the overrides "key=value".
+
+    The section `method` gets the defaults of its method.
 
     Raises:
-        InputError: no such recipe, an unknown key, a wrong type or value.
+        InputError: there is no such recipe, or a key is unknown, or a type or value is wrong.
     """
     path = configs.find(name, "pretrain")
     values = configs.read(path)
-    data = values.get("data", {})
     changes = [change.removeprefix("data.") for change in overrides if change.startswith("data.")]
-    # Another kind of data is another data set, which the recipe's name is not of.
-    if _asked(changes, "kind", data.get("kind")) != data.get("kind"):
-        values["data"] = {key: value for key, value in data.items() if key not in ("name", "root", "classes")}
+    if "data" in values:
+        values["data"] = _of_kind(values["data"], changes)
     recipe = _build(values, path.name, overrides)
     return dataclasses.replace(recipe, scale=judged_scale(recipe))
 
 
 def judged_scale(recipe: Recipe) -> str:
-    """The scale of a recipe; one that says "paper" or "adapted" has to decide the same as a packaged one.
+    """Return the scale of a recipe. "paper" and "adapted" require a packaged recipe with the same settings.
 
     Returns:
-        The packaged recipe's scale, "reduced" where there is none; "demo" on generated images alone.
+        The scale of that packaged recipe, or "reduced" if there is none. "demo" requires generated images.
     """
     if recipe.scale == "demo":
         return "demo" if recipe.data.kind == "shapes" and recipe.init is None else "reduced"
@@ -163,7 +166,7 @@ def judged_scale(recipe: Recipe) -> str:
     packaged = sorted((configs.CONFIGS / "pretrain").glob("*.yaml"), key=lambda path: path.stem != recipe.name)
     for other in packaged if recipe.init is None else ():
         values = _packaged(other)
-        # Most are told apart by these, in a fiftieth of the time of building them.
+        # These two settings distinguish most recipes, in a fiftieth of the time that building them takes.
         if all(values.get(key, getattr(Recipe, key)) == getattr(recipe, key) for key in ("epochs", "batch_size")):
             published = dataclasses.replace(_build(values, other.name, ()), seed=recipe.seed)
             if decides_the_same(published, recipe):
@@ -175,7 +178,7 @@ _packaged = functools.cache(configs.read)
 
 
 def decides_the_same(one: Recipe, other: Recipe) -> bool:
-    """Whether two recipes ask for the same training on a data set of the same name."""
+    """Return whether two recipes describe the same training on a data set of the same name."""
     return one.data.dataset == other.data.dataset and identities.identity(one) == identities.identity(other)
 
 
@@ -186,67 +189,78 @@ def _build(values: Mapping[str, Any], where: str, overrides: Sequence[str]) -> R
 
 
 def from_dict(values: Mapping[str, Any], where: str) -> Recipe:
-    """The recipe that `configs.to_dict` made `values` of, at `where`.
+    """Rebuild a recipe from the values that `configs.to_dict` made of it.
+
+    Args:
+        where: the file of the values, for messages.
 
     Raises:
-        InputError: an unknown key, or a value that is refused.
+        InputError: a key is unknown or a value is refused.
     """
     return _build(values, where, ())
 
 
 def inherited_data(own: DataConfig, changes: Sequence[str]) -> dict[str, Any]:
-    """What of a checkpoint's own data set holds under overrides "key=value", as values of a `DataConfig`.
+    """Return the values of a checkpoint's own `DataConfig` that still hold under overrides "key=value".
 
-    Of another kind of data nothing does but the mean and std of the pixels. Images elsewhere keep a name of the
-    paper's, which is checked against their content, and no other.
+    An override of `root` means other images. They keep a name of `DATASETS`, which is checked against their content,
+    and lose any other name.
     """
-    values: dict[str, Any] = dataclasses.asdict(own)
-    if _asked(changes, "kind", own.kind) != own.kind:
-        return {key: values[key] for key in ("mean", "std")}
-    if _asked(changes, "root", own.root) != own.root and own.name not in PAPER:
+    values = _of_kind(dataclasses.asdict(own), changes)
+    if _asked(changes, "root", own.root) != own.root and own.name not in DATASETS:
         values["name"] = None
     return values
 
 
+def _of_kind(stored: dict[str, Any], changes: Sequence[str]) -> dict[str, Any]:
+    """Return the stored values of a `DataConfig` that still hold under overrides "key=value".
+
+    An override that changes the kind of data means other images. Only what does not depend on them remains.
+    """
+    if _asked(changes, "kind", stored.get("kind")) == stored.get("kind"):
+        return stored
+    return {key: stored[key] for key in ("mean", "std", "on_bad_image") if key in stored}
+
+
 def _asked(changes: Sequence[str], key: str, otherwise: Any) -> Any:
-    """The text that the last override "key=value" of a key gives it, `otherwise` where there is none."""
+    """Return the value that the last override "key=value" gives a key, or `otherwise`."""
     return dict(change.partition("=")[::2] for change in changes).get(key, otherwise)
 
 
 def identity(recipe: Recipe, inputs: Inputs) -> dict[str, Any]:
-    """What decides the weights that a run ends in: {"settings": {...}, "data": ..., "initial_weights": ...}."""
+    """Return what determines the final weights of a run: {"settings": {...}, "data": ..., "initial_weights": ...}."""
     return {"settings": identities.identity(recipe), **dataclasses.asdict(inputs)}
 
 
 def check_same_run(recipe: Recipe, inputs: Inputs, before: Recipe, read: Inputs) -> None:
-    """Refuses to continue a run folder with what would learn something else.
+    """Refuse to continue a run with settings or inputs that would lead to other weights.
 
     Args:
-        before, read: the stored recipe and inputs; of what the latter do not know nothing is compared.
+        before, read: the stored recipe and inputs. An input that is stored as None is not compared.
 
     Raises:
-        InputError: naming the first difference.
+        InputError: something differs; the message names the first difference.
     """
-    remedy = "give this run a name of its own (name=...), or add --fresh to start over"
+    remedy = "give this run another name with name=..., or add --fresh to start over"
     changed = configs.differences(identities.identity(before), identities.identity(recipe))
     if changed:
         more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
-        extend = f"; to go on from its weights, start a new run with init={recipe.checkpoint}"
+        extend = f"; to continue from its weights, start a new run with init={recipe.checkpoint}"
         raise InputError(f"{recipe.checkpoint} belongs to another configuration ({changed[0]}{more}); {remedy}{extend}")
     if read.data is not None and read.data != inputs.data:
         raise InputError(
-            f"{recipe.checkpoint} was trained on other images: their fingerprint is {read.data[:12]}, that of those at "
+            f"{recipe.checkpoint} was trained on other images: their fingerprint is {read.data[:12]}, that of "
             f"data.root={recipe.data.root} is {str(inputs.data)[:12]}; restore the images, or {remedy}"
         )
     if read.computed_in != inputs.computed_in:
         raise InputError(
-            f"{recipe.checkpoint} was computed in {read.computed_in or recipe.precision}, here it would be in "
-            f"{inputs.computed_in or recipe.precision}; go on where it began, or {remedy}"
+            f"{recipe.checkpoint} was computed in {read.computed_in or recipe.precision}, but this device computes in "
+            f"{inputs.computed_in or recipe.precision}; continue on the device where it began, or {remedy}"
         )
     if read.initial_weights != inputs.initial_weights:
         if recipe.init is None:
             raise InputError(
-                f"{recipe.checkpoint} started from other weights; add init={before.init} to go on, or {remedy}"
+                f"{recipe.checkpoint} started from other weights; add init={before.init} to resume, or {remedy}"
             )
         raise InputError(
             f"{recipe.checkpoint} started from other weights than init={recipe.init}: {read.initial_weights} -> "

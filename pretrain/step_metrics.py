@@ -3,7 +3,7 @@
 import dataclasses
 
 from intl_bench.core.copies import Fetched
-from intl_bench.core.errors import DivergedError
+from intl_bench.core.distributed import require_finite
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,12 +32,11 @@ class StepMetrics:
             DivergedError: one that must be finite is not.
         """
         values = dict(zip(self.names, self.numbers.read().tolist(), strict=False))
-        bad = [f"{name} = {value}" for name, value in values.items() if name in self.finite and value - value != 0]
-        if bad:
-            raise DivergedError(
-                f"diverged at step {self.step - 1} (epoch {self.epoch}): {', '.join(bad)}; the checkpoint is of before "
-                "this step; lower base_lr, or use precision=fp32"
-            )
+        require_finite(
+            {name: value for name, value in values.items() if name in self.finite},
+            where=f"at step {self.step - 1} (epoch {self.epoch})",
+            remedy="the checkpoint is of before this step; lower base_lr, or use precision=fp32",
+        )
         return values | {"lr": self.lr}
 
     def asked(self) -> tuple[int, bool]:

@@ -1,10 +1,11 @@
-"""The training loop: from a recipe to a checkpoint, in one process or many, resumable exactly.
+"""The training loop: from a recipe to a checkpoint, in one process or many.
 
-Killed at any step, the same command goes on and ends with the same weights, bit for bit on a CPU: the order of the
-images and every random parameter are functions of (seed, epoch, image, view), and a checkpoint holds the rest.
+A run that was killed at any step resumes with the same command and ends with the same weights, on a CPU bit for bit.
+The order of the images and every random parameter are functions of (seed, epoch, image, view). A checkpoint holds the
+rest.
 
-The device is not waited for: the numbers of a step are read while the next one is computed, and a checkpoint is written
-in the background.
+The host does not wait for the device. The metrics of a step are read while the device computes the next step. A
+checkpoint is written in the background.
 """
 
 import contextlib
@@ -40,13 +41,13 @@ from pretrain.step_metrics import StepMetrics
 from pretrain.sync_batch_norm import synchronize
 from pretrain.train_log import Log
 
-_OTHERWISE = "give this run a name of its own with name=..."
+_OTHERWISE = "give this run another name with name=..."
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclasses.dataclass
 class Training:
-    """The state of a run: what a checkpoint holds, and the machinery to take a step."""
+    """The state of a run: the content of a checkpoint, and what a step needs."""
 
     recipe: Recipe
     process: distributed.Process
@@ -66,7 +67,7 @@ class Training:
     seconds: float = 0.0
     bad_files: set[str] = dataclasses.field(default_factory=set)
     recorded: accelerate.Recorded | None = None
-    # Of the latest step: names of the loss terms, and the backbone's features of the view whose embedding is kept.
+    # Of the latest step: the names of the loss terms, and the features of the view whose embedding the method keeps.
     terms: list[str] = dataclasses.field(default_factory=list)
     features: torch.Tensor | None = None
 
@@ -75,7 +76,7 @@ class Training:
         return self.recipe.epochs * self.steps_per_epoch
 
     def take_step(self, batch: Batch, *, stop: int = 0, save: bool = False) -> StepMetrics:
-        """`optimize` on the views of this process's part of a global batch."""
+        """Make the views of this process's part of a global batch and call `optimize`."""
         device = self.process.device
         views = [
             augment(crops.to(device, non_blocking=True), parameters, *self.normalization)
@@ -88,15 +89,15 @@ class Training:
     def optimize(
         self, views: list[torch.Tensor], labels: torch.Tensor | None = None, *, stop: int = 0, save: bool = False
     ) -> StepMetrics:
-        """One step, without waiting for the device.
+        """Take one step without waiting for the device.
 
         Args:
             views: each (m, 3, S, S), of this process's images.
-            labels: (m,) int64, for a method that learns from them.
-            stop, save: what this process asks of all of them; `stop` is the number of the signal.
+            labels: (m,) int64, for a method that learns from labels.
+            stop, save: requests of this process to all processes. `stop` is the number of a signal.
 
         Returns:
-            The loss terms, their sum, the gradient's norm, and what any process asked for.
+            The loss terms, their sum, the norm of the gradient, and the requests of all processes.
         """
         recipe, device = self.recipe, self.process.device
         base = recipe.base_lr * recipe.batch_size / 256
@@ -107,7 +108,7 @@ class Training:
             base=base,
             final_ratio=recipe.final_lr_ratio,
         )
-        # On a GPU always, so that recorded and ordinary steps round alike.
+        # Always on a GPU, so that recorded and ordinary steps round alike.
         in_tensor = device.type == "cuda" or self.recorded is not None
         for group in self.optimizer.param_groups:
             set_lr(group, group_lr(group, scheduled=lr, base=base), in_tensor=in_tensor)
@@ -124,12 +125,12 @@ class Training:
             lr=lr,
             names=[*self.terms, "loss", "gradient_norm"],
             numbers=fetch(torch.cat([numbers, asked])),
-            # The scaler skips a step whose half-precision gradients overflow, and goes on.
+            # The scaler skips a step whose half-precision gradients overflow; training continues.
             finite=finite if self.scaler.is_enabled() else finite | {"gradient_norm"},
         )
 
     def work(self, views: Sequence[torch.Tensor], labels: torch.Tensor | None) -> torch.Tensor:
-        """What a step asks of the device, see `accelerate.Work`: the loss terms, their sum and the gradient's norm."""
+        """Compute a step (see `accelerate.Work`); return the loss terms, their sum and the norm of the gradient."""
         if self.recipe.channels_last:
             views = [view.contiguous(memory_format=torch.channels_last) for view in views]
         autocast = torch.autocast(self.process.device.type, dtype=self.autocast, enabled=self.autocast is not None)
@@ -147,8 +148,8 @@ class Training:
         return torch.stack([*(term.detach().float() for term in terms.values()), loss.detach().float(), norm.float()])
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint holds."""
-        # A checkpoint does not depend on how steps were taken: learning rates are numbers, nothing is to be recorded.
+        """Return the content of a checkpoint."""
+        # A checkpoint does not depend on how steps were taken. Learning rates are stored as numbers.
         optimizer = self.optimizer.state_dict()
         for group in optimizer["param_groups"]:
             group["lr"] = float(group["lr"])
@@ -174,21 +175,21 @@ class Training:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Continues from a checkpoint's state of the same recipe, images and initial weights.
+        """Continue from the state of a checkpoint of the same recipe, images and initial weights.
 
         Raises:
-            InputError: it belongs to another recipe, data set or architecture.
+            InputError: the state belongs to another recipe, data set or architecture.
         """
         path = self.recipe.checkpoint
         read = Inputs(**state.get("inputs", {}))
         check_same_run(self.recipe, self.inputs, from_dict(state["config"], f"checkpoint {path}"), read)
         if read.data is None and self.process.is_main:
-            print(f"{path}: an earlier version wrote it, which did not note the images' fingerprint", file=sys.stderr)
-        self.inputs = read  # what the first steps were trained on stays unknown where it is
+            print(f"{path}: written by an earlier version, without a fingerprint of the images", file=sys.stderr)
+        self.inputs = read  # an unknown fingerprint stays unknown: nobody knows the images of the first steps
         if state["steps_per_epoch"] != self.steps_per_epoch:
             raise InputError(
-                f"{path}: written with {state['steps_per_epoch']} steps an epoch, the data set now gives "
-                f"{self.steps_per_epoch}: it has changed; restore it, or start over with --fresh"
+                f"{path}: written with {state['steps_per_epoch']} steps an epoch, but the data set now gives "
+                f"{self.steps_per_epoch}; restore the data set, or add --fresh to start over"
             )
         try:
             self.method.load_state_dict(state["method"])
@@ -196,7 +197,7 @@ class Training:
         except (RuntimeError, ValueError, KeyError) as error:
             reason = " ".join(str(error).split())[:200]
             raise InputError(
-                f"{path}: its weights are of another architecture: {reason}; start over with --fresh"
+                f"{path}: its weights have another architecture: {reason}; add --fresh to start over"
             ) from error
         if self.scaler.is_enabled() and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
@@ -210,18 +211,20 @@ def build_training(
     n_images: int,
     n_classes: int = 1000,
 ) -> Training:
-    """A run at step 0, initialized from the recipe's seed alone.
+    """Build a run at step 0. The recipe's seed alone determines its weights.
 
     Args:
-        n_images, n_classes: of the training set; only a method that learns from labels uses the latter.
+        n_images, n_classes: of the training set. Only a method that learns from labels uses `n_classes`.
 
     Raises:
-        InputError: the batch does not fit the data set, or the method not the rest of the recipe.
+        InputError: the batch is larger than the data set, or the method does not fit the rest of the recipe.
     """
     module, config = methods.parse(recipe.method, "method")
     labeled = getattr(module, "LABELED", False)
     if len(recipe.views) < 2 and not labeled:
-        raise InputError(f"views: {module.DISPLAY} compares at least two of each image, got {len(recipe.views)}")
+        raise InputError(
+            f"views: {module.DISPLAY} compares at least two views of each image, found {len(recipe.views)}"
+        )
     steps = steps_per_epoch(n_images, recipe.batch_size)
     setup = methods.Setup(
         make_backbone=lambda: Backbone(recipe.backbone),
@@ -244,7 +247,7 @@ def build_training(
     if autocast == torch.float16 and process.device.type == "cpu":
         autocast, inputs = torch.bfloat16, Inputs(computed_in="bf16")
         if process.is_main:
-            print("precision=fp16: computed in bf16, for a CPU takes twenty times as long in fp16", file=sys.stderr)
+            print("precision=fp16: computed in bf16, because a CPU is twenty times slower in fp16", file=sys.stderr)
     if process.world_size > 1:
         method = synchronize(method)
     method.to(process.device, memory_format=torch.channels_last if recipe.channels_last else torch.preserve_format)
@@ -278,20 +281,20 @@ def build_training(
 
 
 def run(recipe: Recipe, *, fresh: bool = False) -> Path:
-    """Trains to the last epoch, or goes on from where the run's folder stands; returns the checkpoint's path.
+    """Train to the last epoch and return the path of the checkpoint. A run that was interrupted resumes.
 
-    The folder receives `checkpoint.pt` every `save_minutes` and on a signal, `backbone.safetensors` at the end,
-    `metrics.jsonl` and TensorBoard events. It is locked meanwhile.
+    The run's folder receives `checkpoint.pt` every `save_minutes` and on a signal, `backbone.safetensors` at the end,
+    `metrics.jsonl`, and TensorBoard events. The folder is locked during the run.
 
     Raises:
-        InputError, ResourceError, DivergedError: as the exit codes say.
-        Preempted: a signal came; the state is saved.
+        InputError, ResourceError, DivergedError: see `intl_bench.core.errors`.
+        Preempted: a signal arrived; the state is saved.
     """
     started = distributed.start(recipe.device, deterministic=recipe.deterministic, fixed_shapes=True)
     with started as process, StopRequest() as stop, contextlib.ExitStack() as locked:
         source = open_source(recipe.data, "train")
         training = build_training(recipe, process, len(source), len(source.class_names))
-        # The first process alone needs the folder: the others may be on machines that do not share its disk.
+        # Only the first process needs the folder. The others may be on machines that do not share its disk.
         distributed.from_main(lambda: locked.enter_context(lock(recipe.folder, otherwise=_OTHERWISE)))
         state = None if fresh else distributed.from_main(lambda: _saved(recipe.checkpoint))
         initial = distributed.from_main(lambda: _initial_weights(training, state))
@@ -307,13 +310,13 @@ def run(recipe: Recipe, *, fresh: bool = False) -> Path:
             loaded = warm_start.apply(initial, training.method)
             if process.is_main:
                 print(f"init: {loaded}", file=sys.stderr)
-        if fresh and process.is_main:  # only now that nothing stands in the way of the new run
+        if fresh and process.is_main:  # only now, after every check of the new run
             shutil.rmtree(recipe.folder, ignore_errors=True)
         if training.step < training.total_steps:
             accelerate.apply(training)
             _loop(training, source, stop)
         elif process.is_main:
-            print(f"{recipe.checkpoint}: finished before, there is nothing to train", file=sys.stderr)
+            print(f"{recipe.checkpoint}: already finished; nothing to train", file=sys.stderr)
         exported = recipe.folder / "backbone.safetensors"
         if process.is_main and not exported.exists():
             about = checkpoint.from_state(
@@ -324,13 +327,13 @@ def run(recipe: Recipe, *, fresh: bool = False) -> Path:
 
 
 def _initial_weights(training: Training, state: dict[str, Any] | None) -> warm_start.InitialWeights | None:
-    """The weights that the recipe's `init` names; of a run that goes on the digest is enough where the file is gone."""
+    """Read the weights of the recipe's `init`. A resumed run needs only their digest if the file is gone."""
     recipe = training.recipe
     if recipe.init is None:
         return None
     path = Path(recipe.init).expanduser()
     if path.resolve().is_relative_to(recipe.folder.resolve()):
-        raise InputError(f"init={path}: in the folder of this run itself; give the new run another name with name=...")
+        raise InputError(f"init={path}: lies in the folder of this run; give the new run another name with name=...")
     before = {} if state is None else state.get("inputs", {})
     known = before.get("initial_weights")
     if known and state is not None and state["config"].get("init") == recipe.init and not path.exists():
@@ -368,7 +371,7 @@ def _loop(training: Training, source: ImageSource, stop: StopRequest) -> None:
             metrics = training.take_step(batch, stop=wanted, save=save)
             if before is not None:  # read while the device computes this step
                 log.write(before)
-            # One process knows what it wants; several learn of the step before what any of them wanted.
+            # A single process knows its own request. Several learn the requests of all with the previous step.
             if process.world_size == 1:
                 stopping, saving = wanted, save
             else:
@@ -386,8 +389,7 @@ def _loop(training: Training, source: ImageSource, stop: StopRequest) -> None:
             if stopping and not last:
                 writer.wait()
                 log.close()
-                distributed.barrier()  # the launcher ends all processes when one ends; the first may still be writing
                 where = f"after step {training.step} of {training.total_steps}, saved in {recipe.checkpoint}"
-                raise stop.error(where, stopping)
+                distributed.stop_together(stop, where, stopping)
             before, ended = metrics, time.perf_counter()
     log.close()

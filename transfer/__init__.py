@@ -1,12 +1,39 @@
 """Scores a backbone: k nearest neighbors, linear classifiers, fine-tuning, detection."""
 
-# A task's name on the command line and its module. The module holds `Config`, `run`, `protocol` (a summary in words),
-# `fingerprints` (of the data of a configuration), `from_checkpoint` (what a checkpoint says about the configuration),
-# `SEEDED` (whether a result depends on the seed) and, for detection, `DEFAULT` (the protocol's file).
+import importlib
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:  # the command line lists the tasks without importing PyTorch
+    from transfer.task import Task
+
+__all__ = ["TASKS", "find_task"]
+PROJECT = "intl-bench"
+
+
+class Entry(NamedTuple):
+    """A task in the help of the command line; `options` are settings that are also options, such as `--engine`."""
+
+    help: str
+    options: tuple[str, ...] = ()
+
+
+# By the name of the command, which is also the name of the module.
 TASKS = {
-    "knn": "transfer.knn",
-    "linear": "transfer.linear",
-    "finetune": "transfer.finetune",
-    "coco": "transfer.coco",
-    "voc": "transfer.voc",
+    "linear": Entry("linear classification on the frozen backbone"),
+    "knn": Entry("k-nearest-neighbor classification on features of the frozen backbone"),
+    "finetune": Entry("semi-supervised fine-tuning with 1 or 10 percent of the labels"),
+    "coco": Entry("COCO detection and instance segmentation with Mask R-CNN R50-C4", ("engine", "visualize")),
+    "voc": Entry("PASCAL VOC detection with Faster R-CNN R50-C4", ("engine", "visualize")),
 }
+
+
+def find_task(name: str) -> "Task[Any]":
+    """Import the task of a name in `TASKS`.
+
+    Raises:
+        ValueError: there is no such task.
+    """
+    if name not in TASKS:
+        raise ValueError(f"task={name!r}: unknown; expected one of {', '.join(TASKS)}")
+    task: Task[Any] = importlib.import_module(f"transfer.{name}").TASK
+    return task

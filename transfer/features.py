@@ -20,6 +20,7 @@ from intl_bench.core.errors import InputError
 from intl_bench.core.identity import digest, identity
 from intl_bench.core.progress import Progress
 from intl_bench.core.seeding import torch_seed
+from intl_bench.core.sharing import largest_share
 from pretrain import backbone as backbones
 from pretrain import images as image_files
 from pretrain.backbone import Backbone
@@ -177,9 +178,7 @@ def extract(
             print(f"features: those of {len(source)} images are there already, in {path}", file=sys.stderr)
     else:
         mean, std = normalization
-        share = math.ceil(len(source) / process.world_size)
-        first = min(len(source), process.rank * share)
-        last = min(len(source), first + share)
+        share, padded = process.share(len(source)), largest_share(len(source), process.world_size)
         batches = evaluation_batches(
             source,
             resize=resize,
@@ -187,14 +186,14 @@ def extract(
             mean=mean,
             std=std,
             batch_size=_BATCH[process.device.type],
-            first=first,
-            last=last,
+            first=share.start,
+            last=share.stop,
             workers=0 if isinstance(source, ArraySource) else workers,  # what is in memory is quicker taken than sent
             device=process.device,
         )
-        features = _forward(build_backbone_of(checkpoint), batches, last - first, process, precision)
+        features = _forward(build_backbone_of(checkpoint), batches, len(share), process, precision)
         if process.world_size > 1:
-            features = _gather(functional.pad(features, (0, 0, 0, share - len(features))), process)[: len(source)]
+            features = _gather(functional.pad(features, (0, 0, 0, padded - len(features))), process)[: len(source)]
         if not torch.isfinite(features).all():
             raise InputError(
                 f"checkpoint {checkpoint.path}: its features are not finite: the weights are damaged or diverged"

@@ -1,4 +1,4 @@
-"""Semi-supervised evaluation: backbone and classifier fine-tuned on 1% or 10% of the labels, as SimCLR chose them."""
+"""Semi-supervised evaluation: backbone and classifier are fine-tuned on SimCLR's lists of 1% or 10% of the labels."""
 
 import collections
 import dataclasses
@@ -15,23 +15,11 @@ from pretrain.images.data import DataConfig, FileSource, normalization, open_sou
 from pretrain.images.fingerprint import fingerprint
 from transfer import precision as precisions
 from transfer.features import from_checkpoint
-from transfer.outcome import Outcome, describe_normalization
+from transfer.scores import describe_normalization
 from transfer.sgd_classifier import Settings, train_classifier
+from transfer.task import Outcome, Task
 
-__all__ = [
-    "PROCESSES_MATTER",
-    "SEEDED",
-    "FinetuneConfig",
-    "find_list",
-    "fingerprints",
-    "from_checkpoint",
-    "listed_images",
-    "protocol",
-    "run",
-]
-
-SEEDED = True
-PROCESSES_MATTER = True  # each has batch norms of its own, as the authors'
+__all__ = ["TASK", "FinetuneConfig", "find_list", "listed_images"]
 
 _ORIGIN = (
     "SimCLR's lists are imagenet_subsets/1percent.txt and 10percent.txt of github.com/google-research/simclr, "
@@ -41,15 +29,15 @@ _ORIGIN = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FinetuneConfig:
-    """Settings of the authors' evaluate.py with `--weights finetune`; their learning rates stay constant for 20 epochs.
+    """Settings of the authors' evaluate.py with `--weights finetune`. Learning rates stay constant.
 
     Attributes:
-        train_percent: 1 or 10, the share of the training images that the list holds.
-        file_list: the list; None looks for `1percent.txt` or `10percent.txt` in data.root and in the folder above it.
-        resize, crop: of the test images, in pixels; `crop` is the size of the random training crops too.
-        head_lr, backbone_lr: for a batch of 256, whatever batch_size is.
-        precision: of the backbone, "fp32" or "bf16"; the classifier and the loss are float32.
-        deterministic: on a GPU the same weights bit for bit, at some cost in time.
+        train_percent: 1 or 10, the percentage of the training images in the list.
+        file_list: path of the list. None looks for `1percent.txt` or `10percent.txt` in data.root and the folder above.
+        resize, crop: of the test images, in pixels. `crop` is also the size of the random training crops.
+        head_lr, backbone_lr: for a batch of 256 images.
+        precision: of the backbone, "fp32" or "bf16". The classifier and the loss are float32.
+        deterministic: a GPU computes the same weights bit for bit, at some cost in time.
     """
 
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
@@ -80,11 +68,11 @@ class FinetuneConfig:
         if min(self.head_lr, self.backbone_lr) <= 0:
             raise ValueError(f"head_lr={self.head_lr}, backbone_lr={self.backbone_lr}: expected more than 0")
         if self.data.kind != "imagefolder":
-            raise ValueError(f"data.kind={self.data.kind}: expected imagefolder, whose files a list can name")
+            raise ValueError(f"data.kind={self.data.kind}: expected imagefolder, because the list names files")
 
 
 def protocol(config: FinetuneConfig) -> dict[str, Any]:
-    """How this evaluation measures, in words for a footnote; what it is, `core.identity.identity` says."""
+    """Describe the evaluation in words, for a table's footnote."""
     return {
         "protocol": "fine-tuned on a share of the labels",
         "train_percent": config.train_percent,
@@ -103,14 +91,14 @@ def protocol(config: FinetuneConfig) -> dict[str, Any]:
 
 
 def run(checkpoint: Checkpoint, config: FinetuneConfig, seed: int, *, folder: Path) -> Outcome:
-    """Scores a checkpoint: `top1`, `top5` (with more than five classes), and `best_...` of the best epoch beside them.
+    """Score a checkpoint: `top1`, `top5` (with more than five classes), and `best_...` of the best epoch.
 
     Args:
         seed: of the classifier's initial weights, the order and the crops.
-        folder: for the state, from which the same call resumes.
+        folder: for the state. The same call resumes from it.
 
     Raises:
-        InputError: no list, a listed file that is not there, or what `train_classifier` raises; also its other errors.
+        InputError: the list or a listed file is missing; also the errors of `train_classifier`.
     """
     train, test = _sources(config)
     mean, std = normalization(config.data)
@@ -141,10 +129,10 @@ def run(checkpoint: Checkpoint, config: FinetuneConfig, seed: int, *, folder: Pa
 
 
 def fingerprints(config: FinetuneConfig) -> dict[str, str]:
-    """`pretrain.images.fingerprint.fingerprint` of the listed training images and of the test images.
+    """Return the fingerprints of the listed training images and of the test images.
 
     Raises:
-        InputError: as `run`, for the images and the list.
+        InputError: the images or the list cannot be read.
     """
     train, test = _sources(config)
     return {"train": fingerprint(train), "test": fingerprint(test)}
@@ -158,10 +146,10 @@ def _sources(config: FinetuneConfig) -> tuple[FileSource, FileSource]:
 
 
 def find_list(config: FinetuneConfig) -> Path:
-    """The file list that a configuration means.
+    """Find the file list of a configuration.
 
     Raises:
-        InputError: it is not there; the message says where it was looked for and where such lists come from.
+        InputError: there is no list; the message states the places searched and the source of such lists.
     """
     root = Path(config.data.root).expanduser().resolve()
     name = f"{config.train_percent}percent.txt"
@@ -169,14 +157,14 @@ def find_list(config: FinetuneConfig) -> Path:
     for place in places:
         if place.is_file():
             return place
-    raise InputError(f"file list: not at {' or '.join(map(str, places))}; set file_list=PATH; {_ORIGIN}")
+    raise InputError(f"file list: not found at {' or '.join(map(str, places))}; set file_list=PATH; {_ORIGIN}")
 
 
 def listed_images(source: FileSource, path: Path, percent: int) -> FileSource:
-    """The images that the file list at `path` names, in its order; a name's class is what precedes its first "_".
+    """Return the images that the file list at `path` names, in its order. The part of a name before "_" is the class.
 
     Raises:
-        InputError: the list cannot be read, names a file twice or one that is not there, or is not `percent` of all.
+        InputError: the list cannot be read, names a file twice, names a missing file, or is not `percent` of all.
     """
     try:
         names = path.read_text(encoding="utf-8").split()
@@ -193,7 +181,17 @@ def listed_images(source: FileSource, path: Path, percent: int) -> FileSource:
     missing = [file for file in files if file not in found]
     if missing:
         raise InputError(
-            f"file list {path}: {len(missing)} of its {len(files)} files are not in {source.place}, the first of them "
+            f"file list {path}: {len(missing)} of its {len(files)} files are not in {source.place}, such as "
             f"{missing[0]}; use the data set that the list was made for"
         )
     return source.choose(np.array([found[file] for file in files]))
+
+
+TASK = Task(
+    config=FinetuneConfig,
+    run=run,
+    protocol=protocol,
+    fingerprints=fingerprints,
+    from_checkpoint=from_checkpoint,
+    processes_matter=True,  # each process has its own batch norm statistics, as in the authors' code
+)

@@ -22,11 +22,10 @@ from pretrain.checkpoint import Checkpoint
 from pretrain.images.data import DataConfig
 from transfer import precision as precisions
 from transfer.features import extract_both, fingerprints, from_checkpoint
-from transfer.outcome import Outcome, describe_normalization
+from transfer.scores import describe_normalization
+from transfer.task import Outcome, Task
 
-__all__ = ["SEEDED", "KnnConfig", "chunk_shape", "fingerprints", "from_checkpoint", "knn_predict", "protocol", "run"]
-
-SEEDED = False
+__all__ = ["TASK", "KnnConfig", "chunk_shape", "knn_predict"]
 
 # Which weights go with which distance, and where they come from.
 _WEIGHTS = {
@@ -110,6 +109,16 @@ def run(checkpoint: Checkpoint, config: KnnConfig, seed: int, *, folder: Path) -
         metrics={f"knn{config.k}": 100 * correct / len(test.labels)},
         details={"train_images": len(train.labels), "test_images": len(test.labels), "correct": correct},
     )
+
+
+TASK = Task(
+    config=KnnConfig,
+    run=run,
+    protocol=protocol,
+    fingerprints=fingerprints,
+    from_checkpoint=from_checkpoint,
+    seeded=False,
+)
 
 
 def chunk_shape(n_test: int, n_train: int, chunk_bytes: int) -> tuple[int, int]:

@@ -1,7 +1,8 @@
 """Linear evaluation: a linear classifier on the features of a frozen backbone.
 
-Two protocols. Without augmentation (CIFAR, and any small data set): features are computed once, Adam trains on them
-(`transfer.probe`). With it (ImageNet): every epoch sees new crops, SGD trains on them (`transfer.sgd_classifier`).
+There are two protocols. Without augmentation (CIFAR and other small data sets), features are computed once and Adam
+trains on them (`transfer.probe`). With augmentation (ImageNet), every epoch has new crops and SGD trains on them
+(`transfer.sgd_classifier`).
 """
 
 import dataclasses
@@ -14,28 +15,27 @@ from pretrain.checkpoint import Checkpoint
 from pretrain.images.data import DataConfig, normalization, open_source
 from transfer import precision as precisions
 from transfer.features import extract_both, fingerprints, from_checkpoint
-from transfer.outcome import Outcome, describe_normalization, last_and_best
 from transfer.probe import train_probe
+from transfer.scores import describe_normalization, last_and_best
 from transfer.sgd_classifier import Settings, train_classifier
+from transfer.task import Outcome, Task
 
-__all__ = ["SEEDED", "LinearConfig", "fingerprints", "from_checkpoint", "protocol", "run"]
-
-SEEDED = True
+__all__ = ["TASK", "LinearConfig"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LinearConfig:
-    """One of the two protocols; the defaults are the one without augmentation.
+    """Settings of both protocols. The defaults are those without augmentation.
 
     Attributes:
-        augment: train on random crops and flips of the images, or on features of the images as they are.
-        resize, crop: shorter side of an image and side of its central square, in pixels; None leaves the image. With
-            `augment` also the size of the random crops.
-        lr: of Adam at the start; with `augment` of SGD for a batch of 256, whatever batch_size is.
+        augment: train on random crops and flips of the images instead of on features of the whole images.
+        resize, crop: shorter side of an image and side of its central square, in pixels. None leaves the image as it
+            is. With `augment`, `crop` is also the size of the random crops.
+        lr: of Adam at the start. With `augment`, of SGD for a batch of 256 images.
         final_lr: of Adam at the end (without `augment`).
         milestones: epochs after which SGD's learning rate falls to a tenth (with `augment`).
-        precision: of the backbone's forward pass, "fp32" or "bf16"; the classifier is trained in float32.
-        deterministic: on a GPU the same weights bit for bit, at some cost in time (with `augment`).
+        precision: of the backbone's forward pass, "fp32" or "bf16". The classifier is trained in float32.
+        deterministic: with `augment`, a GPU computes the same weights bit for bit, at some cost in time.
     """
 
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
@@ -59,7 +59,7 @@ class LinearConfig:
 
     def __post_init__(self) -> None:
         if self.augment and self.crop is None:
-            raise ValueError("crop: expected the size of the training images, such as crop=224, with augment=true")
+            raise ValueError("crop: not set; augment=true needs the size of the training images, such as crop=224")
         if min(self.epochs, self.batch_size) < 1:
             raise ValueError(f"epochs={self.epochs}, batch_size={self.batch_size}: expected at least 1 of each")
         precisions.check(self.precision)
@@ -68,7 +68,7 @@ class LinearConfig:
 
 
 def protocol(config: LinearConfig) -> dict[str, Any]:
-    """How this evaluation measures, in words for a footnote; what it is, `core.identity.identity` says."""
+    """Describe the evaluation in words, for a table's footnote."""
     schedule = (
         {"milestones": ", ".join(map(str, config.milestones))} if config.augment else {"final_lr": config.final_lr}
     )
@@ -89,14 +89,15 @@ def protocol(config: LinearConfig) -> dict[str, Any]:
 
 
 def run(checkpoint: Checkpoint, config: LinearConfig, seed: int, *, folder: Path) -> Outcome:
-    """Scores a checkpoint: `top1`, `top5` (with more than five classes), and `best_...` of the best epoch beside them.
+    """Score a checkpoint: `top1`, `top5` (with more than five classes), and `best_...` of the best epoch.
 
     Args:
         seed: of the classifier's initial weights, the order and the crops.
-        folder: for the state of a run with augmentation, which resumes; the other one takes minutes and does not.
+        folder: for the state of a run with augmentation. The protocol without augmentation takes minutes and does not
+            resume.
 
     Raises:
-        InputError, DivergedError, Preempted: as `train_classifier`, `train_probe` and `extract_both` say.
+        InputError, DivergedError, Preempted: see `train_classifier`, `train_probe` and `extract_both`.
     """
     if config.augment:
         assert config.crop is not None
@@ -144,3 +145,12 @@ def run(checkpoint: Checkpoint, config: LinearConfig, seed: int, *, folder: Path
     metrics, best_epoch = last_and_best(probe.history)
     counts = {"train_images": len(train_features.labels), "test_images": len(test_features.labels), "classes": classes}
     return Outcome(metrics=metrics, details={"best_epoch": best_epoch, **counts})
+
+
+TASK = Task(
+    config=LinearConfig,
+    run=run,
+    protocol=protocol,
+    fingerprints=fingerprints,
+    from_checkpoint=from_checkpoint,
+)

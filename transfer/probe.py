@@ -9,7 +9,7 @@ from torch.nn import functional
 from intl_bench.core.copies import send
 from intl_bench.core.errors import DivergedError
 from intl_bench.core.seeding import permutation, torch_seed
-from transfer.outcome import correct, percentages
+from transfer.scores import correct, percentages
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,23 +1,21 @@
-"""The supervised loop on augmented images: a linear classifier on a frozen backbone, or the two fine-tuned together.
+"""A classifier trained by SGD on augmented images: a linear layer on a frozen backbone, or both fine-tuned together.
 
-Stopped at any step, the same call goes on and ends with the same weights: the order and the crops are functions of
-(seed, epoch, image), and the state file holds the rest. The source is the authors' evaluate.py.
+A call that was stopped at any step resumes and ends with the same weights. The order and the crops are functions of
+(seed, epoch, image). The state file holds the rest. The source is the authors' evaluate.py.
 """
 
 import dataclasses
-import math
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.nn import functional
 
-from intl_bench.core import distributed
+from intl_bench.core import distributed, files
 from intl_bench.core.copies import send
-from intl_bench.core.errors import DivergedError
 from intl_bench.core.identity import identity
 from intl_bench.core.progress import Progress
 from intl_bench.core.seeding import torch_seed
@@ -29,22 +27,23 @@ from pretrain.images.data import ImageSource
 from pretrain.images.loader import Batch, evaluation_batches, steps_per_epoch, training_batches
 from pretrain.images.views import ViewConfig, augment
 from transfer.features import build_backbone_of
-from transfer.outcome import Outcome, correct, last_and_best, percentages
 from transfer.precision import DEFAULT, autocast, unused
+from transfer.scores import correct, last_and_best, percentages
+from transfer.task import Outcome
 
 _TEST_BATCH = 256
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What decides the result, beside the checkpoint and the images.
+    """The settings that determine the result, together with the checkpoint and the images.
 
     Attributes:
-        head_lr, backbone_lr: for a batch of 256 images; backbone_lr = 0 freezes the backbone in eval mode.
+        head_lr, backbone_lr: for a batch of 256 images. backbone_lr = 0 freezes the backbone in eval mode.
         milestones: epochs after which the learning rates fall to a tenth.
-        resize, crop: of the test images; `crop` is the size of the training images too.
+        resize, crop: of the test images. `crop` is also the size of the training images.
         mean, std: per channel, for pixels in 0..1.
-        precision: of the backbone, one of `transfer.precision.PRECISIONS`; the classifier and the loss are float32.
+        precision: of the backbone, one of `transfer.precision.PRECISIONS`. The classifier and the loss are float32.
     """
 
     seed: int
@@ -66,7 +65,7 @@ class Settings:
 
 
 class Classifier(nn.Module):
-    """A linear layer, N(0, 0.01) without bias at the start, on a backbone; a frozen backbone stays in eval mode."""
+    """A linear layer on a backbone. Weights start as N(0, 0.01), biases as 0. A frozen backbone stays in eval mode."""
 
     def __init__(self, backbone: Backbone, classes: int, *, frozen: bool, seed: int, precision: str = DEFAULT) -> None:
         super().__init__()
@@ -91,7 +90,7 @@ class Classifier(nn.Module):
 
     @property
     def trained(self) -> nn.Module:
-        """The part that a state file has to hold."""
+        """The module whose weights a state file holds."""
         return self.fc if self.frozen else self
 
 
@@ -104,6 +103,7 @@ class _Run:
     optimizer: torch.optim.SGD
     steps_per_epoch: int
     identity: dict[str, Any]
+    loss: torch.Tensor  # sum over the steps of the epoch so far
     step: int = 0
     history: list[dict[str, float]] = dataclasses.field(default_factory=list)
     bad_files: list[str] = dataclasses.field(default_factory=list)
@@ -112,12 +112,13 @@ class _Run:
     def total_steps(self) -> int:
         return self.settings.epochs * self.steps_per_epoch
 
-    def take_step(self, batch: Batch) -> torch.Tensor:
-        """One step on this process's part of a batch; returns its loss."""
+    def take_step(self, batch: Batch) -> None:
+        """Take one step on this process's part of a batch."""
         settings, device = self.settings, self.process.device
         drops = sum(self.step // self.steps_per_epoch >= milestone for milestone in settings.milestones)
+        scale = settings.batch_size / 256 * 0.1**drops
         for group, lr in zip(self.optimizer.param_groups, (settings.head_lr, settings.backbone_lr), strict=False):
-            group["lr"] = lr * settings.batch_size / 256 * 0.1**drops
+            group["lr"] = lr * scale
         crops = batch.crops[0].to(device, non_blocking=True)
         images = augment(crops, batch.parameters[0], settings.mean, settings.std)
         logits = self.model(images.contiguous(memory_format=torch.channels_last))
@@ -127,14 +128,14 @@ class _Run:
         self.optimizer.step()
         self.step += 1
         self.bad_files = sorted({*self.bad_files, *batch.bad_files})
-        return loss.detach()
+        self.loss += loss.detach()
 
     @torch.inference_mode()
     def test(self, source: ImageSource, workers: int) -> dict[str, float]:
-        """Scores on the test images, each process scoring its share with the weights of the first."""
+        """Score the test images. Each process scores its share with the weights and buffers of the first process."""
         settings, process = self.settings, self.process
         counts = torch.zeros(2, dtype=torch.int64, device=process.device)
-        share = math.ceil(len(source) / process.world_size)
+        share = process.share(len(source))
         batches = evaluation_batches(
             source,
             resize=settings.resize,
@@ -142,38 +143,38 @@ class _Run:
             mean=settings.mean,
             std=settings.std,
             batch_size=_TEST_BATCH,
-            first=process.rank * share,
-            last=(process.rank + 1) * share,
+            first=share.start,
+            last=share.stop,
             workers=workers,
             device=process.device,
         )
-        if process.world_size > 1:
-            for buffer in self.classifier.buffers():  # each process has its own running statistics
-                dist.broadcast(buffer, 0)
+        process.broadcast_buffers(self.classifier)  # each process has its own running statistics
         self.classifier.eval()
         for images, labels in batches:
             logits = self.classifier(images.contiguous(memory_format=torch.channels_last))
             counts += correct(logits, send(labels, process.device))
-        if process.world_size > 1:
-            dist.all_reduce(counts)
+        counts = distributed.total(counts.double()).long()  # exact below 2^53
         self.classifier.train()
         return percentages(counts.tolist(), len(source), self.classifier.fc.out_features)
 
-    def save(self, path: Path) -> None:
-        state = {
+    def state(self) -> dict[str, Any]:
+        """Return what a state file holds."""
+        return {
             "identity": self.identity,
             "model": self.classifier.trained.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "loss": self.loss,
             "step": self.step,
             "history": self.history,
             "bad_files": self.bad_files,
         }
-        checkpoints.save(path, state)
 
     def restore(self, path: Path) -> None:
         state = checkpoints.load_own(path, self.identity)
         self.classifier.trained.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        if "loss" in state:  # not in the states of earlier versions
+            self.loss = state["loss"].to(self.process.device)
         self.step, self.history, self.bad_files = state["step"], state["history"], state["bad_files"]
 
 
@@ -188,19 +189,20 @@ def train_classifier(
     folder: Path,
     deterministic: bool = False,
 ) -> Outcome:
-    """Trains on randomly cropped and flipped images with SGD (momentum 0.9) and scores the test images every epoch.
+    """Train on randomly cropped and flipped images with SGD (momentum 0.9) and score the test images every epoch.
 
-    `folder` receives `state.pt` after every epoch and on a signal. What an epoch has beyond whole batches is left out
-    of it. Under `torchrun` the processes share every batch; batch norms are not synchronized, as the authors'. With
-    `deterministic` the weights are the same bit for bit on a GPU too.
+    `folder` receives `state.pt` after every epoch and on a signal, and a line of `metrics.jsonl` for each epoch. Images
+    that do not fill the last batch of an epoch are left out of that epoch. Under `torchrun` the processes divide every
+    batch; batch norms are not synchronized, as in the authors' code. With `deterministic` the weights are the same bit
+    for bit on a GPU too.
 
     Returns:
         `top1` and `top5` (with more than five classes) of the last epoch, `best_top1` and `best_top5` of the best.
 
     Raises:
-        InputError: weights or state of something else, an unreadable image, a batch that does not fit.
-        DivergedError: the loss of an epoch was not finite.
-        Preempted: a signal came; the state is saved.
+        InputError: the weights or the state do not fit, an image cannot be read, or the batch is too large.
+        DivergedError: the mean loss of an epoch was not finite.
+        Preempted: a signal arrived; the state is saved.
     """
     path = folder / "state.pt"
     with distributed.start(device, deterministic=deterministic) as process, StopRequest() as stop:
@@ -229,7 +231,7 @@ def train_classifier(
 def _prepare(
     checkpoint: Checkpoint, train: ImageSource, test: ImageSource, settings: Settings, process: distributed.Process
 ) -> _Run:
-    """A run at step 0."""
+    """Build a run at step 0."""
     frozen = settings.backbone_lr == 0
     classifier = Classifier(
         build_backbone_of(checkpoint),
@@ -241,7 +243,7 @@ def _prepare(
     classifier.to(process.device).to(memory_format=torch.channels_last).train()
     groups = [classifier.fc] if frozen else [classifier.fc, classifier.backbone]
     parameters = [{"params": list(group.parameters())} for group in groups]
-    # On a CPU not fused: the records were made with the plain update, which rounds differently.
+    # Not fused on a CPU: existing records were made with the plain update, which rounds differently.
     fused = process.device.type == "cuda"
     return _Run(
         settings=settings,
@@ -256,11 +258,15 @@ def _prepare(
             "test_images": len(test),
             **identity(settings),
         },
+        loss=torch.zeros((), device=process.device),
     )
 
 
 def _loop(run: _Run, batches: Iterator[Batch], test: ImageSource, stop: StopRequest, workers: int, path: Path) -> None:
-    process = run.process
+    process, start = run.process, run.step
+    log = (
+        files.JsonLines(path.with_name("metrics.jsonl"), lambda row: row["step"] <= start) if process.is_main else None
+    )
     progress = Progress(
         run.total_steps,
         done=run.step,
@@ -269,25 +275,33 @@ def _loop(run: _Run, batches: Iterator[Batch], test: ImageSource, stop: StopRequ
         enabled=process.is_main,
     )
     vote = distributed.StopVote(stop, process.device)
-    loss = torch.zeros((), device=process.device)
-    for batch in batches:
-        loss += run.take_step(batch)
-        epoch_done = run.step % run.steps_per_epoch == 0
-        if epoch_done:
-            # Once an epoch: to look at each step's loss a GPU would have to be waited for.
-            if distributed.any_process(not math.isfinite(loss), process.device):
-                epoch = run.step // run.steps_per_epoch
-                raise DivergedError(
-                    f"epoch {epoch}: the loss is not finite; lower the learning rate, or check the data"
+    ended = time.perf_counter()
+    with checkpoints.Writer() as writer:
+        for batch in batches:
+            waited = time.perf_counter() - ended
+            run.take_step(batch)
+            epoch_done = run.step % run.steps_per_epoch == 0
+            if epoch_done:
+                # Once an epoch, because reading the loss of each step would make the host wait for a GPU.
+                epoch, mean = run.step // run.steps_per_epoch, float(run.loss) / run.steps_per_epoch
+                remedy = "lower the learning rate, or check the data"
+                distributed.require_finite(
+                    {"loss": mean}, where=f"in epoch {epoch}", remedy=remedy, device=process.device
                 )
-            loss.zero_()
-            run.history.append(run.test(test, workers))
-        progress.step(values=run.history[-1] if run.history else None)
-        stopping = vote.ask()
-        if process.is_main and (epoch_done or stopping):
-            run.save(path)
-        if stopping and run.step < run.total_steps:
-            progress.close()
-            distributed.barrier()  # the launcher ends all processes when one ends; the first may still be writing
-            raise stop.error(f"after step {run.step} of {run.total_steps}, saved in {path}", stopping)
+                run.loss = torch.zeros_like(run.loss)
+                run.history.append(run.test(test, workers))
+            progress.step(waited, run.history[-1] if run.history else None)
+            if epoch_done and log is not None:
+                rates = {"img/s": progress.images_per_second, "data": progress.data_share}
+                lr = run.optimizer.param_groups[0]["lr"]
+                log.append({"step": run.step, "epoch": epoch, "lr": lr, "loss": mean, **run.history[-1], **rates})
+            stopping = vote.ask()
+            if process.is_main and (epoch_done or stopping):
+                writer.save(path, run.state())
+            if stopping and run.step < run.total_steps:
+                writer.wait()
+                progress.close()
+                where = f"after step {run.step} of {run.total_steps}, saved in {path}"
+                distributed.stop_together(stop, where, stopping)
+            ended = time.perf_counter()
     progress.close()

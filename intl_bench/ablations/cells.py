@@ -1,4 +1,4 @@
-"""The grids of configs/ablation/: which pre-trainings are the cells of each."""
+"""The grids of configs/ablation/. Each cell of a grid is a pre-training."""
 
 import dataclasses
 import re
@@ -12,7 +12,7 @@ from intl_bench.core.identity import is_runtime_only
 from pretrain.recipe import Recipe, decides_the_same, load_recipe
 from transfer import TASKS
 
-# Experiments without data or pre-training: modules with a `run(folder)`, which writes NAME.png, .json and perhaps .md.
+# Experiments without data and pre-training. `run(folder)` of their modules writes NAME.png, .json and possibly .md.
 EXPERIMENTS = {name: f"intl_bench.ablations.{name}" for name in ("toy", "free_embedding")}
 
 
@@ -21,16 +21,16 @@ class Ablation:
     """A grid; see configs/ablation/.
 
     Attributes:
-        name: also of its folder in results/ablations/.
-        recipe: what each cell's pre-training starts from.
-        overrides: those of all cells, key=value.
-        cells: of each the words that `intl-bench pretrain` would be told: overrides, and perhaps another recipe.
-        seeds: how many, unless the command line says otherwise.
-        tasks: how each cell is scored.
-        random: whether the backbone is scored as initialized, too.
-        figure: which of `figures.FIGURES` is drawn, if any.
-        also: which of `EXPERIMENTS`, that need no data, is run beside it, if any.
-        scale: of its records; with overrides from the command line it is "reduced".
+        name: of the grid and of its folder in results/ablations/.
+        recipe: the recipe of each cell.
+        overrides: key=value, for all cells.
+        cells: the arguments of `intl-bench pretrain` for each cell: overrides, and possibly another recipe.
+        seeds: number of seeds, unless the command line gives them.
+        tasks: the tasks that score each cell.
+        random: whether the backbone is also scored at random initialization.
+        figure: one of `figures.FIGURES` to draw, or None.
+        also: one of `EXPERIMENTS`, which need no data, to run too, or None.
+        scale: of the records. Overrides on the command line make it "reduced".
     """
 
     name: str
@@ -46,7 +46,7 @@ class Ablation:
 
     def __post_init__(self) -> None:
         if not (self.cells or self.also):
-            raise ValueError("cells: expected at least one")
+            raise ValueError("cells: there is none; expected at least one")
         if self.seeds < 1:
             raise ValueError(f"seeds={self.seeds}: expected at least 1")
         choices: list[tuple[str, str | None, Collection[str]]] = [("tasks", name, TASKS) for name in self.tasks]
@@ -57,19 +57,19 @@ class Ablation:
 
 
 def load(name: str) -> Ablation:
-    """The grid of a file, or of a packaged one in configs/ablation/, whose name may be spelled with hyphens.
+    """Load a grid: a path, or a name in configs/ablation/, where hyphens and underscores are equal.
 
     Raises:
-        InputError: no such file, an unknown key, a wrong type or value.
+        InputError: there is no such file, or a key is unknown, or a type or value is wrong.
     """
     return configs.load(Ablation, name if Path(name).suffix else name.replace("-", "_"), "ablation")
 
 
 def recipes(ablation: Ablation, seed: int, overrides: Sequence[str] = ()) -> list[Recipe]:
-    """The cells' recipes for one seed, in order; each run has a folder of its own.
+    """Return the recipes of the cells for one seed, in order. Each run has its own folder.
 
     Raises:
-        InputError: a cell names no recipe, or has an unknown key or a wrong value.
+        InputError: the recipe of a cell does not exist, or a key is unknown, or a value is wrong.
     """
     changes_grid = [word for word in overrides if not is_runtime_only(Recipe, word.partition("=")[0])]
     scale = "reduced" if changes_grid else ablation.scale
@@ -82,15 +82,17 @@ def recipes(ablation: Ablation, seed: int, overrides: Sequence[str] = ()) -> lis
         changes = [*ablation.overrides, *own, *overrides, f"seed={seed}", f"name={ablation.name}-{slug}"]
         recipe = load_recipe(name, changes)
         if recipe.init is not None:
-            raise InputError(f"init={recipe.init}: expected none in an ablation, whose cells start at random")
-        # What a published recipe lacks, its cells lack too.
+            raise InputError(
+                f"init={recipe.init}: expected no init, because the cells of an ablation start at random; leave it out"
+            )
+        # A cell of an adapted recipe is adapted too.
         adapted = scale == "paper" and load_recipe(name).scale == "adapted"
         made.append(dataclasses.replace(recipe, scale="adapted" if adapted else scale))
     return made
 
 
 def is_cell(recipe: Recipe) -> bool:
-    """Whether a recipe decides the same as a cell of the packaged grid that its name begins with."""
+    """Return whether a recipe has the settings of a cell of the packaged grid that its name begins with."""
     for path in (configs.CONFIGS / "ablation").glob("*.yaml"):
         if recipe.name.startswith(f"{path.stem}-"):
             cells = recipes(load(str(path)), recipe.seed)

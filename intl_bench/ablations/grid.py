@@ -1,7 +1,7 @@
 """`intl-bench ablation NAME`: a grid of pre-trainings and seeds, each scored and measured, resumable cell by cell.
 
-What a cell ended in is a record of the task "pretrain" beside those of its scores: spectra of its embedding, or that it
-diverged. A cell with all its records is skipped, whatever has become of its checkpoint.
+The end of a cell is a record of the task "pretrain" beside the records of its scores. It holds spectra of the
+embedding, or states that the cell diverged. A cell with all its records is skipped, even without its checkpoint.
 """
 
 import dataclasses
@@ -21,8 +21,8 @@ from intl_bench.core.distributed import Process
 from intl_bench.core.errors import DivergedError, InputError
 from intl_bench.core.identity import digest
 from intl_bench.records import RecordStore, ResultRecord
-from intl_bench.spectra import compare
 from intl_bench.spectra.measure import measure_run
+from intl_bench.spectra.values import record_values
 from intl_bench.tables.ablation import TASK
 from pretrain import checkpoint as checkpoints
 from pretrain import methods, train
@@ -33,10 +33,10 @@ from pretrain.recipe import Inputs, Recipe
 
 
 def check(recipes: Sequence[Recipe]) -> None:
-    """Builds every cell without memory, so that what is wrong with the last is said before the first is run.
+    """Build every cell without memory, so that an error in the last cell is reported before the first one runs.
 
     Raises:
-        InputError: a data set cannot be read, or a method does not suit the rest of its recipe.
+        InputError: a data set cannot be read, or a method does not fit the rest of its recipe.
     """
     nowhere = Process(rank=0, world_size=1, device=torch.device("meta"))
     for number, recipe in enumerate(recipes):
@@ -54,12 +54,12 @@ def run(
     overrides: Sequence[str] = (),
     fresh: bool = False,
 ) -> None:
-    """Every cell for every seed, as far as there are no records yet.
+    """Run every cell that has no records, for every seed.
 
-    A cell that diverges is a result like another, and the grid goes on.
+    A cell that diverges counts as a result, and the grid continues.
 
     Raises:
-        InputError and the other errors of the exit codes; what was finished before stays.
+        BenchError: a cell failed. The records of finished cells are kept.
     """
     store = RecordStore(results / "records")
     for seed in seeds:
@@ -75,11 +75,11 @@ def run(
 
 
 def experiment(ablation: Ablation, results: Path, *, fresh: bool = False) -> None:
-    """Runs the experiment beside a grid, if any, unless its results are there; prints its table, if it makes one."""
+    """Run the experiment of a grid, if it has one, unless its results exist; print its table, if there is one."""
     if ablation.also is None:
         return
     folder = results / ablation.also
-    if fresh or not (folder / f"{ablation.also}.json").exists():  # the last that is written
+    if fresh or not (folder / f"{ablation.also}.json").exists():  # the file that is written last
         importlib.import_module(EXPERIMENTS[ablation.also]).run(folder)
     print(f"{ablation.also}: {folder}", flush=True)
     table = folder / f"{ablation.also}.md"
@@ -88,7 +88,7 @@ def experiment(ablation: Ablation, results: Path, *, fresh: bool = False) -> Non
 
 
 def finish(ablation: Ablation, results: Path, cells: Iterable[Recipe]) -> str:
-    """Writes the table and the figure of these cells, with all the seeds that there are; returns the table."""
+    """Write the table and the figure of these cells with all seeds that have records; return the table."""
     planned = [_planned(recipe) for recipe in cells]
     wanted = {digest(one.pretraining()) for one in planned}
     random = {digest(dataclasses.replace(one, origin=Origin.RANDOM, recipe=None).pretraining()) for one in planned}
@@ -105,7 +105,7 @@ def finish(ablation: Ablation, results: Path, cells: Iterable[Recipe]) -> str:
 
 
 def points(records: Sequence[ResultRecord]) -> list[Point]:
-    """The cells that have ended, with all that was measured of each."""
+    """Return the finished cells with all their measurements."""
     found = []
     for cell in records:
         if cell.task != TASK:
@@ -123,7 +123,7 @@ def points(records: Sequence[ResultRecord]) -> list[Point]:
 
 def _run_cell(recipe: Recipe, tasks: Sequence[str], store: RecordStore, results: Path, *, fresh: bool) -> None:
     records, planned = store.load(), _planned(recipe)
-    # Told by the recipe and its data: what else is in a record takes time to find out.
+    # The recipe and its data identify the cell. The rest of a record takes time to compute.
     cell = TASK, digest(planned.pretraining()), recipe.seed
     before = next((r for r in records if (r.task, r.pretraining_sha256, r.pretrain_seed) == cell), None)
     if before is not None and not fresh and _is_complete(before, tasks, records):
@@ -135,15 +135,15 @@ def _run_cell(recipe: Recipe, tasks: Sequence[str], store: RecordStore, results:
         print(f"{recipe.name} seed {recipe.seed}: {error}", flush=True)
         record = _record(planned, {"diverged": 100.0}, {"diverged": str(error), "weights_sha256": None})
     else:
-        state, sha256 = checkpoints.load(path)  # once, for all that follows
+        state, sha256 = checkpoints.load(path)  # read once, used several times below
         trained = checkpoints.online(path, sha256, state)
         if trained.inputs != planned.inputs:
-            raise InputError(f"{path}: an earlier version began it, which did not note its images; add --fresh")
-        # A training that was done anew, for want of its checkpoint, replaces its scores.
+            raise InputError(f"{path}: begun by an earlier version, without a fingerprint of its images; add --fresh")
+        # A training that was repeated because its checkpoint was missing replaces its scores.
         again = fresh or before is None
         for task in tasks:
             runs.run(runs.TaskRun(task=task, checkpoint=trained, seeds=[recipe.seed], results=results, fresh=again))
-        metrics, details = compare.record_values(measure_run(path, state))
+        metrics, details = record_values(measure_run(path, state))
         details |= {"weights_sha256": trained.weights_sha256}
         record = _record(trained, {"diverged": 0.0, **metrics}, details)
     store.replace(record)
@@ -155,7 +155,7 @@ def _is_complete(cell: ResultRecord, tasks: Sequence[str], records: Sequence[Res
 
 
 def _planned(recipe: Recipe) -> Checkpoint:
-    """What a cell's training is to end in, without weights."""
+    """Return the checkpoint that a cell's training will end in, without weights."""
     source = open_source(recipe.data, "train")
     return Checkpoint(
         path=recipe.checkpoint,
@@ -174,7 +174,7 @@ def _planned(recipe: Recipe) -> Checkpoint:
 
 
 def _record(checkpoint: Checkpoint, metrics: dict[str, float], details: dict[str, Any]) -> ResultRecord:
-    """How a cell has ended."""
+    """Return the record of the end of a cell."""
     recipe = checkpoint.recipe
     assert recipe is not None
     return ResultRecord(
@@ -190,7 +190,7 @@ def _record(checkpoint: Checkpoint, metrics: dict[str, float], details: dict[str
         transfer_seed=recipe.seed,
         protocol=protocol.describe_pretraining(checkpoint),
         scale=protocol.pretraining_scale(checkpoint),
-        weights_sha256=None,  # the same cell of another machine is the same cell
+        weights_sha256=None,  # so that the same cell on two machines is one record
         checkpoint_sha256=checkpoint.sha256 or None,
         config=configs.to_dict(recipe),
         code=provenance.code(),

@@ -1,10 +1,12 @@
-"""The facts of the paper's data sets: the only table of them."""
+"""The facts of the published data sets: the only table of them (docs/add_a_dataset.md)."""
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from intl_bench.core.errors import InputError
+
+Normalization = tuple[tuple[float, float, float], tuple[float, float, float]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -12,19 +14,29 @@ class Facts:
     """A data set as published.
 
     Attributes:
-        classes: how many.
-        train, test: images of the splits; of COCO's training images those with an object that is no crowd.
-        class_names: of a detection data set's categories, in the order of their ids; else empty.
-        wnids: whether the classes are named as WordNet's numbers, such as n01440764.
-        side: height and width of all images in pixels; None where they differ.
+        title: its name in tables.
+        classes: number of classes.
+        train, test: number of images of the splits. COCO's training images count with an object that is not a crowd.
+        normalization: mean and standard deviation of red, green and blue, for pixels from 0 to 1; None: ImageNet's.
+        aliases: other spellings of the name, in lower case, without punctuation.
+        class_names: the categories of a detection data set in the order of their ids; else empty.
+        wnids: whether the classes are named by WordNet's numbers, such as n01440764.
+        side: height and width of all images in pixels; None where images differ in size.
+        listed: number of images in SimCLR's lists for semi-supervised training, by percent.
+        detectron2: the training and test sets under the names by which Detectron2 registers them.
     """
 
+    title: str
     classes: int
     train: int
     test: int
+    normalization: Normalization | None = None
+    aliases: tuple[str, ...] = ()
     class_names: tuple[str, ...] = ()
     wnids: bool = False
     side: int | None = None
+    listed: Mapping[int, int] = dataclasses.field(default_factory=dict)
+    detectron2: tuple[tuple[str, ...], tuple[str, ...]] | None = None
 
 
 _WNID = re.compile(r"n[0-9]{8}")
@@ -44,23 +56,60 @@ _VOC = (
     *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
 )
 
-PAPER: dict[str, Facts] = {
-    "imagenet": Facts(classes=1000, train=1_281_167, test=50_000, wnids=True),
-    "imagenet100": Facts(classes=100, train=126_689, test=5_000, wnids=True),
-    "cifar10": Facts(classes=10, train=50_000, test=10_000, side=32),
-    "cifar100": Facts(classes=100, train=50_000, test=10_000, side=32),
-    "coco2017": Facts(classes=80, train=117_266, test=5_000, class_names=_COCO),
-    "voc0712": Facts(classes=20, train=16_551, test=4_952, class_names=_VOC),
+# By name. A name is kept for these images: `check_images` and `check_categories` refuse it for others.
+DATASETS: dict[str, Facts] = {
+    "imagenet": Facts(
+        title="ImageNet",
+        classes=1000,
+        train=1_281_167,
+        test=50_000,
+        wnids=True,
+        aliases=("imagenet1k", "ilsvrc2012"),
+        listed={1: 12_811, 10: 128_116},
+    ),
+    "imagenet100": Facts(title="ImageNet-100", classes=100, train=126_689, test=5_000, wnids=True),
+    "cifar10": Facts(
+        title="CIFAR-10",
+        classes=10,
+        train=50_000,
+        test=10_000,
+        side=32,
+        normalization=((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    ),
+    "cifar100": Facts(
+        title="CIFAR-100",
+        classes=100,
+        train=50_000,
+        test=10_000,
+        side=32,
+        normalization=((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+    ),
+    "coco2017": Facts(
+        title="COCO",
+        classes=80,
+        train=117_266,
+        test=5_000,
+        aliases=("coco",),
+        class_names=_COCO,
+        detectron2=(("coco_2017_train",), ("coco_2017_val",)),
+    ),
+    "voc0712": Facts(
+        title="PASCAL VOC",
+        classes=20,
+        train=16_551,
+        test=4_952,
+        aliases=("voc",),
+        class_names=_VOC,
+        detectron2=(("voc_2007_trainval", "voc_2012_trainval"), ("voc_2007_test",)),
+    ),
 }
-_ALIASES = {"coco": "coco2017", "voc": "voc0712", "imagenet1k": "imagenet", "ilsvrc2012": "imagenet"}
 _REMEDY = "give these images a name of their own with data.name=NAME"
 
 
 def canonical(name: str) -> str:
-    """A name as `PAPER` has it, however it is spelled there, such as "CIFAR-10"; any other name as it is."""
+    """A name as `DATASETS` has it, however it is spelled there, such as "CIFAR-10"; any other name as it is."""
     key = re.sub(r"[^a-z0-9]", "", name.lower())
-    key = _ALIASES.get(key, key)
-    return key if key in PAPER else name
+    return next((own for own, facts in DATASETS.items() if key in (own, *facts.aliases)), name)
 
 
 def check_images(
@@ -76,7 +125,7 @@ def check_images(
     """Refuses a published name for images that are no part of that data set; a part with all classes may have it.
 
     Args:
-        name: of a data set, one of `PAPER`.
+        name: of a data set, one of `DATASETS`.
         kind: how the images are stored, as in `data.kind`.
         where: they are, for the message.
         split: "train" or "test".
@@ -86,7 +135,7 @@ def check_images(
     Raises:
         InputError: the kind, the classes, the number of images or their size show it.
     """
-    facts = PAPER[name]
+    facts = DATASETS[name]
     if facts.class_names:  # a detection data set, whose images may be cut up for classification
         return
     noun = "class folders" if kind == "imagefolder" else "classes"
@@ -114,7 +163,7 @@ def check_categories(name: str, *, where: str, category_names: Sequence[str]) ->
     Raises:
         InputError: a category is missing, or is none of them.
     """
-    facts = PAPER.get(canonical(name))
+    facts = DATASETS.get(canonical(name))
     own, given = set(facts.class_names if facts else ()), set(category_names)
     if not own or own == given:
         return

@@ -4,12 +4,13 @@ import contextlib
 import dataclasses
 import functools
 import itertools
+import math
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
-from typing import Any, TypeVar, cast
+from typing import Any, NoReturn, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -18,8 +19,9 @@ from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from intl_bench.core.copies import Fetched, fetch, send
-from intl_bench.core.errors import BenchError, InputError, ResourceError
+from intl_bench.core.errors import BenchError, DivergedError, InputError, ResourceError
 from intl_bench.core.memory import keep_freed_memory
+from intl_bench.core.sharing import share_of
 from intl_bench.core.signals import StopRequest
 
 T = TypeVar("T")
@@ -44,6 +46,16 @@ class Process:
     @property
     def is_main(self) -> bool:
         return self.rank == 0
+
+    def share(self, items: int) -> range:
+        """Return the numbers of the items, such as a split's images, that this process handles."""
+        return share_of(items, self.rank, self.world_size)
+
+    def broadcast_buffers(self, module: nn.Module) -> None:
+        """Give every process the buffers of the first process, such as running statistics, before a test."""
+        if self.world_size > 1:
+            for buffer in module.buffers():
+                dist.broadcast(buffer, 0)
 
     def parallel(self, module: nn.Module) -> nn.Module:
         """`module` with its gradients averaged over all processes; itself where there is one process."""
@@ -285,6 +297,40 @@ class StopVote:
         before = self._before
         self._before = fetch(largest(send(torch.tensor(float(received)), self.device)))
         return int(before.read()) if before is not None else 0
+
+
+def stop_together(stop: StopRequest, where: str, number: int) -> NoReturn:
+    """End the run on all processes because of signal `number`, after its state was saved.
+
+    Every process waits for the others: the launcher ends all processes when one ends, and the first may still be
+    writing.
+
+    Args:
+        where: the step and the file, for the message.
+
+    Raises:
+        Preempted: always.
+    """
+    barrier()
+    raise stop.error(where, number)
+
+
+def require_finite(values: Mapping[str, float], *, where: str, remedy: str, device: torch.device | None = None) -> None:
+    """Refuse losses that are NaN or infinite.
+
+    Args:
+        where: the step or the epoch, for the message.
+        device: of this process; the check then fails on all processes together. None checks this process alone, which
+            costs no communication.
+
+    Raises:
+        DivergedError: a value is not finite.
+    """
+    bad = [f"{name} = {value}" for name, value in values.items() if not math.isfinite(value)]
+    if any_process(bool(bad), device) if device is not None else bad:
+        raise DivergedError(
+            f"diverged {where}: {', '.join(bad) or 'a loss of another process is not finite'}; {remedy}"
+        )
 
 
 def union(items: set[str]) -> set[str]:

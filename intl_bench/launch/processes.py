@@ -12,13 +12,24 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 
-from intl_bench.core.errors import InputError, ResourceError
+from intl_bench.core.errors import BenchError, InputError, ResourceError
+from intl_bench.core.sharing import require_even_batch
 from intl_bench.core.signals import StopRequest
 
 _COMMAND = [sys.executable, "-m", "intl_bench"]
 _PARENT = "INTL_BENCH_PARENT"
 # What the others get to end by themselves once one has failed: they may be writing.
 _PATIENCE = 30.0
+
+
+class UnfinishedError(BenchError):
+    """Some commands did not finish; the exit code is that of the first of them, whose own line stands above."""
+
+    def __init__(self, codes: Mapping[str, int]) -> None:
+        bad = {name: code for name, code in codes.items() if code}
+        self.exit_code = next(iter(bad.values()))
+        listed = ", ".join(f"{name} (exit {code})" for name, code in bad.items())
+        super().__init__(f"not finished: {listed}; what went wrong is said above; the same command goes on")
 
 
 def start(arguments: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
@@ -30,7 +41,7 @@ def start(arguments: Sequence[str], environment: Mapping[str, str]) -> subproces
     return subprocess.Popen([*_COMMAND, *arguments], env=environment, start_new_session=True)
 
 
-def heed_parent() -> None:
+def stop_with_parent() -> None:
     """In a process that `start` started: from now on a dead parent stops it, so that nothing is left running."""
     parent = os.environ.pop(_PARENT, None)
     if parent is not None:
@@ -49,7 +60,7 @@ def threads(processes: int) -> int:
     return max(1, cores // processes)
 
 
-def processes(requested: int | None, *, device: str, batch_size: int) -> int:
+def count(requested: int | None, *, device: str, batch_size: int) -> int:
     """How many processes a run gets here: as many as requested, or one for each GPU; 1 means this one.
 
     Where a launcher has started this process there are as many as there are, and nothing more is started.
@@ -59,7 +70,7 @@ def processes(requested: int | None, *, device: str, batch_size: int) -> int:
         batch_size: over all processes.
 
     Raises:
-        InputError: fewer than one, or the batch cannot be shared out evenly.
+        InputError: fewer than one, or the batch does not divide evenly.
         ResourceError: more processes than GPUs.
     """
     if "RANK" in os.environ:
@@ -69,17 +80,13 @@ def processes(requested: int | None, *, device: str, batch_size: int) -> int:
         import torch
 
         gpus = torch.cuda.device_count()
-    count = max(1, gpus) if requested is None else requested
-    if count < 1:
-        raise InputError(f"--processes {count}: expected at least 1")
-    if gpus and count > gpus:
-        raise ResourceError(f"--processes {count}: {gpus} GPUs are visible here; one process needs one")
-    if batch_size % count:
-        raise InputError(
-            f"batch_size={batch_size}: cannot be shared out evenly among {count} processes; "
-            f"set batch_size to a multiple of {count}, or --processes to a divisor of {batch_size}"
-        )
-    return count
+    number = max(1, gpus) if requested is None else requested
+    if number < 1:
+        raise InputError(f"--processes {number}: expected at least 1")
+    if gpus and number > gpus:
+        raise ResourceError(f"--processes {number}: {gpus} GPUs are visible here; one process needs one")
+    require_even_batch(batch_size, number)
+    return number
 
 
 def run(arguments: Sequence[str], count: int) -> int:

@@ -1,182 +1,60 @@
-"""Spreads commands: the seeds of a task over the GPUs of this machine, seeds and pre-training over a cluster's jobs.
+"""Commands side by side on this machine: the seeds of a task, one on each GPU.
 
-Each is a process of its own that runs the same command, with one seed alone, so that finished seeds are kept and a
-stopped one resumes, however it was started.
+Each command is a process with one seed. Finished seeds keep their records, and a stopped seed resumes.
 """
 
-import contextlib
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
 
-from intl_bench.core.errors import OK, PREEMPTED, BenchError, InputError, Preempted
+from intl_bench.core.errors import OK, PREEMPTED
 from intl_bench.core.signals import StopRequest
 from intl_bench.launch import processes
 
-# How long a job that was told to stop waits for the signal that queues it again, which may follow.
-_REQUEUE_SECONDS = 60
 
+def run_in_parallel(commands: Mapping[str, Sequence[str]]) -> None:
+    """Run `intl-bench ARGUMENTS` for each command, as many at once as there are GPUs, one on each.
 
-class UnfinishedError(BenchError):
-    """Some commands did not finish; the exit code is that of the first of them, whose own line stands above."""
+    Without a GPU all commands run at once and share the cores. A signal is passed on to every running command; a
+    command that trains then saves its state.
 
-    def __init__(self, codes: Mapping[str, int]) -> None:
-        bad = {name: code for name, code in codes.items() if code}
-        self.exit_code = next(iter(bad.values()))
-        listed = ", ".join(f"{name} (exit {code})" for name, code in bad.items())
-        super().__init__(f"not finished: {listed}; what went wrong is said above; the same command goes on")
-
-
-def in_parallel(arguments: Sequence[str], seeds: Sequence[int]) -> None:
-    """Runs `intl-bench ARGUMENTS --seeds SEED,` for each seed, as many at once as there are GPUs, one on each.
-
-    Without a GPU all run at once and share the cores. A signal is passed on, at which a seed that trains saves its
-    state.
+    Args:
+        commands: a name for messages, such as "seed 0", and the arguments.
 
     Raises:
-        UnfinishedError: a seed failed; the others were run to their end.
-        Preempted: a signal came.
+        UnfinishedError: a command failed; the others ran to their end.
+        Preempted: a signal arrived.
     """
     import torch
 
     gpus = torch.cuda.device_count()
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")
-    free: list[str | None] = list(visible[:gpus]) if gpus else [None] * len(seeds)
-    threads = processes.threads(max(1, min(len(free), len(seeds))))
-    waiting, running, codes = list(seeds), dict[int, tuple[subprocess.Popen[bytes], str | None]](), dict[int, int]()
+    free: list[str | None] = list(visible[:gpus]) if gpus else [None] * len(commands)
+    threads = processes.threads(max(1, min(len(free), len(commands))))
+    waiting, running, codes = list(commands), dict[str, tuple[subprocess.Popen[bytes], str | None]](), dict[str, int]()
     with StopRequest() as stop:
         while running or (waiting and stop.received is None):
             while waiting and free and stop.received is None:
-                seed, slot = waiting.pop(0), free.pop(0)
+                name, gpu = waiting.pop(0), free.pop(0)
                 environment = {"OMP_NUM_THREADS": str(threads)} | os.environ
-                if slot is not None:
-                    environment["CUDA_VISIBLE_DEVICES"] = slot
-                running[seed] = processes.start([*arguments, "--seeds", f"{seed},"], environment), slot
+                if gpu is not None:
+                    environment["CUDA_VISIBLE_DEVICES"] = gpu
+                running[name] = processes.start(commands[name], environment), gpu
             time.sleep(0.2)
             if stop.received is not None:
                 for process, _ in running.values():
                     process.send_signal(signal.SIGTERM)
                 for process, _ in running.values():
                     process.wait()
-            for seed, (process, slot) in list(running.items()):
+            for name, (process, gpu) in list(running.items()):
                 if process.poll() is not None:
-                    codes[seed] = process.returncode
-                    free.append(slot)
-                    del running[seed]
+                    codes[name] = process.returncode
+                    free.append(gpu)
+                    del running[name]
         if stop.received is not None and (waiting or any(codes.values())):
             saved = set(codes.values()) <= {OK, PREEMPTED}
             raise stop.error("with the state of every seed saved" if saved else "before every seed had a state to save")
     if any(codes.values()):
-        raise UnfinishedError({f"seed {seed}": codes[seed] for seed in seeds})
-
-
-class Job:
-    """One command as a submitit job; preempted, it saves its state, is queued again and resumes."""
-
-    def __init__(self, arguments: Sequence[str], folder: Path) -> None:
-        self.arguments, self.folder = list(arguments), folder
-
-    def __call__(self) -> int:
-        """Runs the command, all tasks of the job together where there are several (one a GPU); returns the exit code.
-
-        Raises:
-            SystemExit: stopped, in a task that has no say in what becomes of the job.
-        """
-        import submitit
-
-        os.chdir(self.folder)
-        task = submitit.JobEnvironment()
-        if task.num_tasks > 1:
-            submitit.helpers.TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
-        self.process = processes.start(self.arguments, os.environ)
-        try:
-            while self.process.poll() is None:
-                time.sleep(0.2)
-        finally:
-            self.process.send_signal(signal.SIGTERM)  # canceled: it saves its state; nothing where it has ended
-        code = self.process.returncode
-        if code == PREEMPTED:
-            time.sleep(_REQUEUE_SECONDS)  # a task that ends may take the first one along, which queues the job again
-            if task.global_rank:
-                sys.exit(code)
-        return code
-
-    def checkpoint(self) -> Any:
-        """Called by submitit in the first task when the job is about to be preempted or timed out."""
-        import submitit
-
-        self.process.send_signal(signal.SIGTERM)
-        with contextlib.suppress(ChildProcessError):  # it ended before
-            os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)
-        again = [word for word in self.arguments if word != "--fresh"]  # what it has done since is kept
-        return submitit.helpers.DelayedSubmission(Job(again, self.folder))
-
-
-def on_cluster(commands: Mapping[str, Sequence[str]], options: str, logs: Path) -> None:
-    """Submits each command as a job through submitit and waits for all; interrupted, it cancels them.
-
-    Args:
-        commands: what each job is called here, and its arguments for `intl-bench`.
-        options: "name=value,name=value" of submitit's executor, such as "timeout_min=4320,slurm_partition=gpu,
-            nodes=2,gpus_per_node=8,tasks_per_node=8"; "cluster=local" runs the jobs on this machine. Several nodes have
-            one task for each GPU unless said otherwise.
-        logs: folder for the jobs' output.
-
-    Raises:
-        InputError: submitit is not installed, no cluster here, or an option that it does not know.
-        UnfinishedError: a job failed.
-        Preempted: interrupted.
-    """
-    try:
-        import submitit
-    except ImportError:
-        raise InputError("--slurm: submitit is not installed; pip install 'intl-bench[slurm]'") from None
-    pairs = [option.partition("=") for option in options.split(",") if option]
-    values: dict[str, Any] = {name: int(value) if value.isdigit() else value for name, _, value in pairs}
-    if values.get("nodes", 1) != 1 and "gpus_per_node" in values:
-        values.setdefault("tasks_per_node", values["gpus_per_node"])
-    cluster = values.pop("cluster", "slurm")
-    try:
-        # A long run is timed out many times, and gets on each time.
-        executor = submitit.AutoExecutor(folder=logs, cluster=cluster, **{f"{cluster}_max_num_timeout": 100})
-        executor.update_parameters(name="intl-bench", **values)
-    except (RuntimeError, ValueError, TypeError, NameError) as error:
-        raise InputError(f"--slurm {options}: {' '.join(str(error).split())}") from error
-    jobs = {name: executor.submit(Job(command, Path.cwd())) for name, command in commands.items()}
-    print(
-        "\n".join(f"{name}: job {job.job_id}, output in {job.paths.stdout}" for name, job in jobs.items()), flush=True
-    )
-    try:
-        with StopRequest() as stop:
-            while not all(job.done() for job in jobs.values()):
-                if stop.received is not None:
-                    raise stop.error("with the jobs canceled and their states saved")
-                time.sleep(1)
-    except Preempted:
-        for job in jobs.values():
-            job.cancel()
-        raise
-    codes = {name: _exit_code(name, job) for name, job in jobs.items()}
-    if any(codes.values()):
-        raise UnfinishedError(codes)
-
-
-def _exit_code(name: str, job: Any) -> int:
-    """The exit code of a job that has ended; says what went wrong."""
-    tasks = [job.task(number) for number in range(job.num_tasks)]
-    # An exception is the job's own, such as a lost machine; the command's errors are its exit code.
-    failures = [task.exception() for task in tasks]
-    codes = [1 if failure else task.result() for task, failure in zip(tasks, failures, strict=True)]
-    if not any(codes):
-        return 0
-    number, code = max(enumerate(codes), key=lambda item: (item[1] > 1, item[1] > 0))  # 1 may follow from another's
-    path = tasks[number].paths.stderr
-    lines = path.read_text().splitlines() if path.exists() else []
-    ours = [line for line in lines if line.startswith("intl-bench: ")] or lines or [failures[number]]
-    print(f"{name}: {ours[-1]} ({path})", file=sys.stderr)
-    return code
+        raise processes.UnfinishedError({name: codes[name] for name in commands})

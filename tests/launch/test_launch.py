@@ -247,22 +247,22 @@ def test_nodes_without_a_common_disk_resume(tmp_path: Path, alone: Path, monkeyp
 def test_a_cpu_gets_as_many_processes_as_are_asked_for(
     count: int | None, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert processes.processes(count, device="cpu", batch_size=32) == expected
+    assert processes.count(count, device="cpu", batch_size=32) == expected
     monkeypatch.setenv("RANK", "0")  # a launcher is at work: nothing more is started
-    assert processes.processes(count, device="cpu", batch_size=32) == 1
+    assert processes.count(count, device="cpu", batch_size=32) == 1
 
 
-def test_what_cannot_be_shared_out_is_said_before_anything_starts() -> None:
-    with pytest.raises(InputError, match=r"batch_size=32: .* among 3 processes; set batch_size to a multiple of 3"):
-        processes.processes(3, device="cpu", batch_size=32)
+def test_an_uneven_batch_is_reported_before_anything_starts() -> None:
+    with pytest.raises(InputError, match="batch_size=32: cannot be divided evenly among 3 processes; expected a mult"):
+        processes.count(3, device="cpu", batch_size=32)
     with pytest.raises(InputError, match="--processes 0: expected at least 1"):
-        processes.processes(0, device="cpu", batch_size=32)
+        processes.count(0, device="cpu", batch_size=32)
 
 
 @pytest.mark.gpu
 def test_more_processes_than_gpus_are_refused() -> None:
     with pytest.raises(ResourceError, match="GPUs are visible"):
-        processes.processes(1024, device="auto", batch_size=1024)
+        processes.count(1024, device="auto", batch_size=1024)
 
 
 def test_threads_share_the_cores() -> None:

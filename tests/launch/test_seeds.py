@@ -14,7 +14,7 @@ from stopped_run import wait
 
 from intl_bench import cli
 from intl_bench.core.errors import InputError
-from intl_bench.launch.seeds import on_cluster
+from intl_bench.launch.slurm import run_on_cluster
 from intl_bench.records import RecordStore
 from pretrain import checkpoint, train
 from pretrain.recipe import load_recipe
@@ -113,7 +113,7 @@ def test_bad_options_are_one_line(folder: Path, options: str, monkeypatch: pytes
     pytest.importorskip("submitit")
     monkeypatch.chdir(folder)
     with pytest.raises(InputError, match=f"--slurm {options}"):
-        on_cluster({"seed 0": ["knn", "checkpoint.pt"]}, options, folder / "logs")
+        run_on_cluster({"seed 0": ["knn", "checkpoint.pt"]}, options, folder / "logs")
 
 
 def test_a_failed_job_says_why(

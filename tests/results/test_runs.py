@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from intl_bench import cli, runs
+from intl_bench import cli, runs, tables
 from intl_bench.core.errors import InputError
 from intl_bench.records import RecordStore
 from pretrain import train
@@ -199,10 +199,10 @@ def test_overrides_may_stand_behind_options(trained: Path, capsys: pytest.Captur
 def test_a_bug_is_one_line_and_debug_shows_more(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def broken(args: object) -> None:
+    def broken(*args: object, **options: object) -> None:
         raise KeyError("x")
 
-    monkeypatch.setattr(cli, "_tables", broken)
+    monkeypatch.setattr(tables, "render", broken)
     assert cli.main(["tables"]) == 1
     assert capsys.readouterr().err.startswith("intl-bench: bug: KeyError: 'x' (test_runs.py:")
     assert cli.main(["tables", "--debug"]) == 1

@@ -1,8 +1,8 @@
 """Small checkpoints and image folders that the tests of the transfer tasks share."""
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from intl_bench.core import config as configs
 from intl_bench.core.distributed import Process
 from pretrain.backbone import BackboneConfig, build_backbone
 from pretrain.checkpoint import Checkpoint, Origin
+from transfer import find_task
 
 CPU = Process(rank=0, world_size=1, device=torch.device("cpu"))
 
@@ -37,10 +38,10 @@ def make_checkpoint(seed: int = 0, name: str = "resnet10_narrow", stem: str = "c
     )
 
 
-def packaged(task: ModuleType, name: str, checkpoint: Checkpoint | None = None) -> Any:
-    """A packaged protocol of a task, as it is for a checkpoint."""
-    path = configs.find(name, task.__name__.split(".")[-1])
-    return protocol.build_config(task, checkpoint or make_checkpoint(), {}, path)
+def packaged(task: str, name: str, checkpoint: Checkpoint | None = None, overrides: Sequence[str] = ()) -> Any:
+    """The configuration of a task by a packaged protocol, as it is for a checkpoint."""
+    path = configs.find(name, task)
+    return protocol.build_config(find_task(task), checkpoint or make_checkpoint(), {}, path, overrides)
 
 
 def make_folder(root: Path, classes: int = 3, train: int = 8, test: int = 4, side: int = 20) -> Path:

@@ -158,7 +158,7 @@ def test_settings_that_make_no_sense_are_refused(root: Path, changes: dict, mess
 
 @pytest.mark.parametrize("name", ["imagenet", "imagefolder"])
 def test_packaged_configs_are_the_authors(name: str) -> None:
-    config = packaged(finetune, name)
+    config = packaged("finetune", name)
     stamp = finetune.protocol(config)
     assert stamp == {
         "protocol": "fine-tuned on a share of the labels",

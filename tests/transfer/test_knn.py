@@ -18,7 +18,7 @@ from intl_bench.core.identity import digest, identity
 from pretrain import backbone as backbones
 from pretrain.images import pack_command
 from pretrain.images.data import DataConfig, normalization, open_source
-from transfer import features, finetune, knn, linear
+from transfer import features, find_task, knn, linear
 from transfer.knn import chunk_shape, knn_predict
 
 
@@ -147,27 +147,28 @@ def test_settings_that_make_no_sense_are_refused(options: dict, message: str) ->
         predict([[0.0], [1.0], [2.0]], [0, 1, 2], [[0.5]], **options)
 
 
-@pytest.mark.parametrize("task", [knn, linear, finetune])
-def test_the_precision_is_part_of_what_was_measured_unless_it_is_the_default(task) -> None:
+@pytest.mark.parametrize("name", ["knn", "linear", "finetune"])
+def test_the_precision_is_part_of_what_was_measured_unless_it_is_the_default(name: str) -> None:
+    task = find_task(name)
     data = DataConfig(kind="imagefolder", root="data")
-    usual, half = (task.Config(data=data, **options) for options in ({}, {"precision": "bf16"}))
+    usual, half = (task.config(data=data, **options) for options in ({}, {"precision": "bf16"}))
     assert identity(half) == identity(usual) | {"precision": "bf16"} != identity(usual)
     assert task.protocol(half) == task.protocol(usual) | {"precision": "bf16"} != task.protocol(usual)
     with pytest.raises(ValueError, match="precision='fp16': expected one of fp32, bf16"):
-        task.Config(data=data, precision="fp16")
+        task.config(data=data, precision="fp16")
 
 
 # As they were before the precision could be chosen: records that there are stay those of the default.
 @pytest.mark.parametrize(
     ("task", "name", "expected"),
     [
-        (knn, "cifar10", "952ecb136130abca"),
-        (linear, "cifar10", "1c1bb0fd6a97d941"),
-        (linear, "imagenet", "8d44abdd304ce684"),
-        (finetune, "imagenet", "d4f5d445e435646d"),
+        ("knn", "cifar10", "952ecb136130abca"),
+        ("linear", "cifar10", "1c1bb0fd6a97d941"),
+        ("linear", "imagenet", "8d44abdd304ce684"),
+        ("finetune", "imagenet", "d4f5d445e435646d"),
     ],
 )
-def test_the_default_is_still_what_it_was(task, name: str, expected: str) -> None:
+def test_the_default_is_still_what_it_was(task: str, name: str, expected: str) -> None:
     assert digest(identity(packaged(task, name)))[:16] == expected
 
 
@@ -367,7 +368,7 @@ def test_random_init_is_a_function_of_the_seed() -> None:
 
 @pytest.mark.parametrize("name", ["default", "cifar10", "cifar100", "imagefolder", "solo_learn", "dino"])
 def test_packaged_configs_load(name: str) -> None:
-    config = packaged(knn, name)
+    config = packaged("knn", name)
     assert knn.protocol(config)["k"] == (20 if name in ("solo_learn", "dino") else 5)
 
 

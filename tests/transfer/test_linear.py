@@ -1,6 +1,7 @@
 """Linear evaluation: the probe on features, and the classifier on augmented images, interrupted and resumed."""
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -25,8 +26,8 @@ from pretrain.images.data import DataConfig, FolderSource, normalization, open_s
 from pretrain.images.loader import evaluation_batches, training_batches
 from pretrain.images.views import ViewConfig, augment
 from transfer import linear, sgd_classifier
-from transfer.outcome import correct, last_and_best, percentages
 from transfer.probe import train_probe
+from transfer.scores import correct, last_and_best, percentages
 
 
 def blobs(n: int, classes: int, width: int, seed: int, dtype=torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
@@ -225,6 +226,17 @@ def test_interrupted_and_resumed_equals_uninterrupted(workplace: Path, stops: li
     parts = train(config, workplace / "parts", backbone_lr=backbone_lr)
     assert parts == whole
     assert_same_state(state(workplace / "parts"), state(workplace / "whole"))
+    logs = [metrics_of(workplace / name) for name in ("whole", "parts")]
+    assert logs[0] == logs[1]
+    assert [(row["step"], row["epoch"]) for row in logs[0]] == [(3, 1), (6, 2), (9, 3)]
+    assert [row["top1"] for row in logs[0]] == [scores["top1"] for scores in state(workplace / "whole")["history"]]
+
+
+def metrics_of(folder: Path) -> list[dict[str, float]]:
+    """The lines of `metrics.jsonl` without the rates, which are times."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert all(0 <= row.pop("data") <= 1 and row.pop("img/s") > 0 for row in rows)
+    return rows
 
 
 @pytest.mark.gpu
@@ -340,6 +352,8 @@ def test_a_step_equals_the_textbook(workplace: Path) -> None:
             rate = (4.0 if name.startswith("fc") else 0.5) * 24 / 256
             expected = parameter - rate * (parameter.grad + 1e-4 * parameter)
             torch.testing.assert_close(state(workplace / "work")["model"][name], expected, rtol=1e-3, atol=1e-5)
+    loss = nn.functional.cross_entropy(model(images), batch.labels).item()
+    assert metrics_of(workplace / "work")[0]["loss"] == pytest.approx(loss, rel=1e-4)
 
 
 def test_training_crops_are_torchvisions_bilinear_ones() -> None:
@@ -385,7 +399,7 @@ def test_unequal_images_need_a_crop(workplace: Path) -> None:
 
 @pytest.mark.parametrize("name", ["default", "cifar10", "cifar100", "imagefolder", "imagenet", "imagenet100"])
 def test_packaged_configs_load(name: str) -> None:
-    config = packaged(linear, name)
+    config = packaged("linear", name)
     stamp = linear.protocol(config)
     assert all(value is None or isinstance(value, str | int | float | bool) for value in stamp.values())
     if name.startswith("image"):

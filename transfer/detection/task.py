@@ -25,7 +25,7 @@ from transfer.detection.annotations.split import read_split
 from transfer.detection.config import AnnotatedDataConfig, DetectionConfig, ModelConfig
 from transfer.detection.evaluation.coco import import_evaluator
 from transfer.detection.evaluation.visualize import draw_worst
-from transfer.outcome import Outcome
+from transfer.task import Outcome
 
 Result = dict[str, Any]
 

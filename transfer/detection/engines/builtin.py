@@ -5,7 +5,6 @@ random draw are functions of (seed, iteration, image), and the state file holds 
 """
 
 import dataclasses
-import math
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -13,12 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from intl_bench.core import distributed, files
 from intl_bench.core.copies import send
-from intl_bench.core.errors import DivergedError, InputError
+from intl_bench.core.errors import InputError
 from intl_bench.core.progress import Progress
 from intl_bench.core.seeding import torch_seed
 from intl_bench.core.signals import StopRequest
@@ -214,7 +212,12 @@ def _loop(
         if saving or run.iteration % _LOG_EVERY == 0:
             # Only now: to look at each step's losses a GPU would have to be waited for.
             values = dict(zip(names, (totals / steps).tolist(), strict=True))
-            _require_finite(run, values)
+            distributed.require_finite(
+                values,
+                where=f"before step {run.iteration}",
+                remedy="the last saved state is of before; lower lr, or lengthen warmup_iterations",
+                device=process.device,
+            )
             if log is not None:
                 lr = learning_rate(config, run.iteration - 1)
                 log.append({"iteration": run.iteration, "lr": lr, "img/s": progress.images_per_second, **values})
@@ -225,24 +228,14 @@ def _loop(
             run.save(folder / "state.pt")
         if stopping and not last:
             progress.close()
-            distributed.barrier()  # the launcher ends all processes when one ends; the first may still be writing
             where = f"after step {run.iteration} of {config.iterations}, saved in {folder / 'state.pt'}"
-            raise stop.error(where, stopping)
+            distributed.stop_together(stop, where, stopping)
         if config.eval_every and run.iteration % config.eval_every == 0 and not last:
             results = _detect(run, test, stop)
             if log is not None:
                 log.append({"iteration": run.iteration, **evaluate(results)})
         ended = time.perf_counter()
     progress.close()
-
-
-def _require_finite(run: _Run, values: dict[str, float]) -> None:
-    bad = [name for name, value in values.items() if not math.isfinite(value)]
-    if distributed.any_process(bool(bad), run.process.device):
-        raise DivergedError(
-            f"diverged before step {run.iteration}: {', '.join(bad) or 'a loss'} not finite; the state saved last is "
-            "from before; lower lr, or lengthen warmup_iterations"
-        )
 
 
 def _precise_batch_norm(run: _Run, train: Annotations, stop: StopRequest) -> None:
@@ -281,22 +274,19 @@ def _precise_batch_norm(run: _Run, train: Annotations, stop: StopRequest) -> Non
 def _detect(run: _Run, test: Annotations, stop: StopRequest) -> list[Result]:
     """Detections in all test images, each process taking a share, with the statistics of the first."""
     config, process = run.config, run.process
-    if process.world_size > 1:
-        for buffer in run.model.buffers():  # each process has its own estimate of the statistics
-            dist.broadcast(buffer, 0)
+    process.broadcast_buffers(run.model)  # each process has its own estimate of the statistics
     run.model.eval()
-    share = math.ceil(len(test) / process.world_size)
-    first = process.rank * share
+    share = process.share(len(test))
     images = test_images(
         test,
         min_size=config.test_min_size,
         max_size=config.test_max_size,
-        first=first,
-        last=first + share,
+        first=share.start,
+        last=share.stop,
         workers=config.workers,
         pin=process.device.type == "cuda",
     )
-    progress = Progress(share, label=f"{config.data.kind} seed {run.seed}: detecting", enabled=process.is_main)
+    progress = Progress(len(share), label=f"{config.data.kind} seed {run.seed}: detecting", enabled=process.is_main)
     results = []
     for image in images:
         with run.autocast():

@@ -240,7 +240,8 @@ class _Bookkeeping(HookBase):
                 self._save(done)
         if stopping and not last:
             self.progress.close()
-            raise self.run.stop.error(f"after step {done} of {config.iterations}, saved in {self.path}", stopping)
+            where = f"after step {done} of {config.iterations}, saved in {self.path}"
+            distributed.stop_together(self.run.stop, where, stopping)
         if config.eval_every and done % config.eval_every == 0 and not last:
             results = _detect(self.run, self.test)
             if self.log is not None:

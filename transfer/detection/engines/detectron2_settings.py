@@ -3,7 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+from intl_bench.core.datasets import DATASETS
 from intl_bench.core.errors import InputError
+from intl_bench.core.sharing import require_even_batch
 from transfer.detection.config import DetectionConfig, ModelConfig
 
 HEADS = "Res5ROIHeadsExtraNorm"  # MoCo's name for the head with a norm after res5; its train_net.py has it too
@@ -13,11 +15,6 @@ _DEPTHS: dict[tuple[bool, tuple[int, ...]], int] = {
     (True, (3, 4, 6, 3)): 50,
     (True, (3, 4, 23, 3)): 101,
     (True, (3, 8, 36, 3)): 152,
-}
-# The names under which Detectron2 itself knows these data sets, for users of the file written beside a run.
-_DATASETS = {
-    "coco2017": (("coco_2017_train",), ("coco_2017_val",)),
-    "voc0712": (("voc_2007_trainval", "voc_2012_trainval"), ("voc_2007_test",)),
 }
 
 
@@ -31,16 +28,15 @@ def values(
         processes: how many share a batch.
 
     Raises:
-        InputError: a backbone that Detectron2 cannot build, a batch that cannot be shared out, or a seed too large.
+        InputError: a backbone that Detectron2 cannot build, a batch that does not divide evenly, or a seed too large.
     """
-    if config.batch_size % processes:
-        raise InputError(
-            f"batch_size={config.batch_size}: cannot be shared out evenly among {processes} processes; "
-            f"set batch_size to a multiple of {processes}"
-        )
+    require_even_batch(config.batch_size, processes)
     if not 0 <= seed < 2**31:
         raise InputError(f"seed={seed}: Detectron2 takes seeds from 0 to {2**31 - 1}")
-    train, test = _DATASETS.get(config.data.name, ((f"{config.data.name}_train",), (f"{config.data.name}_test",)))
+    name = config.data.name
+    facts = DATASETS.get(name)
+    # The names that Detectron2 registers are for users of the file written beside a run.
+    train, test = (facts and facts.detectron2) or ((f"{name}_train",), (f"{name}_test",))
     # PyTorch's synchronized norm refuses a CPU; Detectron2's own takes it.
     synchronized = "SyncBN" if cuda else "naiveSyncBN"
     norm = synchronized if processes > 1 else "BN"

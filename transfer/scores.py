@@ -1,20 +1,10 @@
-"""What every task hands back, and how classifiers count."""
+"""Scores of classifiers, and the words for their normalization."""
 
-import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
 from pretrain.images.data import DataConfig, normalization
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """Scores under their names in tables, 0 to 100, and what else is worth keeping beside them (counts, best epoch)."""
-
-    metrics: dict[str, float]
-    details: dict[str, Any]
 
 
 def correct(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,55 @@
+"""`intl-bench ablation`."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from intl_bench.cli.common import add_command, add_one_job_a_seed, print_plan, split_words, start_seeds, starts_seeds
+from intl_bench.core.errors import InputError
+
+
+def add(commands: Any) -> None:
+    """Add the command's parser."""
+    command = add_command(
+        commands,
+        "ablation",
+        "a grid of pre-trainings and seeds, scored and drawn; the same command resumes",
+        _run,
+    )
+    command.add_argument(
+        "words", nargs="*", metavar="NAME | key=value", help="power, trace-loss, embedding-dim, batch-size, methods ..."
+    )
+    command.add_argument("--seeds", help="how many, 3 = seeds 0, 1, 2; or which, 3,7,11 (default: the grid's)")
+    add_one_job_a_seed(command)
+    command.add_argument("--results", type=Path, help="folder of its results (default: results/ablations/NAME)")
+    command.add_argument("--fresh", action="store_true", help="start over, replacing the records that there are")
+    command.add_argument("--dry-run", action="store_true", help="print the plan and write nothing")
+
+
+def _run(args: argparse.Namespace) -> None:
+    from intl_bench import runs
+    from intl_bench.ablations import cells, grid
+
+    name, overrides = split_words(args.words, "NAME")
+    if name is None:
+        raise InputError("ablation: which? Give the name of a grid in configs/ablation/, such as power_reduced")
+    ablation = cells.load(name)
+    one = args.only_seed is not None
+    seeds = [args.only_seed] if one else runs.parse_seeds(args.seeds or str(ablation.seeds))
+    results = args.results or Path("results") / "ablations" / ablation.name
+    made = cells.recipes(ablation, seeds[0], overrides)
+    if args.dry_run:
+        plan = {"cells": [recipe.name for recipe in made], "seeds": seeds, "tasks": list(ablation.tasks)}
+        print_plan({"ablation": ablation.name, **plan, "writes": str(results)})
+        return
+    grid.check(made)
+    if not one:  # the command that starts the seeds does this for all of them
+        grid.experiment(ablation, results, fresh=args.fresh)
+    if not made:
+        return
+    if starts_seeds(args):
+        start_seeds(args, seeds)
+    else:
+        grid.run(ablation, seeds=seeds, results=results, overrides=overrides, fresh=args.fresh)
+    if not one:
+        print(grid.finish(ablation, results, made))

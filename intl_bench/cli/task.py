@@ -1,0 +1,91 @@
+"""The commands that score a backbone, one for each of `transfer.TASKS`."""
+
+import argparse
+import functools
+from pathlib import Path
+from typing import Any
+
+from intl_bench.cli.common import add_command, add_one_job_a_seed, print_plan, split_words, start_seeds, starts_seeds
+
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "engine": {"choices": ("auto", "builtin", "detectron2"), "help": "auto: Detectron2 if it is installed"},
+    "visualize": {"type": int, "metavar": "N", "help": "draw the N worst test images of each seed"},
+}
+
+
+def add(commands: Any) -> None:
+    """Add a parser for each task."""
+    from transfer import TASKS  # only after `require_own_packages`
+
+    for name, entry in TASKS.items():
+        command = add_command(commands, name, entry.help, functools.partial(_run, name))
+        command.add_argument(
+            "words",
+            nargs="*",
+            metavar="CHECKPOINT | key=value",
+            help="a checkpoint of this or another project (default: the default pre-training run's), and overrides",
+        )
+        command.add_argument("--config", help="evaluation protocol (default: the data set's own, or the 2x schedule)")
+        command.add_argument("--from", dest="layout", default="auto", help="layout of the checkpoint, as for convert")
+        command.add_argument("--method", help="the method's name in tables (default: the checkpoint's)")
+        command.add_argument(
+            "--pretrain-seed",
+            type=int,
+            metavar="N",
+            help="seed of a checkpoint of another project: files of one pre-training then count as its seeds",
+        )
+        command.add_argument(
+            "--group", metavar="NAME", help="with --pretrain-seed: which pre-training (default: the method)"
+        )
+        command.add_argument("--seeds", default="1", help="how many, 3 = seeds 0, 1, 2; or which, 3,7,11")
+        command.add_argument(
+            "--init",
+            choices=("checkpoint", "random"),
+            default="checkpoint",
+            help="random: the checkpoint's architecture, freshly initialized by each seed",
+        )
+        command.add_argument("--device", choices=("auto", "cpu", "cuda"), help="auto: a GPU if there is one")
+        for option in entry.options:
+            command.add_argument(f"--{option}", **_OPTIONS[option])
+        add_one_job_a_seed(command)
+        command.add_argument(
+            "--results", type=Path, default=Path("results"), help="folder of records (default: results)"
+        )
+        command.add_argument("--fresh", action="store_true", help="score again even where there is a record")
+        command.add_argument("--dry-run", action="store_true", help="print the resolved plan and write nothing")
+
+
+def _run(name: str, args: argparse.Namespace) -> None:
+    from intl_bench import runs
+    from pretrain.recipe import load_recipe
+    from transfer import TASKS, find_task
+
+    given, overrides = split_words(args.words, "CHECKPOINT")
+    options = {option: getattr(args, option) for option in ("device", *TASKS[name].options)}
+    overrides += [f"{option}={value}" for option, value in options.items() if value is not None]
+    checkpoint = None if given is None else Path(given)
+    if checkpoint is None and not (args.init == "random" and find_task(name).default is not None):
+        checkpoint = load_recipe("imagenet_r50_intl").checkpoint
+    plan = runs.TaskRun(
+        task=name,
+        checkpoint=checkpoint,
+        config=args.config,
+        overrides=overrides,
+        seeds=runs.parse_seeds(args.seeds) if args.only_seed is None else [args.only_seed],
+        init=args.init,
+        layout=args.layout,
+        method=args.method,
+        pretrain_seed=args.pretrain_seed,
+        group=args.group,
+        results=args.results,
+        fresh=args.fresh,
+    )
+    if args.dry_run:
+        _, read, config = runs.prepare(plan)
+        start = str(read.path) if args.init == "checkpoint" else f"random {read.architecture.name}"
+        print_plan({"task": plan.task, "checkpoint": start, "seeds": list(plan.seeds), "config": config})
+    elif starts_seeds(args):
+        runs.prepare(plan)  # an error is reported here, once, before any seed starts
+        start_seeds(args, plan.seeds)
+    else:
+        runs.run(plan)

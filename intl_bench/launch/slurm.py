@@ -1,0 +1,124 @@
+"""Commands as jobs of a cluster, through submitit: a pre-training, or one job for each seed of a task."""
+
+import contextlib
+import os
+import signal
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from intl_bench.core.errors import PREEMPTED, InputError, Preempted
+from intl_bench.core.signals import StopRequest
+from intl_bench.launch import processes
+
+# How long a job that was told to stop waits for the signal that queues it again, which may follow.
+_REQUEUE_SECONDS = 60
+
+
+class Job:
+    """One command as a submitit job; preempted, it saves its state, is queued again and resumes."""
+
+    def __init__(self, arguments: Sequence[str], folder: Path) -> None:
+        self.arguments, self.folder = list(arguments), folder
+
+    def __call__(self) -> int:
+        """Runs the command, all tasks of the job together where there are several (one a GPU); returns the exit code.
+
+        Raises:
+            SystemExit: stopped, in a task that has no say in what becomes of the job.
+        """
+        import submitit
+
+        os.chdir(self.folder)
+        task = submitit.JobEnvironment()
+        if task.num_tasks > 1:
+            submitit.helpers.TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
+        self.process = processes.start(self.arguments, os.environ)
+        try:
+            while self.process.poll() is None:
+                time.sleep(0.2)
+        finally:
+            self.process.send_signal(signal.SIGTERM)  # canceled: it saves its state; nothing where it has ended
+        code = self.process.returncode
+        if code == PREEMPTED:
+            time.sleep(_REQUEUE_SECONDS)  # a task that ends may take the first one along, which queues the job again
+            if task.global_rank:
+                sys.exit(code)
+        return code
+
+    def checkpoint(self) -> Any:
+        """Called by submitit in the first task when the job is about to be preempted or timed out."""
+        import submitit
+
+        self.process.send_signal(signal.SIGTERM)
+        with contextlib.suppress(ChildProcessError):  # it ended before
+            os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)
+        again = [word for word in self.arguments if word != "--fresh"]  # what it has done since is kept
+        return submitit.helpers.DelayedSubmission(Job(again, self.folder))
+
+
+def run_on_cluster(commands: Mapping[str, Sequence[str]], options: str, logs: Path) -> None:
+    """Submits each command as a job through submitit and waits for all; interrupted, it cancels them.
+
+    Args:
+        commands: what each job is called here, and its arguments for `intl-bench`.
+        options: "name=value,name=value" of submitit's executor, such as "timeout_min=4320,slurm_partition=gpu,
+            nodes=2,gpus_per_node=8,tasks_per_node=8"; "cluster=local" runs the jobs on this machine. Several nodes have
+            one task for each GPU unless said otherwise.
+        logs: folder for the jobs' output.
+
+    Raises:
+        InputError: submitit is not installed, no cluster here, or an option that it does not know.
+        processes.UnfinishedError: a job failed.
+        Preempted: interrupted.
+    """
+    try:
+        import submitit
+    except ImportError:
+        raise InputError("--slurm: submitit is not installed; pip install 'intl-bench[slurm]'") from None
+    pairs = [option.partition("=") for option in options.split(",") if option]
+    values: dict[str, Any] = {name: int(value) if value.isdigit() else value for name, _, value in pairs}
+    if values.get("nodes", 1) != 1 and "gpus_per_node" in values:
+        values.setdefault("tasks_per_node", values["gpus_per_node"])
+    cluster = values.pop("cluster", "slurm")
+    try:
+        # A long run is timed out many times, and gets on each time.
+        executor = submitit.AutoExecutor(folder=logs, cluster=cluster, **{f"{cluster}_max_num_timeout": 100})
+        executor.update_parameters(name="intl-bench", **values)
+    except (RuntimeError, ValueError, TypeError, NameError) as error:
+        raise InputError(f"--slurm {options}: {' '.join(str(error).split())}") from error
+    jobs = {name: executor.submit(Job(command, Path.cwd())) for name, command in commands.items()}
+    print(
+        "\n".join(f"{name}: job {job.job_id}, output in {job.paths.stdout}" for name, job in jobs.items()), flush=True
+    )
+    try:
+        with StopRequest() as stop:
+            while not all(job.done() for job in jobs.values()):
+                if stop.received is not None:
+                    raise stop.error("with the jobs canceled and their states saved")
+                time.sleep(1)
+    except Preempted:
+        for job in jobs.values():
+            job.cancel()
+        raise
+    codes = {name: _exit_code(name, job) for name, job in jobs.items()}
+    if any(codes.values()):
+        raise processes.UnfinishedError(codes)
+
+
+def _exit_code(name: str, job: Any) -> int:
+    """The exit code of a job that has ended; says what went wrong."""
+    tasks = [job.task(number) for number in range(job.num_tasks)]
+    # An exception is the job's own, such as a lost machine; the command's errors are its exit code.
+    failures = [task.exception() for task in tasks]
+    codes = [1 if failure else task.result() for task, failure in zip(tasks, failures, strict=True)]
+    if not any(codes):
+        return 0
+    number, code = max(enumerate(codes), key=lambda item: (item[1] > 1, item[1] > 0))  # 1 may follow from another's
+    path = tasks[number].paths.stderr
+    lines = path.read_text().splitlines() if path.exists() else []
+    ours = [line for line in lines if line.startswith("intl-bench: ")] or lines or [failures[number]]
+    print(f"{name}: {ours[-1]} ({path})", file=sys.stderr)
+    return code

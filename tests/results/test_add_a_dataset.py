@@ -1,0 +1,35 @@
+"""docs/add_a_dataset.md does what it says: one entry and its configurations train, are scored and have a column."""
+
+from pathlib import Path
+
+import pytest
+from documented import Copy
+from transfer_cases import make_folder
+
+TINY = [
+    *("backbone.name=resnet10_narrow", "projector.hidden=32", "projector.out=16", "batch_size=32", "epochs=1"),
+    *("warmup_epochs=0", "precision=fp32", "workers=0", "views=[{size: 32}, {size: 32}]", "device=cpu"),
+]
+
+
+@pytest.mark.slow
+def test_the_documented_data_set_works(tmp_path: Path) -> None:
+    copy = Copy(tmp_path, "add_a_dataset.md")
+    assert copy.added == [
+        "intl_bench/core/datasets.py",
+        "configs/pretrain/flowers102_r18_intl.yaml",
+        "configs/linear/flowers102.yaml",
+    ]
+    make_folder(tmp_path / "images", classes=102, train=1, test=1)
+    root = f"data.root={tmp_path / 'images'}"
+    assert "flowers102" in copy.run("-m", "intl_bench", "pretrain", "flowers102_r18_intl", root, *TINY, "--dry-run")
+    copy.run("-m", "intl_bench", "pretrain", "flowers102_r18_intl", root, *TINY)
+    path = "runs/pretrain/flowers102_r18_intl/seed0/checkpoint.pt"
+    small = ["workers=0", "device=cpu", "resize=32", "crop=32"]
+    copy.run("-m", "intl_bench", "linear", path, *small, "epochs=1", "batch_size=32")
+    copy.run("-m", "intl_bench", "knn", path, *small)
+    table = copy.run("-m", "intl_bench", "tables", "--table", "2")
+    assert "Flowers-102 top-1" in table
+    assert "Flowers-102 5-nn" in table
+    normalization = "mean 0.433 0.382 0.297, std 0.294 0.246 0.273"
+    assert normalization in "".join(p.read_text() for p in (tmp_path / "results" / "records").rglob("*.json"))

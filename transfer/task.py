@@ -1,0 +1,57 @@
+"""What a scoring task is: the one object that the command line, `intl_bench.runs` and the ablations read."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
+
+from pretrain.checkpoint import Checkpoint
+
+C = TypeVar("C")
+C_contra = TypeVar("C_contra", contravariant=True)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a task returns for one seed.
+
+    Attributes:
+        metrics: scores from 0 to 100 by their names in tables, such as `top1` or `bbox/AP`.
+        details: other facts for the record, such as counts and the best epoch. `train_images` and `test_images` are
+            required: the scale of a result depends on them.
+    """
+
+    metrics: dict[str, float]
+    details: dict[str, Any]
+
+
+class Run(Protocol[C_contra]):
+    """Score one checkpoint with one seed; `folder` is for the state of a run that resumes."""
+
+    def __call__(self, checkpoint: Checkpoint, config: C_contra, seed: int, *, folder: Path) -> Outcome: ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Task(Generic[C]):
+    """A way to score a backbone. The module `transfer.NAME` holds the object `TASK`.
+
+    Attributes:
+        config: the dataclass of the settings; it has a field `data`.
+        run: scores a checkpoint.
+        protocol: describes a configuration in words for a table's footnote. A value of None is left out.
+        fingerprints: computes the digests of the images of a configuration, by split.
+        from_checkpoint: returns the settings that a checkpoint determines, as sections of the configuration.
+        seeded: whether a result depends on the seed.
+        default: name of the configuration file that is used without `--config`. None chooses the file by data set, and
+            takes the data set from the checkpoint's own pre-training.
+        processes_matter: whether a result depends on the number of processes.
+    """
+
+    config: type[C]
+    run: Run[C]
+    protocol: Callable[[C], Mapping[str, Any]]
+    fingerprints: Callable[[C], dict[str, str]]
+    from_checkpoint: Callable[[Checkpoint], dict[str, Any]]
+    seeded: bool = True
+    default: str | None = None
+    processes_matter: bool = False
