@@ -1,4 +1,4 @@
-"""What a result was computed with: code, libraries, hardware, memory."""
+"""The provenance of a result: code, libraries, hardware and memory."""
 
 import importlib.metadata
 import os
@@ -16,12 +16,15 @@ _LIBRARIES = ("torch", "torchvision", "numpy", "pillow", "omegaconf", "pycocotoo
 
 
 def code() -> dict[str, Any]:
-    """Version, and in a git checkout the commit and whether files differ from it (None where git cannot tell)."""
+    """Return the version, and in a git checkout the commit and whether files were modified since.
+
+    Both are None outside a git checkout, or if git fails.
+    """
     found: dict[str, Any] = {"version": intl_bench.__version__, "commit": None, "modified": None}
     root = Path(__file__).resolve().parents[1]
     if (root / ".git").exists():
         found["commit"] = _git(root, "rev-parse", "HEAD")
-        # Results are written into the checkout while it runs; they do not make the code another one.
+        # Runs write results into the checkout. This does not change the code.
         status = _git(root, "status", "--porcelain", "--untracked-files=no", "--", ".", ":!results")
         found["modified"] = None if status is None else bool(status)
     return found
@@ -37,7 +40,7 @@ def _git(root: Path, *arguments: str) -> str | None:
 
 
 def libraries() -> dict[str, str]:
-    """Versions of Python and of the packages that can change a number, as far as they are installed."""
+    """Return the versions of Python and of the installed packages that can change a number."""
     found = {"python": platform.python_version()}
     for name in _LIBRARIES:
         try:
@@ -48,7 +51,7 @@ def libraries() -> dict[str, str]:
 
 
 def hardware() -> dict[str, Any]:
-    """Processor, cores usable, memory in GiB, GPUs."""
+    """Return the processor, the usable cores, torch's threads, the memory in GiB and the GPUs."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return {
         "cpu": _cpu_name(),
@@ -68,7 +71,7 @@ def _cpu_name() -> str:
 
 
 def peak_memory_mib() -> float:
-    """Largest memory this process has used so far: on the GPU where one was used, else resident."""
+    """Return the peak memory of this process in MiB: GPU memory if a GPU was used, else resident memory."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated() > 0:
         return torch.cuda.max_memory_allocated() / 2**20
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

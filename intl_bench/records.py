@@ -1,4 +1,4 @@
-"""Results: one immutable JSON file each, written once and never changed."""
+"""Records of results. Each record is one JSON file, which is written once and never changed."""
 
 import dataclasses
 import functools
@@ -25,28 +25,28 @@ _KEY = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ResultRecord:
-    """What one run of one task measured, and everything needed to say how.
+    """The result of one run of one task, and how it was measured.
 
     Attributes:
         task: "linear", "knn", "finetune", "coco", "voc", "pretrain" or any other lower-case name.
         method: display name, such as "INTL".
-        metrics: flat field-standard names to values from 0 to 100, such as {"top1": 73.1} or {"bbox/AP": 41.2}.
-        details: counts, the best epoch and the like.
-        pretraining: identity of the pre-training without its seed: all of its settings, and digests of what it read.
+        metrics: {standard name: value from 0 to 100}, such as {"top1": 73.1} or {"bbox/AP": 41.2}.
+        details: further numbers, such as counts and the best epoch.
+        pretraining: identity of the pre-training without its seed: all of its settings, and digests of its inputs.
         evaluation: identity of the evaluation without its seed; empty for the task "pretrain".
-        pretrain_seed: None where it is not known, as of somebody else's checkpoint.
-        protocol: a summary for people, never an identity; keys that start with "pretrain_" describe the pre-training,
-            all others the evaluation.
+        pretrain_seed: None if it is unknown, as for a checkpoint of another project.
+        protocol: a summary for people, never an identity. Keys that start with "pretrain_" describe the pre-training;
+            all others describe the evaluation.
         scale: one of `SCALES`.
-        weights_sha256: digest of the backbone's tensors, the same for a checkpoint and its export.
+        weights_sha256: digest of the backbone's tensors. It is the same for a checkpoint and its export.
         checkpoint_sha256: digest of the checkpoint's file.
         created: ISO 8601 time in UTC.
-        schema: 1 for a record that was read from a file of an earlier version. Of its two identities only the
-            summary is known, {"schema": 1, "known": {...}}, and its `weights_sha256` is the checkpoint file's digest.
-        file: the path that the record was read from; no part of the record.
+        schema: 1 for a record from a file of an earlier version. Its two identities are unknown except for the
+            summary, {"schema": 1, "known": {...}}, and its `weights_sha256` is the digest of the checkpoint's file.
+        file: the path that the record was read from. It is not part of the record.
 
     Raises:
-        ValueError: a field has the wrong type or an impossible value; the message starts with the field's name.
+        ValueError: a field has the wrong type or an impossible value. The message starts with the name of the field.
     """
 
     task: str
@@ -91,7 +91,7 @@ class ResultRecord:
         for name, entry in self.protocol.items():
             if not (entry is None or isinstance(entry, str | bool) or _is_number(entry)):
                 raise ValueError(
-                    f"protocol[{name!r}] is {entry!r}, expected a text, a finite number, true, false or null"
+                    f"protocol[{name!r}] is {entry!r}, expected a string, a finite number, true, false or null"
                 )
         for name in ("pretrain_seed", "transfer_seed", "wall_time_s", "peak_memory_mib"):
             number = getattr(self, name)
@@ -102,7 +102,11 @@ class ResultRecord:
 
     @functools.cached_property
     def created_at(self) -> datetime:
-        """`created` as a datetime; raises `ValueError` where it is none."""
+        """`created` as a datetime.
+
+        Raises:
+            ValueError: `created` is not an ISO 8601 time.
+        """
         try:
             return datetime.fromisoformat(self.created)
         except ValueError:
@@ -112,42 +116,48 @@ class ResultRecord:
 
     @functools.cached_property
     def pretraining_sha256(self) -> str:
-        """`digest` of the pre-training's identity."""
+        """The digest of the pre-training's identity."""
         return digest(self.pretraining)
 
     @functools.cached_property
     def evaluation_sha256(self) -> str:
-        """`digest` of the evaluation's identity."""
+        """The digest of the evaluation's identity."""
         return digest(self.evaluation)
 
     @functools.cached_property
     def key(self) -> str:
-        """16 hex digits that are the same for two runs of one thing: task, method, data, identities, seeds, weights."""
+        """16 hexadecimal digits, equal for records with equal task, method, data set, identities, seeds and weights."""
         return digest({name: getattr(self, name) for name in _KEY})[:16]
 
 
 class RecordStore:
-    """The records in `folder`/<task>/*.json. Many processes may append and read at once."""
+    """The records in `folder`/<task>/*.json. Several processes may append and read at the same time."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
 
     def append(self, record: ResultRecord) -> Path:
-        """Writes the record and returns its path; a record with the same key that is there already stays untouched.
+        """Write the record and return its path. An existing record with the same key is not changed.
 
         Raises:
             InputError: the folder cannot be written.
             ResourceError: the disk is full.
-            ValueError: the record is one of schema 1, which nothing writes any more; or a field holds a NaN.
+            ValueError: the record has schema 1, which is only read; or a field holds a NaN.
         """
         path = self._path(record)
         create_json(path, _values(record))
         return path
 
     def replace(self, record: ResultRecord) -> Path:
-        """As `append`, but in place of what there is of the same thing, also of weights that were trained before.
+        """Write the record and delete earlier records of the same result; return its path.
 
-        The earlier records go only when the new one is on the disk.
+        Earlier records have the same key, or differ from it in the digest of the weights only: the pre-training was
+        repeated. They are deleted after the new record is on the disk.
+
+        Raises:
+            InputError: the folder cannot be written, or a file in it is not a record.
+            ResourceError: the disk is full.
+            ValueError: see `append`.
         """
         path = self._path(record)
         write_text(path, json_text(_values(record)))
@@ -158,17 +168,20 @@ class RecordStore:
         return path
 
     def load(self) -> list[ResultRecord]:
-        """All records, in the order of their paths; none where the folder does not exist.
+        """Return all records in the order of their paths; an empty list if the folder does not exist.
 
         Raises:
-            InputError: a file is not a record; the message names the file, the field and what was expected.
+            InputError: a file is not a record. The message names the file, the field and the expected value.
         """
         return [_read(path) for path in self._paths()]
 
     def find(self, key: str) -> ResultRecord | None:
-        """The record with this `ResultRecord.key`, None if there is none; raises as `load`.
+        """Return the record with this `ResultRecord.key`; None if there is none.
 
-        A record of schema 1 is never found: nobody knows whether it is the same thing.
+        A record of schema 1 is never found, because its identities are not fully known.
+
+        Raises:
+            InputError: see `load`.
         """
         paths = self._paths(key)
         return _read(paths[0]) if paths else None
@@ -176,7 +189,7 @@ class RecordStore:
     def _path(self, record: ResultRecord) -> Path:
         if record.schema != SCHEMA:
             raise ValueError(
-                f"schema is {record.schema}, expected {SCHEMA}: a record of an earlier version is only read"
+                f"schema is {record.schema}, expected {SCHEMA}: records of an earlier version are read-only"
             )
         pretrain_seed = "unknown" if record.pretrain_seed is None else record.pretrain_seed
         seeds = f"p{pretrain_seed}-t{record.transfer_seed}"
@@ -190,13 +203,13 @@ class RecordStore:
 
 
 def _values(record: ResultRecord) -> dict[str, Any]:
-    """What a record's file holds."""
+    """Return the content of a record's file."""
     values = {field: getattr(record, field) for field in _FIELDS}
     return values | {f"{name}_sha256": getattr(record, f"{name}_sha256") for name in _DIGESTED}
 
 
 def _read(path: Path) -> ResultRecord:
-    remedy = "restore the file from a copy, or delete it and run that task again"
+    remedy = "restore the file from a copy, or delete it and run the task again"
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -223,20 +236,20 @@ def _read(path: Path) -> ResultRecord:
     for name, stored in digests.items():
         if stored != (actual := getattr(record, f"{name}_sha256")):
             raise InputError(
-                f"record {path}: {name}_sha256 is {stored!r}, expected {actual} of its {name}: one of the two was "
-                f"changed after it was written; {remedy}"
+                f"record {path}: {name}_sha256 is {stored!r}, expected {actual}, the digest of its {name}: one of the "
+                f"two was changed after the file was written; {remedy}"
             )
     return record
 
 
 def _upgraded(values: dict[str, Any]) -> dict[str, Any]:
-    """The fields of schema 1 as those of a record: what its summary says is all that is known of its identities."""
+    """Return the fields of schema 1 as fields of a record. Its identities hold the summary and the weights only."""
     values = {name: value for name, value in values.items() if name != "config_sha256"}
     protocol, details = (values[name] if isinstance(values[name], dict) else {} for name in ("protocol", "details"))
     known: dict[bool, dict[str, Any]] = {True: {}, False: {}}
     for name, value in protocol.items():
         known[name.startswith("pretrain_")][name] = value
-    # Equal summaries may hide other settings, so only its weights say that a pre-training is the same as another.
+    # Pre-trainings with equal summaries may differ in other settings. Only equal weights show that they are the same.
     weights = (details if values["task"] == "pretrain" else values).get("checkpoint_sha256")
     return values | {
         "pretraining": {
@@ -249,34 +262,35 @@ def _upgraded(values: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _kinds(field: "dataclasses.Field[Any]") -> tuple[type, ...]:
+def _types_of(field: "dataclasses.Field[Any]") -> tuple[type, ...]:
     kind: Any = typing.get_origin(field.type) or field.type
     if kind is types.UnionType:
         return typing.get_args(field.type)
     return (int, float) if kind is float else (kind,)
 
 
-_NAMES = {
-    (str,): "a text",
+_TYPE_NAMES = {
+    (str,): "a string",
     (int,): "a whole number",
     (int, float): "a number",
     (dict,): "an object",
-    (str, type(None)): "a text or null",
+    (str, type(None)): "a string or null",
     (int, type(None)): "a whole number or null",
 }
-_KINDS = {field.name: _kinds(field) for field in dataclasses.fields(ResultRecord)}
-_FIELDS = tuple(name for name in _KINDS if name != "file")
-_FIELD_NAMES = {name: _NAMES[_KINDS[name]] for name in _FIELDS}
-# schema: what a file has of it, and what each field is expected to be
+_TYPES = {field.name: _types_of(field) for field in dataclasses.fields(ResultRecord)}
+_FIELDS = tuple(name for name in _TYPES if name != "file")
+_FIELD_TYPE_NAMES = {name: _TYPE_NAMES[_TYPES[name]] for name in _FIELDS}
+# schema: {field of a file: description of the expected value}
 _EXPECTED = {
-    1: {k: v for k, v in _FIELD_NAMES.items() if k not in (*_DIGESTED, "weights_sha256")} | {"config_sha256": "a text"},
-    2: _FIELD_NAMES | {f"{name}_sha256": "a text" for name in _DIGESTED},
+    1: {k: v for k, v in _FIELD_TYPE_NAMES.items() if k not in (*_DIGESTED, "weights_sha256")}
+    | {"config_sha256": "a string"},
+    2: _FIELD_TYPE_NAMES | {f"{name}_sha256": "a string" for name in _DIGESTED},
 }
 
 
 def _check_type(field: "dataclasses.Field[Any]", value: Any) -> None:
-    if not isinstance(value, _KINDS[field.name]) or isinstance(value, bool):
-        raise ValueError(f"{field.name} is {value!r}, expected {_NAMES[_KINDS[field.name]]}")
+    if not isinstance(value, _TYPES[field.name]) or isinstance(value, bool):
+        raise ValueError(f"{field.name} is {value!r}, expected {_TYPE_NAMES[_TYPES[field.name]]}")
 
 
 def _is_number(value: object) -> bool:
@@ -284,5 +298,5 @@ def _is_number(value: object) -> bool:
 
 
 def _slug(name: str) -> str:
-    # Short enough for the longest file name that file systems allow.
+    # 60 characters keep the file name below the length limit of file systems.
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:60] or "unnamed"

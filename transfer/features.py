@@ -1,4 +1,4 @@
-"""Features of a frozen backbone, computed once and kept under runs/features/."""
+"""Features of a frozen backbone. They are computed once and cached in runs/features/."""
 
 import functools
 import itertools
@@ -32,10 +32,10 @@ from transfer.precision import DEFAULT, autocast
 
 FOLDER = Path("runs") / "features"
 RANDOM = "Random init"
-# On a CPU a batch that fits the caches is half as long again as quick as a large one.
+# On a CPU a batch that fits the caches is 1.5 times as fast as a large batch.
 _BATCH = {"cpu": 32, "cuda": 256}
-_GATHERED = 2**14  # rows of each process that go round at once
-# Whatever changes in these may change a feature.
+_GATHERED = 2**14  # rows of each process that are gathered at a time
+# Files of code that decides the features. Their digests are part of the cache key.
 _CODE = [
     Path(__file__),
     Path(__file__).with_name("precision.py"),
@@ -48,19 +48,24 @@ _CODE = [
 
 
 class Features(NamedTuple):
-    """features (n, F) float32, not to be written to, and labels (n,) int64, both on the CPU."""
+    """Features and labels of a data set, on the CPU.
+
+    Attributes:
+        features: (n, F) float32. Do not write to it.
+        labels: (n,) int64.
+    """
 
     features: torch.Tensor
     labels: torch.Tensor
 
 
 def build_backbone_of(checkpoint: Checkpoint) -> Backbone:
-    """The checkpoint's backbone with its weights, all of them and no others.
+    """Build the backbone of a checkpoint with its weights.
 
     Raises:
-        InputError: the weights do not fit the architecture that the checkpoint names.
+        InputError: the weights do not match the architecture that the checkpoint names.
     """
-    with torch.device("meta"):  # no weights are drawn that would be replaced at once
+    with torch.device("meta"):  # avoids drawing random weights, which would be replaced
         model = Backbone(checkpoint.architecture)
     own = model.state_dict()
     expected, given = ({k: tuple(v.shape) for k, v in state.items()} for state in (own, checkpoint.backbone))
@@ -73,8 +78,8 @@ def build_backbone_of(checkpoint: Checkpoint) -> Backbone:
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise InputError(
-            f"checkpoint {checkpoint.path}: its weights are not those of a {checkpoint.architecture.name} with the "
-            f"{checkpoint.architecture.stem} stem: {'; '.join(wrong[:3])}{more}"
+            f"checkpoint {checkpoint.path}: its weights do not match a {checkpoint.architecture.name} with the stem "
+            f"{checkpoint.architecture.stem}: {'; '.join(wrong[:3])}{more}"
         )
     copies = {key: value.to(own[key].dtype, copy=True) for key, value in checkpoint.backbone.items()}
     model.load_state_dict(copies, assign=True)
@@ -82,7 +87,10 @@ def build_backbone_of(checkpoint: Checkpoint) -> Backbone:
 
 
 def random_init(checkpoint: Checkpoint, seed: int) -> Checkpoint:
-    """The same architecture, freshly initialized from `seed`: what pre-training with this seed begins with."""
+    """Return a checkpoint of the same architecture with random weights.
+
+    They are the initial weights of a pre-training with this seed.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch_seed(seed, "init"))
         state = Backbone(checkpoint.architecture).state_dict()
@@ -100,24 +108,24 @@ def random_init(checkpoint: Checkpoint, seed: int) -> Checkpoint:
 
 
 def from_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What a checkpoint says about a classification task's configuration: how its pixels are normalized."""
-    look = checkpoint.preprocessing
-    return {} if look is None else {"data": {"mean": list(look.mean), "std": list(look.std)}}
+    """Return the settings of a classification task that a checkpoint decides: the normalization of pixels."""
+    own = checkpoint.preprocessing
+    return {} if own is None else {"data": {"mean": list(own.mean), "std": list(own.std)}}
 
 
 def fingerprints(config: Any) -> dict[str, str]:
-    """`pretrain.images.fingerprint.fingerprint` of the training and of the test images of `config.data`."""
+    """Return the fingerprints of the training and of the test images of `config.data`."""
     return {split: fingerprint(open_source(config.data, split)) for split in ("train", "test")}
 
 
 def extract_both(checkpoint: Checkpoint, config: Any, process: distributed.Process) -> tuple[Features, Features]:
-    """Features of the training and of the test images of `config.data`.
+    """Return the features of the training and of the test images of `config.data`.
 
     Args:
-        config: has `resize`, `crop`, `precision` and `workers`.
+        config: a configuration with `data`, `resize`, `crop`, `precision` and `workers`.
 
     Raises:
-        InputError: the data set or an image cannot be read, or what `extract` raises.
+        InputError: the data set cannot be read, or see `extract`.
     """
     sources = [open_source(config.data, split) for split in ("train", "test")]
     train, test = (
@@ -147,16 +155,18 @@ def extract(
     workers: int,
     precision: str = DEFAULT,
 ) -> Features:
-    """Features of all images of a source, from the cache or computed, each process doing its share.
+    """Return the features of all images of a source, from the cache if possible. Each process computes its share.
 
-    The cache is keyed by the weights, the images' fingerprint, the preprocessing, the precision and the code, so that
-    k-NN and probe share what either computed. A damaged file in it is written anew. Features from the cache stay in the
-    file until they are used.
+    The cache key holds the weights, the fingerprint of the images, the preprocessing, the precision, the code, the type
+    of device and the version of PyTorch. So k-nearest-neighbors and linear classification share cached features. A
+    damaged file in the cache is computed again. Cached features are read from the file when they are used.
 
     Args:
         normalization: mean and standard deviation per channel, for pixels in 0..1.
-        resize, crop: as for `pretrain.images.loader.evaluation_batches`.
-        precision: of the backbone's forward pass, one of `transfer.precision.PRECISIONS`.
+        resize: see `pretrain.images.loader.evaluation_batches`.
+        crop: see `pretrain.images.loader.evaluation_batches`.
+        workers: number of processes that read images.
+        precision: precision of the backbone's forward pass, one of `transfer.precision.PRECISIONS`.
 
     Raises:
         InputError: an image cannot be read, the weights do not fit, or a feature is not finite.
@@ -175,7 +185,7 @@ def extract(
     features = _cached(path)
     if not distributed.any_process(features is None, process.device):
         if process.is_main:
-            print(f"features: those of {len(source)} images are there already, in {path}", file=sys.stderr)
+            print(f"features: {len(source)} images, read from the cache {path}", file=sys.stderr)
     else:
         mean, std = normalization
         share, padded = process.share(len(source)), largest_share(len(source), process.world_size)
@@ -188,7 +198,7 @@ def extract(
             batch_size=_BATCH[process.device.type],
             first=share.start,
             last=share.stop,
-            workers=0 if isinstance(source, ArraySource) else workers,  # what is in memory is quicker taken than sent
+            workers=0 if isinstance(source, ArraySource) else workers,  # arrays are in memory: workers would be slower
             device=process.device,
         )
         features = _forward(build_backbone_of(checkpoint), batches, len(share), process, precision)
@@ -205,7 +215,10 @@ def extract(
 
 
 def _gather(share: torch.Tensor, process: distributed.Process) -> torch.Tensor:
-    """The shares (rows, F) of all processes, in rank order; a part at a time, for all of ImageNet's are 10 GB."""
+    """Return the shares (rows, F) of all processes in the order of their ranks.
+
+    They are gathered in parts, because all features of ImageNet are 10 GB.
+    """
     together = torch.empty((process.world_size, *share.shape))
     for own, parts in zip(share.split(_GATHERED), together.split(_GATHERED, dim=1), strict=True):
         parts.copy_(distributed.stack(own.to(process.device)))
@@ -220,7 +233,7 @@ def _forward(
     process: distributed.Process,
     precision: str,
 ) -> torch.Tensor:
-    """Features of the n images in `batches`, (n, F) float32 on the CPU."""
+    """Compute the features of the n images in `batches`, (n, F) float32 on the CPU."""
     fold_norms(model.eval())
     model.to(process.device, memory_format=torch.channels_last)
     features = torch.empty((n, model.num_features))
@@ -228,8 +241,8 @@ def _forward(
     progress = Progress(
         math.ceil(n / size), images_per_step=size * process.world_size, label="features", enabled=process.is_main
     )
-    # A GPU has the next batch before it is waited for this one's features, so it never stands still for a copy. Only
-    # these two are in page-locked memory, and none stay on the GPU: all of ImageNet's are 10 GB.
+    # The next batch is sent to the GPU before the features of this batch are read, so copies do not stop the GPU. Only
+    # these two batches are in page-locked memory, and no features stay on the GPU: those of ImageNet are 10 GB.
     rows, before = iter(features.split(size)), None
     for images, _ in batches:
         with autocast(precision, process.device):
@@ -245,7 +258,7 @@ def _forward(
 
 
 def fold_norms(model: nn.Module) -> None:
-    """Multiplies every batch norm into the convolution that it follows, in place; for a model in eval mode."""
+    """Merge each batch normalization into the convolution before it, in place. The model must be in eval mode."""
     for module in model.modules():
         for (name, convolution), (norm_name, norm) in itertools.pairwise([*module.named_children()]):
             if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
@@ -254,13 +267,13 @@ def fold_norms(model: nn.Module) -> None:
 
 
 def _write(features: np.ndarray, stream: Any) -> None:
-    """NumPy's own format, without a copy of the array in between."""
+    """Write an array in NumPy's file format without copying it."""
     np.lib.format.write_array_header_1_0(stream, np.lib.format.header_data_from_array_1_0(features))
     stream.write(features.data)
 
 
 def _cached(path: Path) -> torch.Tensor | None:
-    """The features in a cache file, or None where there is none or it is damaged."""
+    """Return the features in a cache file; None if the file does not exist or is damaged."""
     if not path.exists() or not path.with_name(f"{path.name}.sha256").exists():
         return None
     try:

@@ -1,7 +1,7 @@
 """k nearest neighbors on frozen features.
 
-The paper's: raw features, Euclidean distance, k = 5, every neighbor one vote, ties of the vote to the lowest label
-(the authors' cifar/eval/evaluate.py). configs/knn/ has solo-learn's and DINO's beside it.
+The default is the protocol of the paper: raw features, Euclidean distance, k = 5, one vote per neighbor, and the lowest
+label wins a tied vote (the authors' cifar/eval/evaluate.py). configs/knn/ also has solo-learn's and DINO's protocols.
 """
 
 import dataclasses
@@ -27,24 +27,29 @@ from transfer.task import Outcome, Task
 
 __all__ = ["TASK", "KnnConfig", "chunk_shape", "knn_predict"]
 
-# Which weights go with which distance, and where they come from.
+# The weights that can be combined with each distance, and their sources
 _WEIGHTS = {
     "euclidean": ("uniform", "inverse"),  # the paper; solo-learn's `WeightedKNNClassifier`: 1 / (distance + 1e-5)
     "cosine": ("uniform", "softmax"),  # DINO's eval_knn.py: exp(similarity / temperature)
 }
-# Of the distance matrix at a time. A CPU's caches hold a part of that size; a GPU would wait for the host between parts
-# as small. Not a share of what is free: the size decides how sums are rounded.
+# Size of a chunk of the distance matrix. The caches of a CPU hold a chunk of 16 MiB. A GPU needs larger chunks, because
+# it would wait for the CPU between small ones. The sizes are fixed and do not depend on the free memory, because they
+# decide how sums are rounded.
 _CHUNK_BYTES = {"cpu": 16 * 2**20, "cuda": 256 * 2**20}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class KnnConfig:
-    """Which neighbors vote, and how.
+    """Settings of the evaluation with k nearest neighbors.
 
     Attributes:
-        resize, crop: shorter side of an image and side of its central square, in pixels; None leaves the image.
-        temperature: of the weights "softmax".
-        precision: of the backbone's forward pass, "fp32" or "bf16"; distances are float32.
+        resize: length of the shorter side of an image in pixels; None does not resize.
+        crop: side of the center crop in pixels; None does not crop.
+        k: number of neighbors.
+        distance: "euclidean" or "cosine".
+        weights: "uniform", "inverse" or "softmax"; see `knn_predict`.
+        temperature: temperature of the weights "softmax".
+        precision: precision of the backbone's forward pass, "fp32" or "bf16". Distances are always float32.
     """
 
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
@@ -68,7 +73,7 @@ class KnnConfig:
 
 
 def protocol(config: KnnConfig) -> dict[str, Any]:
-    """How this evaluation measures, in words for a footnote; what it is, `core.identity.identity` says."""
+    """Return the summary of the evaluation for a footnote. Its identity is that of `core.identity.identity`."""
     return {
         "protocol": "knn",
         "resize": config.resize,
@@ -83,12 +88,12 @@ def protocol(config: KnnConfig) -> dict[str, Any]:
 
 
 def run(checkpoint: Checkpoint, config: KnnConfig, seed: int, *, folder: Path) -> Outcome:
-    """Scores a checkpoint: `knn5` (for k = 5), the share of test images that their neighbors classify right.
+    """Score a checkpoint. The metric `knn5` (for k = 5) is the percentage of test images that are classified correctly.
 
-    Nothing is random (`seed` is not used) and nothing is resumed (`folder` is not used): the features are cached.
+    The result has no randomness, so `seed` is not used. The features are cached, so `folder` is not used either.
 
     Raises:
-        InputError: fewer training images than k, or what `extract` raises.
+        InputError: there are fewer training images than k, or see `features.extract`.
     """
     with distributed.start(config.device) as process:
         train, test = extract_both(checkpoint, config, process)
@@ -122,9 +127,10 @@ TASK = Task(
 
 
 def chunk_shape(n_test: int, n_train: int, chunk_bytes: int) -> tuple[int, int]:
-    """Rows (test) and columns (train) of the largest part of the distance matrix that fits `chunk_bytes` in float32.
+    """Return the rows (test) and columns (train) of the largest float32 chunk of the distance matrix.
 
-    Sixteen times wider than high where both sides are long: high enough for a fast matrix product, and few merges.
+    The chunk has at most `chunk_bytes` (at least one entry). If the matrix is large in both directions, the chunk is 16
+    times wider than high. Then it is high enough for a fast matrix product, and few chunks have to be merged.
     """
     entries = max(1, chunk_bytes // 4)
     rows = min(n_test, max(1, math.isqrt(entries // 16)))
@@ -145,34 +151,34 @@ def knn_predict(
     chunk_bytes: int | None = None,
     device: torch.device | str = "cpu",
 ) -> torch.Tensor:
-    """Labels by a vote of the k nearest training features.
+    """Predict labels by a vote of the k nearest training features.
 
-    The distance matrix exists one chunk at a time; the k smallest of every row are merged from chunk to chunk. Of
-    training features at the same distance those that come first count, and a tied vote goes to the lowest label, so
-    the result is that of a stable sort of the whole matrix, whatever the size of the chunks.
+    The distance matrix is computed in chunks, and the k smallest distances of each row are merged over the chunks. Of
+    training features with equal distances the first ones are taken. The lowest label wins a tied vote. So the result
+    is that of a stable sort of the whole matrix, for every size of the chunks.
 
     Args:
-        train_features: (n, F), on the CPU as the labels and the test features are.
+        train_features: (n, F), on the CPU like all inputs.
         train_labels: (n,) int64, from 0.
         test_features: (m, F).
-        k: neighbors.
+        k: number of neighbors.
         distance: "euclidean" or "cosine".
-        weights: "uniform", "inverse" (Euclidean only: 1 / (distance + 1e-5)) or "softmax" (cosine only:
-            exp(similarity / temperature)).
+        weights: "uniform"; "inverse" (Euclidean only), 1 / (distance + 1e-5); or "softmax" (cosine only),
+            exp(similarity / temperature).
         temperature: for "softmax".
-        chunk_bytes: most bytes of the distance matrix at a time; None for what suits the device.
-        device: where to compute.
+        chunk_bytes: largest size of a chunk of the distance matrix; None selects a size for the device.
+        device: the device of the computation.
 
     Returns:
         (m,) int64, on the CPU.
 
     Raises:
-        ValueError: k outside 1..n, or settings that do not go together.
+        ValueError: k is not in 1..n, a setting has an impossible value, or distance and weights cannot be combined.
     """
     _check(k, distance, weights, temperature)
     n, m = len(train_features), len(test_features)
     if k > n:
-        raise ValueError(f"k={k}: only {n} training features")
+        raise ValueError(f"k={k}: only {n} training features; expected at most that many neighbors")
     device = torch.device(device)
     test = send(test_features, device)
     if distance == "cosine":
@@ -180,7 +186,7 @@ def knn_predict(
     shape = chunk_shape(m, n, chunk_bytes or _CHUNK_BYTES[device.type])
     search = functools.partial(_search, train_features, k=k, distance=distance, shape=shape)
     nearest, indices, doubtful = search(test, exact=False)
-    # Looked at once, at the end: after every chunk a GPU would have to be waited for.
+    # Read once here and not after each chunk, because each read waits for the GPU.
     again = doubtful.nonzero().flatten()
     if len(again):
         nearest[again], indices[again], _ = search(test[again], exact=True)
@@ -190,16 +196,19 @@ def knn_predict(
 def _search(
     train_features: torch.Tensor, test: torch.Tensor, *, k: int, distance: str, shape: tuple[int, int], exact: bool
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The k smallest scores of each test feature.
+    """Find the k training features with the smallest scores for each test feature.
+
+    A score is a distance up to a monotonic function that is the same for all training features.
 
     Args:
+        train_features: (n, F), on the CPU.
         test: (m, F), on the device.
-        shape: of a chunk, see `chunk_shape`.
-        exact: of training features equally far from a test feature the first ones are taken, otherwise any.
+        shape: the shape of a chunk, see `chunk_shape`.
+        exact: whether the first of several training features with equal scores are taken; otherwise any of them.
 
     Returns:
-        The scores and the training features' numbers, both (m, k), nearest first; and where `exact` could choose
-        others, (m,) bool.
+        the scores and the indices of the training features, both (m, k), nearest first; and (m,) bool, whether the
+        choice could differ with `exact`.
     """
     m, (rows, columns) = len(test), shape
     nearest = test.new_full((m, k), torch.inf)
@@ -208,43 +217,44 @@ def _search(
     for first, train in _parts(train_features, columns, test.device):
         if distance == "cosine":
             train = F.normalize(train)
-        # |x - y|^2 without |x|^2, which is the same for the whole row; with |y| = 1 the order is the cosine's.
+        # The score is |x - y|^2 without |x|^2, which is the same for the whole row. If |y| = 1, |y|^2 is left out too;
+        # the score is then -2 times the cosine.
         norms = train.square().sum(1) if distance == "euclidean" else train.new_zeros(len(train))
         for top in range(0, m, rows):
-            at = slice(top, top + rows)
-            # The scores get no name, under which they would stay in a CPU's caches beside the next ones.
-            values, places, bound = _smallest(
-                torch.addmm(norms, test[at], train.T, alpha=-2), min(k, len(train)), exact=exact
+            part = slice(top, top + rows)
+            # The scores are not assigned to a variable. It would keep them in the caches of a CPU beside the next ones.
+            values, offsets, bound = _smallest(
+                torch.addmm(norms, test[part], train.T, alpha=-2), min(k, len(train)), exact=exact
             )
-            # The earlier chunks' come first, so a stable sort keeps the lower index in front.
-            values, order = torch.cat([nearest[at], values], 1).sort(dim=1, stable=True)
-            places = torch.cat([indices[at], places + first], 1).gather(1, order)
-            nearest[at], indices[at] = values[:, :k], places[:, :k]
-            tied[at] = torch.minimum(tied[at], bound)
-    # A tie farther away than the last neighbor has left none of them out.
+            # Neighbors from earlier chunks come first, so the stable sort keeps lower indices in front.
+            values, order = torch.cat([nearest[part], values], 1).sort(dim=1, stable=True)
+            merged = torch.cat([indices[part], offsets + first], 1).gather(1, order)
+            nearest[part], indices[part] = values[:, :k], merged[:, :k]
+            tied[part] = torch.minimum(tied[part], bound)
+    # A tie beyond the last neighbor does not matter.
     return nearest, indices, (tied <= nearest[:, -1:]).any(1)
 
 
 def _parts(features: torch.Tensor, size: int, device: torch.device) -> Iterator[tuple[int, torch.Tensor]]:
-    """The number of its first row, and `size` of the `features` on the device, until there are no more."""
+    """Yield the features in parts of `size` rows on the device, each with the index of its first row."""
     for first in range(0, len(features), size):
         part = send(features[first : first + size], device)
         arrived = fetch(part[:1, :1])
         yield first, part
-        # A GPU has got its work on this part; the next one waits for its place in page-locked memory.
+        # The work on this part is queued on the GPU. The next part has to wait until page-locked memory is free.
         arrived.read()
 
 
 def _smallest(scores: torch.Tensor, k: int, *, exact: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The k smallest of each row, ascending, equal values in the order of columns.
+    """Find the k smallest values of each row, in ascending order. Equal values are in the order of their columns.
 
     Args:
         scores: (rows, n).
-        exact: of values that equal the k-th those of the first columns are taken, otherwise any.
+        exact: whether the first columns are taken of values that equal the k-th; otherwise any of them.
 
     Returns:
-        The values and their columns, both (rows, k); and (rows, 1) the k-th value where others that equal it were
-        left out, infinity elsewhere.
+        the values and their columns, both (rows, k); and (rows, 1), the k-th value if equal values were left out, else
+        infinity.
     """
     n = scores.shape[1]
     if k == n:
@@ -273,14 +283,15 @@ def _vote(
     labels = send(train_labels, test.device)[indices]
     chosen = indices.cpu() if weights == "inverse" else None
     votes = torch.zeros((len(test), int(train_labels.max()) + 1), dtype=torch.float64, device=test.device)
-    # One neighbor at a time: no two additions meet in one cell, so their order, and the result, is always the same.
+    # One neighbor at a time: each call adds at most one vote per entry, so the order of additions is fixed.
     for j in range(indices.shape[1]):
         if chosen is not None:
-            # From the difference itself: near zero, where this weight is large, the expanded square has no digits left.
+            # The distance is computed from the difference. The expanded square has no correct digits near zero, where
+            # this weight is largest.
             neighbor = send(train_features[chosen[:, j]], test.device)
             vote = 1 / ((test - neighbor).norm(dim=1).double() + 1e-5)
         elif weights == "softmax":
-            # Relative to the nearest one's weight, for then no temperature overflows. A cosine is -score / 2.
+            # Weights are relative to that of the nearest neighbor, so no temperature overflows. A cosine is -score / 2.
             vote = ((nearest[:, 0] - nearest[:, j]).double() / 2 / temperature).exp()
         else:
             vote = torch.ones(len(test), dtype=torch.float64, device=test.device)

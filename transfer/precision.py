@@ -1,4 +1,4 @@
-"""The precision of a backbone's forward pass in an evaluation: float32 as published, or bf16 on request."""
+"""The precision of the backbone's forward pass in an evaluation: float32 as in the paper, or optionally bfloat16."""
 
 import torch
 
@@ -7,21 +7,31 @@ PRECISIONS = (DEFAULT, "bf16")
 
 
 def check(precision: str) -> None:
-    """Raises ValueError for what is none of `PRECISIONS`."""
+    """Check the name of a precision.
+
+    Raises:
+        ValueError: it is not one of `PRECISIONS`.
+    """
     if precision not in PRECISIONS:
         raise ValueError(f"precision={precision!r}: expected one of {', '.join(PRECISIONS)}")
 
 
 def unused(precision: str) -> set[str]:
-    """For a configuration's `unused`: the default is not part of its identity, which is older than the choice."""
+    """Return {"precision"} for the default, for the method `unused` of a configuration.
+
+    So the default is not part of the identity. Identities of older records have no precision.
+    """
     return {"precision"} if precision == DEFAULT else set()
 
 
 def stated(precision: str) -> str | None:
-    """What a footnote says of it: nothing where it is the default."""
+    """Return the precision for a footnote; None for the default, which footnotes do not mention."""
     return None if precision == DEFAULT else precision
 
 
 def autocast(precision: str, device: torch.device) -> torch.autocast:
-    """The block in which a backbone is run; weights stay float32, and what comes out is to be made float32 again."""
+    """Return the context in which a backbone runs.
+
+    The weights stay float32. The caller converts the outputs to float32.
+    """
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")

@@ -1,4 +1,4 @@
-"""A linear classifier on frozen features that fit in memory (the authors' `eval_sgd` of cifar/eval/evaluate.py)."""
+"""A linear classifier on frozen features that fit in memory (`eval_sgd` in the authors' cifar/eval/evaluate.py)."""
 
 import dataclasses
 
@@ -14,7 +14,12 @@ from transfer.scores import correct, percentages
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Probe:
-    """The classifier after the last epoch, and the test scores of every epoch (`top1`, `top5`)."""
+    """A trained classifier.
+
+    Attributes:
+        classifier: the classifier after the last epoch.
+        history: the test scores after each epoch, `top1` and, with more than five classes, `top5`.
+    """
 
     classifier: nn.Linear
     history: list[dict[str, float]]
@@ -36,17 +41,22 @@ def train_probe(
     weight_decay: float = 5e-6,
     device: torch.device | str = "cpu",
 ) -> Probe:
-    """Adam on the cross-entropy; the learning rate falls exponentially from `lr` to `final_lr`, once an epoch.
+    """Train a linear classifier with Adam on the cross-entropy.
 
-    A batch holds at most all features; what an epoch has beyond whole batches waits for the next one.
+    The learning rate falls exponentially from `lr` to `final_lr`; it changes once per epoch. Features that do not fill
+    a batch at the end of an epoch are skipped in that epoch.
 
     Args:
-        features: (n, F), `labels` (n,) int64 below `classes`.
-        test_features: (m, F), `test_labels` (m,); scored after every epoch.
-        seed: of the initial weights (PyTorch's default for `nn.Linear`) and of the order.
+        features: (n, F).
+        labels: (n,) int64, from 0 to `classes` - 1.
+        test_features: (m, F), scored after every epoch.
+        test_labels: (m,) int64.
+        classes: number of classes.
+        seed: decides the initial weights (PyTorch's default for `nn.Linear`) and the order of the features.
+        batch_size: at most n is used.
 
     Raises:
-        DivergedError: the weights are no longer finite.
+        DivergedError: the weights are not finite after the last epoch.
     """
     features, labels, test_features, test_labels = (
         tensor.to(device) for tensor in (features, labels, test_features, test_labels)
@@ -65,19 +75,19 @@ def train_probe(
         optimizer.param_groups[0]["lr"] = lr * (final_lr / lr) ** (epoch / epochs)
         order = send(torch.from_numpy(permutation(seed, "probe", epoch, len(features))), features.device)
         whole = order[: len(order) // batch_size * batch_size]
-        for chosen, wanted in zip(whole.split(batch_size), labels[whole].split(batch_size), strict=True):
-            # Sums of one row each: the same as `features[chosen]`, but a CPU reads ahead.
+        for chosen, targets in zip(whole.split(batch_size), labels[whole].split(batch_size), strict=True):
+            # Bags of one row: the result equals `features[chosen]`, but this function prefetches the rows on a CPU.
             batch = functional.embedding_bag(chosen, features, rows, mode="sum")
-            # The gradient by hand, softmax minus one-hot, and classes first: for ten classes autograd's bookkeeping and
-            # a softmax along the short side would take as long as the matrix products.
+            # The gradient, softmax minus one-hot, is computed without autograd, and the classes are the first axis. For
+            # ten classes, autograd and a softmax along the short axis would take as long as the matrix products.
             error = torch.addmm(bias[:, None], weight, batch.T).softmax(0)
-            error.scatter_add_(0, wanted[None], -one).div_(batch_size)
+            error.scatter_add_(0, targets[None], -one).div_(batch_size)
             torch.mm(error, batch, out=weight.grad)
             torch.sum(error, 1, out=bias.grad)
             optimizer.step()
         counts.append(correct(classifier(test_features), test_labels))
     if not torch.isfinite(weight).all():
-        raise DivergedError(f"the classifier's weights are not finite after {epochs} epochs; lower lr={lr}")
-    # Read only now: after every epoch a GPU would have to be waited for.
+        raise DivergedError(f"the weights of the classifier are not finite after {epochs} epochs; lower lr={lr}")
+    # The scores are read here and not after each epoch, because each read waits for the GPU.
     history = [percentages(count, len(test_labels), classes) for count in torch.stack(counts).tolist()]
     return Probe(classifier=classifier, history=history)

@@ -1,4 +1,4 @@
-"""Scores of classifiers, and the words for their normalization."""
+"""Scores of classifiers, and the description of their normalization."""
 
 from collections.abc import Sequence
 
@@ -8,32 +8,50 @@ from pretrain.images.data import DataConfig, normalization
 
 
 def correct(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """How many labels (n,) are the largest of their row of logits (n, classes), and among its five largest: (2,) int64.
+    """Count the correct labels.
 
-    With five classes or fewer the second number says nothing; `percentages` leaves it out.
+    Args:
+        logits: (n, classes).
+        labels: (n,) int64.
+
+    Returns:
+        (2,) int64: for how many rows the label has the largest logit, and one of the five largest. With five classes or
+        fewer the second number has no meaning, and `percentages` omits it.
     """
     best = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
     return torch.stack([best[:, :1].sum(), best.sum()])
 
 
 def percentages(counts: Sequence[float], images: int, classes: int) -> dict[str, float]:
-    """`top1`, and `top5` where there are more than five classes, of the two counts of `correct`."""
+    """Return `top1`, and `top5` if there are more than five classes.
+
+    Args:
+        counts: the two counts of `correct`.
+        images: number of test images.
+        classes: number of classes.
+    """
     return {
         name: 100 * count / images for name, count in zip(("top1", "top5")[: 1 + (classes > 5)], counts, strict=False)
     }
 
 
 def last_and_best(history: Sequence[dict[str, float]]) -> tuple[dict[str, float], int]:
-    """The scores of the last epoch, beside them as `best_...` those of the best one, and that epoch's number from 1.
+    """Return the scores of the last and of the best epoch, and the number of the best epoch.
 
-    The best epoch is the first with the highest top-1 on the test images, as the authors choose it: a choice that has
-    seen the test labels, so it is the last epoch that stands for the method.
+    The best epoch is the first with the highest top-1 accuracy on the test images. The authors report it. It is
+    selected with the test labels, so the tables show the last epoch.
+
+    Args:
+        history: the scores after each epoch.
+
+    Returns:
+        the scores of the last epoch, with those of the best epoch as `best_...`; and the best epoch, counted from 1.
     """
     best = max(range(len(history)), key=lambda epoch: history[epoch]["top1"])
     return history[-1] | {f"best_{name}": value for name, value in history[best].items()}, best + 1
 
 
 def describe_normalization(data: DataConfig) -> str:
-    """Mean and standard deviation per channel, for a footnote."""
+    """Return mean and standard deviation per channel as text for a footnote."""
     mean, std = normalization(data)
     return f"mean {' '.join(map(str, mean))}, std {' '.join(map(str, std))}"

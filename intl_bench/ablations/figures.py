@@ -1,4 +1,4 @@
-"""The figures of the ablations, each from the cells that have ended: mean and standard deviation over seeds."""
+"""Figures of the ablations, drawn from the finished cells: mean and standard deviation over seeds."""
 
 import dataclasses
 import math
@@ -12,12 +12,14 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Point:
-    """One pre-training: its configuration, and all that was measured of it.
+    """One pre-training with its configuration and its results.
 
     Attributes:
-        metrics: of its record and of those of its scores; "diverged" is 100 where the loss became infinite, and then
-            there is nothing else.
-        details: of its record; spectra as `spectra.record_values` leaves them.
+        method: display name of the method.
+        config: the configuration of the pre-training.
+        metrics: the metrics of the pre-training's record and of the records of its scores. If the loss became infinite,
+            "diverged" is 100 and there is no other metric.
+        details: the details of the pre-training's record, with the spectra of `spectra.values.record_values`.
     """
 
     method: str
@@ -29,22 +31,22 @@ class Point:
 
 Setting = Callable[[Point], Any]
 Value = Callable[[Point], float | None]
-"""What is drawn of a point; None where it has not got it."""
+"""Returns the value of a point that is drawn; None if the point has no such value."""
 
 
 def power(points: Sequence[Point]) -> Any:
-    """Figure 2(b): accuracy and the inverse condition number of the transformed output against the power p."""
+    """Draw Figure 2(b): accuracy and the inverse condition number of the transformed output over the power p."""
     figure, (left, right) = _figure(2)
     ticks = sorted({_power(point) for point in points})
-    place = {p: number for number, p in enumerate(ticks)}
+    positions = {p: position for position, p in enumerate(ticks)}
 
     def x(point: Point) -> int:
-        return place[_power(point)]
+        return positions[_power(point)]
 
     _line(left, points, x, _metric("top1"), "linear top-1")
     _line(left, points, x, _metric("knn5"), "5-NN")
     for what, name in (("transformed", "transformed output"), ("embedding", "embedding")):
-        _line(right, points, x, _decades(_metric(f"{what}/inverse_condition")), name)
+        _line(right, points, x, _log10(_metric(f"{what}/inverse_condition")), name)
     for axes, label in ((left, "accuracy (%)"), (right, "log10 of 1 / condition number")):
         axes.set_xticks(range(len(ticks)), [f"{p:g}" for p in ticks])
         _finish(axes, "power p", label)
@@ -52,10 +54,10 @@ def power(points: Sequence[Point]) -> Any:
 
 
 def trace_loss(points: Sequence[Point]) -> Any:
-    """Figure 3: spectra (of the coupled iteration), accuracy, and divergence against IterNorm's iterations T.
+    """Draw Figure 3: spectra (of the coupled iteration), accuracy and divergence over the iterations T of IterNorm.
 
-    An exact iteration leaves no whitened eigenvalue above 1. One that diverges leaves large ones, or ends the run in
-    NaN.
+    An exact iteration leaves no whitened eigenvalue above 1. A diverging iteration leaves large eigenvalues, or the run
+    ends with NaN.
     """
     figure, ((white, embedding), (accuracy, largest)) = _figure(2, 2)
     shown = [point for point in points if point.config["method"]["variant"] == "coupled"]
@@ -64,7 +66,7 @@ def trace_loss(points: Sequence[Point]) -> Any:
         for (method, t), group in _grouped(shown, lambda point: (point.method, _iterations(point))):
             spectra = [point.details.get("spectra", {}).get(what) for point in group]
             curves = [curve for curve in spectra if curve and curve["eigenvalues"]]
-            if curves:  # a spectrum that is not finite has none
+            if curves:  # a spectrum that is not finite has no curve
                 values = zip(*(curve["eigenvalues"] for curve in curves), strict=True)
                 axes.plot(
                     [100 * rank / curves[0]["count"] for rank in curves[0]["ranks"]],
@@ -84,7 +86,7 @@ def trace_loss(points: Sequence[Point]) -> Any:
         for t, runs in _grouped(group, _iterations):
             diverged = sum(point.metrics["diverged"] > 0 for point in runs)
             label += f" (T = {t}: NaN in {diverged} of {len(runs)})" if diverged else ""
-        _line(largest, group, _iterations, _decades(_largest), label, style)
+        _line(largest, group, _iterations, _log10(_largest), label, style)
     _finish(accuracy, "iterations T", "linear top-1 (%)")
     _finish(largest, "iterations T", "log10 of the largest whitened eigenvalue")
     white.set_title("solid: with trace loss, dashed: without", fontsize=8)
@@ -92,16 +94,21 @@ def trace_loss(points: Sequence[Point]) -> Any:
 
 
 def embedding_dim(points: Sequence[Point]) -> Any:
-    """Figure 4: accuracy and effective rank against the embedding dimension."""
+    """Draw Figure 4: accuracy and effective rank over the embedding dimension."""
     return _against(points, lambda point: point.config["projector"]["out"], "embedding dimension", share=False)
 
 
 def batch_size(points: Sequence[Point]) -> Any:
-    """Table 4 as a figure: accuracy, and effective rank as a share of what the batch allows, against its size."""
+    """Draw Table 4 as a figure: accuracy, and effective rank in percent of its maximum, over the batch size."""
     return _against(points, lambda point: point.config["batch_size"], "batch size", share=True)
 
 
 def _against(points: Sequence[Point], x: Setting, label: str, *, share: bool) -> Any:
+    """Draw accuracy and effective rank over a setting.
+
+    Args:
+        share: whether the rank is in percent of the largest possible rank.
+    """
     figure, (left, right) = _figure(2)
     _line(left, points, x, _metric("top1"), "linear top-1")
     _line(left, points, x, _metric("knn5"), "5-NN")
@@ -153,21 +160,21 @@ def _rank(spectrum: str) -> Value:
 
 
 def _largest(point: Point) -> float | None:
-    """The largest eigenvalue of the transformed output."""
+    """Return the largest eigenvalue of the transformed output."""
     found = point.details.get("spectra", {}).get("transformed", {}).get("eigenvalues")
     return found[0] if found else None
 
 
-def _decades(value: Value) -> Value:
-    def decades(point: Point) -> float | None:
+def _log10(value: Value) -> Value:
+    def log10(point: Point) -> float | None:
         number = value(point)
-        return None if number is None else math.log10(max(number, 1e-16))  # zero where the spectrum has collapsed
+        return None if number is None else math.log10(max(number, 1e-16))  # the number is 0 for a collapsed spectrum
 
-    return decades
+    return log10
 
 
 def _line(axes: Any, points: Sequence[Point], x: Setting, value: Value, label: str, style: str = "-") -> None:
-    """Mean and standard deviation (divisor n - 1) of what is drawn over the seeds of each x."""
+    """Draw mean and standard deviation (divisor n - 1) of `value` over the seeds for each x."""
     measured = [(point, found) for point in points if (found := value(point)) is not None]
     if not measured:
         return

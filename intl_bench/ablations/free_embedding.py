@@ -1,9 +1,9 @@
-"""What each loss does to the eigenvalues of an embedding that no network restricts (paper, Section 4.1).
+"""The effect of each loss on the eigenvalues of a free embedding, without a network (paper, Section 4.1).
 
-Theorem 2 says where INTL's minimum is "when the range of F is wide enough". Here F is the identity: the embeddings of
-two views, m x d with m = 4 d, are themselves optimized in float64 from an ill-conditioned start, under INTL and beside
-it under IterNorm alone, hard whitening, no whitening and the two soft-whitening losses, each with its alignment of the
-two views.
+Theorem 2 gives the minimum of INTL "when the range of F is wide enough". Here F is the identity: the embeddings of two
+views, m x d with m = 4 d, are the parameters. They are optimized in float64 from an ill-conditioned start. The losses
+are INTL, IterNorm alone, hard whitening, no whitening and two soft-whitening losses, each with its alignment of the two
+views.
 """
 
 import dataclasses
@@ -30,21 +30,22 @@ Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 SEEDS = (0, 1, 2)
 START_CONDITION = 1e4
-BETA = 0.05  # the authors' rule for 256 features; it is zero for 8
-COPY_NOISE = 0.01  # of the two views' starts, and ...
-FRESH_NOISE = 0.1  # ... of the views that cannot lose it; both relative to the embedding's root mean square
+BETA = 0.05  # the authors' rule for 256 features; the rule gives zero for 8 features
+# Standard deviations of noise, relative to the root mean square of the centered embedding
+COPY_NOISE = 0.01  # between the two views at the start
+FRESH_NOISE = 0.1  # drawn anew in each step, for `Setting.fresh_noise`
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Setting:
-    """One start.
+    """One starting condition.
 
     Attributes:
-        name: for tables.
-        dimension: d.
-        mean: mean eigenvalue of the start, its trace over d.
-        fresh_noise: one embedding is optimized, and its views get new noise in each step, which the loss cannot remove;
-            otherwise the two views' embeddings, noisy copies at the start, are optimized both.
+        name: the name in tables.
+        dimension: the dimension d.
+        mean: mean eigenvalue of the start: its trace divided by d.
+        fresh_noise: if True, one embedding is optimized, and its two views get new noise in each step. The loss cannot
+            remove this noise. If False, the embeddings of both views are optimized; they start as noisy copies.
     """
 
     name: str
@@ -62,7 +63,15 @@ SETTINGS = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Outcome:
-    """Eigenvalues (d,), descending, of the covariance before and after and of the correlation after; the losses."""
+    """The result of one optimization.
+
+    Attributes:
+        before: eigenvalues (d,) of the covariance before the optimization, descending.
+        after: eigenvalues (d,) of the covariance after the optimization, descending.
+        correlation: eigenvalues (d,) of the correlation matrix after the optimization, descending.
+        first_loss: the loss before the first step.
+        last_loss: the last loss that was computed.
+    """
 
     before: torch.Tensor
     after: torch.Tensor
@@ -72,10 +81,12 @@ class Outcome:
 
 
 def losses() -> dict[str, Loss]:
-    """Name -> loss of two views' embeddings (m, d). The soft-whitening ones with their authors' weights.
+    """Return {name: loss of the embeddings (m, d) of two views}.
+
+    The soft-whitening losses have the weights of their authors.
 
     Raises:
-        InputError: lightly is not installed.
+        InputError: the package lightly is not installed.
     """
     loss = lightly("loss")
     return {
@@ -100,12 +111,18 @@ def _intl(iterations: int, *, trace: bool) -> Loss:
 
 
 def _transformed(a: torch.Tensor, b: torch.Tensor, *, power: float) -> torch.Tensor:
-    """Mean squared distance of the normalized outputs, transformed by lambda^-power, as INTL's alignment."""
+    """Compute the alignment of INTL: the mean squared distance of the normalized outputs of both views.
+
+    The outputs are the embeddings (m, d) transformed with g(lambda) = lambda^-power.
+    """
     return cosine_distance(*(spectral_transform(z, power, axis="batch") for z in (a, b)))
 
 
 def start(setting: Setting, seed: int) -> torch.Tensor:
-    """An embedding (m, d) with eigenvalues from 1 to 1 / START_CONDITION, evenly in the logarithm, times a factor."""
+    """Return an embedding (m, d) whose eigenvalues have the condition number START_CONDITION and the mean of `setting`.
+
+    The logarithms of the eigenvalues are evenly spaced.
+    """
     d, m = setting.dimension, 4 * setting.dimension
     rng = generator(seed, "free embedding")
     x = torch.from_numpy(rng.standard_normal((m, d)))
@@ -116,7 +133,7 @@ def start(setting: Setting, seed: int) -> torch.Tensor:
 
 
 def optimize(loss: Loss, setting: Setting, seed: int, *, steps: int) -> Outcome:
-    """`steps` of L-BFGS, or with fresh noise of Adam, on a free embedding."""
+    """Optimize a free embedding with L-BFGS, or with Adam if the setting has fresh noise."""
     z = start(setting, seed)
     noise = torch.Generator().manual_seed(torch_seed(seed, "free embedding's noise"))
 
@@ -143,6 +160,7 @@ def optimize(loss: Loss, setting: Setting, seed: int, *, steps: int) -> Outcome:
 
 
 def _lbfgs(loss: Callable[[], torch.Tensor], parameters: list[torch.Tensor], steps: int) -> list[float]:
+    """Minimize with L-BFGS; return the losses of all evaluations, and the final loss as the last one."""
     optimizer = torch.optim.LBFGS(
         parameters,
         max_iter=steps,
@@ -166,7 +184,10 @@ def _lbfgs(loss: Callable[[], torch.Tensor], parameters: list[torch.Tensor], ste
 
 
 def _adam(loss: Callable[[], torch.Tensor], parameters: list[torch.Tensor], mean: float, steps: int) -> list[float]:
-    """The learning rate is 0.03 of the start's standard deviation, falling to zero along a cosine."""
+    """Minimize with Adam; return the losses.
+
+    The learning rate starts at 0.03 times the standard deviation of the start and falls to zero along a cosine.
+    """
     optimizer = torch.optim.Adam(parameters, lr=0.03 * mean**0.5)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     measured = []
@@ -183,7 +204,7 @@ def _adam(loss: Callable[[], torch.Tensor], parameters: list[torch.Tensor], mean
 def measure(
     settings: Sequence[Setting] = SETTINGS, seeds: Sequence[int] = SEEDS, *, steps: int = 300, noisy_steps: int = 1000
 ) -> dict[tuple[str, int, str], list[Outcome]]:
-    """(setting, d, loss) -> outcomes of the seeds."""
+    """Run all optimizations; return {(setting, d, loss): the outcome of each seed}."""
     return {
         (setting.name, setting.dimension, name): [
             optimize(loss, setting, seed, steps=noisy_steps if setting.fresh_noise else steps) for seed in seeds
@@ -194,7 +215,7 @@ def measure(
 
 
 def table(outcomes: dict[tuple[str, int, str], list[Outcome]]) -> pd.DataFrame:
-    """One row a setting and loss, each number the mean ± standard deviation (divisor n - 1) over the seeds."""
+    """Return a row for each setting and loss: mean ± standard deviation (divisor n - 1) over the seeds."""
     columns: dict[str, Callable[[Outcome], float]] = {
         "condition before": lambda o: condition_number(o.before),
         "condition after": lambda o: condition_number(o.after),
@@ -207,31 +228,35 @@ def table(outcomes: dict[tuple[str, int, str], list[Outcome]]) -> pd.DataFrame:
     return pd.DataFrame(
         [
             {"setting": setting, "d": d, "loss": name}
-            | {column: _mean_and_spread([value(o) for o in group]) for column, value in columns.items()}
+            | {column: _mean_and_deviation([value(o) for o in group]) for column, value in columns.items()}
             for (setting, d, name), group in outcomes.items()
         ]
     )
 
 
-def _mean_and_spread(values: list[float]) -> str:
+def _mean_and_deviation(values: list[float]) -> str:
     mean = f"{statistics.mean(values):.4g}"
     return f"{mean} ± {statistics.stdev(values):.2g}" if len(values) > 1 else mean
 
 
 def panel(axes: Any, groups: dict[str, list[Outcome]]) -> None:
-    """Spectra after optimization: geometric mean over seeds, with a band of one standard deviation of the logarithm."""
+    """Draw the spectra after the optimization: the geometric mean over seeds, and a band of one standard deviation.
+
+    The standard deviation is that of the logarithms.
+    """
     before = next(iter(groups.values()))
-    # Some curves coincide: the later are thinner, and the start's dots lie on top.
+    # Some curves coincide. So later curves are thinner, and the dots of the start lie on top.
     for number, (name, group) in enumerate([("start", before), *groups.items()]):
         logs = torch.stack([(o.before if name == "start" else o.after).clamp_min(1e-12).log10() for o in group])
         mean = logs.mean(dim=0)
-        spread = logs.std(dim=0) if len(group) > 1 else torch.zeros_like(mean)
+        deviation = logs.std(dim=0) if len(group) > 1 else torch.zeros_like(mean)
         x = range(1, len(mean) + 1)
         style: dict[str, Any] = {"color": f"C{number - 1}", "linewidth": 4.2 - 0.5 * number}
         if name == "start":
             style = {"color": "black", "linewidth": 1.5, "linestyle": ":", "zorder": 3}
         axes.plot(x, 10**mean, label=name, **style)
-        axes.fill_between(x, 10 ** (mean - spread), 10 ** (mean + spread), alpha=0.2, linewidth=0, color=style["color"])
+        low, high = 10 ** (mean - deviation), 10 ** (mean + deviation)
+        axes.fill_between(x, low, high, alpha=0.2, linewidth=0, color=style["color"])
     axes.set_yscale("log")
 
 
@@ -256,7 +281,7 @@ def _figure(outcomes: dict[tuple[str, int, str], list[Outcome]]) -> Any:
 
 
 def run(folder: Path) -> None:
-    """Writes free_embedding.png, .md and .json into `folder`; a few minutes on one CPU thread."""
+    """Write free_embedding.png, .md and .json into `folder`. It takes a few minutes on one CPU thread."""
     outcomes = measure()
     figure = _figure(outcomes)
     write_stream(folder / "free_embedding.png", lambda stream: figure.savefig(stream, format="png", dpi=130))

@@ -1,8 +1,8 @@
-"""Figure 2(a): what a small network makes of the plane under spectral transformations with g(lambda) = lambda^-p.
+"""Figure 2(a): points in the plane, mapped by a small network trained with g(lambda) = lambda^-p.
 
-The paper's set-up stands in its supplement, which was not at hand. Here: 200 points of five Gaussian clusters on a
-circle, views with Gaussian noise, a network 2-64-64-2 and 400 steps of Adam on all points, the loss that of
-`pretrain.methods.spectral` with the features transformed (axis "batch").
+The set-up of the paper is in its supplement, which was not available. The set-up here: 200 points of five Gaussian
+clusters on a circle; views with Gaussian noise; a network 2-64-64-2; 400 steps of Adam on all points; the loss of
+`pretrain.methods.spectral` with transformed features (axis "batch").
 """
 
 import dataclasses
@@ -31,22 +31,35 @@ _STEPS, _LR = 400, 1e-2
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Outcome:
-    """The network's outputs (n, 2) for the points without noise, and smallest over largest eigenvalue of them."""
+    """A trained network.
+
+    Attributes:
+        outputs: its outputs (n, 2) for the points without noise.
+        inverse_condition: the smallest eigenvalue of the covariance of the outputs, divided by the largest.
+    """
 
     outputs: torch.Tensor
     inverse_condition: float
 
 
 def data(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Points (n, 2) and their clusters (n,)."""
+    """Return points (n, 2) and the number of the cluster of each point (n,)."""
     clusters = torch.arange(CLUSTERS).repeat_interleave(POINTS)
     angles = 2 * math.pi * clusters / CLUSTERS
-    spread = torch.from_numpy(generator(seed, "toy data").standard_normal((len(clusters), 2)))
-    return _RADIUS * torch.stack([angles.cos(), angles.sin()], dim=1) + _DEVIATION * spread, clusters
+    offsets = torch.from_numpy(generator(seed, "toy data").standard_normal((len(clusters), 2)))
+    return _RADIUS * torch.stack([angles.cos(), angles.sin()], dim=1) + _DEVIATION * offsets, clusters
 
 
 def train(power: float, seed: int, *, steps: int = _STEPS) -> Outcome:
-    """Trains the network from `seed`; in float64, for away from p = 0.5 the spectrum spans many orders."""
+    """Train the network.
+
+    It is trained in float64, because the eigenvalues span many orders of magnitude unless p is near 0.5.
+
+    Args:
+        power: the power p.
+        seed: decides the points, the initial weights and the noise.
+        steps: number of steps of the optimizer.
+    """
     points, _ = data(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch_seed(seed, "toy init"))
@@ -66,7 +79,7 @@ def train(power: float, seed: int, *, steps: int = _STEPS) -> Outcome:
 
 
 def run(folder: Path) -> None:
-    """Writes `toy.png`, a panel for each p, and `toy.json`, the inverse condition numbers of all seeds."""
+    """Write `toy.png`, with a panel for each p, and `toy.json`, with the inverse condition numbers of all seeds."""
     found = {power: [train(power, seed) for seed in SEEDS] for power in POWERS}
     figure = draw(found)
     files.write_stream(folder / "toy.png", lambda stream: figure.savefig(stream, format="png", dpi=130))
@@ -75,9 +88,9 @@ def run(folder: Path) -> None:
 
 
 def draw(found: dict[float, list[Outcome]]) -> Any:
-    """The figure: outputs of the first seed by cluster, each output scaled to its largest value.
+    """Draw the outputs of the first seed, colored by cluster and divided by the largest absolute value.
 
-    A title has the inverse condition number that is drawn, and mean and standard deviation over the seeds.
+    A title shows p, the inverse condition number of the first seed, and mean and standard deviation over the seeds.
     """
     from matplotlib.figure import Figure
 
@@ -89,6 +102,6 @@ def draw(found: dict[float, list[Outcome]]) -> Any:
         axes.scatter(x, y, c=clusters, cmap="tab10", s=4)
         axes.set(xlim=(-1.1, 1.1), ylim=(-1.1, 1.1), xticks=[], yticks=[], aspect="equal")
         values = np.array([outcome.inverse_condition for outcome in group])
-        spread = f"{len(values)} seeds: {values.mean():.2g} ± {statistics.stdev(values):.1g}"
-        axes.set_title(f"p = {power:g}\n1 / condition {values[0]:.2g}\n{spread}", fontsize=8)
+        over_seeds = f"{len(values)} seeds: {values.mean():.2g} ± {statistics.stdev(values):.1g}"
+        axes.set_title(f"p = {power:g}\n1 / condition {values[0]:.2g}\n{over_seeds}", fontsize=8)
     return figure

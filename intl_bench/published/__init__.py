@@ -1,10 +1,10 @@
-"""The tables of the INTL paper (arXiv:2305.16789) as printed, with what is known about how each row was measured.
+"""The tables of the INTL paper (arXiv:2305.16789) as printed, and the known protocol of each row.
 
-`tableN.csv` holds what the paper prints, `**bold**` included; `tableN.json` holds the source, the protocols and the
-footnotes. Neither is ever reformatted.
+`tableN.csv` holds the printed cells, including `**bold**`. `tableN.json` holds the source, the protocols and the
+footnotes. These files are never reformatted.
 
-`table3_1x`, `table3_2x` and `voc_24k` hold, in the same form, what many sources print about the same detector, trained
-by one schedule.
+`table3_1x`, `table3_2x` and `voc_24k` have the same form. They hold values from many sources for one detector trained
+with one schedule.
 """
 
 import csv
@@ -16,9 +16,15 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PublishedRow:
-    """One printed row: `cells` and `method` are the printed text, `bold` names the columns printed in bold.
+    """One printed row.
 
-    `source` is the row's own, or its table's.
+    Attributes:
+        method: the printed name.
+        cells: the printed text by column.
+        bold: the columns that are printed in bold; "method" for the name.
+        marks: the marks of the footnotes about this row.
+        protocol: the known settings of the pre-training and of the evaluation.
+        source: the source of the row; the source of the table if the row has none.
     """
 
     method: str
@@ -31,7 +37,11 @@ class PublishedRow:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PublishedTable:
-    """Rows in printed order; `notes` are (mark, text), the mark empty where a note is about the whole table."""
+    """A table with its rows in printed order.
+
+    Attributes:
+        notes: the footnotes as (mark, text). The mark is empty for a note about the whole table.
+    """
 
     source: str
     rows: tuple[PublishedRow, ...]
@@ -39,7 +49,7 @@ class PublishedTable:
 
 
 def load(name: str) -> PublishedTable:
-    """Reads one packaged table, such as "table3"."""
+    """Read one packaged table, such as "table3"."""
     folder = resources.files(__name__)
     about = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
     lines = csv.DictReader((folder / f"{name}.csv").read_text(encoding="utf-8").splitlines())

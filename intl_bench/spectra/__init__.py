@@ -1,1 +1,1 @@
-"""Spectra of checkpoints: measured, compared, plotted and stored in records."""
+"""Spectra of checkpoints: measured, compared in a table and a plot, and stored in records."""

@@ -1,4 +1,4 @@
-"""`intl-bench spectrum`: spectra of checkpoints side by side, as a table and a plot; and as parts of records."""
+"""The command `intl-bench spectrum`: spectra of several checkpoints side by side, as a table and a plot."""
 
 import io
 import json
@@ -14,65 +14,44 @@ from tabulate import tabulate
 
 from intl_bench.core import files
 from intl_bench.core.errors import InputError
-from intl_bench.spectra.measure import IMAGES, Spectra, data_config, measure_backbone, measure_run
+from intl_bench.spectra.measure import Spectra, measure_checkpoint
+from intl_bench.spectra.values import curve, json_values
 from pretrain import spectrum
-from pretrain.checkpoint import Origin
-from pretrain.spectrum import Spectrum
-from transfer import features
-from transfer.convert import interpret
-from transfer.formats import safe_load
 
 FORMATS = ("markdown", "csv", "json")
-_POINTS = 256  # of a curve
-_FLOOR = 1e-10  # lowest value drawn, as a share of the highest
+_FLOOR = 1e-10  # lowest value in a plot, relative to the highest
 _NOTES = f"""\
-- Eigenvalues of the covariance over the samples, in eval mode, of images that are not augmented; the transformed output
-  is of one batch. RankMe is the effective rank; alpha the exponent of eigenvalue ~ rank^-alpha over ranks
-  {spectrum.FIRST_RANK} to {spectrum.LAST_RANK} (alpha-ReQ); largest is the first eigenvalue's share of their sum.
-- Collapse is complete where all vectors are nearly the same (standard deviation below {spectrum.COMPLETE} after scaling
-  them to the length sqrt(dim.)), dimensional where more than {spectrum.DIMENSIONAL:.0%} of the eigenvalues vanish
-  (are below {spectrum.VANISHING:g} of their mean), undefined where a number is not finite.
+- The eigenvalues are those of the covariance over the samples, in eval mode, of images without augmentation. The
+  transformed output is of one batch. RankMe is the effective rank. alpha is the exponent in eigenvalue ~ rank^-alpha
+  over ranks {spectrum.FIRST_RANK} to {spectrum.LAST_RANK} (alpha-ReQ). Largest is the share of the first eigenvalue in
+  the sum of all.
+- Collapse is complete if all vectors are nearly equal (standard deviation below {spectrum.COMPLETE} after scaling them
+  to the length sqrt(dim.)). It is dimensional if more than {spectrum.DIMENSIONAL:.0%} of the eigenvalues vanish (are
+  below {spectrum.VANISHING:g} of their mean). It is undefined if a number is not finite.
 """
 
 
-def measure_checkpoint(
-    path: Path, *, layout: str = "auto", overrides: Sequence[str] = (), images: int = IMAGES
-) -> Spectra:
-    """The spectra of a checkpoint: of one of our training runs as `measure_run`, else of its features.
+def run(paths: Sequence[Path], *, layout: str, overrides: Sequence[str], images: int, out: Path, format: str) -> str:
+    """Measure checkpoints and write their plot; return the table.
 
     Args:
-        layout: whose checkpoint it is, as for `transfer.convert.read`.
+        paths: the checkpoints.
+        layout: see `measure_checkpoint`.
+        overrides: see `measure_checkpoint`.
+        images: see `measure_checkpoint`.
+        out: the PNG file of the plot.
+        format: the format of the table, one of `FORMATS`.
 
     Raises:
-        InputError: as these two.
-    """
-    content = safe_load.read(path)
-    checkpoint = interpret(content, layout)
-    recipe = checkpoint.recipe
-    if checkpoint.origin is Origin.TRAINED and checkpoint.branch == "online":
-        return measure_run(path, content.data, overrides=overrides, images=images)
-    return measure_backbone(
-        features.build_backbone_of(checkpoint),
-        path=path,
-        label=f"{checkpoint.method} ({path.name})",
-        data=data_config(None if recipe is None else recipe.data, checkpoint.preprocessing, overrides),
-        size=max(view.size for view in recipe.views) if recipe is not None else 224,
-        images=images,
-    )
-
-
-def run(paths: Sequence[Path], *, layout: str, overrides: Sequence[str], images: int, out: Path, format: str) -> str:
-    """Measures checkpoints and writes their plot to `out`; returns the table.
-
-    Raises:
-        InputError: no checkpoint, a file that is no .png, an unknown format, or what `measure` raises.
+        InputError: there is no checkpoint, `out` does not end in .png, the format is unknown, or a checkpoint cannot
+            be measured (see `measure_checkpoint`).
     """
     if not paths:
-        raise InputError("expected at least one CHECKPOINT, such as runs/pretrain/demo/seed0/checkpoint.pt")
+        raise InputError("no CHECKPOINT; expected at least one, such as runs/pretrain/demo/seed0/checkpoint.pt")
     if out.suffix != ".png":
-        raise InputError(f"--out {out}: expected a file that ends in .png")
+        raise InputError(f"--out {out}: not a PNG file; expected a name that ends in .png")
     if format not in FORMATS:
-        raise InputError(f"--format {format}: expected {', '.join(FORMATS)}")
+        raise InputError(f"--format {format}: unknown format; choose from {', '.join(FORMATS)}")
     found = [measure_checkpoint(path, layout=layout, overrides=overrides, images=images) for path in paths]
     files.write_bytes(out, draw(found))
     print(f"plot: {out}", file=sys.stderr)
@@ -80,13 +59,17 @@ def run(paths: Sequence[Path], *, layout: str, overrides: Sequence[str], images:
 
 
 def table(measured: Sequence[Spectra], format: str) -> str:
-    """A line for each spectrum: as "markdown", as "csv" with all digits, or as "json" with the eigenvalues too."""
+    """Return a table with a line for each spectrum.
+
+    Args:
+        format: "markdown"; "csv" with all digits; or "json" with all digits and the eigenvalues.
+    """
     rows = [row for label, one in labeled(measured).items() for row in _rows(label, one)]
     if format == "csv":
         lines = [{key: value for key, value in row.items() if key != "curve"} for row in rows]
         return pd.DataFrame(lines).to_csv(index=False, lineterminator="\n")
     if format == "json":
-        return json.dumps([_plain(row) for row in rows], indent=1, ensure_ascii=False) + "\n"
+        return json.dumps([json_values(row) for row in rows], indent=1, ensure_ascii=False) + "\n"
     cells = [
         [
             row["checkpoint"].replace("|", r"\|"),
@@ -108,61 +91,17 @@ def table(measured: Sequence[Spectra], format: str) -> str:
     return f"{grid}\n\n{_NOTES}"
 
 
-def record_values(measured: Spectra) -> tuple[dict[str, float], dict[str, Any]]:
-    """What a record holds of a checkpoint's spectra.
-
-    Returns:
-        metrics: of each, such as "embedding": `embedding/rank`, RankMe in percent of the largest possible;
-            `embedding/inverse_condition`, from 0 to 1, and `embedding/log10_condition`; `embedding/std`. Left out where
-            it is not finite.
-        details: `spectra`, with for each `samples`, `dimension`, `collapse`, `numbers` (None for one that is not
-            finite) and what `curve` returns.
-    """
-    metrics: dict[str, float] = {}
-    details = {}
-    for name, one in measured.spectra.items():
-        numbers = one.numbers()
-        values = {
-            "rank": 100 * numbers["rank"] / min(one.samples, one.dimension),
-            "inverse_condition": numbers["inverse_condition"],
-            "log10_condition": -math.log10(numbers["inverse_condition"] or math.nan),
-            "std": numbers["std"],
-        }
-        # RankMe's 1e-7 lifts a full rank a little above the largest possible.
-        metrics |= {f"{name}/{key}": min(value, 100.0) for key, value in values.items() if math.isfinite(value)}
-        about = {"samples": one.samples, "dimension": one.dimension, "collapse": spectrum.kind(numbers)}
-        details[name] = {**about, "numbers": _plain(numbers), **curve(one)}
-    return metrics, {"spectra": details}
-
-
-def curve(one: Spectrum) -> dict[str, Any]:
-    """At most 256 eigenvalues, all or evenly spread in log rank, as plain numbers.
-
-    Returns:
-        `ranks` (from 1) and `eigenvalues`, both empty where a spectrum is not finite; of all of them `count` and `mean`
-        (0 where not finite).
-    """
-    values = one.eigenvalues.numpy()
-    count, finite = len(values), bool(np.isfinite(values).all())
-    ranks = np.arange(1, count + 1)
-    if count > _POINTS:
-        ranks = np.unique(np.geomspace(1, count, _POINTS).round().astype(int))
-    if not finite:
-        ranks = ranks[:0]
-    mean = float(values.mean()) if finite else 0.0
-    return {"ranks": ranks.tolist(), "eigenvalues": values[ranks - 1].tolist(), "count": count, "mean": mean}
-
-
 def plot(axes: Any, curves: Mapping[str, Mapping[str, Any]], *, relative: bool = True, log_rank: bool = True) -> Any:
-    """Draws eigenvalues over their rank; returns the lines, one for each label, in this order.
+    """Draw eigenvalues over their rank; return the lines in the order of the labels.
 
-    What is below 1e-10 of the highest, such as zeros, is drawn there, which the axes then say; a spectrum that is not
-    finite gets its label alone.
+    Eigenvalues below 1e-10 of the highest, such as zeros, are drawn at 1e-10 of the highest; a text in the axes then
+    says so. A spectrum that is not finite has a label without a line.
 
     Args:
-        axes: of matplotlib.
-        curves: as `curve` makes them, also from the details of a record.
-        relative: over the mean eigenvalue, so that equal eigenvalues lie at 1.
+        axes: axes of matplotlib.
+        curves: {label: the result of `values.curve`, or the details of a record}.
+        relative: whether eigenvalues are divided by their mean; equal eigenvalues then lie at 1.
+        log_rank: whether the axis of the ranks is logarithmic.
     """
     shown = {
         label: np.array(one["eigenvalues"]) / (one["mean"] or 1 if relative else 1) for label, one in curves.items()
@@ -173,14 +112,12 @@ def plot(axes: Any, curves: Mapping[str, Mapping[str, Any]], *, relative: bool =
         name = label if len(values) else f"{label} (not finite)"
         lines += axes.plot(curves[label]["ranks"], np.maximum(values, floor), label=name, linewidth=1.5)
     if any((values < floor).any() for values in shown.values()):
-        axes.text(
-            0.02, 0.02, f"drawn at {floor:.0e}: so much or less", transform=axes.transAxes, fontsize=7, color="0.4"
-        )
+        axes.text(0.02, 0.02, f"at {floor:.0e}: this value or less", transform=axes.transAxes, fontsize=7, color="0.4")
     axes.set_yscale("log")
     if log_rank:
         axes.set_xscale("log")
     if not any(len(values) for values in shown.values()):
-        axes.set_xlim(1, 10)  # an empty axis has no logarithms
+        axes.set_xlim(1, 10)  # a logarithmic axis without data needs limits
     if relative:
         axes.axhline(1.0, color="0.6", linewidth=0.8, zorder=0)
     axes.set_xlabel("rank")
@@ -190,7 +127,7 @@ def plot(axes: Any, curves: Mapping[str, Mapping[str, Any]], *, relative: bool =
 
 
 def draw(measured: Sequence[Spectra]) -> bytes:
-    """A PNG: a panel each for features, embedding and transformed output, a line for each checkpoint.
+    """Return a PNG with a panel for each of features, embedding and transformed output, and a line per checkpoint.
 
     Raises:
         InputError: matplotlib is not installed.
@@ -199,7 +136,7 @@ def draw(measured: Sequence[Spectra]) -> bytes:
         from matplotlib.figure import Figure
         from matplotlib.lines import Line2D
     except ModuleNotFoundError as error:
-        raise InputError("a plot needs matplotlib: pip install matplotlib") from error
+        raise InputError("the plot needs the package matplotlib; run pip install matplotlib") from error
 
     checkpoints = labeled(measured)
     names = [name for name in ("features", "embedding", "transformed") if any(name in one.spectra for one in measured)]
@@ -220,7 +157,7 @@ def draw(measured: Sequence[Spectra]) -> bytes:
 
 
 def labeled(measured: Sequence[Spectra]) -> dict[str, Spectra]:
-    """By label; with the path where two have the same."""
+    """Return the spectra by label. Checkpoints with equal labels get their paths appended."""
     labels = [one.label for one in measured]
     return {one.label if labels.count(one.label) == 1 else f"{one.label} {one.path}": one for one in measured}
 
@@ -247,12 +184,3 @@ def _caption(numbers: Mapping[str, float]) -> str:
 
 def _short(value: float, form: str) -> str:
     return "∞" if math.isinf(value) else "–" if math.isnan(value) else f"{value:{form}}"
-
-
-def _plain(value: Any) -> Any:
-    """The same with None for numbers that JSON does not have."""
-    if isinstance(value, Mapping):
-        return {key: _plain(part) for key, part in value.items()}
-    if isinstance(value, list):
-        return [_plain(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

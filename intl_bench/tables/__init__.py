@@ -1,6 +1,6 @@
-"""Records and published values -> tables, as markdown, LaTeX, CSV, JSON or HTML.
+"""Tables of records and published values, as Markdown, LaTeX, CSV, JSON or HTML.
 
-A new table is one module with a `TABLE` and one line in `TABLES`.
+To add a table, write a module with a `TABLE` and add a line to `TABLES`.
 """
 
 from collections.abc import Collection, Iterable, Sequence
@@ -30,31 +30,33 @@ def render(
     format: str = "markdown",
     schedule: str | None = None,
 ) -> str:
-    """The tables with the published rows and the measured ones; the order of `records` does not matter.
+    """Return tables with their published and measured rows as text.
+
+    The order of the records does not matter.
 
     Args:
-        tables: which; None takes 1, 2 and 3, or all that have the schedule.
+        tables: keys of `TABLES`. None selects tables 1, 2 and 3, or with `schedule` all tables that have it.
         format: one of `FORMATS`.
-        schedule: limits a detection table to the measured and published rows of one schedule, such as "2x".
+        schedule: limits a detection table to the published and measured rows of one schedule, such as "2x".
 
     Raises:
-        InputError: an unknown table, format or schedule; the message lists the choices.
+        InputError: a table, format or schedule does not exist. The message lists the choices.
     """
     if schedule is not None:
         _check("schedule", schedule, sorted({name for table in TABLES.values() for name in table.schedules}))
-        having = [number for number, table in TABLES.items() if schedule in table.schedules]
+        with_schedule = [number for number, table in TABLES.items() if schedule in table.schedules]
     if tables is None:
-        tables = _DEFAULT if schedule is None else having
+        tables = _DEFAULT if schedule is None else with_schedule
     for number in tables:
         _check("table", number, TABLES)
-        if schedule is not None and number not in having:
-            raise InputError(f"table {number!r} has no {schedule} schedule; choose from {', '.join(having)}")
+        if schedule is not None and number not in with_schedule:
+            raise InputError(f"table {number!r} has no {schedule} schedule; choose from {', '.join(with_schedule)}")
     _check("format", format, FORMATS)
     records = list(records)
     chosen = [TABLES[number] if schedule is None else TABLES[number].only(schedule) for number in tables]
     return FORMATS[format]([build_table(table, records) for table in chosen])
 
 
-def _check(what: str, name: str, choices: Collection[str]) -> None:
+def _check(kind: str, name: str, choices: Collection[str]) -> None:
     if name not in choices:
-        raise InputError(f"{what} {name!r}: no such {what}; choose from {', '.join(choices)}")
+        raise InputError(f"{kind} {name!r}: no such {kind}; choose from {', '.join(choices)}")

@@ -1,4 +1,4 @@
-"""The cells of an ablation: scores, and what became of the spectrum."""
+"""The table of an ablation: accuracy, and the rank and the condition number of the spectra."""
 
 from collections.abc import Mapping, Sequence
 
@@ -6,9 +6,9 @@ from intl_bench.records import ResultRecord
 from intl_bench.tables.model import Column, Table
 
 TASK = "pretrain"
-"""The task of the records that say how a pre-training ended."""
+"""The task of the records that describe the end of a pre-training."""
 
-# column: group, name, metric, task
+# column key: (group, name, metric, task)
 _COLUMNS = {
     "top1": ("Accuracy", "top-1", "top1", "linear"),
     "5nn": ("Accuracy", "5-nn", "knn5", "knn"),

@@ -1,10 +1,10 @@
-"""The footnote of a measured row: how it was measured, in words."""
+"""The footnote of a measured row: scale, protocols, seeds and files."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 from intl_bench.records import ResultRecord
-from intl_bench.tables.grouping import spread_key, task_of
+from intl_bench.tables.grouping import column_setting_of, task_of
 from intl_bench.tables.model import Table
 
 Protocol = dict[str, str | int | float | bool | None]
@@ -13,12 +13,15 @@ ADAPTED = "the recipe's training differs from its source, as its header says"
 EARLIER = "recorded by an earlier version: settings unknown beyond those listed"
 
 
-def footnote(table: Table, row: Sequence[ResultRecord], used: Sequence[ResultRecord], told: Sequence[str]) -> str:
-    """The text of a row's footnote.
+def footnote(
+    table: Table, row: Sequence[ResultRecord], used: Sequence[ResultRecord], differences: Sequence[str]
+) -> str:
+    """Return the text of a row's footnote.
 
     Args:
-        used: the records of the row that are in its cells.
-        told: what tells the row from those that would read alike.
+        row: all records of the row.
+        used: the records whose metrics are in the cells.
+        differences: the settings in which the row differs from rows of the same name, as words.
     """
     several = len({record.dataset for record in used}) > 1
     summaries = [(record, *summary(table, record)) for record in used]
@@ -34,12 +37,12 @@ def footnote(table: Table, row: Sequence[ResultRecord], used: Sequence[ResultRec
     ]
     if row[0].schema == 1:
         sentences.append(EARLIER)
-    if told:
-        sentences.append(f"Unlike rows of the same name: {', '.join(told)}")
+    if differences:
+        sentences.append(f"Unlike rows of the same name: {', '.join(differences)}")
     files = sorted(
         {str(record.details.get("checkpoint", "")) for record in used if "source" in record.pretraining} - {""}
     )
-    if files:  # a user knows somebody else's file by its name
+    if files:  # users identify the checkpoint of another project by its file name
         sentences.append(f"Checkpoints: {', '.join(files)}")
     sentences.append(", ".join(_counts(row, used)))
     versions = sorted({_version(record.code) for record in used})
@@ -49,8 +52,8 @@ def footnote(table: Table, row: Sequence[ResultRecord], used: Sequence[ResultRec
 
 
 def summary(table: Table, record: ResultRecord) -> tuple[Protocol, Protocol]:
-    """The protocol of the evaluation and of the pre-training, without what the columns say."""
-    in_column = "pretrain_" + spread_key(table, record).rpartition(".")[2].removeprefix("pretrain_")
+    """Return the protocols of the evaluation and of the pre-training, without the settings that the columns show."""
+    in_column = "pretrain_" + column_setting_of(table, record).rpartition(".")[2].removeprefix("pretrain_")
     evaluation, pretraining = {}, {}
     for key, value in record.protocol.items():
         if key.startswith("pretrain_"):
@@ -78,13 +81,17 @@ def _version(code: Mapping[str, object]) -> str:
 
 
 def _clauses(items: list[tuple[str, str]], *, name_single: bool) -> str:
-    """`items` are (what, text). Each text once, after all it is about; a single text may go without."""
-    about: dict[str, set[str]] = defaultdict(set)
-    for what, text in items:
-        about[text].add(what)
-    if len(about) == 1 and not name_single:
+    """Join (subject, text) pairs. Each text occurs once, after all of its subjects.
+
+    Args:
+        name_single: whether the subjects are also named if there is a single text.
+    """
+    subjects: dict[str, set[str]] = defaultdict(set)
+    for subject, text in items:
+        subjects[text].add(subject)
+    if len(subjects) == 1 and not name_single:
         return items[0][1]
-    return "; ".join(sorted(f"{' and '.join(sorted(whats))}: {text}" for text, whats in about.items()))
+    return "; ".join(sorted(f"{' and '.join(sorted(names))}: {text}" for text, names in subjects.items()))
 
 
 def _sentence(protocol: Protocol) -> str:
@@ -93,7 +100,7 @@ def _sentence(protocol: Protocol) -> str:
 
 
 def value_text(value: str | int | float | bool | None) -> str:
-    """A value of a protocol as people read it."""
+    """Return a value of a protocol as text for people."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     return "not stated" if value is None else str(value)

@@ -1,4 +1,4 @@
-"""Tables -> text. Method and data set names come from users, so every format escapes all text."""
+"""Built tables as text. Users choose names of methods and data sets, so every format escapes all text."""
 
 import html
 import itertools
@@ -11,32 +11,32 @@ from tabulate import tabulate
 
 from intl_bench.tables.frame import BuiltTable
 
-Text = Callable[[str], str]
+Markup = Callable[[str], str]
 
 
 def markdown(tables: Sequence[BuiltTable]) -> str:
-    """GitHub-flavoured tables with one line of headings, footnotes as a list under each."""
+    """Return GitHub-flavored tables with one line of headings. The footnotes are a list below each table."""
     return "\n".join(_markdown(table) for table in tables)
 
 
 def latex(tables: Sequence[BuiltTable]) -> str:
-    r"""`table` environments for booktabs; where the document loads graphicx too, a wide table shrinks to the line."""
+    r"""Return `table` environments for booktabs. If the document loads graphicx, a wide table shrinks to the line."""
     return _LATEX_START + "\n".join(_latex(table) for table in tables)
 
 
 def html_tables(tables: Sequence[BuiltTable]) -> str:
-    """One <table> each, footnotes in its <tfoot>."""
+    """Return one <table> for each table. The footnotes are in its <tfoot>."""
     return "\n".join(_html(table) for table in tables)
 
 
 def csv(tables: Sequence[BuiltTable]) -> str:
-    """One line a cell of all tables: the columns of `BuiltTable.frame`, missing values empty."""
+    """Return one line for each cell, with the columns of `BuiltTable.frame`. A missing value is empty."""
     frames = [table.frame for table in tables]
     return pd.concat(frames).to_csv(index=False, lineterminator="\n") if frames else ""
 
 
 def json_text(tables: Sequence[BuiltTable]) -> str:
-    """A list of {"table", "caption", "notes", "cells"}; the cells are the lines of `BuiltTable.frame`."""
+    """Return a list of {"table", "caption", "notes", "cells"}. The cells are the lines of `BuiltTable.frame`."""
     value = []
     for table in tables:
         frame = table.frame.astype(object).where(table.frame.notna(), None)
@@ -77,7 +77,7 @@ _LATEX_START = r"""% needs \usepackage{booktabs}; with \usepackage{graphicx} a w
 _LATEX = str.maketrans(
     {
         **{character: f"\\{character}" for character in "&%$#_{}"},
-        # After a line break LaTeX would read [ and * as its arguments.
+        # LaTeX reads [ and * after a line break as arguments of the line break.
         **{character: f"{{{character}}}" for character in "[]*"},
         "\\": r"\textbackslash{}",
         "~": r"\textasciitilde{}",
@@ -111,7 +111,7 @@ def _latex(table: BuiltTable) -> str:
     for row_kind, (label, *cells) in _rows(table, escape, bold=lambda text: rf"\textbf{{{text}}}", mark=superscript):
         if row_kind != kind:
             lines.append(r"\midrule")
-        if row_kind == "measured":  # a long label
+        if row_kind == "measured":  # its label is long
             first_column, label = r"p{0.3\linewidth}", rf"\raggedright {label}"
         kind = row_kind
         lines.append(f"{' & '.join([label, *cells])} \\\\")
@@ -177,8 +177,8 @@ def _groups(table: BuiltTable) -> Iterator[tuple[str, int]]:
         yield group, len(list(columns))
 
 
-def _rows(table: BuiltTable, escape: Text, *, bold: Text, mark: Text) -> Iterator[tuple[str, list[str]]]:
-    """(kind, [label, cell, ...]) of each row, escaped and marked up."""
+def _rows(table: BuiltTable, escape: Markup, *, bold: Markup, mark: Markup) -> Iterator[tuple[str, list[str]]]:
+    """Yield (kind, [label, cell, ...]) for each row, escaped and with markup."""
     for _, group in itertools.groupby(table.frame.to_dict("records"), key=lambda line: line["row"]):
         lines = list(group)
         first = lines[0]

@@ -1,4 +1,4 @@
-"""A table's published and measured rows -> one tidy pandas DataFrame, one line a cell."""
+"""The published and the measured rows of a table as one tidy pandas DataFrame with a line for each cell."""
 
 import dataclasses
 import json
@@ -21,14 +21,17 @@ _MEASURED = (
 _TYPES = {"mean": "float64", "std": "float64", "n": "Int64", "transfer_seeds": "Int64"}
 _FIELDS = ["table", "row", "column"]
 _FIELDS += [field.name for kind in (Row, Cell) for field in dataclasses.fields(kind) if field.name != "cells"]
+_OUTPUT_NAMES = {"std_over": "spread"}  # fields whose name in CSV and JSON is another one
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BuiltTable:
-    """A table ready for a format.
+    """A table with its rows, which `intl_bench.tables.formats` turns into text.
 
-    `frame` has a line for every row and column, with the fields of `Row` and `Cell`, the table's number, the row's
-    position and the column's key; what a cell does not have is null.
+    Attributes:
+        frame: a line for each row and column. Its columns are the table's number, the row's position, the column's key
+            and the fields of `Row` and `Cell` (`Cell.std_over` is the column "spread"). A missing value is null.
+        notes: the footnotes as (mark, text). The mark is empty for a note about the whole table.
     """
 
     number: str
@@ -39,7 +42,7 @@ class BuiltTable:
 
 
 def build_table(table: Table, records: Sequence[ResultRecord]) -> BuiltTable:
-    """Picks the records that belong to the table and lays its rows out, the published ones first."""
+    """Build a table from the records that belong to it. The published rows come first."""
     own = [record for record in records if any(metric in record.metrics for metric in table.place(record).values())]
     rows, notes = measured_rows(table, own)
     caption = table.caption
@@ -58,19 +61,19 @@ def build_table(table: Table, records: Sequence[ResultRecord]) -> BuiltTable:
         for position, row in enumerate(rows)
         for column in columns
     ]
-    frame = pd.DataFrame(lines, columns=_FIELDS).astype(_TYPES)
+    frame = pd.DataFrame(lines, columns=_FIELDS).astype(_TYPES).rename(columns=_OUTPUT_NAMES)
     _embolden(frame, {column.key for column in columns if column.ranked})
     return BuiltTable(number=table.number, caption=caption, columns=columns, frame=frame, notes=notes)
 
 
 def _embolden(frame: pd.DataFrame, ranked_columns: Collection[str]) -> None:
-    """Marks the best of each column among the measured cells that may be ranked together, where there are two."""
+    """Make the best of at least two measured cells bold, among the cells of a column that are ranked together."""
     ranked = frame[frame["rank_with"].notna() & frame["column"].isin(ranked_columns)]
-    contests = ranked.groupby(["column", "rank_with"])["mean"]
+    means = ranked.groupby(["column", "rank_with"])["mean"]
     printed = frame["cell"].str.split().str[0]
-    best = printed.loc[contests.transform("idxmax")].to_numpy()
-    # Means that print alike are a tie: the digits behind them decide nothing.
-    frame.loc[ranked.index, "bold"] = (contests.transform("size") > 1) & (printed.loc[ranked.index] == best)
+    best = printed.loc[means.transform("idxmax")].to_numpy()
+    # Means whose printed digits are equal are a tie.
+    frame.loc[ranked.index, "bold"] = (means.transform("size") > 1) & (printed.loc[ranked.index] == best)
 
 
 def _published_row(row: published.PublishedRow) -> Row:

@@ -1,4 +1,4 @@
-"""Which records share a row: those of one pre-training and of one evaluation a task, by their identities alone."""
+"""Group records into rows. Only the identities of the pre-training and of the evaluation decide."""
 
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
@@ -7,23 +7,23 @@ from typing import TypeVar
 from intl_bench.core.errors import InputError
 from intl_bench.core.identity import digest
 from intl_bench.records import ResultRecord
-from intl_bench.tables.identities import flatten, natural, without
+from intl_bench.tables.identities import flatten, natural_sort_key, without
 from intl_bench.tables.model import Table
 
 T = TypeVar("T")
 
 
 def rows_of(table: Table, records: Sequence[ResultRecord]) -> list[list[ResultRecord]]:
-    """The records of each row of a table.
+    """Group the records of a table into rows.
 
-    A row has one pre-training, or several of different images that share no column. It may hold several tasks and data
-    sets, but only one evaluation for each task on each of them, and for each column.
+    A row holds one pre-training, or several that were trained on different images and have no column in common. It may
+    hold several tasks and data sets, but only one evaluation for each task on each data set, and for each column.
 
     Raises:
-        InputError: records that contradict each other, or would count the same weights twice.
+        InputError: records contradict each other, or the same weights would count twice.
     """
     _refuse_contradictions(records)
-    pretraining = {id(record): trained(table, record) for record in records}
+    pretraining = {id(record): pretraining_digest(table, record) for record in records}
     rows = []
     for same in partition(records, lambda r: (r.method, r.backbone, r.scale, r.schema, dataset_in_label(table, r))):
         share = _may_share(table, same, pretraining)
@@ -35,34 +35,34 @@ def rows_of(table: Table, records: Sequence[ResultRecord]) -> list[list[ResultRe
     return rows
 
 
-def trained(table: Table, record: ResultRecord) -> str:
-    """Digest of a record's pre-training, whatever the setting that the table's columns spread over."""
-    if table.spread is None:
+def pretraining_digest(table: Table, record: ResultRecord) -> str:
+    """Return the digest of a record's pre-training without the setting that the table's columns show."""
+    if table.column_setting is None:
         return record.pretraining_sha256
-    return digest(without(record.pretraining, spread_key(table, record)))
+    return digest(without(record.pretraining, column_setting_of(table, record)))
 
 
-def spread_key(table: Table, record: ResultRecord) -> str:
-    """The dotted key of the record's pre-training that the table's columns spread over; "" if they do not."""
-    if record.schema == 1 and table.spread:
-        return table.spread.replace("settings.", "known.pretrain_")
-    return table.spread or ""
+def column_setting_of(table: Table, record: ResultRecord) -> str:
+    """Return the dotted key of `Table.column_setting` in the record's pre-training; "" if the table has none."""
+    if record.schema == 1 and table.column_setting:
+        return table.column_setting.replace("settings.", "known.pretrain_")
+    return table.column_setting or ""
 
 
 def task_of(record: ResultRecord) -> str:
-    """The task, together with the share of the labels where that makes it another column."""
+    """Return the task. For fine-tuning it includes the percentage of the labels, because each has its own columns."""
     if record.task != "finetune":
         return record.task
     return f"finetune {float(record.protocol.get('train_percent') or 0):g}%"
 
 
 def dataset_in_label(table: Table, record: ResultRecord) -> str:
-    """The data set, where the table's columns do not say it."""
+    """Return the name of the data set if the table's columns do not show it, else ""."""
     return "" if table.datasets is None or record.dataset in table.datasets else record.dataset
 
 
 def partition(items: Iterable[T], key: Callable[[T], Hashable]) -> list[list[T]]:
-    """The items in lists of equal key, in the order of the keys."""
+    """Return the items in lists of equal keys, sorted by key."""
     parts: dict[Hashable, list[T]] = defaultdict(list)
     for item in items:
         parts[key(item)].append(item)
@@ -70,43 +70,57 @@ def partition(items: Iterable[T], key: Callable[[T], Hashable]) -> list[list[T]]
 
 
 def evaluation_of(record: ResultRecord) -> tuple[str, str]:
-    """What tells a record's evaluation from another: the data set's name and the digest of all else."""
+    """Return the identity of a record's evaluation: the name of the data set and the digest of everything else."""
     return record.dataset, record.evaluation_sha256
 
 
 def flat_evaluation(table: Table, record: ResultRecord) -> dict[str, str]:
-    """The flattened identity of a record's evaluation, with the data set's name where the columns do not say it."""
+    """Return the flattened identity of a record's evaluation.
+
+    It has the name of the data set if the table's columns do not show it.
+    """
     return {**flatten(record.evaluation), **({} if table.datasets is None else {"dataset": record.dataset})}
 
 
 def _may_share(table: Table, records: Sequence[ResultRecord], pretraining: Mapping[int, str]) -> bool:
-    """Whether the pre-trainings, by a record's `id`, may share a row, as a method's on CIFAR-10 and on CIFAR-100 do.
+    """Return whether the pre-trainings of records may share a row, such as a method on CIFAR-10 and on CIFAR-100.
 
-    Each needs known images of its own and columns of its own.
+    Records of a single pre-training may. Of several pre-trainings the images must be known, and no two of them may have
+    the same images or a column in common.
+
+    Args:
+        pretraining: {id(record): digest of its pre-training}.
     """
     images = {pretraining[id(record)]: record.pretraining.get("data") for record in records}
     if len(images) == 1:
         return True
-    apart = all(isinstance(data, str) for data in images.values()) and len(set(images.values())) == len(images)
-    return apart and _one_each((column, pretraining[id(r)]) for r in records for column in table.place(r))
+    different = all(isinstance(data, str) for data in images.values()) and len(set(images.values())) == len(images)
+    return different and _one_each((column, pretraining[id(r)]) for r in records for column in table.place(r))
 
 
 def _one_each(pairs: Iterable[tuple[Hashable, Hashable]]) -> bool:
-    """Whether each place, the first of a pair, has one and the same second."""
+    """Return whether pairs with the same first element have the same second element."""
     found: dict[Hashable, Hashable] = {}
-    return all(found.setdefault(place, what) == what for place, what in pairs)
+    return all(found.setdefault(first, second) == second for first, second in pairs)
 
 
 def _places(table: Table, record: ResultRecord) -> list[Hashable]:
-    """Where a row may have a single evaluation; not only in a column, as columns may spread over pre-trainings."""
+    """Return the places of a record in a row: its columns, and its data set with its task.
+
+    A row holds one evaluation for each place. The columns alone are not enough, because each may show another
+    pre-training (`Table.column_setting`).
+    """
     return [*table.place(record), (record.dataset, task_of(record))]
 
 
 def _by_images(records: list[ResultRecord]) -> list[list[ResultRecord]]:
-    """Splits where one data set had other images at another time, so that a row's tasks were all scored on the same."""
+    """Split the records if a data set had different images at different times.
+
+    So all tasks of a row were scored on the same images.
+    """
 
     def where(record: ResultRecord) -> tuple[str, str]:
-        # Fine-tuning has a list of its training images, and each share of the labels its own.
+        # Each fine-tuning percentage has its own list of training images.
         return record.dataset, task_of(record) if record.task == "finetune" else ""
 
     def images(record: ResultRecord) -> str:
@@ -128,20 +142,21 @@ def _by_evaluation(table: Table, records: list[ResultRecord]) -> list[list[Resul
     for record in records:
         for place in _places(table, record):
             evaluations[task_of(record)][place].add(evaluation_of(record))
-    # Evaluations differ from one data set to another anyway; what they differ in on one of them numbers them on all.
+    # Evaluations on different data sets always differ. The keys that differ between evaluations on the same data set
+    # decide the number of an evaluation on every data set.
     numbers: dict[str, dict[tuple[str, str], int]] = {}
     for task, by_place in evaluations.items():
         varied = sorted({key for some in by_place.values() for key in varying([flat[one] for one in some])})
-        told = {one: tuple(flat[one].get(key, "") for key in varied) for some in by_place.values() for one in some}
-        order = sorted(set(told.values()), key=lambda values: [natural(value) for value in values])
-        places = {values: place for place, values in enumerate(order)}
-        numbers[task] = {one: places[values] for one, values in told.items()}
-    # The first evaluation of each task shares a row, then the second of each, and so on.
+        settings = {one: tuple(flat[one].get(key, "") for key in varied) for some in by_place.values() for one in some}
+        order = sorted(set(settings.values()), key=lambda values: [natural_sort_key(value) for value in values])
+        positions = {values: position for position, values in enumerate(order)}
+        numbers[task] = {one: positions[values] for one, values in settings.items()}
+    # The first evaluations of all tasks share a row, then the second evaluations, and so on.
     return partition(records, lambda r: numbers[task_of(r)][evaluation_of(r)])
 
 
 def varying(flats: Sequence[dict[str, str]]) -> list[str]:
-    """The dotted keys in which flattened identities differ."""
+    """Return the dotted keys in which flattened identities differ."""
     keys = {key: None for flat in flats for key in flat}
     return [key for key in keys if len({flat.get(key) for flat in flats}) > 1]
 
@@ -151,14 +166,14 @@ def _refuse_contradictions(records: Sequence[ResultRecord]) -> None:
     for record in sorted(records, key=lambda r: (r.file, r.key)):
         if record.weights_sha256 is None:
             continue
-        # Whatever the transfer seed: a pre-training has the same weights for all of them.
+        # The transfer seed is left out: a pre-training has the same weights for all transfer seeds.
         same = (record.task, record.method, record.dataset, record.pretraining_sha256, record.evaluation_sha256)
         first = seen.setdefault((*same, record.pretrain_seed), record)
         if first.weights_sha256 != record.weights_sha256:
             raise InputError(
-                f"{_file(first)} and {_file(record)}: the same {record.task} of the same pre-training and seed, but "
-                f"of different weights, {first.weights_sha256:.8} and {record.weights_sha256:.8}; remove the wrong "
-                "one or keep them in different folders"
+                f"{_file(first)} and {_file(record)}: different weights ({first.weights_sha256:.8} and "
+                f"{record.weights_sha256:.8}) for the task {record.task} with the same pre-training and seed; "
+                "delete the wrong record or move one of them to another folder"
             )
 
 
@@ -170,8 +185,9 @@ def _refuse_double_count(row: Sequence[ResultRecord]) -> None:
         first = seen.setdefault(record.weights_sha256, record)
         if first.pretrain_seed != record.pretrain_seed:
             raise InputError(
-                f"{_file(first)} and {_file(record)}: the same weights counted as two pre-trainings, of seed "
-                f"{_seed(first)} and seed {_seed(record)}; remove the wrong one or keep them in different folders"
+                f"{_file(first)} and {_file(record)}: the same weights count as two pre-trainings, of seed "
+                f"{_seed(first)} and seed {_seed(record)}; "
+                "delete the wrong record or move one of them to another folder"
             )
 
 

@@ -1,19 +1,19 @@
-"""Identities as dotted keys and short words."""
+"""Functions that flatten identities to dotted keys and describe the keys and values in words."""
 
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 _FINGERPRINT = re.compile(r"\b([0-9a-f]{8})[0-9a-f]{56}\b")
-# How the start of a dotted key is called
+# The start of a dotted key and the words that replace it in a label
 _PRETRAINING = {"settings.": "", "initial_weights": "initial weights"}
 _EVALUATION = {"settings.": "", "data.train": "training data", "data.test": "test data", "dataset": "data set"}
 
 
 def flatten(values: Mapping[str, Any]) -> dict[str, str]:
-    """Dotted key -> value as text: {"projector": {"out": 64}} -> {"projector.out": "64"}.
+    """Return {dotted key: value as text}: {"projector": {"out": 64}} becomes {"projector.out": "64"}.
 
-    Places in a list count as keys; but a list of plain values, such as a mean of three channels, is one value.
+    The position in a list is part of the key. A list of plain values, such as a mean of three channels, is one value.
     """
     return dict(_flat(values, ""))
 
@@ -37,8 +37,8 @@ def _leaf(value: Any) -> str:
     return " ".join(map(_leaf, value)) if isinstance(value, list | tuple) else str(value)
 
 
-def at(values: Mapping[str, Any], key: str) -> Any:
-    """The value at a dotted key of nested objects, None where there is none."""
+def value_at(values: Mapping[str, Any], key: str) -> Any:
+    """Return the value at a dotted key of nested mappings; None if there is none."""
     found: Any = values
     for part in key.split("."):
         found = found.get(part) if isinstance(found, Mapping) else None
@@ -46,7 +46,7 @@ def at(values: Mapping[str, Any], key: str) -> Any:
 
 
 def without(values: Mapping[str, Any], key: str) -> dict[str, Any]:
-    """A copy of nested objects without the value at a dotted key."""
+    """Return a copy of nested mappings without the value at a dotted key."""
     first, _, rest = key.partition(".")
     return {
         name: without(value, rest) if name == first and rest and isinstance(value, Mapping) else value
@@ -56,18 +56,25 @@ def without(values: Mapping[str, Any], key: str) -> dict[str, Any]:
 
 
 def has_fingerprint(text: str) -> bool:
-    """Whether a value, or one of several between slashes, is a SHA-256: it tells two apart without saying how."""
+    """Return whether a value, or one of several values between slashes, is a SHA-256.
+
+    A fingerprint shows that two values differ, but not how.
+    """
     return _FINGERPRINT.search(text) is not None
 
 
-def shown(text: str) -> str:
-    """A value as a label has it: the first digits of a fingerprint."""
+def shorten_fingerprints(text: str) -> str:
+    """Shorten each fingerprint in a value to its first eight digits."""
     return _FINGERPRINT.sub(r"\1", text)
 
 
-def name(part: str, key: str) -> str:
-    """What a dotted key of a part, "pretraining" or "evaluation", is called: "pre-training projector.out"."""
-    if key.startswith("known."):  # of an earlier version's summary
+def readable_key(part: str, key: str) -> str:
+    """Return a dotted key in words, such as "pre-training projector.out".
+
+    Args:
+        part: the identity that the key belongs to, "pretraining" or "evaluation".
+    """
+    if key.startswith("known."):  # from the summary in a record of schema 1
         return key.removeprefix("known.").replace("pretrain_", "pre-training ", 1).replace("_", " ")
     names = _PRETRAINING if part == "pretraining" else _EVALUATION
     start = next((start for start in names if key.startswith(start)), "")
@@ -75,7 +82,7 @@ def name(part: str, key: str) -> str:
     return f"pre-training {short}" if part == "pretraining" else short
 
 
-def natural(text: str) -> list[tuple[float, str]]:
-    """Sorts numbers in a text as numbers: a batch of 128 before one of 1024, a rate of 1e-05 before one of 0.001."""
+def natural_sort_key(text: str) -> list[tuple[float, str]]:
+    """Return a sort key that compares numbers in a text by value: 128 before 1024, and 1e-05 before 0.001."""
     parts = re.split(r"(\d+(?:\.\d+)?(?:e[-+]?\d+)?)", text)
     return [(float(part) if n % 2 else 0.0, part) for n, part in enumerate(parts)]

@@ -1,73 +1,79 @@
-"""The label of a measured row, and what tells it from rows that would read alike."""
+"""The label of a measured row, and the settings that distinguish it from rows of the same name."""
 
 import dataclasses
 import re
 from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 
-from intl_bench.core.datasets import PAPER
+from intl_bench.core.datasets import DATASETS
 from intl_bench.records import ResultRecord
 from intl_bench.tables.footnotes import value_text
 from intl_bench.tables.grouping import (
+    column_setting_of,
     dataset_in_label,
     evaluation_of,
     flat_evaluation,
-    spread_key,
+    pretraining_digest,
     task_of,
-    trained,
     varying,
 )
-from intl_bench.tables.identities import flatten, has_fingerprint, name, shown
+from intl_bench.tables.identities import flatten, has_fingerprint, readable_key, shorten_fingerprints
 from intl_bench.tables.model import Table
 
-_USUAL = 3  # settings that a label tells, unless it takes more to tell the rows apart
+_USUAL = 3  # number of settings in a label, unless more are needed to distinguish the rows
 
-# A row has one identity of each: ("pretraining",), or ("pretraining", data set) where it has several pre-trainings, and
-# ("evaluation", task, data set), of which the last is "" where the columns or the label say it.
+# A row has one identity for each of these parts:
+#     ("pretraining",), or ("pretraining", data set) if the row has several pre-trainings;
+#     ("evaluation", task, data set); the data set is "" if the columns or the label show it.
 Part = tuple[str, ...]
-# The start of parts for all of which a setting holds, such as ("evaluation", task), and its dotted key
+# A setting: the common start of all parts for which it holds, such as ("evaluation", task), and its dotted key.
 Key = tuple[Part, str]
-# part -> what tells the identity from others, and the identity flattened
+# part -> (identity, flattened identity). The first may be a digest; it is only compared with others.
 Identities = Mapping[Part, tuple[Hashable, dict[str, str]]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Label:
-    """`text` is the label; `told` is all that tells the row from those that would read alike, as words."""
+    """A label as shown.
+
+    Attributes:
+        text: the label with the most important differences.
+        differences: all settings that distinguish the row from rows of the same name, as words.
+    """
 
     text: str
-    told: Sequence[str]
+    differences: Sequence[str]
 
 
 def labels_of(table: Table, rows: Sequence[Sequence[ResultRecord]]) -> list[Label]:
-    """One label a row; of rows that would read alike each also says the settings that tell them apart."""
+    """Return a label for each row. Rows that would have equal labels also show the settings that distinguish them."""
     plain = [_plain(table, row) for row in rows]
-    forms = [", ".join(sorted({_form(record) for record in row} - {""})) for row in rows]
-    told: list[list[str]] = [[] for _ in rows]
-    first = [_USUAL for _ in rows]
+    kinds = [", ".join(sorted({_kind(record) for record in row} - {""})) for row in rows]
+    differences: list[list[str]] = [[] for _ in rows]
+    shown = [_USUAL for _ in rows]
     flat: dict[Hashable, dict[str, str]] = {}
     for alike in _equal(plain):
-        if len({forms[row] for row in alike}) > 1:
+        if len({kinds[row] for row in alike}) > 1:
             for row in alike:
-                told[row] += [forms[row]] if forms[row] else []
-        for same in _equal(forms, alike):
-            if len(same) > 1:
-                apart, needed = _apart([_identities(table, rows[row], flat) for row in same])
-                for row, words in zip(same, apart, strict=True):
-                    first[row] = max(_USUAL, len(told[row]) + needed)
-                    told[row] += words
+                differences[row] += [kinds[row]] if kinds[row] else []
+        for same_kind in _equal(kinds, alike):
+            if len(same_kind) > 1:
+                found, needed = _differences([_identities(table, rows[row], flat) for row in same_kind])
+                for row, words in zip(same_kind, found, strict=True):
+                    shown[row] = max(_USUAL, len(differences[row]) + needed)
+                    differences[row] += words
     return [
-        Label(text=f"{start}{_parts_of_data(row)}{_first(words, count)}{end}", told=words)
-        for (start, end), row, words, count in zip(plain, rows, told, first, strict=True)
+        Label(text=f"{start}{_parts_of_data(row)}{_first(words, count)}{end}", differences=words)
+        for (start, end), row, words, count in zip(plain, rows, differences, shown, strict=True)
     ]
 
 
 def _plain(table: Table, row: Sequence[ResultRecord]) -> tuple[str, str]:
-    """Start and end of a label, between which stands what tells it apart."""
+    """Return the start and the end of a label. The differences are inserted between them."""
     first = row[0]
     backbone = re.sub(r"^resnet(?=\d)", "ResNet-", first.backbone).replace("_", " ")
     always = []
-    for key in table.told:
+    for key in table.label_keys:
         values = {value_text(record.protocol[key]) for record in row if key in record.protocol}
         always += [f"{key} {'/'.join(sorted(values))}"] if values else []
     earlier = "recorded by an earlier version" if first.schema == 1 else ""
@@ -76,25 +82,25 @@ def _plain(table: Table, row: Sequence[ResultRecord]) -> tuple[str, str]:
 
 
 def _parts_of_data(row: Sequence[ResultRecord]) -> str:
-    """The data sets of the paper of whose training images only a part was used."""
+    """Return the numbers of training images, for data sets of the paper that were used in part only."""
     images = defaultdict(set)
     for record in row:
         count = record.protocol.get("train_images")
-        # Fine-tuning takes a share of the images anyway, and its column says which.
-        if record.task != "finetune" and record.dataset in PAPER and isinstance(count, int):
+        # Fine-tuning always uses a part of the images, and its column shows the percentage.
+        if record.task != "finetune" and record.dataset in DATASETS and isinstance(count, int):
             images[record.dataset].add(count)
     several = len({record.dataset for record in row}) > 1
     return "".join(
         f", {'/'.join(f'{count:,}' for count in sorted(counts))} training images{f' of {dataset}' if several else ''}"
         for dataset, counts in sorted(images.items())
-        if counts != {PAPER[dataset].train}
+        if counts != {DATASETS[dataset].train}
     )
 
 
-def _form(record: ResultRecord) -> str:
-    """What kind of identity a pre-training has; those of two kinds have no settings to compare."""
+def _kind(record: ResultRecord) -> str:
+    """Return the kind of a pre-training's identity. Identities of different kinds have no settings in common."""
     if "source" in record.pretraining:
-        return f"{name('pretraining', 'source')} {record.pretraining['source']}"
+        return f"{readable_key('pretraining', 'source')} {record.pretraining['source']}"
     return "random initialization" if "initialization" in record.pretraining else ""
 
 
@@ -104,16 +110,16 @@ def _first(words: Sequence[str], count: int) -> str:
 
 
 def _identities(table: Table, row: Sequence[ResultRecord], flat: dict[Hashable, dict[str, str]]) -> Identities:
-    """The identities of a row; `flat` keeps the flattened ones."""
+    """Return the identities of a row. `flat` caches flattened identities across rows."""
     found: dict[Part, tuple[Hashable, dict[str, str]]] = {}
-    pretrainings = {trained(table, record) for record in row}
+    pretrainings = {pretraining_digest(table, record) for record in row}
     for record in row:
         part: Part = ("pretraining", record.dataset) if len(pretrainings) > 1 else ("pretraining",)
         if part not in found:
-            digest = trained(table, record)
+            digest = pretraining_digest(table, record)
             if digest not in flat:
                 flat[digest] = flatten(record.pretraining)
-                flat[digest].pop(spread_key(table, record), None)
+                flat[digest].pop(column_setting_of(table, record), None)
             found[part] = digest, flat[digest]
         if not record.evaluation:
             continue
@@ -125,25 +131,32 @@ def _identities(table: Table, row: Sequence[ResultRecord], flat: dict[Hashable, 
     return found
 
 
-def _apart(rows: Sequence[Identities]) -> tuple[list[list[str]], int]:
-    """What tells each row from the others, in words, the most telling first; and how many it takes at most."""
+def _differences(rows: Sequence[Identities]) -> tuple[list[list[str]], int]:
+    """Find the settings that distinguish rows.
+
+    Returns:
+        for each row its differences as words, the most distinctive first; and how many of them distinguish all rows.
+    """
     values = _compare(rows)
-    # Rows without a data set and task in common: they are compared by task, whatever the data set.
+    # Rows that have no data set and task in common are compared by task alone.
     for alike in _equal([tuple(sorted(found.items())) for found in values]):
         if len(alike) > 1:
             for row, found in zip(alike, _compare([_merged(rows[row]) for row in alike]), strict=True):
                 values[row] = values[row] | found
     order, needed = _order(values)
-    return [[f"{_name(key)} {shown(found[key])}" for key in order if key in found] for found in values], needed
+    words = [
+        [f"{_readable(key)} {shorten_fingerprints(found[key])}" for key in order if key in found] for found in values
+    ]
+    return words, needed
 
 
-def _name(key: Key) -> str:
+def _readable(key: Key) -> str:
     (kind, *about), dotted = key
-    return " ".join(filter(None, [" on ".join(filter(None, about)), name(kind, dotted)]))
+    return " ".join(filter(None, [" on ".join(filter(None, about)), readable_key(kind, dotted)]))
 
 
 def _compare(rows: Sequence[Identities]) -> list[dict[Key, str]]:
-    """The values of each row that differ from another row's on the same data set and task."""
+    """Return for each row the values that differ from those of another row on the same data set and task."""
     differing: dict[tuple[str, str], list[Part]] = defaultdict(list)
     for part in {part: None for identities in rows for part in identities}:
         distinct = dict(identities[part] for identities in rows if part in identities)
@@ -160,7 +173,10 @@ def _compare(rows: Sequence[Identities]) -> list[dict[Key, str]]:
 
 
 def _holds(identities: Identities, parts: Sequence[Part], dotted: str, depth: int) -> bool:
-    """Whether a row's values for some parts are those of all its parts with the same start of `depth` words."""
+    """Return whether a row's values of a setting hold for more than `parts`.
+
+    They must be equal in all parts of the row whose first `depth` words are equal.
+    """
     return all(
         identities[part][1].get(dotted) == flat.get(dotted)
         for part in parts
@@ -171,7 +187,7 @@ def _holds(identities: Identities, parts: Sequence[Part], dotted: str, depth: in
 
 
 def _merged(identities: Identities) -> Identities:
-    """One identity of the pre-training and one of each task, whatever the data set."""
+    """Return one identity for the pre-training and one for each task. Values of several data sets are joined."""
     merged: dict[Part, list[tuple[Hashable, dict[str, str]]]] = defaultdict(list)
     for (kind, *about), identity in identities.items():
         merged[(kind, *about[:1]) if kind == "evaluation" else (kind,)].append(identity)
@@ -188,20 +204,31 @@ def _merged(identities: Identities) -> Identities:
 
 
 def _order(values: Sequence[Mapping[Key, str]]) -> tuple[list[Key], int]:
-    """All keys, settings before fingerprints, short before long; and how many of the first tell the rows apart."""
-    keys = sorted({key for found in values for key in found}, key=lambda key: (len(_name(key)), key))
+    """Return all keys, the most distinctive first, and how many of them distinguish the rows.
+
+    Settings come before fingerprints, and short keys before long ones.
+    """
+    keys = sorted({key for found in values for key in found}, key=lambda key: (len(_readable(key)), key))
     fingerprints = {key for found in values for key, text in found.items() if has_fingerprint(text)}
     settings = [key for key in keys if key not in fingerprints]
     others = [key for key in keys if key in fingerprints]
-    chosen, classes = _telling(values, settings, [0] * len(values))
-    chosen += _telling(values, others, classes)[0]
+    chosen, classes = _distinctive(values, settings, [0] * len(values))
+    chosen += _distinctive(values, others, classes)[0]
     return chosen + [key for key in (*settings, *others) if key not in chosen], len(chosen)
 
 
-def _telling(
+def _distinctive(
     values: Sequence[Mapping[Key, str]], pool: Sequence[Key], classes: Sequence[int]
 ) -> tuple[list[Key], Sequence[int]]:
-    """The keys that split the classes of the rows further, the best first, and the classes they make."""
+    """Choose the keys that split the classes of the rows further.
+
+    Args:
+        pool: the keys to choose from.
+        classes: the number of each row's class. Rows of one class are not distinguished yet.
+
+    Returns:
+        the chosen keys, the best first, and the classes after the split.
+    """
     chosen: list[Key] = []
     while max(classes) < len(values) - 1:
         split = {key: _classes(classes, [found.get(key) for found in values]) for key in pool}
@@ -214,14 +241,14 @@ def _telling(
 
 
 def _classes(classes: Sequence[int], values: Sequence[str | None]) -> list[int]:
-    """The number of each row's class, where rows of one class also have the same value."""
+    """Split classes of rows by a value; return the number of each row's new class."""
     numbers: dict[tuple[int, str | None], int] = {}
     return [numbers.setdefault(pair, len(numbers)) for pair in zip(classes, values, strict=True)]
 
 
 def _equal(values: Sequence[object], among: Sequence[int] | None = None) -> list[list[int]]:
-    """The places of equal values, of all or of some."""
+    """Return lists of the indices of equal values, of all values or of those at the indices `among`."""
     found: dict[object, list[int]] = defaultdict(list)
-    for place in range(len(values)) if among is None else among:
-        found[values[place]].append(place)
+    for index in range(len(values)) if among is None else among:
+        found[values[index]].append(index)
     return list(found.values())

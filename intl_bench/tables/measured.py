@@ -1,6 +1,6 @@
-"""Records -> measured rows and their footnotes.
+"""The measured rows of a table and their footnotes.
 
-Records that were not measured the same way are never averaged and never ranked together.
+Records that were not measured in the same way are never averaged and never ranked together.
 """
 
 from collections.abc import Sequence
@@ -9,28 +9,30 @@ from intl_bench.records import ResultRecord
 from intl_bench.tables.cells import DAGGER, cells_of
 from intl_bench.tables.footnotes import footnote
 from intl_bench.tables.grouping import dataset_in_label, rows_of
-from intl_bench.tables.identities import natural
+from intl_bench.tables.identities import natural_sort_key
 from intl_bench.tables.labels import labels_of
 from intl_bench.tables.model import Row, Table
 
 _ONE_PRETRAINING = (
-    f"{DAGGER} one pre-training: the spread is over its transfer seeds only (their number in brackets), so it says "
-    "nothing about pre-training again."
+    f"{DAGGER} one pre-training: the standard deviation is over its transfer seeds only (their number in brackets). It "
+    "does not include the variation between pre-trainings."
 )
 
 
 def measured_rows(table: Table, records: Sequence[ResultRecord]) -> tuple[list[Row], list[tuple[str, str]]]:
-    """The measured rows of a table and their footnotes as (mark, text); the order of the records does not matter.
+    """Return the measured rows of a table, and their footnotes as (mark, text).
+
+    The order of the records does not matter.
 
     Raises:
-        InputError: records that contradict each other, or would count the same weights twice; the message names both.
+        InputError: two records contradict each other, or would count the same weights twice. The message names both.
     """
     groups = rows_of(table, records)
     labeled = sorted(
         zip(labels_of(table, groups), groups, strict=True),
         key=lambda pair: (
             *(pair[1][0].method, pair[1][0].backbone, pair[1][0].scale, dataset_in_label(table, pair[1][0])),
-            natural(pair[0].text),
+            natural_sort_key(pair[0].text),
             min((record.pretraining_sha256, record.evaluation_sha256) for record in pair[1]),
         ),
     )
@@ -48,7 +50,7 @@ def measured_rows(table: Table, records: Sequence[ResultRecord]) -> tuple[list[R
             cells=cells,
         )
         rows.append(row)
-        notes.append((row.marks, footnote(table, group, used, label.told)))
-    if any(cell.spread == "transfer" for row in rows for cell in row.cells.values()):
+        notes.append((row.marks, footnote(table, group, used, label.differences)))
+    if any(cell.std_over == "transfer" for row in rows for cell in row.cells.values()):
         notes.append(("", _ONE_PRETRAINING))
     return rows, notes

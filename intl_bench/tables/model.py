@@ -1,4 +1,4 @@
-"""What a table is: a `Table` says which columns there are and where a record's metrics go."""
+"""The parts of a table. A `Table` defines the columns, and to which of them the metrics of a record belong."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -10,9 +10,15 @@ MISSING = "–"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Column:
-    """A column under its group's heading; `flat` is its whole heading where there is one line of headings.
+    """One column of a table.
 
-    What is neither better nor worse, such as a condition number, is not `ranked`.
+    Attributes:
+        key: the column's key in `Row.cells`, in CSV and in JSON.
+        group: the heading above this column and its neighbors of the same group.
+        name: the heading below the group's heading.
+        flat: the whole heading, for formats with one line of headings.
+        ranked: whether the best value is bold. False for a quantity that is neither better nor worse, such as a
+            condition number.
     """
 
     key: str
@@ -27,18 +33,18 @@ class Table:
     """One table of results.
 
     Attributes:
-        published: name of the paper's table in `intl_bench.published`, None if it has none.
-        decimals: of a measured mean, as the paper prints that table.
-        datasets: what the columns stand for by themselves; a row measured on something else says so in its label.
-            None where the columns name their dataset.
-        spread: the dotted key of the pre-training's identity that the columns spread over, such as
-            "settings.batch_size", so that a row may hold several of its values.
-        told: the protocol keys whose values every measured row says in its label.
-        about_measured: a note for a table with measured rows.
-        schedules: the detection schedules that the table can be limited to, each with the name of its published rows
+        published: name of the paper's table in `intl_bench.published`; None if the paper has no such table.
+        decimals: number of decimals of a measured mean; the paper prints that table with as many.
+        datasets: the data sets that the columns stand for without naming them. The label of a row that was measured on
+            another data set names it. None if the columns name their data set.
+        column_setting: the dotted key of the pre-training setting of which each column shows one value, such as
+            "settings.batch_size" in Table 4. A row may hold pre-trainings with several values of this setting.
+        label_keys: the protocol keys whose values are in the label of every measured row.
+        about_measured: a note below a table with measured rows.
+        schedules: the detection schedules to which the table can be limited, each with the name of its published rows
             in `intl_bench.published`.
-        columns: the columns, given the records that are in the table.
-        place: column key -> metric name for one record; empty if the record is not for this table.
+        columns: returns the columns, given the records that are in the table.
+        place: returns {column key: metric name} for one record; empty if the record does not belong to this table.
     """
 
     number: str
@@ -46,15 +52,15 @@ class Table:
     published: str | None
     decimals: int
     datasets: tuple[str, ...] | None
-    spread: str | None = None
-    told: tuple[str, ...] = ()
+    column_setting: str | None = None
+    label_keys: tuple[str, ...] = ()
     about_measured: str = ""
     schedules: Mapping[str, str] = dataclasses.field(default_factory=dict)
     columns: Callable[[Sequence[ResultRecord]], Sequence[Column]]
     place: Callable[[ResultRecord], Mapping[str, str]]
 
     def only(self, schedule: str) -> "Table":
-        """The table with the rows of one of its `schedules` alone."""
+        """Return this table limited to the rows of one of its `schedules`."""
         return dataclasses.replace(
             self,
             number=f"{self.number}-{schedule}",
@@ -66,12 +72,20 @@ class Table:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cell:
-    """A value as shown and as it is.
+    """One cell of a table: the text that is shown and the numbers behind it.
 
-    `n` counts pre-trainings; `spread` says what `std` is over: "pre-training" (their means over transfer seeds) or, of
-    a single pre-training, its "transfer" seeds. `transfer_seeds` is their number, the largest of any pre-training.
-    Both are None for a published cell. `protocol` is JSON text. `rank_with` is equal for the measured cells of a column
-    that may be ranked together, and None for one that is ranked with none, such as a published one.
+    Attributes:
+        cell: the text.
+        bold: whether the text is bold.
+        mean: mean over the pre-trainings, each the mean of its transfer seeds.
+        std: standard deviation (divisor n - 1) over what `std_over` names; None for a single value.
+        n: number of pre-trainings. A published cell has it only if the paper prints a standard deviation.
+        transfer_seeds: number of transfer seeds, the largest of any pre-training; None for a published cell.
+        std_over: "pre-training" if there are several pre-trainings; "transfer" if there is one pre-training with
+            several transfer seeds; None for a single value and for a published cell. CSV and JSON call it "spread".
+        protocol: the protocol as JSON text.
+        rank_with: the measured cells of a column are ranked together if this text is equal. A cell with None, such as a
+            published one, is never ranked.
     """
 
     cell: str = MISSING
@@ -80,14 +94,20 @@ class Cell:
     std: float | None = None
     n: int | None = None
     transfer_seeds: int | None = None
-    spread: str | None = None
+    std_over: str | None = None
     protocol: str | None = None
     rank_with: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Row:
-    """A published or a measured row; `marks` are those of its footnotes, `cells` those it has, by column key."""
+    """A published or a measured row.
+
+    Attributes:
+        kind: "published" or "measured".
+        marks: the marks of the row's footnotes, separated by spaces.
+        cells: the cells that have a value, by column key.
+    """
 
     kind: str
     method: str

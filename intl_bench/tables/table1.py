@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from intl_bench.records import ResultRecord
 from intl_bench.tables.model import Column, Table
 
-# Both columns of top-1 come first, as printed.
+# The paper prints the two top-1 columns of the semi-supervised part before the two top-5 columns.
 _COLUMNS = (
     Column(key="linear/top1", group="Linear", name="top-1", flat="Linear top-1"),
     Column(key="linear/top5", group="Linear", name="top-5", flat="Linear top-5"),

@@ -1,9 +1,9 @@
-"""Table 4: the effect of the pre-training batch size on INTL."""
+"""Table 4: INTL with different batch sizes of the pre-training."""
 
 from collections.abc import Mapping, Sequence
 
 from intl_bench.records import ResultRecord
-from intl_bench.tables.identities import at
+from intl_bench.tables.identities import value_at
 from intl_bench.tables.model import Column, Table
 
 _PRINTED = (32, 64, 128, 256, 512, 1024)
@@ -15,7 +15,7 @@ def _columns(records: Sequence[ResultRecord]) -> Sequence[Column]:
 
 
 def _place(record: ResultRecord) -> Mapping[str, str]:
-    size = at(record.pretraining, "known.pretrain_batch_size" if record.schema == 1 else "settings.batch_size")
+    size = value_at(record.pretraining, "known.pretrain_batch_size" if record.schema == 1 else "settings.batch_size")
     if (record.task, record.dataset, record.method) != ("linear", "imagenet", "INTL") or not isinstance(size, int):
         return {}
     return {str(size): "top1"}
@@ -27,7 +27,7 @@ TABLE = Table(
     published="table4",
     decimals=1,
     datasets=("imagenet",),
-    spread="settings.batch_size",
+    column_setting="settings.batch_size",
     columns=_columns,
     place=_place,
 )

@@ -1,4 +1,4 @@
-"""PASCAL VOC detection, which the paper has no table of; the published rows are other sources'."""
+"""PASCAL VOC detection. The paper has no such table; the published rows are from other sources."""
 
 from collections.abc import Mapping
 
@@ -22,7 +22,7 @@ TABLE = Table(
     published="voc_24k",
     decimals=1,
     datasets=("voc", "voc0712"),
-    told=("schedule", "engine"),
+    label_keys=("schedule", "engine"),
     schedules={"24k": "voc_24k"},
     columns=lambda records: _COLUMNS,
     place=_place,

@@ -1,4 +1,4 @@
-"""Parts of the detector against independent formulas: boxes, matching, sampling, anchors, pooling and masks."""
+"""Parts of the detector compared with independent formulas: boxes, matching, sampling, anchors, pooling and masks."""
 
 import math
 
@@ -15,21 +15,21 @@ from transfer.detection.config import ModelConfig
 from transfer.detection.masks import crop_targets, paste
 from transfer.detection.modeling import boxes as box_ops
 from transfer.detection.modeling.anchors import Anchors
-from transfer.detection.modeling.pooling import find_bins, pool
+from transfer.detection.modeling.pooling import compute_bins, pool
 
 coordinates = st.integers(0, 12)
 some_boxes = st.lists(st.tuples(coordinates, coordinates, coordinates, coordinates), min_size=1, max_size=6)
 
 
 def tensor(boxes: list[tuple[int, int, int, int]]) -> torch.Tensor:
-    """Boxes with sorted corners; empty ones stay."""
+    """Convert boxes to a tensor and sort their corners. Empty boxes are kept."""
     ordered = [(min(a, c), min(b, d), max(a, c), max(b, d)) for a, b, c, d in boxes]
     return torch.tensor(ordered, dtype=torch.float32)
 
 
 @given(some_boxes, some_boxes)
 @settings(max_examples=50)
-def test_iou_counts_unit_squares(first: list, second: list) -> None:
+def test_iou_equals_a_count_of_unit_squares(first: list, second: list) -> None:
     def squares(box: torch.Tensor) -> set[tuple[int, int]]:
         x0, y0, x1, y1 = box.int().tolist()
         return {(x, y) for x in range(x0, x1) for y in range(y0, y1)}
@@ -57,7 +57,7 @@ def test_matching_follows_its_definition(objects: list, data: st.DataObject) -> 
             assert labels[n] == label
 
 
-def test_thresholds_belong_to_the_upper_label() -> None:
+def test_an_overlap_at_a_threshold_gets_the_upper_label() -> None:
     overlaps = torch.tensor([[0.29, 0.3, 0.69, 0.7, 0.71]])
     assert box_ops.match(overlaps, 0.3, 0.7)[1].tolist() == [0, -1, -1, 1, 1]
     assert box_ops.match(torch.tensor([[0.49, 0.5, 0.51]]), 0.5, 0.5)[1].tolist() == [0, 1, 1]
@@ -73,7 +73,7 @@ some_labels = st.lists(st.sampled_from([-1, 0, 1]), min_size=1, max_size=40)
 
 @given(st.lists(some_labels, min_size=1, max_size=3), st.integers(1, 20), st.integers(0, 5))
 @settings(max_examples=50)
-def test_sampling_fills_up_with_background_in_each_image_by_itself(
+def test_sampling_fills_each_image_with_background_independently_of_the_others(
     labels: list[list[int]], count: int, seed: int
 ) -> None:
     kinds = [torch.tensor(some) for some in labels]
@@ -108,7 +108,7 @@ def test_decoding_is_in_float32() -> None:
     assert torch.equal(half, box_ops.decode(deltas, boxes, (1.0, 1.0)))
 
 
-def test_anchors_are_exact_and_row_by_row() -> None:
+def test_anchors_have_exact_sizes_in_the_order_of_rows() -> None:
     anchors = Anchors(ModelConfig())(3, 5)
     assert anchors.shape == (3 * 5 * 15, 4)
     for row, column, size, ratio in [(0, 0, 0, 0), (2, 3, 4, 2), (1, 4, 2, 1)]:
@@ -126,14 +126,14 @@ REGIONS = [
 
 
 @pytest.mark.parametrize("size", [14, 7, 4])
-def test_pooling_is_torchvisions_roi_align(size: int) -> None:
-    """Values and gradients, for regions large and small, across the border, and empty."""
+def test_pooling_equals_torchvisions_roi_align(size: int) -> None:
+    """Values and gradients are equal for large and small regions, for regions across the border and for empty ones."""
     draw = generator(0, "maps")
     maps = torch.from_numpy(draw.random((2, 3, 20, 28)))
     boxes = [torch.tensor(some, dtype=torch.float64) for some in REGIONS]
     steps = (1, 2)
     for step, bins in zip(
-        steps, find_bins(boxes, maps.shape, size=size, stride=4, steps=steps, dtype=torch.float64), strict=True
+        steps, compute_bins(boxes, maps.shape, size=size, stride=4, steps=steps, dtype=torch.float64), strict=True
     ):
         first, second = maps.clone().requires_grad_(), maps.clone().requires_grad_()
         pooled = pool(first, bins)
@@ -146,22 +146,22 @@ def test_pooling_is_torchvisions_roi_align(size: int) -> None:
         assert relative(first.grad, second.grad) < 1e-12
 
 
-def test_pooling_no_region() -> None:
+def test_pooling_without_regions_is_empty() -> None:
     maps = torch.ones(1, 3, 5, 5)
-    (bins,) = find_bins([torch.zeros(0, 4)], maps.shape, size=4, stride=4, steps=(1,), dtype=torch.float32)
+    (bins,) = compute_bins([torch.zeros(0, 4)], maps.shape, size=4, stride=4, steps=(1,), dtype=torch.float32)
     assert pool(maps, bins).shape == (0, 3, 4, 4)
 
 
-def test_pooling_a_region_longer_than_the_map_takes_means_all_the_same() -> None:
+def test_pooling_a_region_longer_than_the_map_gives_means() -> None:
     maps, boxes = torch.ones(1, 1, 20, 20), [torch.tensor([[-80.0, -80, 160, 160]])]
-    (bins,) = find_bins(boxes, maps.shape, size=6, stride=4, steps=(1,), dtype=torch.float32)
+    (bins,) = compute_bins(boxes, maps.shape, size=6, stride=4, steps=(1,), dtype=torch.float32)
     inside = torch.zeros(6, 6)
     inside[2:4, 2:4] = 1
     torch.testing.assert_close(pool(maps, bins)[0, 0], inside)
 
 
-def pasted_by_hand(mask: np.ndarray, box: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Bilinear values at the pixels' centers, zero outside the mask."""
+def bilinear_values(mask: np.ndarray, box: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Interpolate a mask at the centers of the pixels, with 0 outside the mask."""
     m = len(mask)
     padded = np.pad(mask, 1)
     result = np.zeros((height, width))
@@ -177,20 +177,20 @@ def pasted_by_hand(mask: np.ndarray, box: np.ndarray, height: int, width: int) -
     return result
 
 
-def test_masks_are_pasted_at_exact_places() -> None:
+def test_masks_are_pasted_at_exact_positions() -> None:
     draw = generator(0, "masks")
     boxes = np.array([[2.3, 4.7, 17.1, 21.2], [-3.5, 10.0, 6.25, 40.0], [5.0, 5.0, 5.4, 6.0]], np.float32)
     masks = draw.random((3, 7, 7)).astype(np.float32)
     pasted = paste(torch.from_numpy(masks), torch.from_numpy(boxes), 30, 25)
     assert pasted.shape == (3, 30, 25)
     for mask, box, found in zip(masks, boxes, pasted.numpy(), strict=True):
-        values = pasted_by_hand(mask, box, 30, 25)
+        values = bilinear_values(mask, box, 30, 25)
         clear = np.abs(values - 0.5) > 1e-4
         assert np.array_equal(found[clear], values[clear] >= 0.5)
     assert paste(torch.zeros(0, 7, 7), torch.zeros(0, 4), 30, 25).shape == (0, 30, 25)
 
 
-def test_mask_targets_are_what_lies_inside_the_box() -> None:
+def test_mask_targets_are_the_parts_inside_the_boxes() -> None:
     box = np.array([10.0, 20.0, 50.0, 60.0])
     square = [np.array([10.0, 20, 50, 20, 50, 60, 10, 60])]
     bitmap = np.zeros((80, 90), bool)
@@ -203,7 +203,7 @@ def test_mask_targets_are_what_lies_inside_the_box() -> None:
     assert not targets[3].any()
 
 
-def test_a_side_below_a_tenth_of_a_pixel_counts_as_one() -> None:
+def test_a_side_below_a_tenth_of_a_pixel_counts_as_a_tenth() -> None:
     thin = [np.array([10.0, 20, 10.05, 20, 10.05, 60, 10, 60])]
     (target,) = crop_targets([thin], torch.tensor([0]), torch.tensor([[10.0, 20, 10.05, 60]]), 14)
     assert torch.equal(target, (torch.arange(14) < 7).expand(14, 14))

@@ -1,4 +1,4 @@
-"""What the detector is given: resize and flip as Detectron2's, batches that any start and any process finds again."""
+"""Inputs of the detector: resize and flip as in Detectron2, reproducible batches, and the generated data set."""
 
 import dataclasses
 import hashlib
@@ -22,7 +22,7 @@ from transfer.detection import data, transforms
 from transfer.detection.annotations import generated
 from transfer.detection.annotations.objects import Annotations
 from transfer.detection.annotations.split import read_split
-from transfer.detection.config import DataConfig
+from transfer.detection.config import AnnotatedDataConfig
 from transfer.detection.structures import Image, Mask
 
 GOLDEN = places.GOLDEN / "detection_data"
@@ -37,7 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def train(folder: Path) -> Annotations:
-    return read_split(DataConfig(root=str(folder), name="figures"), "train", masks=True)
+    return read_split(AnnotatedDataConfig(root=str(folder), name="figures"), "train", masks=True)
 
 
 def batches(train: Annotations, first: int, last: int, **options: Any) -> list[data.Batch]:
@@ -75,7 +75,7 @@ def assert_same(ours: list[data.Batch], theirs: list[data.Batch]) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_what_a_batch_holds(train: Annotations, workers: int) -> None:
+def test_a_batch_holds_resized_images_of_one_orientation_with_their_targets(train: Annotations, workers: int) -> None:
     for batch in batches(train, 3, 6, workers=workers):
         assert len({image.pixels.shape[1] < image.pixels.shape[2] for image in batch.images}) == 1
         for image in batch.images:
@@ -96,7 +96,7 @@ def test_what_a_batch_holds(train: Annotations, workers: int) -> None:
 
 
 def grouped(wide: np.ndarray, order: Iterable[int], batch_size: int) -> list[list[int]]:
-    """Detectron2's grouping, written as it says: two lists, each given out when it is full."""
+    """Group images as Detectron2 does: with two lists, each of which is given out when it is full."""
     waiting: dict[bool, list[int]] = {True: [], False: []}
     complete = []
     for index in order:
@@ -109,12 +109,12 @@ def grouped(wide: np.ndarray, order: Iterable[int], batch_size: int) -> list[lis
 
 @pytest.mark.parametrize("share", [0.0, 0.05, 0.7, 1.0])
 @pytest.mark.parametrize(("images", "batch_size"), [(1, 2), (7, 16), (50, 4), (200, 16)])
-def test_plan_is_that_of_two_filling_lists(share: float, images: int, batch_size: int) -> None:
+def test_plan_equals_that_of_two_lists(share: float, images: int, batch_size: int) -> None:
     wide = np.random.default_rng(1).random(images) < share
     plan = data.plan_batches(wide, seed=5, batch_size=batch_size, first=0, last=40)
     order = np.concatenate([permutation(5, "order", epoch, images) for epoch in range(40 * batch_size // images + 33)])
     assert plan.images.tolist() == grouped(wide, order.tolist(), batch_size)[:40]
-    # Each batch is of one kind, and an epoch gives every image at most once.
+    # Each batch has images of one kind, and an epoch has every image at most once.
     assert all(len({*wide[row].tolist()}) == 1 for row in plan.images)
     assert len({*zip(plan.images.ravel().tolist(), plan.epochs.ravel().tolist(), strict=True)}) == 40 * batch_size
     rest = data.plan_batches(wide, seed=5, batch_size=batch_size, first=33, last=40)
@@ -124,7 +124,7 @@ def test_plan_is_that_of_two_filling_lists(share: float, images: int, batch_size
     assert np.array_equal(shorter.images, plan.images[:9])
 
 
-def test_plan_as_detectron2_groups() -> None:
+def test_plan_equals_detectron2s_grouping() -> None:
     pytest.importorskip("detectron2")
     from detectron2.data.common import AspectRatioGroupedDataset
 
@@ -139,7 +139,7 @@ def test_plan_as_detectron2_groups() -> None:
 
 def test_plan_of_the_whole_2x_schedule_is_quick() -> None:
     wide = np.random.default_rng(0).random(117_266) < 0.7
-    start = time.process_time()  # whatever else the machine does
+    start = time.process_time()  # time of this process, because the machine may be busy
     plan = data.plan_batches(wide, seed=0, batch_size=16, first=0, last=180_000)
     assert time.process_time() - start < 2
     assert plan.images.shape == (180_000, 16)
@@ -147,12 +147,12 @@ def test_plan_of_the_whole_2x_schedule_is_quick() -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-def test_same_from_any_number_of_workers(train: Annotations, workers: int) -> None:
+def test_batches_do_not_depend_on_the_number_of_workers(train: Annotations, workers: int) -> None:
     assert_same(batches(train, 0, 12), batches(train, 0, 12, workers=workers))
 
 
 @pytest.mark.parametrize(("first", "workers"), [(1, 0), (6, 2), (11, 0)])
-def test_same_from_any_first_iteration(train: Annotations, first: int, workers: int) -> None:
+def test_batches_do_not_depend_on_the_first_iteration(train: Annotations, first: int, workers: int) -> None:
     assert_same(batches(train, 0, 12)[first:], batches(train, first, 12, workers=workers))
 
 
@@ -162,7 +162,7 @@ def test_processes_share_a_batch(train: Annotations) -> None:
         assert first.iteration == second.iteration == whole.iteration
         assert (first.positions, second.positions) == ([0, 1], [2, 3])
         assert_same_images([*first.images, *second.images], whole.images)
-    with pytest.raises(InputError, match="batch_size=4: cannot be shared out evenly among 3 processes"):
+    with pytest.raises(InputError, match="batch_size=4: cannot be divided evenly among 3 processes"):
         batches(train, 0, 1, world_size=3)
 
 
@@ -178,8 +178,8 @@ def test_draws_differ_between_epochs_seeds_and_purposes(train: Annotations) -> N
     assert usual == seen()
     assert usual != seen(seed=4)
     assert usual != seen(purpose="statistics")
-    of_one = {shape for number, shape in usual if number == usual[0][0]}
-    assert len(of_one) == 3  # all three sizes within six epochs
+    shapes_of_one_image = {shape for number, shape in usual if number == usual[0][0]}
+    assert len(shapes_of_one_image) == 3  # all three sizes within six epochs
 
 
 def test_half_of_the_images_are_flipped(train: Annotations) -> None:
@@ -192,14 +192,14 @@ def test_half_of_the_images_are_flipped(train: Annotations) -> None:
             plain = transforms.make_target(train, index, height, width, flip=False, masks=False)
             flips.append(not torch.equal(plain.boxes, image.target.boxes))
             sizes.append(min(height, width) > 80)
-    assert 0.4 < np.mean(flips) < 0.6  # 240 draws: 3 standard deviations
+    assert 0.4 < np.mean(flips) < 0.6  # 3 standard deviations for 240 draws
     assert 0.4 < np.mean(sizes) < 0.6
     assert abs(np.corrcoef(flips, sizes)[0, 1]) < 0.2
 
 
-def test_order_and_draws_stay_what_they_were(train: Annotations) -> None:
-    """Pinned, so that a run goes on with the same batches after an update of this project or of NumPy."""
-    pinned = json.loads((GOLDEN / "batches.json").read_text())
+def test_order_and_draws_equal_the_stored_ones(train: Annotations) -> None:
+    """A run must resume with the same batches after an update of this project or of NumPy."""
+    stored = json.loads((GOLDEN / "batches.json").read_text())
     found = [
         [
             [image.image_id, *image.pixels.shape[1:], image.target.boxes[0].tolist()]
@@ -208,11 +208,11 @@ def test_order_and_draws_stay_what_they_were(train: Annotations) -> None:
         ]
         for batch in batches(train, 5, 9)
     ]
-    assert found == pinned
+    assert found == stored
 
 
-def test_test_images(folder: Path) -> None:
-    test = read_split(DataConfig(root=str(folder), name="figures"), "test", masks=True)
+def test_test_images_are_resized_without_random_changes(folder: Path) -> None:
+    test = read_split(AnnotatedDataConfig(root=str(folder), name="figures"), "test", masks=True)
     images = list(data.test_images(test, min_size=64, max_size=100))
     assert [image.image_id for image in images] == [1, 2, 3, 4, 5]
     for entry, image in zip(test.images, images, strict=True):
@@ -229,9 +229,9 @@ def test_test_images(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_an_image_damaged_after_the_check(tmp_path: Path, workers: int) -> None:
+def test_an_image_damaged_after_the_check_is_named(tmp_path: Path, workers: int) -> None:
     generated.write(tmp_path, train=3, test=1)
-    train = read_split(DataConfig(root=str(tmp_path), name="figures"), "train", masks=False)
+    train = read_split(AnnotatedDataConfig(root=str(tmp_path), name="figures"), "train", masks=False)
     path = tmp_path / "train2017" / "000000000002.jpg"
     whole = path.read_bytes()
     for content, message in ((whole[: len(whole) // 2], "not a readable image"), (b"", "not a readable image")):
@@ -259,6 +259,7 @@ def test_resized_sizes_are_detectron2s() -> None:
 
 
 def assert_as_mapper(ours: Annotations, index: int, record: dict[str, Any], size: int, flip: bool, kind: str) -> None:
+    """Compare an image and its target with Detectron2's `DatasetMapper`; `kind` is its type of masks."""
     from detectron2.data import DatasetMapper
     from detectron2.data import transforms as T
 
@@ -292,7 +293,7 @@ def test_targets_as_detectron2s_mapper_on_real_coco(test_data: Path, flip: bool)
     from detectron2.data.datasets.coco import load_coco_json
 
     root = test_data / "coco_tiny"
-    ours = read_split(DataConfig(root=str(root)), "train", masks=True)
+    ours = read_split(AnnotatedDataConfig(root=str(root)), "train", masks=True)
     listing = root / "annotations" / "instances_train2017.json"
     records = filter_images_with_only_crowd_annotations(load_coco_json(str(listing), str(root / "train2017"), "tiny"))
     for index, record in enumerate(records):
@@ -301,9 +302,10 @@ def test_targets_as_detectron2s_mapper_on_real_coco(test_data: Path, flip: bool)
 
 @pytest.fixture
 def odd(tmp_path: Path) -> Path:
-    """A turned grayscale image with boxes at and over its border, an empty one, and outlines of both kinds.
+    """A rotated grayscale image with boxes at and over its border, an empty box, and outlines of both kinds.
 
-    Its numbers are floats: of whole ones alone Detectron2 makes an integer array, and rounds down what it scales.
+    All numbers are floats, because Detectron2 makes an integer array of whole numbers and rounds it down when it scales
+    them.
     """
     exif = Pillow.Exif()
     exif[0x0112] = 8
@@ -315,13 +317,13 @@ def odd(tmp_path: Path) -> Path:
     bitmap[40:, 20:] = np.random.default_rng(1).integers(0, 2, (13, 17))
     encoded = pycocotools_mask.encode(np.asfortranarray(bitmap))
     runs = {"size": encoded["size"], "counts": encoded["counts"].decode()}
-    nothing = {"size": [53, 37], "counts": [53 * 37]}
+    empty = {"size": [53, 37], "counts": [53 * 37]}
     rows = [
         ([5, 10, 4, 21], runs),
         ([-0.4, 0.3, 37.9, 52.9], [[0.1, 0.2, 36.9, 3, 20.5, 52.5]]),
         ([3, 3, 0, 7], [[3.0, 3, 3, 3, 3, 10.0]]),
         ([36.5, 52.7, 1.2, 1.2], [[36.5, 52.7, 37, 53, 36, 53]]),
-        ([1, 1, 9, 9], nothing),
+        ([1, 1, 9, 9], empty),
         ([2.5, 3.25, 7.125, 9.0625], [[2.5, 3.25, 9, 4, 5, 12], [7.0, 7, 8, 7, 8, 8, 7, 8]]),
     ]
     document = {
@@ -350,7 +352,7 @@ def test_odd_targets_as_detectron2s_mapper(odd: Path, size: int, flip: bool) -> 
     pytest.importorskip("detectron2")
     from detectron2.data.datasets.coco import load_coco_json
 
-    ours = read_split(DataConfig(root=str(odd), name="odd"), "train", masks=True)
+    ours = read_split(AnnotatedDataConfig(root=str(odd), name="odd"), "train", masks=True)
     (record,) = load_coco_json(
         str(odd / "annotations" / "instances_train2017.json"), str(odd / "train2017"), f"odd {size} {flip}"
     )
@@ -362,13 +364,13 @@ def test_odd_targets_as_detectron2s_mapper(odd: Path, size: int, flip: bool) -> 
 
 
 def test_flip_and_scale_move_pixels_boxes_and_outlines_alike(odd: Path) -> None:
-    ours = read_split(DataConfig(root=str(odd), name="odd"), "train", masks=True)
+    ours = read_split(AnnotatedDataConfig(root=str(odd), name="odd"), "train", masks=True)
     image = transforms.read_image(ours.file(0))
     assert (image.size, image.mode) == ((37, 53), "RGB")
     assert ours.outlines is not None
     plain = transforms.make_target(ours, 0, 106, 74, flip=False, masks=True)
     flipped = transforms.make_target(ours, 0, 106, 74, flip=True, masks=True)
-    assert len(plain.boxes) == 4  # of six: one without width, one without a pixel
+    assert len(plain.boxes) == 4  # of six objects, one has no width and one has a mask without a pixel
     assert plain.boxes[1].tolist() == [0, pytest.approx(0.6), 74, 106]  # clipped
     assert torch.equal(plain.boxes[0], torch.tensor([10.0, 20.0, 18.0, 62.0]))
     assert torch.allclose(
@@ -380,7 +382,7 @@ def test_flip_and_scale_move_pixels_boxes_and_outlines_alike(odd: Path) -> None:
             assert (one.shape, one.dtype) == ((106, 74), bool)
             assert one[20:62, 10:18].all()
             assert one[80:, 40:].any()
-            assert one.sum() == 4 * ours.outlines.parts(0)[0][1::2].sum()  # every pixel twice as high and wide
+            assert one.sum() == 4 * ours.outlines.parts(0)[0][1::2].sum()  # twice the height and the width
             assert np.array_equal(other, one[:, ::-1])
         else:
             for mine, theirs in zip(one, other, strict=True):
@@ -400,7 +402,7 @@ def rasterized(outline: Any, height: int, width: int) -> np.ndarray:
     )
 
 
-def test_generated_annotations_are_those_of_the_pixels(folder: Path) -> None:
+def test_generated_annotations_match_the_pixels(folder: Path) -> None:
     document = json.loads((folder / "annotations" / "instances_train2017.json").read_text())
     sizes = {one["id"]: (one["height"], one["width"]) for one in document["images"]}
     kinds = {height < width for height, width in sizes.values()}
@@ -412,33 +414,33 @@ def test_generated_annotations_are_those_of_the_pixels(folder: Path) -> None:
         assert one["area"] == mask.sum()
         rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
         assert one["bbox"] == [columns[0], rows[0], columns[-1] + 1 - columns[0], rows[-1] + 1 - rows[0]]
-    assert max(count.max() for count in covered.values()) == 1  # what is hidden is not in a mask
+    assert max(count.max() for count in covered.values()) == 1  # hidden parts are not in a mask
     assert sum(one["iscrowd"] for one in document["annotations"]) == 5
-    # The ground has one color and a slope; the masks are where it is not to be seen.
+    # The background has one color with a slope, so the other pixels are those of the masks.
     for number, count in covered.items():
         with Pillow.open(folder / "train2017" / f"{number:012}.jpg") as picture:
             pixels = np.asarray(picture, float)
-        ground, spread = np.median(pixels[count == 0], 0), pixels[count == 0].std(0)
-        away = (np.abs(pixels - ground) > 0.2 * 255).any(2)
+        background, spread = np.median(pixels[count == 0], 0), pixels[count == 0].std(0)
+        foreground = (np.abs(pixels - background) > 0.2 * 255).any(2)
         assert spread.max() < 40
-        assert (away == (count == 1)).mean() > 0.95
+        assert (foreground == (count == 1)).mean() > 0.95
 
 
-def test_generated_data_are_written_once_and_the_same(folder: Path, tmp_path: Path) -> None:
+def test_generated_data_are_reproducible_and_written_once(folder: Path, tmp_path: Path) -> None:
     generated.write(tmp_path, train=26, test=5)
     for file in sorted(folder.rglob("*.*")):
         assert (tmp_path / file.relative_to(folder)).read_bytes() == file.read_bytes()
     (tmp_path / "val2017" / "000000000001.jpg").unlink()
-    generated.write(tmp_path, train=26, test=5)  # the annotations are there: nothing to do
+    generated.write(tmp_path, train=26, test=5)  # writes nothing, because the annotations exist
     assert not (tmp_path / "val2017" / "000000000001.jpg").exists()
-    with pytest.raises(InputError, match="not the generated annotations"):
+    with pytest.raises(InputError, match=r"'pictures': 26, .*; expected .*'pictures': 27"):
         generated.write(tmp_path, train=27, test=5)
     generated.write(tmp_path / "other", train=26, test=5, seed=1)
     name = Path("train2017") / "000000000003.jpg"
     assert (tmp_path / "other" / name).read_bytes() != (folder / name).read_bytes()
 
 
-def test_traced_polygons_cover_exactly_the_mask() -> None:
+def test_traced_polygons_cover_the_mask_exactly() -> None:
     random = np.random.default_rng(0)
     for _ in range(200):
         height, width = random.integers(1, 25, 2)
@@ -448,7 +450,7 @@ def test_traced_polygons_cover_exactly_the_mask() -> None:
 
 
 def test_figures_of_the_classification_data_are_unchanged() -> None:
-    """The generated pictures of pre-training share these functions; pinned from before they did."""
+    """The images of pre-training use the same functions. The digest is from before they were shared."""
     images, _ = shapes.make(200, "train")
     assert (
         hashlib.sha256(images.tobytes()).hexdigest()

@@ -1,4 +1,4 @@
-"""The detector as a whole: invariance to the batch, images without objects, variants, initialization and failures."""
+"""The whole detector: independence of the batch, images without objects, variants, initialization and errors."""
 
 import dataclasses
 import math
@@ -40,7 +40,7 @@ VARIANTS = {
 
 
 def frozen_norms(config: ModelConfig = TINY) -> MaskRCNN:
-    """In training, but with the norms' running statistics, so that images do not see each other."""
+    """A model in training mode whose norms use their running statistics, so the images do not influence each other."""
     model = small_model(config)
     calibrate(model, *batch(config))
     model.train()
@@ -51,12 +51,13 @@ def frozen_norms(config: ModelConfig = TINY) -> MaskRCNN:
 
 
 def equal_images(count: int = 4) -> tuple[list[torch.Tensor], list[Target]]:
+    """Images of one size, the first without objects."""
     images = [picture(n, 64, 80) for n in range(count)]
     targets = [ground_truth(n, 64, 80, objects=n, kind="polygon", classes=3) for n in range(count)]
     return images, targets
 
 
-def test_losses_do_not_depend_on_how_a_batch_is_split() -> None:
+def test_losses_do_not_depend_on_the_split_and_order_of_a_batch() -> None:
     model = frozen_norms()
     images, targets = equal_images()
     together = model(images, targets, generators(4))
@@ -87,7 +88,7 @@ def test_detections_do_not_depend_on_the_other_images() -> None:
     assert len(model.detect([images[0]], [(96, 112)])[0].scores) <= SMALL.detections_per_image
 
 
-def test_detections_are_sorted_inside_the_file_and_scale_with_it() -> None:
+def test_detections_are_sorted_inside_the_image_and_scale_with_the_file() -> None:
     model = small_model()
     images, targets = batch()
     calibrate(model, images, targets)
@@ -118,36 +119,36 @@ def test_every_variant_trains_and_detects(config: ModelConfig) -> None:
         assert detections.masks is None or detections.masks.shape == (len(detections.boxes), side, side)
 
 
-def test_images_without_objects_give_losses_connected_to_every_parameter() -> None:
+def test_losses_without_objects_are_connected_to_every_parameter() -> None:
     model = build_model(TINY).train()
     images, _ = equal_images(2)
-    nothing = Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), [])
-    losses = model(images, [nothing, nothing], generators(2))
+    empty = Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), [])
+    losses = model(images, [empty, empty], generators(2))
     assert losses["loss_mask"].item() == losses["loss_box_reg"].item() == losses["loss_rpn_loc"].item() == 0
     sum(losses.values()).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
     assert model.roi_heads.box_predictor.cls_score.weight.grad.abs().sum() > 0
 
 
-def test_rpn_losses_are_divided_by_the_sampling_size_however_many_there_are() -> None:
+def test_rpn_losses_are_divided_by_the_configured_number_of_anchors() -> None:
     images, targets = [picture(0, 32, 32)], [ground_truth(0, 32, 32, objects=1, kind="polygon", classes=3)]
     small, large = (
         frozen_norms(dataclasses.replace(TINY, rpn_batch=count))(images, targets, generators(1)) for count in (100, 200)
     )
-    for name in ("loss_rpn_cls", "loss_rpn_loc"):  # all of the 24 anchors are taken either way
+    for name in ("loss_rpn_cls", "loss_rpn_loc"):  # both models sample all of the 24 anchors
         assert small[name].item() == pytest.approx(2 * large[name].item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("masks", [True, False], ids=["mask", "faster"])
-@pytest.mark.parametrize("why", ["no proposal", "no likely class", "not finite", "nothing left"])
-def test_nothing_detected_is_an_empty_result(why: str, masks: bool) -> None:
-    model = build_model(dataclasses.replace(TINY, masks=masks, score_threshold=0.999 * (why == "no likely class")))
+@pytest.mark.parametrize("cause", ["no proposals", "low scores", "not finite", "empty boxes"])
+def test_without_detections_the_result_is_empty(cause: str, masks: bool) -> None:
+    model = build_model(dataclasses.replace(TINY, masks=masks, score_threshold=0.999 * (cause == "low scores")))
     with torch.no_grad():
-        if why == "no proposal":
+        if cause == "no proposals":
             model.proposal_generator.rpn_head.anchor_deltas.bias.fill_(math.nan)
-        if why == "not finite":  # a number of one class takes away the whole region
+        if cause == "not finite":  # NaN in one class removes the whole region
             model.roi_heads.box_predictor.bbox_pred.bias[0] = math.nan
-        if why == "nothing left":  # boxes shrink to points
+        if cause == "empty boxes":  # boxes shrink to points
             model.roi_heads.box_predictor.bbox_pred.bias.view(-1, 4)[:, 2:].fill_(-1000.0)
     (found,) = model.eval().detect([picture(0, 48, 48)], [(48, 48)])
     assert found.boxes.shape == (0, 4)
@@ -162,7 +163,7 @@ def test_an_image_without_proposals_does_not_change_another() -> None:
     model.eval()
     size = (96, 112)
     with torch.no_grad():
-        features = model.backbone(model._batch([picture(n, *size) for n in range(2)]))
+        features = model.backbone(model.preprocess([picture(n, *size) for n in range(2)]))
         proposals, _ = model.proposal_generator.propose(model.proposal_generator.predict(features), [size] * 2)
         first, second = model.roi_heads.detect(features, [proposals, proposals[:0]], [size] * 2)
         (alone,) = model.roi_heads.detect(features[:1], [proposals], [size])
@@ -173,13 +174,13 @@ def test_an_image_without_proposals_does_not_change_another() -> None:
 
 @pytest.mark.parametrize("most", [20, 1000])
 @pytest.mark.parametrize("training", [True, False])
-def test_proposals_are_those_of_the_boxes_that_can_be_used(training: bool, most: int) -> None:
-    """Empty boxes, and in test those that are not finite, are left out as if they had never been there."""
+def test_invalid_boxes_do_not_change_the_proposals(training: bool, most: int) -> None:
+    """The proposals equal those of a computation without empty boxes and, in test, without non-finite boxes."""
     limit = 200
     config = dataclasses.replace(TINY, pre_nms_train=limit, pre_nms_test=limit, post_nms_train=most, post_nms_test=most)
     rpn = small_model(config).proposal_generator.train(training)
     draw = torch.Generator().manual_seed(0)
-    anchors = rpn.anchors(4, 5).repeat(2, 1)  # so that many are suppressed
+    anchors = rpn.anchors(4, 5).repeat(2, 1)  # twice, because many boxes should be suppressed
     logits, deltas = torch.randn(2, len(anchors), generator=draw), torch.randn(2, len(anchors), 4, generator=draw) / 20
     deltas[:, ::3, :2] = 100.0  # far outside
     if not training:
@@ -208,7 +209,7 @@ def test_bfloat16_is_near_float32() -> None:
         assert rough[name].item() == pytest.approx(exact[name].item(), rel=0.1)
 
 
-def test_channels_last_computes_the_same() -> None:
+def test_channels_last_gives_the_same_losses() -> None:
     # With fewer than 16 channels oneDNN's strided channels-last convolutions write past their buffers (torch 2.15).
     model = frozen_norms(dataclasses.replace(TINY, width=16))
     images, targets = equal_images()
@@ -218,10 +219,10 @@ def test_channels_last_computes_the_same() -> None:
         assert loss.item() == pytest.approx(exact[name].item(), rel=1e-3)
 
 
-def test_padding_is_zero_after_normalization_and_not_rounded_up() -> None:
+def test_padding_is_zero_after_normalization_and_minimal() -> None:
     model = build_model(TINY)
     images = [picture(0, 33, 47), picture(1, 21, 50)]
-    padded = model._batch(images)
+    padded = model.preprocess(images)
     assert padded.shape == (2, 3, 33, 50)
     assert (padded[0, :, :, 47:] == 0).all()
     assert (padded[1, :, 21:] == 0).all()
@@ -229,7 +230,7 @@ def test_padding_is_zero_after_normalization_and_not_rounded_up() -> None:
     assert padded[0, 2, 5, 6].item() == pytest.approx(value, rel=1e-5)
 
 
-def test_initialization_is_detectron2s() -> None:
+def test_initialization_equals_that_of_detectron2() -> None:
     torch.manual_seed(0)
     model = build_model(ModelConfig(blocks=(1, 1, 1, 1), width=32))
     wanted = {
@@ -256,7 +257,7 @@ def test_initialization_is_detectron2s() -> None:
 
 
 def backbone_state(model: MaskRCNN) -> dict[str, torch.Tensor]:
-    """Its weights under the names that `load_backbone` takes."""
+    """Return the weights of the backbone under the names that `load_backbone` expects."""
     state = {}
     for name, value in model.state_dict().items():
         if name.startswith("backbone."):
@@ -266,7 +267,7 @@ def backbone_state(model: MaskRCNN) -> dict[str, torch.Tensor]:
     return state
 
 
-def test_a_backbone_is_loaded_whole() -> None:
+def test_loading_a_backbone_changes_all_of_its_weights_and_no_others() -> None:
     source, model = small_model(TINY), build_model(TINY)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     state = backbone_state(source)
@@ -289,7 +290,7 @@ def test_a_backbone_is_loaded_whole() -> None:
         (lambda s: s.update({"stem.conv1.weight": torch.zeros(4, 3, 3, 3)}), r"shape \(4, 3, 3, 3\), expected"),
     ],
 )
-def test_a_backbone_that_does_not_fit_is_refused(change: Any, message: str) -> None:
+def test_a_backbone_of_another_architecture_is_refused(change: Any, message: str) -> None:
     model = small_model(TINY)
     state = backbone_state(model)
     change(state)
@@ -298,8 +299,9 @@ def test_a_backbone_that_does_not_fit_is_refused(change: Any, message: str) -> N
 
 
 def target(**changes: Any) -> Target:
-    good = Target(torch.tensor([[1.0, 2.0, 30.0, 40.0]]), torch.tensor([1]), [[np.array([1.0, 2, 30, 2, 30, 40])]])
-    return good._replace(**changes)
+    """A valid target, except for `changes`."""
+    valid = Target(torch.tensor([[1.0, 2.0, 30.0, 40.0]]), torch.tensor([1]), [[np.array([1.0, 2, 30, 2, 30, 40])]])
+    return valid._replace(**changes)
 
 
 @pytest.mark.parametrize(
@@ -315,27 +317,27 @@ def target(**changes: Any) -> Target:
         ({"masks": []}, "0 masks for 1 boxes"),
     ],
 )
-def test_bad_targets_are_refused(changes: dict[str, Any], message: str) -> None:
+def test_invalid_targets_are_refused(changes: dict[str, Any], message: str) -> None:
     check_targets([target(), target()], TINY)
     with pytest.raises(InputError, match=f"target 1: .*{message}"):
         check_targets([target(), target(**changes)], TINY)
 
 
-def test_bad_images_are_refused() -> None:
+def test_invalid_images_are_refused() -> None:
     model = build_model(TINY).train()
-    good = picture(0, 48, 48)
-    for image in (good.float(), good[:1], good[None], good[:, :0]):
+    valid = picture(0, 48, 48)
+    for image in (valid.float(), valid[:1], valid[None], valid[:, :0]):
         with pytest.raises(InputError, match=r"expected \(3, h, w\) uint8"):
             model([image], [target()], generators(1))
     with pytest.raises(InputError, match="1 images, 2 targets"):
-        model([good], [target(), target()], generators(1))
+        model([valid], [target(), target()], generators(1))
     with pytest.raises(InputError, match="no images"):
         model([], [], [])
     with pytest.raises(ValueError, match="eval"):
-        model.detect([good], [(48, 48)])
+        model.detect([valid], [(48, 48)])
 
 
-def test_weights_that_are_not_finite_end_training_but_not_detection() -> None:
+def test_non_finite_weights_end_training_but_not_detection() -> None:
     model = build_model(TINY).train()
     with torch.no_grad():
         model.proposal_generator.rpn_head.anchor_deltas.weight[0] = math.nan

@@ -1,4 +1,4 @@
-"""The built-in detector against Detectron2: numbers stored from it, and itself where it is installed.
+"""The built-in detector compared with stored numbers of Detectron2, and with Detectron2 itself if it is installed.
 
 `INTL_BENCH_UPDATE_GOLDEN=1 pytest tests/detection/test_detection_parity.py` needs Detectron2 and writes the numbers.
 `benchmarks/parity.py` prints the live comparison as a table.
@@ -37,11 +37,11 @@ from transfer.detection.config import ModelConfig
 from transfer.detection.structures import Target
 
 GOLDEN = places.GOLDEN / "detection" / "detectron2.npz"
-FILE_SIZES = [(150, 200), (112, 80), (70, 100)]  # of the files whose resized pictures `batch` has
+FILE_SIZES = [(150, 200), (112, 80), (70, 100)]  # sizes of the image files of `batch` before the resize
 
-# Largest difference, relative to the largest value. Live: the same machine and libraries. Stored: other processors and
-# versions of torch round otherwise, batch norms over few values enlarge that, and an activation on the verge of 0 may
-# change its sign, where gradients jump by about a hundredth.
+# The largest allowed difference, relative to the largest value. LIVE is for one machine with the same libraries. The
+# others are for stored numbers: other processors and versions of torch round differently, and batch norms over few
+# values enlarge the difference. An activation near 0 may change its sign, which changes gradients by about 1 percent.
 LIVE, STORED, STORED_GRADIENT = 1e-5, 1e-3, 3e-2
 MASK_IOU = 0.999
 
@@ -54,7 +54,7 @@ def detectron2() -> None:
 def both(
     config: ModelConfig, images: list[Tensor], targets: list[Target], sizes: list[tuple[int, int]]
 ) -> tuple[Values, Values]:
-    """What the built-in detector and Detectron2 compute with the same weights: training, then inference."""
+    """Run training and then inference in the built-in detector and in Detectron2, with the same weights."""
     ours = small_model(config)
     theirs = detectron2_model(config, ours.state_dict())
     values = training_values(ours, images, targets), detectron2_training_values(theirs, images, targets)
@@ -72,7 +72,7 @@ def both_small(masks: bool = True) -> tuple[Values, Values]:
 
 
 def both_float64(seed: int) -> tuple[Values, Values]:
-    """Training in float64, on any batch."""
+    """Run training in float64 in both detectors."""
     ours = small_model().double()
     ours.proposal_generator.anchors.float()
     theirs = detectron2_model(SMALL, ours.state_dict()).double()
@@ -83,7 +83,7 @@ def both_float64(seed: int) -> tuple[Values, Values]:
 
 
 def mask_iou(ours: Tensor, theirs: Tensor) -> float:
-    """The smallest intersection over union of two stacks of masks (k, H, W) bool; 1 for two empty ones."""
+    """Compute the smallest intersection over union of two stacks of masks (k, H, W) bool; 1 for two empty masks."""
     meet, join = (ours & theirs).sum(dim=(1, 2)), (ours | theirs).sum(dim=(1, 2))
     return float(torch.where(join > 0, meet / join, 1.0).min()) if len(ours) else 1.0
 
@@ -107,13 +107,13 @@ def test_small_detector_agrees_with_detectron2(detectron2: None, masks: bool) ->
 
 
 @pytest.mark.parametrize("seed", [0, 40])
-def test_gradients_agree_in_float64_whatever_the_batch(detectron2: None, seed: int) -> None:
-    """The same with activations on the verge of 0, whose sign float64's rounding does not change."""
+def test_gradients_agree_in_float64_for_other_batches(detectron2: None, seed: int) -> None:
+    """These batches have activations near 0. The rounding of float64 does not change their signs."""
     assert_equal(*both_float64(seed), LIVE)
 
 
 def coco_batch(test_data: Path) -> tuple[list[Tensor], list[Target]]:
-    """A real image of three objects or more, shrunk to a quarter, with its polygons."""
+    """A real image with at least three objects and polygons, at a quarter of its width and height."""
     folder = test_data / "coco_tiny"
     content = json.loads((folder / "annotations" / "instances_val2017.json").read_text())
     categories = sorted(category["id"] for category in content["categories"])
@@ -131,7 +131,7 @@ def coco_batch(test_data: Path) -> tuple[list[Tensor], list[Target]]:
 
 
 def both_resnet50(test_data: Path) -> tuple[Values, Values]:
-    """`both_small` at full width on a COCO image, with few regions."""
+    """Run `both` at full width on a COCO image, with few regions."""
     config = ModelConfig(roi_batch=8, post_nms_test=8, score_threshold=0.02, detections_per_image=5)
     images, targets = coco_batch(test_data)
     sizes = [(4 * images[0].shape[1] + 1, 4 * images[0].shape[2] + 3)]
@@ -146,7 +146,10 @@ def test_resnet50_agrees_with_detectron2_on_a_coco_image(detectron2: None, test_
 
 
 def stored(values: Values) -> dict[str, np.ndarray]:
-    """What is kept: gradients as their norm and two random projections, bitmaps packed, the rest as it is."""
+    """Compress values for the golden file.
+
+    A gradient becomes its norm and two random projections. Bitmaps are packed. Other values stay unchanged.
+    """
     kept = {}
     for name, value in values.items():
         array = value.numpy()

@@ -1,4 +1,4 @@
-"""Detection and conversion as a user runs them: the command line in an empty folder, on a dozen generated images."""
+"""Detection and conversion from the command line in an empty folder, on a few generated images."""
 
 import contextlib
 import importlib.util
@@ -37,7 +37,7 @@ BUILTIN = ["--engine", "builtin"]
 
 @pytest.fixture(scope="module")
 def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint of ours, a state dict of torchvision's, one with code in it, and images in COCO's layout."""
+    """A checkpoint of this project, a state dict of torchvision, and images in COCO's layout."""
     folder = tmp_path_factory.mktemp("material")
     with contextlib.chdir(folder):
         train.run(load_recipe("demo", PRETRAIN)).rename(OURS)
@@ -48,14 +48,14 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _in_a_folder_with_nothing_else(material: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _work_in_a_folder_with_only_the_material(material: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in (OURS, RESNET18, IMAGES):
         Path(name).symlink_to(material / name)
 
 
 def words(task: str, checkpoint: str | None = OURS, *more: str, data: str = IMAGES) -> list[str]:
-    """A command line of a detection task, small; what is in `more` comes last and so decides."""
+    """Return the command line of a small detection task. The words `more` come last, so they override the others."""
     name = "data.name=figures" if task == "coco" else "data.name=mini"
     return [task, *([checkpoint] if checkpoint else []), f"data.root={data}", name, *SMALL, *BUILTIN, *more]
 
@@ -108,8 +108,8 @@ def test_coco_from_checkpoint_to_table(capsys: pytest.CaptureFixture[str]) -> No
     assert "demo scale" not in capsys.readouterr().out
 
 
-def test_whose_weights_they_are(capsys: pytest.CaptureFixture[str]) -> None:
-    """Random initialization, a plain state dict under a name, and the layout said rather than recognized."""
+def test_records_name_the_method_and_the_source_of_the_weights(capsys: pytest.CaptureFixture[str]) -> None:
+    """Weights are random, a state dict with a name, or a state dict with a name and an explicit layout."""
     assert cli.main(words("coco", OURS, "--init", "random")) == 0
     assert cli.main(words("coco", RESNET18, "--method", "Supervised")) == 0
     capsys.readouterr()
@@ -127,7 +127,7 @@ def test_whose_weights_they_are(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.slow
-def test_stopped_at_any_step_the_same_command_ends_in_the_same_detector() -> None:
+def test_a_killed_and_resumed_run_ends_with_the_same_detector() -> None:
     command = words("coco", OURS, "iterations=24", "milestones=[16]", "checkpoint_every=2")
     assert cli.main([*command, "--results", "whole"]) == 0
     (whole,) = records("whole")
@@ -147,7 +147,7 @@ def test_stopped_at_any_step_the_same_command_ends_in_the_same_detector() -> Non
         _, errors = process.communicate(timeout=300)
         assert process.returncode == code, errors
         assert not (folder / "detector.pth").exists()
-        begun = (folder / "metrics.jsonl").read_text().splitlines()[0]  # with its speed, so that no other run has it
+        first_line = (folder / "metrics.jsonl").read_text().splitlines()[0]  # unique, because it contains the speed
         if number == signal.SIGTERM:
             last = errors.splitlines()[-1]
             assert last.startswith("intl-bench: stopped by SIGTERM")
@@ -156,11 +156,11 @@ def test_stopped_at_any_step_the_same_command_ends_in_the_same_detector() -> Non
         (record,) = records(number.name)
         assert record.metrics == whole.metrics
         assert same(detector(record), expected)
-        assert (folder / "metrics.jsonl").read_text().startswith(begun)
+        assert (folder / "metrics.jsonl").read_text().startswith(first_line)
         assert not list(folder.glob("state.pt*"))
 
 
-def test_voc(capsys: pytest.CaptureFixture[str]) -> None:
+def test_voc_from_checkpoint_to_record(capsys: pytest.CaptureFixture[str]) -> None:
     voc_cases.write(Path("VOCdevkit"))
     lists = ["data.test=[VOC2007/ImageSets/Main/trainval.txt]"]
     assert cli.main(words("voc", OURS, *lists, data="VOCdevkit")) == 0
@@ -187,7 +187,8 @@ def test_pictures_of_the_worst_images(capsys: pytest.CaptureFixture[str]) -> Non
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
-def test_seeds_side_by_side_give_what_they_give_one_after_the_other() -> None:
+@pytest.mark.slow
+def test_parallel_seeds_give_the_same_results_as_serial_seeds() -> None:
     command = words("coco", OURS, "--seeds", "2")
     assert cli.main([*command, "--results", "serial"]) == 0
     serial = [(record.key, record.metrics, detector(record)) for record in records("serial")]
@@ -199,8 +200,8 @@ def test_seeds_side_by_side_give_what_they_give_one_after_the_other() -> None:
         assert same(one[2], other[2])
 
 
-def spoil() -> None:
-    """Other categories to test on than to train on, and a file that would run a command."""
+def write_invalid_files() -> None:
+    """Write test annotations with other categories, and a checkpoint that would run a command."""
     listing = Path(IMAGES) / "annotations" / "instances_val2017.json"
     content = json.loads(listing.read_text())
     content["categories"].append({"id": 9, "name": "more"})
@@ -216,14 +217,14 @@ def spoil() -> None:
 @pytest.mark.parametrize(
     ("command", "code", "message"),
     [
-        (["coco", OURS], 2, "data.root is not set: expected where coco2017 is"),
+        (["coco", OURS], 2, "data.root is not set: expected the folder of coco2017"),
         (words("coco", data="nowhere"), 2, "nowhere/annotations/instances_train2017.json: No such file"),
         (words("coco", OURS, "data.test_images=none"), 2, "images/none: no such folder"),
-        (words("coco", OURS, "data.test=[{here}/other.json]"), 2, "other.json: its category ids are not those of"),
+        (words("coco", OURS, "data.test=[{here}/other.json]"), 2, "other.json: its category ids differ from those of"),
         (words("coco", OURS, "itertions=3"), 2, "unknown key 'itertions'; did you mean iterations?"),
         (words("coco", OURS, "model.anchors=[8]"), 2, "unknown key 'model.anchors'; did you mean anchor_sizes?"),
         (words("coco", OURS, "model.num_classes=7"), 2, "instances_train2017.json has 5 categories"),
-        (words("coco", OURS, "model.width=64"), 2, "set model.* as the backbone was pre-trained"),
+        (words("coco", OURS, "model.width=64"), 2, "set model.* as in pre-training"),
         (words("coco", OURS, "batch_size=0"), 2, "batch_size=0: expected a positive number"),
         (words("coco", OURS, "data.kind=voc"), 2, "set model.masks=false"),
         (words("coco", OURS, "--visualize", "-1"), 2, "visualize=-1: expected at least 0"),
@@ -236,23 +237,23 @@ def spoil() -> None:
         (words("coco", OURS, "--engine", "detectron2"), 2, "use --engine builtin"),
     ],
 )
-def test_mistakes_end_in_one_line(
+def test_errors_are_reported_in_one_line(
     command: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    spoil()
+    write_invalid_files()
     assert cli.main([word.replace("{here}", str(Path.cwd())) for word in command]) == code
-    said = capsys.readouterr()
-    lines = [line for line in said.err.splitlines() if "crowd regions, not trained on" not in line]
-    if importlib.util.find_spec("detectron2"):  # its import warns
+    printed = capsys.readouterr()
+    lines = [line for line in printed.err.splitlines() if "crowd regions, not used in training" not in line]
+    if importlib.util.find_spec("detectron2"):  # its import prints warnings
         lines = lines[-1:]
-    assert len(lines) == 1, said.err
+    assert len(lines) == 1, printed.err
     assert lines[0].startswith("intl-bench: ")
     assert message in lines[0]
     assert records() == []
     assert not Path("ran").exists()
 
 
-def test_detectron2_as_engine(capsys: pytest.CaptureFixture[str]) -> None:
+def test_both_engines_write_detectors_with_the_same_parameters(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("detectron2")
     assert cli.main(words("coco", RESNET18, "--engine", "detectron2")) == 0
     (record,) = records()
@@ -270,20 +271,20 @@ def test_detectron2_as_engine(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("to", ["detectron2", "torchvision", "timm", "safetensors"])
-def test_convert_there_and_back(to: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_converting_back_restores_the_weights(to: str, capsys: pytest.CaptureFixture[str]) -> None:
     out = "out.safetensors" if to == "safetensors" else "out.pth"
     assert cli.main(["convert", OURS, out, "--to", to]) == 0
-    said = capsys.readouterr().out
-    assert "ours.pt: intl-bench, resnet10_narrow" in said
-    assert f"{out}: {to}, " in said
+    printed = capsys.readouterr().out
+    assert "ours.pt: intl-bench, resnet10_narrow" in printed
+    assert f"{out}: {to}, " in printed
     assert cli.main(["convert", out, "back.pth", "--to", "torchvision"]) == 0
     state = torch.load("back.pth")
     prefix = "backbone."
     method = torch.load(OURS)["method"]
     expected = {key.removeprefix(prefix): value for key, value in method.items() if key.startswith(prefix)}
     assert state.keys() == expected.keys()
-    counted = to != "detectron2"  # its files have no counters
-    assert all(torch.equal(state[key], expected[key]) for key in state if counted or "num_batches" not in key)
+    has_counters = to != "detectron2"
+    assert all(torch.equal(state[key], expected[key]) for key in state if has_counters or "num_batches" not in key)
 
 
 def test_convert_names_the_missing_tensor(capsys: pytest.CaptureFixture[str]) -> None:

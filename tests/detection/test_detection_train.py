@@ -1,4 +1,4 @@
-"""Training, resuming and detecting with the built-in engine, on a handful of generated images."""
+"""Training, resuming and detecting with the built-in engine, on a few generated images."""
 
 import dataclasses
 import json
@@ -21,7 +21,8 @@ from intl_bench.core.signals import StopRequest
 from transfer.detection import build_model
 from transfer.detection.annotations import generated
 from transfer.detection.annotations.split import read_split
-from transfer.detection.config import Config, DataConfig
+from transfer.detection.config import AnnotatedDataConfig, DetectionConfig
+from transfer.detection.data import training_batches
 from transfer.detection.engines import builtin
 from transfer.detection.engines.optim import build_sgd, learning_rate
 
@@ -30,11 +31,11 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
+def config(tmp_path_factory: pytest.TempPathFactory) -> DetectionConfig:
     root = tmp_path_factory.mktemp("figures")
     generated.write(root, train=12, test=4)
-    return Config(
-        data=DataConfig(root=str(root), name="figures"),
+    return DetectionConfig(
+        data=AnnotatedDataConfig(root=str(root), name="figures"),
         model=dataclasses.replace(TINY, num_classes=5),
         engine="builtin",
         iterations=6,
@@ -52,7 +53,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
     )
 
 
-def backbone(config: Config) -> dict[str, torch.Tensor]:
+def backbone(config: DetectionConfig) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
     state = build_model(config.model).state_dict()
     parts = ("backbone.", "roi_heads.res5.")
@@ -64,7 +65,7 @@ def backbone(config: Config) -> dict[str, torch.Tensor]:
 
 
 def run(
-    config: Config,
+    config: DetectionConfig,
     folder: Path,
     evaluate: Callable[[list[Any]], dict[str, float]] = lambda results: {},
     **identity: int,
@@ -90,7 +91,7 @@ def detector(folder: Path) -> dict[str, torch.Tensor]:
     return state
 
 
-def test_a_stopped_run_ends_in_the_same_weights_and_detections(config: Config, tmp_path: Path) -> None:
+def test_a_resumed_run_ends_with_the_same_weights_and_detections(config: DetectionConfig, tmp_path: Path) -> None:
     whole = run(config, tmp_path / "whole")
 
     def stop(results: list[Any]) -> dict[str, float]:
@@ -110,24 +111,24 @@ def test_a_stopped_run_ends_in_the_same_weights_and_detections(config: Config, t
     assert rows == [2, 3, 6]
 
 
-def test_workers_do_not_matter(config: Config, tmp_path: Path) -> None:
+def test_weights_do_not_depend_on_the_number_of_workers(config: DetectionConfig, tmp_path: Path) -> None:
     run(config, tmp_path / "a")
     run(dataclasses.replace(config, workers=2), tmp_path / "b")
     a, b = detector(tmp_path / "a"), detector(tmp_path / "b")
     assert all(torch.equal(a[key], b[key]) for key in a)
 
 
-def test_every_parameter_learns_and_norms_follow_the_data(config: Config, tmp_path: Path) -> None:
+def test_all_weights_and_statistics_of_the_backbone_change(config: DetectionConfig, tmp_path: Path) -> None:
     run(config, tmp_path)
     torch.manual_seed(0)
     before, after = backbone(config), detector(tmp_path)
     for key, value in before.items():
         name = f"roi_heads.{key}" if key.startswith("res5.") else f"backbone.{key}"
-        assert not torch.equal(value, after[name]), f"{name} is as before"
+        assert not torch.equal(value, after[name]), f"{name} did not change"
 
 
-def test_statistics_are_those_of_the_batches_with_the_final_weights(config: Config, tmp_path: Path) -> None:
-    """The stem's mean is the mean over batches of its convolution's output, computed here by itself."""
+def test_statistics_are_those_of_the_batches_with_the_final_weights(config: DetectionConfig, tmp_path: Path) -> None:
+    """The running mean of the stem equals an independent mean of the output of its convolution over the batches."""
     config = dataclasses.replace(config, iterations=1, precise_bn=3)
     run(config, tmp_path)
     state = detector(tmp_path)
@@ -135,7 +136,7 @@ def test_statistics_are_those_of_the_batches_with_the_final_weights(config: Conf
     model.load_state_dict(state)
     train_split = read_split(config.data, "train", masks=True)
     total, count = torch.zeros(TINY.width, dtype=torch.float64), 0
-    for batch in builtin.training_batches(
+    for batch in training_batches(
         train_split,
         seed=0,
         batch_size=4,
@@ -147,7 +148,7 @@ def test_statistics_are_those_of_the_batches_with_the_final_weights(config: Conf
         purpose="precise bn order",
     ):
         maps = torch.conv2d(
-            model._batch([image.pixels for image in batch.images]), state["backbone.stem.conv1.weight"], None, 2, 3
+            model.preprocess([image.pixels for image in batch.images]), state["backbone.stem.conv1.weight"], None, 2, 3
         ).double()
         total += maps.sum((0, 2, 3))
         count += maps.numel() // TINY.width
@@ -156,19 +157,19 @@ def test_statistics_are_those_of_the_batches_with_the_final_weights(config: Conf
     )
 
 
-def test_divergence_ends_the_run(config: Config, tmp_path: Path) -> None:
+def test_a_non_finite_loss_ends_the_run(config: DetectionConfig, tmp_path: Path) -> None:
     with pytest.raises(DivergedError, match="lower lr"):
         run(dataclasses.replace(config, lr=1e20, warmup_iterations=0), tmp_path)
     assert not (tmp_path / "detector.pth").exists()
 
 
-def test_state_of_another_run_is_refused(config: Config, tmp_path: Path) -> None:
+def test_state_of_another_run_is_refused(config: DetectionConfig, tmp_path: Path) -> None:
     run(config, tmp_path, seed=1)
     with pytest.raises(InputError, match=r"belongs to another run \(seed: 1 -> 2\)"):
         run(config, tmp_path, seed=2)
 
 
-def test_bf16_and_channels_last_stay_near(config: Config, tmp_path: Path) -> None:
+def test_bf16_and_channels_last_change_the_loss_only_slightly(config: DetectionConfig, tmp_path: Path) -> None:
     short = dataclasses.replace(config, iterations=1, model=dataclasses.replace(config.model, width=16))
     run(short, tmp_path / "plain")
     run(dataclasses.replace(short, precision="bf16", channels_last=True), tmp_path / "half")
@@ -177,13 +178,17 @@ def test_bf16_and_channels_last_stay_near(config: Config, tmp_path: Path) -> Non
     assert values[0]["loss"] != values[1]["loss"]
 
 
-def test_narrow_channels_last_on_a_cpu_is_refused(config: Config, tmp_path: Path) -> None:
+def test_narrow_channels_last_on_a_cpu_is_refused(config: DetectionConfig, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="channels_last"):
         run(dataclasses.replace(config, channels_last=True), tmp_path)
 
 
-def test_two_processes_share_a_batch(config: Config, tmp_path: Path) -> None:
-    """One image four times, so that nothing depends on padding: one step gives the weights that one process gets."""
+@pytest.mark.slow
+def test_two_processes_share_a_batch(config: DetectionConfig, tmp_path: Path) -> None:
+    """One step of two processes gives the same weights as one process.
+
+    A batch is one image four times, because padding depends on the other images of a process.
+    """
     root = Path(config.data.root)
     listing = json.loads((root / "annotations" / "instances_train2017.json").read_text())
     listing["images"] = listing["images"][:1]
@@ -205,17 +210,17 @@ def test_two_processes_share_a_batch(config: Config, tmp_path: Path) -> None:
             torch.testing.assert_close(a[key], b[key], rtol=1e-4, atol=1e-6, msg=lambda text, key=key: f"{key}: {text}")
 
 
-def test_learning_rate_by_hand() -> None:
-    config = Config(iterations=100, milestones=(60, 90), warmup_iterations=10, lr=0.5, warmup_factor=0.1)
+def test_learning_rate_follows_warmup_and_milestones() -> None:
+    config = DetectionConfig(iterations=100, milestones=(60, 90), warmup_iterations=10, lr=0.5, warmup_factor=0.1)
     assert learning_rate(config, 0) == pytest.approx(0.05)
     assert learning_rate(config, 5) == pytest.approx(0.05 + 0.45 * 0.5)
     steps = [learning_rate(config, iteration) for iteration in (10, 59, 60, 89, 90, 99)]
     assert steps == pytest.approx([0.5, 0.5, 0.05, 0.05, 0.005, 0.005])
 
 
-def test_norms_have_a_weight_decay_of_their_own() -> None:
+def test_norms_have_their_own_weight_decay() -> None:
     model = build_model(TINY)
-    groups = build_sgd(model, Config()).param_groups
+    groups = build_sgd(model, DetectionConfig()).param_groups
     assert [group["weight_decay"] for group in groups] == [1e-4, 0.0]
     norms = {id(p) for group in groups[1:] for p in group["params"]}
     for name, parameter in model.named_parameters():

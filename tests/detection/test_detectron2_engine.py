@@ -1,4 +1,4 @@
-"""Training and detecting with Detectron2 itself; skips where it is absent."""
+"""Training and detecting with Detectron2. The tests are skipped if it is not installed."""
 
 import dataclasses
 import json
@@ -15,19 +15,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from detectron2_engine_cases import CONFIG, MODEL, backbone, read, run
+from detectron2_engine_cases import CONFIG, MODEL, backbone, read_splits, run
 from places import ROOT, SUPPORT
 
 from intl_bench.core.errors import DivergedError, InputError, Preempted
 from transfer.detection import build_model
 from transfer.detection.annotations.objects import Annotations
 from transfer.detection.annotations.split import read_split
-from transfer.detection.config import DataConfig
+from transfer.detection.config import AnnotatedDataConfig
 from transfer.detection.data import test_images as images_of
 from transfer.detection.engines.optim import learning_rate
 from transfer.detection.evaluation.coco import evaluate_coco, to_results
 
-# Runs far too long, and ends as the command line would.
+# A training in a process of its own. It ends with the exit code of the command line.
 SCRIPT = """
 import dataclasses, sys
 from pathlib import Path
@@ -35,7 +35,7 @@ import detectron2_engine_cases as cases
 from intl_bench.core.errors import BenchError
 data, folder, iterations = sys.argv[1:]
 config = dataclasses.replace(cases.CONFIG, iterations=int(iterations), checkpoint_every=2)
-train, test = cases.read(Path(data))
+train, test = cases.read_splits(Path(data))
 try:
     results = cases.run(config, Path(folder), train, test)
     print("results", len(results))
@@ -55,7 +55,7 @@ def engine() -> ModuleType:
 
 @pytest.fixture
 def data(test_data: Path) -> tuple[Annotations, Annotations]:
-    return read(test_data)
+    return read_splits(test_data)
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -68,12 +68,12 @@ def rows(folder: Path) -> list[dict[str, float]]:
 
 
 @pytest.mark.data
-def test_images_are_handed_over_as_detectron2_would_read_them(engine: ModuleType, test_data: Path) -> None:
+def test_images_have_the_form_in_which_detectron2_reads_them(engine: ModuleType, test_data: Path) -> None:
     from detectron2.data.datasets.coco import load_coco_json
     from detectron2.data.detection_utils import annotations_to_instances
 
-    config = DataConfig(root=str(test_data / "coco_tiny"))
-    ours = engine._Images(read_split(config, "train", masks=True))
+    config = AnnotatedDataConfig(root=str(test_data / "coco_tiny"))
+    ours = engine.DatasetDicts(read_split(config, "train", masks=True))
     folder = test_data / "coco_tiny"
     theirs = load_coco_json(
         str(folder / "annotations" / "instances_train2017.json"), str(folder / "train2017"), "coco_tiny_handed_over"
@@ -95,7 +95,7 @@ def test_images_are_handed_over_as_detectron2_would_read_them(engine: ModuleType
 
 
 @pytest.mark.data
-def test_detector_trained_by_detectron2_detects_the_same_in_the_builtin_engine(
+def test_a_detector_of_detectron2_gives_the_same_detections_in_the_builtin_engine(
     engine: ModuleType, data: tuple[Annotations, Annotations], tmp_path: Path
 ) -> None:
     train, test = data
@@ -120,7 +120,7 @@ def test_detector_trained_by_detectron2_detects_the_same_in_the_builtin_engine(
 
 
 @pytest.mark.data
-def test_trained_weights_come_from_the_seed_and_all_parts_are_trained(
+def test_weights_are_reproducible_and_all_parts_are_trained(
     engine: ModuleType, data: tuple[Annotations, Annotations], tmp_path: Path
 ) -> None:
     train, test = data
@@ -130,12 +130,14 @@ def test_trained_weights_come_from_the_seed_and_all_parts_are_trained(
     assert first == second
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
     start = {f"roi_heads.{k}" if k.startswith("res5") else f"backbone.{k}": v for k, v in backbone().items()}
-    still = [key for key, value in start.items() if value.is_floating_point() and torch.equal(states[0][key], value)]
-    assert not still
+    unchanged = [
+        key for key, value in start.items() if value.is_floating_point() and torch.equal(states[0][key], value)
+    ]
+    assert not unchanged
 
 
 @pytest.mark.data
-def test_stopped_run_goes_on_with_its_weights_and_its_schedule(
+def test_a_resumed_run_keeps_its_weights_and_its_schedule(
     engine: ModuleType, data: tuple[Annotations, Annotations], tmp_path: Path
 ) -> None:
     train, test = data
@@ -177,7 +179,7 @@ def test_two_processes_share_a_batch(engine: ModuleType, test_data: Path, tmp_pa
     output, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
     counts = sorted(int(line.split()[1]) for line in output.splitlines() if line.startswith("results"))
-    assert counts[0] == 0 < counts[1]  # the first process has them all
+    assert counts[0] == 0 < counts[1]  # the first process has the results of both
     assert load(tmp_path / "state.pt")["iteration"] == 4
 
 
@@ -212,17 +214,20 @@ def test_non_finite_losses_end_with_exit_code_3(
 
 
 @pytest.mark.data
-def test_masks_that_detectron2_does_not_take_are_refused(engine: ModuleType, test_data: Path, tmp_path: Path) -> None:
-    config = DataConfig(root=str(test_data / "coco_tiny"))
-    train = read_split(config, "train", masks=True)
-    engine._require_polygons(train)
+def test_run_length_encodings_are_refused_except_for_crowds(
+    engine: ModuleType, test_data: Path, tmp_path: Path
+) -> None:
+    config = AnnotatedDataConfig(root=str(test_data / "coco_tiny"))
+    train, test = (read_split(config, split, masks=True) for split in ("train", "test"))
+    short = dataclasses.replace(CONFIG, iterations=1, milestones=(), precise_bn=0)
+    run(short, tmp_path / "crowds", train, test.select(np.arange(len(test)) < 2, []))
     with pytest.raises(InputError, match=r"5 objects other than crowds .*--engine builtin"):
-        engine._require_polygons(dataclasses.replace(train, crowd=np.zeros_like(train.crowd)))
+        run(short, tmp_path / "objects", dataclasses.replace(train, crowd=np.zeros_like(train.crowd)), test)
 
 
 @pytest.mark.data
 @pytest.mark.parametrize("workers", [0, 1])
-def test_image_that_cannot_be_read_is_named_in_one_line(
+def test_an_unreadable_image_is_named_in_one_line(
     engine: ModuleType, data: tuple[Annotations, Annotations], tmp_path: Path, workers: int
 ) -> None:
     train, test = data

@@ -1,4 +1,4 @@
-"""Our settings, schedules and weights in Detectron2; what needs Detectron2 skips where it is absent."""
+"""Settings, schedules and weights of this project in Detectron2. Some tests need Detectron2, else they are skipped."""
 
 import dataclasses
 import itertools
@@ -18,17 +18,17 @@ from detectron2_engine_cases import CONFIG, MODEL, backbone
 from intl_bench.core.errors import InputError
 from transfer.convert import to_detectron2
 from transfer.detection import build_model
-from transfer.detection.config import Config, ModelConfig
+from transfer.detection.config import DetectionConfig, ModelConfig
 from transfer.detection.engines import detectron2_settings
 from transfer.detection.engines.optim import build_sgd, learning_rate
 
 GOLDEN = places.GOLDEN / "detection_lr.json"
 SCHEDULES = {
-    "2x": Config(),
-    "1x": Config(iterations=90_000, milestones=(60_000, 80_000)),
-    "24k": Config(iterations=24_000, milestones=(18_000, 22_000), warmup_iterations=100),
-    "warm-up past a milestone": Config(iterations=300, milestones=(50, 200), warmup_iterations=100, lr=0.3),
-    "no warm-up": Config(iterations=30, milestones=(10, 30), warmup_iterations=0),
+    "2x": DetectionConfig(),
+    "1x": DetectionConfig(iterations=90_000, milestones=(60_000, 80_000)),
+    "24k": DetectionConfig(iterations=24_000, milestones=(18_000, 22_000), warmup_iterations=100),
+    "warm-up past a milestone": DetectionConfig(iterations=300, milestones=(50, 200), warmup_iterations=100, lr=0.3),
+    "no warm-up": DetectionConfig(iterations=30, milestones=(10, 30), warmup_iterations=0),
 }
 
 
@@ -41,7 +41,7 @@ def engine() -> ModuleType:
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_learning_rates_equal_those_written_down_from_detectron2(name: str) -> None:
+def test_learning_rates_equal_stored_rates_of_detectron2(name: str) -> None:
     golden = json.loads(GOLDEN.read_text())[name]
     assert len(golden) >= 8
     for iteration, lr in golden.items():
@@ -56,14 +56,14 @@ def test_learning_rates_equal_detectron2s_over_the_whole_schedule(engine: Module
     np.testing.assert_allclose(ours, list(rates), rtol=1e-9)
 
 
-def detectron2_rates(engine: ModuleType, config: Config) -> itertools.chain[float]:
-    """Learning rate of every iteration, as Detectron2's own scheduler sets it."""
+def detectron2_rates(engine: ModuleType, config: DetectionConfig) -> itertools.chain[float]:
+    """Return the learning rate of every iteration from Detectron2's scheduler."""
     cfg = engine.settings(config, seed=0, output=Path("run"))
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=cfg.SOLVER.BASE_LR)
     scheduler = engine.build_lr_scheduler(cfg, optimizer)
 
     def after_step(_: int) -> float:
-        optimizer._opt_called = True  # PyTorch warns of a schedule that advances without steps
+        optimizer._opt_called = True  # else PyTorch warns that the scheduler steps without the optimizer
         scheduler.step()
         return float(optimizer.param_groups[0]["lr"])
 
@@ -109,7 +109,7 @@ def test_every_setting_that_matters_to_detectron2_reaches_it(engine: ModuleType)
             return (*value[:-1], value[-1] + 0.5 if isinstance(value[-1], float) else value[-1] + 1)
         return not value if isinstance(value, bool) else value * 2 or type(value)(1)
 
-    for field in dataclasses.fields(Config):
+    for field in dataclasses.fields(DetectionConfig):
         if field.name not in ours_alone:
             changed = dataclasses.replace(CONFIG, **{field.name: other(getattr(CONFIG, field.name))})
             assert engine.settings(changed, seed=0, output=Path("run")) != original, field.name
@@ -155,7 +155,7 @@ def test_the_papers_settings_are_those_of_mocos_detectron2_configs(engine: Modul
             }
         )
     )
-    assert engine.settings(Config(device="cpu"), seed=3, output=Path("run"), processes=8) == expected
+    assert engine.settings(DetectionConfig(device="cpu"), seed=3, output=Path("run"), processes=8) == expected
 
 
 def test_yaml_is_read_back_by_detectron2s_own_loader(engine: ModuleType, tmp_path: Path) -> None:
@@ -163,7 +163,7 @@ def test_yaml_is_read_back_by_detectron2s_own_loader(engine: ModuleType, tmp_pat
     (tmp_path / "detectron2.yaml").write_text(cfg.dump())
     read_back = engine.get_cfg()
     read_back.merge_from_file(str(tmp_path / "detectron2.yaml"))
-    assert json.dumps(read_back) == json.dumps(cfg)  # as text, for YAML has no tuples inside tuples
+    assert json.dumps(read_back) == json.dumps(cfg)  # as text, because YAML has no nested tuples
 
 
 @pytest.mark.parametrize(

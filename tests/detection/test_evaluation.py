@@ -1,4 +1,4 @@
-"""COCO's average precision: both evaluators, the published 100-image case, what may be in the files, malformed ones."""
+"""COCO's average precision: both evaluators, the published case of 100 images, and malformed files."""
 
 import contextlib
 import copy
@@ -27,7 +27,7 @@ SIDE = 320
 
 
 def bitmap(box: list[float]) -> np.ndarray:
-    """(SIDE, SIDE) uint8, an ellipse in the box."""
+    """Draw an ellipse in a box, (SIDE, SIDE) uint8."""
     x, y, width, height = box
     rows, columns = np.mgrid[:SIDE, :SIDE]
     inside = ((columns - x) / width - 0.5) ** 2 + ((rows - y) / height - 0.5) ** 2 <= 0.25
@@ -47,7 +47,11 @@ def uncompressed(box: list[float]) -> dict[str, Any]:
 
 
 def random_case(seed: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Objects of all sizes, crowds, images without objects or detections, ties, 101 detections in the second image."""
+    """Return annotations and detections with many special cases.
+
+    They have objects of all sizes, crowds, images without objects or without detections, equal scores, and more than
+    100 detections in the second image.
+    """
     random = np.random.default_rng(seed)
     truth: dict[str, Any] = {
         "images": [{"id": 10 * i + 7, "height": SIDE, "width": SIDE} for i in range(8)],
@@ -61,7 +65,7 @@ def random_case(seed: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         return [*random.uniform(0, [SIDE - width, SIDE - height]).tolist(), float(width), float(height)]
 
     def result(image: int, category: int, at: list[float]) -> None:
-        score = round(float(random.uniform()), 1)  # many ties
+        score = round(float(random.uniform()), 1)  # many equal scores
         entry = {"image_id": image, "category_id": category, "score": score, "bbox": at, "segmentation": encoded(at)}
         results.append(entry)
 
@@ -100,7 +104,10 @@ def write(folder: Path, value: Any, name: str = "truth.json") -> Path:
 
 
 def plain_pycocotools(truth: Path, results: list[dict[str, Any]], iou_type: str) -> list[float]:
-    """pycocotools as its own demonstration uses it; without boxes for masks, so that an area is the mask's."""
+    """Evaluate as in the demonstration of pycocotools.
+
+    For masks the boxes are removed, because pycocotools would take the area of the box instead of that of the mask.
+    """
     field = {"bbox": "bbox", "segm": "segmentation"}[iou_type]
     kept = [{key: entry[key] for key in ("image_id", "category_id", "score", field)} for entry in results]
     with contextlib.redirect_stdout(io.StringIO()):
@@ -131,8 +138,8 @@ def test_both_evaluators_agree_with_plain_pycocotools(tmp_path: Path, seed: int,
     assert max(abs(fast[name] - found[name]) for name in found) < 1e-12
 
 
-def test_the_mask_decides_whether_an_object_is_small(tmp_path: Path) -> None:
-    """Boxes in the results do not change the masks' numbers; plain pycocotools would take the box's area."""
+def test_the_area_of_a_detected_mask_is_not_that_of_its_box(tmp_path: Path) -> None:
+    """Boxes in the results do not change the numbers of the masks. In plain pycocotools they do."""
     truth, results = random_case(0)
     path = write(tmp_path, truth)
     without = [{key: value for key, value in entry.items() if key != "bbox"} for entry in results]
@@ -141,7 +148,7 @@ def test_the_mask_decides_whether_an_object_is_small(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("evaluator", ["pycocotools", "faster-coco-eval"])
 def test_published_numbers_of_cocoapi(evaluator: str) -> None:
-    """The results that cocoapi publishes for 100 images of val2014; see the golden file for their origin."""
+    """cocoapi publishes results for 100 images of val2014. The golden file names their origin."""
     published = json.loads(GOLDEN.read_text())
     default = Path(__file__).resolve().parents[3] / "shared" / "data" / "coco_val2014_100"
     folder = Path(os.environ.get("INTL_BENCH_COCO_100", default))
@@ -156,7 +163,7 @@ def test_published_numbers_of_cocoapi(evaluator: str) -> None:
 
 
 @pytest.mark.parametrize("evaluator", ["pycocotools", "faster-coco-eval"])
-def test_objects_of_unlisted_images_and_categories_do_not_count(tmp_path: Path, evaluator: str) -> None:
+def test_objects_of_unknown_images_and_categories_do_not_count(tmp_path: Path, evaluator: str) -> None:
     if evaluator != "pycocotools":
         pytest.importorskip("faster_coco_eval")
     truth, results = random_case(2)
@@ -177,8 +184,8 @@ def test_no_detections_score_zero(tmp_path: Path, evaluator: str) -> None:
 
 
 @pytest.mark.parametrize("evaluator", ["pycocotools", "faster-coco-eval"])
-def test_perfect_detections_score_100_and_what_does_not_occur_is_left_out(tmp_path: Path, evaluator: str) -> None:
-    """Also where annotation ids start at 0, which pycocotools takes for "not matched"."""
+def test_perfect_detections_score_100_and_metrics_without_objects_are_left_out(tmp_path: Path, evaluator: str) -> None:
+    """The annotation ids start at 0, which means "not matched" in pycocotools."""
     if evaluator != "pycocotools":
         pytest.importorskip("faster_coco_eval")
     boxes = [[10.0, 20.0, 200.0, 150.0], [150.0, 160.0, 120.0, 140.0]]
@@ -187,7 +194,7 @@ def test_perfect_detections_score_100_and_what_does_not_occur_is_left_out(tmp_pa
     ]
     truth = {
         "images": [{"id": 5, "height": SIDE, "width": SIDE}, {"id": 6, "height": 20, "width": 30}],
-        "categories": [{"id": 2, "name": "ellipse"}, {"id": 4, "name": "never there"}],
+        "categories": [{"id": 2, "name": "ellipse"}, {"id": 4, "name": "absent"}],
         "annotations": [{**entry, "id": i, "iscrowd": 0} for i, entry in enumerate(entries)],
     }
     results = [{**entry, "score": 0.9} for entry in entries]
@@ -210,12 +217,12 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"score": True}, "score is True"),
     ({"segmentation": [[0, 0, 5, 0, 5, 5]]}, "expected compressed RLE"),
     ({"segmentation": {**encoded(BOX), "size": [SIDE, SIDE + 1]}}, "size is"),
-    ({"segmentation": {"size": [SIDE, SIDE], "counts": "é"}}, "counts is damaged"),
+    ({"segmentation": {"size": [SIDE, SIDE], "counts": "é"}}, "counts are not valid"),
 ]
 
 
 @pytest.mark.parametrize(("change", "message"), WRONG)
-def test_a_bad_detection_is_named_in_one_line(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+def test_a_malformed_detection_is_named_in_one_line(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     path = write(tmp_path, random_case(0)[0])
     with pytest.raises(InputError, match=rf"^detections\[1\]: .*{message}") as error:
         evaluate_coco(path, [GOOD, {**GOOD, **change}])
@@ -230,7 +237,7 @@ def test_a_missing_field_is_named(tmp_path: Path, field: str) -> None:
         evaluate_coco(path, results)
 
 
-def test_files_and_settings_that_do_not_fit(tmp_path: Path) -> None:
+def test_invalid_files_and_settings_are_refused(tmp_path: Path) -> None:
     truth, results = random_case(0)
     path = write(tmp_path, truth)
     with pytest.raises(InputError, match="expected a list"):
@@ -249,7 +256,7 @@ def test_files_and_settings_that_do_not_fit(tmp_path: Path) -> None:
     for change, message in (
         ({"bbox": [1, 2, float("nan"), 4]}, "bbox is"),
         ({"segmentation": []}, "segmentation: expected polygons"),
-        ({"segmentation": {"size": [SIDE, SIDE], "counts": [5]}}, "segmentation has counts that add up to 5"),
+        ({"segmentation": {"size": [SIDE, SIDE], "counts": [5]}}, "segmentation has counts with a sum of 5"),
     ):
         broken = copy.deepcopy(truth)
         broken["annotations"][2].update(change)
@@ -257,7 +264,7 @@ def test_files_and_settings_that_do_not_fit(tmp_path: Path) -> None:
             evaluate_coco(write(tmp_path, broken, "broken.json"), results)
 
 
-def test_results_hold_what_was_detected() -> None:
+def test_results_contain_the_detections() -> None:
     boxes = torch.tensor([[0.1, 10.7, 30.3, 50.9], [-2.0, 0.0, 41.0, 32.5], [5.0, 5.0, 35.0, 30.0]])
     scores = torch.tensor([0.9, 0.9, 0.1])
     found = Detections(boxes, scores, torch.tensor([1, 0, 1]), None)
@@ -270,18 +277,17 @@ def test_results_hold_what_was_detected() -> None:
     assert all("segmentation" not in entry for entry in results)
 
 
-def test_results_hold_the_pasted_masks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_contain_the_pasted_masks() -> None:
     boxes = torch.tensor([[0.1, 10.7, 30.3, 50.9], [-2.0, 0.0, 41.0, 32.5], [5.0, 5.0, 35.0, 30.0]])
     probabilities = torch.rand(3, 14, 14, generator=torch.Generator().manual_seed(0))
     found = Detections(boxes, torch.ones(3), torch.zeros(3, dtype=torch.int64), probabilities)
     expected = masks.paste(probabilities, boxes, 60, 40).numpy()
     assert expected.any((1, 2)).all()
-    for pixels in (2**26, 1):  # all at once, and one by one
-        monkeypatch.setattr("transfer.detection.evaluation.coco._PASTE_PIXELS", pixels)
-        results = json.loads(json.dumps(to_results(9, found, (4,), 60, 40)))
+    for pixels in (2**26, 1):  # all masks at a time, and one at a time
+        results = json.loads(json.dumps(to_results(9, found, (4,), 60, 40, paste_pixels=pixels)))
         assert all((rle.decode(e["segmentation"]) == m).all() for e, m in zip(results, expected, strict=True))
 
 
-def test_no_detections_make_no_results() -> None:
+def test_without_detections_the_results_are_empty() -> None:
     none = Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64), torch.zeros(0, 14, 14))
     assert to_results(9, none, (4,), 60, 40) == []

@@ -1,4 +1,4 @@
-"""The picture of the worst images: which ones, in what order, and that it shows what was annotated and detected."""
+"""The picture of the images with the lowest AP: their selection, their order, and the drawn objects and detections."""
 
 import json
 from pathlib import Path
@@ -27,7 +27,7 @@ def square(box: list[float]) -> list[list[float]]:
 
 @pytest.fixture
 def truth(tmp_path: Path) -> Annotations:
-    """Five gray images with two objects of two classes, a sixth without, a seventh with a crowd alone."""
+    """Seven gray images with two objects each, except that the sixth has none and the seventh has only crowds."""
     (tmp_path / "val").mkdir()
     content: dict[str, Any] = {"images": [], "annotations": []}
     content["categories"] = [{"id": 3, "name": "boat"}, {"id": 7, "name": "naïve"}]
@@ -58,13 +58,13 @@ def shifted(box: list[float], by: float) -> list[float]:
 
 @pytest.fixture
 def results() -> list[dict[str, Any]]:
-    """Image 1 is found well, 2 is half missed, 3 is found next to where it is, 4 not at all, 5 like 2."""
+    """Detections: exact in image 1, half of the objects in 2 and 5, shifted in 3, and none in 4."""
     entries = [found(1, 3, BOXES[0]), found(1, 7, BOXES[1]), found(2, 3, BOXES[0]), found(5, 7, BOXES[1])]
     entries += [found(3, 3, shifted(BOXES[0], 12)), found(3, 7, shifted(BOXES[1], 10)), found(6, 3, BOXES[0])]
     return entries
 
 
-def test_the_worst_come_first_and_images_without_objects_not_at_all(
+def test_images_are_in_order_of_ap_and_images_without_objects_are_left_out(
     truth: Annotations, results: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     precisions = image_precisions(truth, results)
@@ -76,7 +76,7 @@ def test_the_worst_come_first_and_images_without_objects_not_at_all(
     assert draw_worst(truth, results, 2, tmp_path / "worst.png") == [4, 2]
 
 
-def test_an_image_alone_has_the_precision_that_coco_evaluation_gives_it(
+def test_the_ap_of_an_image_equals_coco_evaluation_of_that_image(
     truth: Annotations, results: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     content = json.loads(truth.path.read_text())
@@ -100,17 +100,17 @@ def test_the_picture_shows_annotations_on_the_left_and_detections_on_the_right(
     assert rows == 2 * (14 + 360)
     image = picture[14:374]
     left, right = image[:, :480], image[:, 480:]
-    assert (right == 128).all(), "nothing was detected in image 4"
+    assert (right == 128).all(), "image 4 has no detections"
     x, y = (round(2 * (BOXES[0][i] + BOXES[0][i + 2] / 2)) for i in (0, 1))
-    assert tuple(left[y, x]) not in ((128, 128, 128), (0, 0, 0)), "the mask lies over the object"
+    assert tuple(left[y, x]) not in ((128, 128, 128), (0, 0, 0)), "the mask covers the object"
     assert (left[-3:] == 128).all()
     second = picture[14 + 374 :]
-    assert (second[y, x] == second[y, 480 + x]).all(), "one class has one color"
+    assert (second[y, x] == second[y, 480 + x]).all(), "a class has one color"
     x, y = (round(2 * (BOXES[1][i] + BOXES[1][i + 2] / 2)) for i in (0, 1))
     assert (second[y, x] != second[y, 480 + x]).any(), "the second object was missed"
 
 
-def test_the_picture_is_the_same_every_time_and_masks_are_optional(
+def test_the_picture_is_reproducible_and_masks_are_optional(
     truth: Annotations, results: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     paths = [tmp_path / f"{i}.png" for i in range(3)]
@@ -124,32 +124,32 @@ def test_the_picture_is_the_same_every_time_and_masks_are_optional(
     assert (pictures[0] != pictures[2]).any()
 
 
-def test_nothing_detected_and_nothing_to_draw(truth: Annotations, tmp_path: Path) -> None:
+def test_pictures_without_detections_and_without_objects(truth: Annotations, tmp_path: Path) -> None:
     assert draw_worst(truth, [], 2, tmp_path / "worst.png") == [1, 2]
     empty = truth.select(truth.image_ids == 6, [])
     assert draw_worst(empty, [found(6, 3, BOXES[0])], 2, tmp_path / "worst.png") == []
     assert Image.open(tmp_path / "worst.png").width == 480
 
 
-def test_an_image_that_is_gone_is_named(truth: Annotations, tmp_path: Path) -> None:
+def test_a_missing_image_is_named(truth: Annotations, tmp_path: Path) -> None:
     (tmp_path / "val" / "2.png").unlink()
     with pytest.raises(InputError, match=r"2\.png"):
         draw_worst(truth, [], 2, tmp_path / "worst.png")
 
 
 @pytest.mark.data
-def test_real_photographs(test_data: Path, tmp_path: Path) -> None:
-    read = read_split(AnnotatedDataConfig(root=str(test_data / "coco_tiny")), "test", masks=True)
+def test_the_worst_photographs_are_drawn(test_data: Path, tmp_path: Path) -> None:
+    annotations = read_split(AnnotatedDataConfig(root=str(test_data / "coco_tiny")), "test", masks=True)
     random = np.random.default_rng(0)
     results = []
-    for image in read.images:
-        for thing in image.objects:
-            x0, y0, x1, y1 = (thing.box + random.normal(0, 4, 4)).tolist()
+    for image in annotations.images:
+        for item in image.objects:
+            x0, y0, x1, y1 = (item.box + random.normal(0, 4, 4)).tolist()
             box = [x0, y0, max(1.0, x1 - x0), max(1.0, y1 - y0)]
-            category = read.category_ids[thing.class_index]
+            category = annotations.category_ids[item.class_index]
             results.append(found(image.image_id, category, box, score=float(random.uniform()), masked=False))
-    worst = draw_worst(read, results, 4, tmp_path / "worst.png")
-    precisions = dict(zip(read.image_ids.tolist(), image_precisions(read, results).tolist(), strict=True))
+    worst = draw_worst(annotations, results, 4, tmp_path / "worst.png")
+    precisions = dict(zip(annotations.image_ids.tolist(), image_precisions(annotations, results).tolist(), strict=True))
     scored = sorted(value for value in precisions.values() if value >= 0)
     assert [precisions[image_id] for image_id in worst] == scored[:4]
     assert Image.open(tmp_path / "worst.png").width == 960

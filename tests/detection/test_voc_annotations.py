@@ -1,4 +1,4 @@
-"""PASCAL VOC's annotations, on a small VOCdevkit made here."""
+"""PASCAL VOC's annotations, on a small generated VOCdevkit."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +25,7 @@ def read(root: Path, split: str = "train", lists: tuple[str, ...] = LISTS) -> An
     return read_split(config, split, masks=False)
 
 
-def test_what_is_read(root: Path) -> None:
+def test_images_and_objects_are_read_in_order_with_their_fields(root: Path) -> None:
     found = read(root, "test")
     assert found.category_names == CLASS_NAMES
     assert len(found.category_ids) == 20
@@ -46,7 +46,7 @@ def test_what_is_read(root: Path) -> None:
     assert found.notes == ["boxes up to 1 pixel outside their image, clipped: 1"]
 
 
-def test_as_detectron2_reads_it(root: Path) -> None:
+def test_voc_is_read_as_in_detectron2(root: Path) -> None:
     pytest.importorskip("detectron2")
     from detectron2.data.datasets.pascal_voc import load_voc_instances
 
@@ -71,10 +71,12 @@ def test_training_leaves_out_images_without_objects(root: Path) -> None:
     (root / "VOC2007" / "Annotations" / "000007.xml").write_text(xml([]))
     found = read(root)
     assert [entry.image_id for entry in found.images] == [0, 2]
-    assert found.notes == ["images without objects, not trained on: 1"]
+    assert found.notes == ["images without objects, not used in training: 1"]
 
 
 def replaced(old: str, new: str) -> Callable[[Path], object]:
+    """Replace text in the XML file of the first image."""
+
     def change(root: Path) -> None:
         path = root / "VOC2007" / "Annotations" / "000005.xml"
         assert old in path.read_text()
@@ -84,14 +86,15 @@ def replaced(old: str, new: str) -> Callable[[Path], object]:
 
 
 def listing(text: str) -> Callable[[Path], object]:
+    """Write `text` to the first list of images."""
     return lambda root: (root / "VOC2007" / "ImageSets" / "Main" / "trainval.txt").write_text(text)
 
 
 ENTITY = '<!DOCTYPE a [<!ENTITY b "c">]><annotation>'
 BAD: list[tuple[Callable[[Path], object], str]] = [
-    (listing(""), "trainval.txt: no image names in it"),
-    (listing("000005 1\n000007 -1\n"), "trainval.txt: line 1: '000005 1'; expected one image name a line"),
-    (listing("000005\n../000007\n"), "trainval.txt: line 2: '../000007'; expected one image name a line"),
+    (listing(""), "trainval.txt: no image names; expected one image name per line"),
+    (listing("000005 1\n000007 -1\n"), "trainval.txt: line 1: '000005 1'; expected one image name per line"),
+    (listing("000005\n../000007\n"), "trainval.txt: line 2: '../000007'; expected one image name per line"),
     (listing("000005\n000005\n"), "000005.jpg: listed twice"),
     (listing("000005\n000006\n"), "000006.xml: No such file"),
     (lambda root: (root / LISTS[1]).unlink(), "VOC2012/ImageSets/Main/trainval.txt: No such file"),
@@ -101,7 +104,7 @@ BAD: list[tuple[Callable[[Path], object], str]] = [
     (replaced("</annotation>", ""), "000005.xml: not complete XML"),
     (replaced("<annotation>", ENTITY), "000005.xml: declares a document type or entities"),
     (replaced("<width>60</width>", ""), "000005.xml: size: size/width: missing; expected a finite number"),
-    (replaced("<width>60", "<width>61"), "image 'VOC2007/JPEGImages/000005.jpg': width x height 61 x 50; the file"),
+    (replaced("<width>60", "<width>61"), "image 'VOC2007/JPEGImages/000005.jpg': width x height 61 x 50; expected"),
     (replaced("<height>50", "<height>0"), "000005.xml: size/height: 0; expected a positive whole number"),
     (replaced("<height>50", "<height>50.5"), "000005.xml: size/height: 50.5; expected a positive whole number"),
     (replaced("<name>dog", "<name>wolf"), "000005.xml: object 1: name: 'wolf'; expected one of VOC's twenty classes"),
@@ -116,7 +119,9 @@ BAD: list[tuple[Callable[[Path], object], str]] = [
 
 
 @pytest.mark.parametrize(("change", "message"), BAD, ids=[message[:60] for _, message in BAD])
-def test_one_line_for_everything_wrong(root: Path, change: Callable[[Path], object], message: str) -> None:
+def test_every_invalid_entry_is_reported_in_one_line(
+    root: Path, change: Callable[[Path], object], message: str
+) -> None:
     change(root)
     with pytest.raises(InputError) as error:
         read(root)
@@ -126,6 +131,6 @@ def test_one_line_for_everything_wrong(root: Path, change: Callable[[Path], obje
     assert str(error.value).isprintable()
 
 
-def test_voc_has_no_masks(root: Path) -> None:
+def test_masks_are_refused(root: Path) -> None:
     with pytest.raises(InputError, match=r"set model\.masks=false"):
         read_split(AnnotatedDataConfig(kind="voc", root=str(root), train=LISTS), "train", masks=True)

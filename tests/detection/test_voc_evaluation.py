@@ -1,4 +1,4 @@
-"""VOC 2007's average precision: against its definition, against Detectron2's evaluator, and properties."""
+"""VOC 2007's average precision, compared with its definition and with Detectron2's evaluator; and its properties."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ CLASSES = ("aeroplane", "bicycle", "bird")
 
 
 def make(images: list[list[tuple[list[float], int, bool]]]) -> Annotations:
-    """Annotations from (box, class, difficult) by image; boxes as read: x0 and y0 one less than in VOC's file."""
+    """Make annotations from (box, class, difficult) of each image. x0 and y0 are one less than in VOC's files."""
     objects = [entry for image in images for entry in image]
     last = np.cumsum([len(image) for image in images])
     return Annotations(
@@ -44,7 +44,10 @@ def make(images: list[list[tuple[list[float], int, bool]]]) -> Annotations:
 
 
 def random_case(seed: int, *, ties: bool) -> tuple[Annotations, list[Detections]]:
-    """Objects of every class, some difficult; detections near them, repeated, of the wrong class and elsewhere."""
+    """Return objects of every class, some difficult, and detections.
+
+    Some detections are near an object, repeated or not, some have the wrong class, and some are at other positions.
+    """
     random = np.random.default_rng(seed)
     images: list[list[tuple[list[float], int, bool]]] = []
     for number in range(12):
@@ -71,7 +74,7 @@ def random_case(seed: int, *, ties: bool) -> tuple[Annotations, list[Detections]
             Detections(corners.float(), torch.zeros(len(boxes)), torch.tensor(labels, dtype=torch.int64), None)
         )
     count = sum(len(detections.boxes) for detections in found)
-    # Kept apart after rounding to three decimals, or with many that only that makes equal.
+    # Without ties, all scores differ after rounding to three decimals. With ties, rounding makes many of them equal.
     scores = torch.from_numpy(random.permutation(990)[:count] + 5) / 1000
     scores = (scores * 6).round() / 6 + random.uniform(-1e-4, 1e-4, count) if ties else scores + 0.0003
     parts = scores.float().split([len(detections.boxes) for detections in found])
@@ -87,15 +90,17 @@ def results_of(annotations: Annotations, found: list[Detections]) -> list[dict[s
 
 
 def definition(annotations: Annotations, found: list[Detections]) -> dict[str, float]:
-    """VOC's rules one detection at a time, without arrays."""
+    """Apply the rules of VOC to one detection at a time, without arrays."""
     table = {}
     for percent in range(50, 100, 5):
         aps = []
         for label in range(len(CLASSES)):
             detections = []
             for image, entry in zip(annotations.images, found, strict=True):
-                for box, score, its in zip(entry.boxes, entry.scores.tolist(), entry.classes.tolist(), strict=True):
-                    if its == label:
+                for box, score, found_label in zip(
+                    entry.boxes, entry.scores.tolist(), entry.classes.tolist(), strict=True
+                ):
+                    if found_label == label:
                         written = [float(f"{v:.1f}") for v in (box + torch.tensor([1, 1, 0, 0])).tolist()]
                         detections.append((float(f"{score:.3f}"), image, written))
             wanted = sum(o.class_index == label and not o.difficult for i in annotations.images for o in i.objects)
@@ -126,7 +131,7 @@ def definition(annotations: Annotations, found: list[Detections]) -> dict[str, f
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("ties", [False, True])
-def test_is_the_definition(seed: int, ties: bool) -> None:
+def test_metrics_equal_the_definition(seed: int, ties: bool) -> None:
     annotations, found = random_case(seed, ties=ties)
     metrics = evaluate_voc(annotations, results_of(annotations, found))
     assert metrics == pytest.approx(definition(annotations, found), abs=1e-10)
@@ -134,7 +139,7 @@ def test_is_the_definition(seed: int, ties: bool) -> None:
 
 
 def write_xml(folder: Path, annotations: Annotations) -> None:
-    """The annotations in VOC's layout, where the first pixel has the number 1."""
+    """Write the annotations in VOC's layout, where the first pixel has the number 1."""
     for name in ("Annotations", "ImageSets/Main"):
         (folder / name).mkdir(parents=True)
     for image in annotations.images:
@@ -152,7 +157,7 @@ def write_xml(folder: Path, annotations: Annotations) -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_agrees_with_detectron2(tmp_path: Path, seed: int) -> None:
+def test_metrics_equal_detectron2s_evaluator(tmp_path: Path, seed: int) -> None:
     pytest.importorskip("detectron2")
     from detectron2.data import MetadataCatalog
     from detectron2.evaluation import PascalVOCDetectionEvaluator
@@ -186,9 +191,11 @@ def test_perfect_detections_score_100_and_difficult_ones_do_not_count() -> None:
     assert evaluate_voc(annotations, results) == pytest.approx(perfect)
     hard = [[(list(thing.box), thing.class_index, False) for thing in image.objects] for image in annotations.images]
     hard[1].append(([200, 200, 250, 260], 2, True))
-    assert evaluate_voc(make(hard), results) == pytest.approx(perfect), "a difficult object need not be found"
+    assert evaluate_voc(make(hard), results) == pytest.approx(perfect), "a difficult object may be missed"
     found = {"image_id": 101, "category_id": 3, "score": 1.0, "bbox": [200.0, 200.0, 50.0, 60.0]}
-    assert evaluate_voc(make(hard), [*results, found, found]) == pytest.approx(perfect), "nor does finding it count"
+    assert evaluate_voc(make(hard), [*results, found, found]) == pytest.approx(perfect), (
+        "detections of a difficult object do not count"
+    )
     without = evaluate_voc(annotations, results[:2])
     assert without["bbox/AP50"] == pytest.approx(200 / 3)
 
@@ -202,7 +209,7 @@ def test_no_detections_score_zero() -> None:
     ("change", "message"),
     [({"image_id": 1}, "image_id is 1"), ({"category_id": 0}, "category_id is 0"), ({"bbox": [1, 2]}, "bbox is")],
 )
-def test_a_bad_detection_is_named(change: dict[str, Any], message: str) -> None:
+def test_a_malformed_detection_is_named(change: dict[str, Any], message: str) -> None:
     annotations, _ = random_case(0, ties=False)
     good = {"image_id": 100, "category_id": 1, "score": 0.5, "bbox": [1.0, 2.0, 3.0, 4.0]}
     with pytest.raises(InputError, match=rf"^detections\[1\]: {message}"):

@@ -1,4 +1,4 @@
-"""Grids of pre-trainings: records, skipping, divergence as a result, tables and figures, what is refused."""
+"""Grids of pre-trainings: records, skipped cells, divergence, tables, figures and errors."""
 
 import json
 from pathlib import Path
@@ -38,6 +38,7 @@ def paths() -> list[Path]:
     return sorted(Path("results/ablations/tiny/records").glob("*/*.json"))
 
 
+@pytest.mark.slow
 def test_a_grid_from_pre_training_to_table_and_figure(capfd: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["ablation", "grid.yaml"]) == 0
     records = RecordStore(Path("results/ablations/tiny/records")).load()
@@ -72,8 +73,8 @@ def test_a_grid_from_pre_training_to_table_and_figure(capfd: pytest.CaptureFixtu
     before = {path: path.read_bytes() for path in paths()}
     missing = next(path for path in paths() if path.parent.name == "knn" and path.name.startswith("intl"))
     missing.unlink()
-    assert cli.main(["ablation", "grid.yaml"]) == 0  # makes what is missing, from the checkpoint that is there
-    # One cell of seed 0, two of seed 1, and random initialization for both.
+    assert cli.main(["ablation", "grid.yaml"]) == 0  # makes the missing record from the existing checkpoint
+    # One cell of seed 0, two cells of seed 1, and random initializations of both seeds
     assert capfd.readouterr().out.count("already there") == 5
     assert {path.name for path in paths()} == {path.name for path in before}
     others = [path for path in before if path.name != missing.name and path.parent.name == "knn"]
@@ -81,7 +82,7 @@ def test_a_grid_from_pre_training_to_table_and_figure(capfd: pytest.CaptureFixtu
 
     assert cli.main(["ablation", "grid.yaml", "--parallel"]) == 0
     printed = capfd.readouterr().out
-    # The seeds' own processes report four cells and two random initializations, and leave the table to their starter.
+    # The processes of the seeds report four cells and two random initializations. The parent process prints the table.
     assert printed.count("already there") == 6
     assert printed.count(table.strip()) == 1
 
@@ -90,7 +91,7 @@ def test_a_grid_from_pre_training_to_table_and_figure(capfd: pytest.CaptureFixtu
     assert "iterations 1," not in grid.finish(ablation, results, cells.recipes(ablation, 0, ["base_lr=0.1"]))
 
 
-def test_an_experiment_without_data_is_run_once_unless_fresh(
+def test_an_experiment_without_data_is_repeated_only_with_fresh(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("lightly")
@@ -104,8 +105,10 @@ def test_an_experiment_without_data_is_run_once_unless_fresh(
         (folder / "free_embedding.json").write_text("")
 
 
-@pytest.mark.parametrize("name", PACKAGED)
-def test_packaged_grids_name_recipes_that_there_are(name: str) -> None:
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "methods")) for name in PACKAGED]
+)
+def test_packaged_grids_name_existing_recipes(name: str) -> None:
     ablation = cells.load(name.replace("_", "-"))
     names = [recipe.name for recipe in cells.recipes(ablation, seed=1, overrides=["data.root=elsewhere"])]
     assert len(set(names)) == len(names) == len(ablation.cells)
@@ -115,7 +118,7 @@ def test_packaged_grids_name_recipes_that_there_are(name: str) -> None:
     assert {recipe.scale for recipe in cells.recipes(ablation, 0)} <= scales
     changed = cells.recipes(ablation, 0, ["epochs=1", "warmup_epochs=0"])
     assert {recipe.scale for recipe in changed} <= {"reduced"}
-    assert not {recipe.name for recipe in changed} & set(names)  # a folder of its own
+    assert not {recipe.name for recipe in changed} & set(names)  # their runs have different folders
 
 
 @pytest.mark.parametrize(
@@ -127,18 +130,18 @@ def test_packaged_grids_name_recipes_that_there_are(name: str) -> None:
         ("embedding_dim_reduced", "projector", "out", [2**n for n in range(6, 15, 2)]),
     ],
 )
-def test_grids_are_the_papers(name: str, section: str, key: str, values: list[float]) -> None:
+def test_values_of_grids_are_those_of_the_paper(name: str, section: str, key: str, values: list[float]) -> None:
     made = [configs.to_dict(recipe)[section][key] for recipe in cells.recipes(cells.load(name), 0)]
     assert made == values
 
 
 @pytest.mark.parametrize("name", ["batch_size", "batch_size_reduced"])
-def test_batch_sizes_are_the_papers(name: str) -> None:
+def test_batch_sizes_are_those_of_the_paper(name: str) -> None:
     assert [recipe.batch_size for recipe in cells.recipes(cells.load(name), 0)] == [2**n for n in range(5, 11)]
 
 
 @pytest.mark.parametrize("name", ["trace_loss", "trace_loss_reduced"])
-def test_iterations_are_the_papers_with_both_iterations(name: str) -> None:
+def test_numbers_of_iterations_are_those_of_the_paper(name: str) -> None:
     made = [recipe.method for recipe in cells.recipes(cells.load(name), 0)]
     counts = {
         (method, variant): [m["iterations"] for m in made if (m["name"], m["variant"]) == (method, variant)]
@@ -150,7 +153,10 @@ def test_iterations_are_the_papers_with_both_iterations(name: str) -> None:
 
 
 def point(seed: int, **changes: object) -> Point:
-    """A cell of one seed, every number of which is another one and 4 more for seed 1 (a factor of 100 if small)."""
+    """Return a cell with different values for all metrics.
+
+    Values of seed 1 are larger by 4 than those of seed 0. Eigenvalues and condition numbers differ by a factor of 100.
+    """
     method = {"power": 0.5, "iterations": 3, "variant": "coupled"}
     spectra = {
         what: {
@@ -181,7 +187,7 @@ def point(seed: int, **changes: object) -> Point:
 
 
 def drawn(figure: Any) -> list[dict[str, list[tuple[float, float, float]]]]:
-    """Of each panel the lines with error bars by label: (x, mean, deviation) of their points."""
+    """Return for each panel {label of a line with error bars: [(x, mean, deviation) of each point]}."""
     panels = []
     for axes in figure.axes:
         lines = {}
@@ -195,7 +201,8 @@ def drawn(figure: Any) -> list[dict[str, list[tuple[float, float, float]]]]:
 
 
 def test_figures_show_means_and_deviations() -> None:
-    deviation, decade = pytest.approx(8**0.5), pytest.approx(2**0.5)  # of 10 and 14; of two decades
+    # Standard deviations of two values with a difference of 4, and of logarithms with a difference of 2
+    deviation, decade = pytest.approx(8**0.5), pytest.approx(2**0.5)
     points = [point(seed) for seed in range(2)]
     accuracy = {"linear top-1": (12, deviation), "5-NN": (22, deviation)}
     expected = {
@@ -215,7 +222,7 @@ def test_figures_show_means_and_deviations() -> None:
 
 
 def test_trace_loss_figure_shows_both_kinds_of_divergence() -> None:
-    """Eigenvalues far above one, and NaN."""
+    """The two kinds are eigenvalues far above one, and NaN."""
     paper = {"batch_size": 32, "method": {"iterations": 11, "variant": "paper"}}
     nan = {"config": paper, "metrics": {"diverged": 100.0}, "details": {}}
     points = [point(seed) for seed in range(2)] + [point(seed, **nan) for seed in range(2)]
@@ -233,7 +240,7 @@ def test_trace_loss_figure_shows_both_kinds_of_divergence() -> None:
             "without trace loss, paper": [(11, pytest.approx(6), decade)],
         },
     ]
-    for axes, mean in ((white, 1e6), (embedding, 1e4)):  # geometric means, of the coupled iteration alone
+    for axes, mean in ((white, 1e6), (embedding, 1e4)):  # geometric means of the coupled iteration only
         (line,) = axes.get_lines()
         assert line.get_label() == "T = 3"
         assert line.get_xdata().tolist() == [50, 100]
@@ -243,9 +250,9 @@ def test_trace_loss_figure_shows_both_kinds_of_divergence() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("name: x\n", "cells: expected at least one"),
+        ("name: x\n", "cells: there is none; expected at least one"),
         ("name: x\ncells: [epochs=1]\nseeds: 0\n", "seeds=0"),
-        ("name: x\ncells: [epochs=1]\ntasks: [quiz]\n", "tasks: 'quiz' is not one of knn, linear"),
+        ("name: x\ncells: [epochs=1]\ntasks: [quiz]\n", "tasks: 'quiz' is not one of linear, knn"),
         ("name: x\ncells: [epochs=1]\nfigure: pie\n", "figure: 'pie' is not one of power"),
         ("name: x\ncells: [epoch=1]\n", "unknown key 'epoch'; did you mean epochs?"),
         ("name: x\nrecipe: demo\ncells: [epochs=1, method.axis=batch]\n", "whitens 512 features over 128 samples"),
@@ -260,7 +267,7 @@ def test_bad_grids_are_one_line(text: str, message: str, capsys: pytest.CaptureF
     assert not Path("results").exists()
 
 
-def test_which_grid_must_be_said(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_needs_the_name_of_a_grid(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["ablation"]) == 2
     assert cli.main(["ablation", "powr"]) == 2
     assert "did you mean power?" in capsys.readouterr().err

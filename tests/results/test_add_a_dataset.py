@@ -1,4 +1,4 @@
-"""docs/add_a_dataset.md does what it says: one entry and its configurations train, are scored and have a column."""
+"""The example in docs/add_a_dataset.md works: pre-training, scores and a column of the table on the new data set."""
 
 from pathlib import Path
 

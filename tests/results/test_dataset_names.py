@@ -1,4 +1,4 @@
-"""What a data set is called in results: its own name, or a published one where the images are of that data set."""
+"""Names of data sets in results. A name of the paper's data sets is allowed only for images of that data set."""
 
 import dataclasses
 import json
@@ -12,17 +12,17 @@ from PIL import Image
 from transfer_cases import make_folder
 
 from intl_bench.cli import main
-from intl_bench.core.datasets import PAPER
+from intl_bench.core.datasets import DATASETS
 from intl_bench.core.errors import InputError
 from intl_bench.core.identity import identity
-from pretrain.images.data import AnnotatedDataConfig, open_source
+from pretrain.images.data import DataConfig, open_source
 from transfer.detection.annotations import generated
 from transfer.detection.annotations.split import read_split
 from transfer.detection.config import AnnotatedDataConfig as DetectionData
 
 
 def wnids(root: Path, classes: int, train: int = 1, side: int = 8) -> Path:
-    """An image folder whose classes are named as ImageNet's."""
+    """Write an image folder whose classes have names as in ImageNet; return its path."""
     for number in range(classes):
         for split, count in (("train", train), ("val", 1)):
             (root / split / f"n{number:08d}").mkdir(parents=True)
@@ -38,7 +38,7 @@ def arrays(path: Path, classes: int, train: int = 200, side: int = 32) -> Path:
     return path
 
 
-def refusal(config: AnnotatedDataConfig, split: str = "train") -> str:
+def error_of(config: DataConfig, split: str = "train") -> str:
     with pytest.raises(InputError) as error:
         open_source(config, split)
     message = str(error.value)
@@ -48,7 +48,7 @@ def refusal(config: AnnotatedDataConfig, split: str = "train") -> str:
     return message.removeprefix(f"data.name={config.dataset}: ").partition(";")[0]
 
 
-# Names of their own
+# Other names
 
 
 @pytest.mark.parametrize(
@@ -72,19 +72,19 @@ def test_name_of_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: s
     (tmp_path / "there").mkdir()
     monkeypatch.chdir(tmp_path / "there")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert AnnotatedDataConfig(kind=kind, root=root).dataset == name
-    assert AnnotatedDataConfig(kind=kind, root=root, name="mine").dataset == "mine"
+    assert DataConfig(kind=kind, root=root).dataset == name
+    assert DataConfig(kind=kind, root=root, name="mine").dataset == "mine"
 
 
-def test_names_and_places_are_no_part_of_the_identity() -> None:
-    """What lies there is in the fingerprint; how it is read is not."""
-    here = AnnotatedDataConfig(root="here", name="a", classes="list.txt")
-    assert identity(here) == identity(AnnotatedDataConfig())
-    for change in ({"on_bad_image": "skip"}, {"size": 64}):  # a size of generated images alone
-        assert identity(dataclasses.replace(AnnotatedDataConfig(), **change)) == identity(AnnotatedDataConfig())
+def test_names_and_paths_are_not_part_of_the_identity() -> None:
+    """The fingerprint of the data identifies the images."""
+    here = DataConfig(root="here", name="a", classes="list.txt")
+    assert identity(here) == identity(DataConfig())
+    for change in ({"on_bad_image": "skip"}, {"size": 64}):  # `size` has an effect on generated images only
+        assert identity(dataclasses.replace(DataConfig(), **change)) == identity(DataConfig())
     for change in ({"kind": "npz"}, {"mean": (0.1, 0.2, 0.3)}, {"kind": "shapes"}):
-        assert identity(dataclasses.replace(AnnotatedDataConfig(), **change)) != identity(AnnotatedDataConfig())
-    assert identity(AnnotatedDataConfig(kind="shapes", size=64)) != identity(AnnotatedDataConfig(kind="shapes"))
+        assert identity(dataclasses.replace(DataConfig(), **change)) != identity(DataConfig())
+    assert identity(DataConfig(kind="shapes", size=64)) != identity(DataConfig(kind="shapes"))
     there = DetectionData(root="r", name="b", train=("t",), test=("s",), train_images="i", test_images="j")
     assert identity(there) == identity(DetectionData()) != identity(DetectionData(kind="voc"))
 
@@ -94,46 +94,46 @@ def test_names_and_places_are_no_part_of_the_identity() -> None:
 
 @pytest.mark.parametrize("split", ["train", "test"])
 @pytest.mark.parametrize(("name", "expected"), [("imagenet", "1,000"), ("imagenet100", "100")])
-def test_imagenet_has_all_its_classes(tmp_path: Path, split: str, name: str, expected: str) -> None:
+def test_imagenet_needs_all_classes(tmp_path: Path, split: str, name: str, expected: str) -> None:
     root = wnids(tmp_path / "photos", 12)
-    config = AnnotatedDataConfig(root=str(root), name=name)
-    assert refusal(config, split) == f"{root} has 12 class folders, expected {expected} named as n01440764"
-    assert len(open_source(AnnotatedDataConfig(root=str(root)), split)) == 12
-    root.rename(tmp_path / name)  # a name that nobody gave
-    assert "12 class folders" in refusal(AnnotatedDataConfig(root=str(tmp_path / name)), split)
+    config = DataConfig(root=str(root), name=name)
+    assert error_of(config, split) == f"{root} has 12 class folders, expected {expected} named as n01440764"
+    assert len(open_source(DataConfig(root=str(root)), split)) == 12
+    root.rename(tmp_path / name)  # the name of the folder is the name of the data set
+    assert "12 class folders" in error_of(DataConfig(root=str(tmp_path / name)), split)
 
 
-def test_imagenet_is_named_by_wordnet(tmp_path: Path) -> None:
+def test_imagenet_needs_wordnet_class_names(tmp_path: Path) -> None:
     root = wnids(tmp_path / "photos", 100)
-    config = AnnotatedDataConfig(root=str(root), name="imagenet100")
+    config = DataConfig(root=str(root), name="imagenet100")
     assert [len(open_source(config, split)) for split in ("train", "test")] == [100, 100]
-    assert refusal(AnnotatedDataConfig(root=str(root), name="imagenet")).startswith(f"{root} has 100 class folders")
+    assert error_of(DataConfig(root=str(root), name="imagenet")).startswith(f"{root} has 100 class folders")
     for split in ("train", "val"):
         (root / split / "n00000007").rename(root / split / "n7")
-    assert refusal(config) == f"{root} has class folders such as 'n7', expected 100 named as n01440764"
+    assert error_of(config) == f"{root} has class folders such as 'n7', expected 100 named as n01440764"
 
 
-def test_a_part_of_imagenet_with_all_classes(tmp_path: Path) -> None:
+def test_a_part_of_imagenet_with_all_classes_keeps_the_name(tmp_path: Path) -> None:
     root = wnids(tmp_path / "photos", 1000, side=1)
-    assert len(open_source(AnnotatedDataConfig(root=str(root), name="imagenet"), "train")) == 1000
+    assert len(open_source(DataConfig(root=str(root), name="imagenet"), "train")) == 1000
     listing = tmp_path / "classes.txt"
     listing.write_text("\n".join(f"n{number:08d}" for number in range(100)))
-    part = AnnotatedDataConfig(root=str(root), classes=str(listing), name="imagenet100")
+    part = DataConfig(root=str(root), classes=str(listing), name="imagenet100")
     assert len(open_source(part, "train")) == 100
-    assert "100 class folders" in refusal(dataclasses.replace(part, name="imagenet"))
+    assert "100 class folders" in error_of(dataclasses.replace(part, name="imagenet"))
 
 
 def test_imagenet_in_an_archive(tmp_path: Path) -> None:
     path = arrays(tmp_path / "a.npz", 100)
     expected = f"{path} has classes such as '0', expected 100 named as n01440764"
-    assert refusal(AnnotatedDataConfig(kind="npz", root=str(path), name="imagenet100")) == expected
+    assert error_of(DataConfig(kind="npz", root=str(path), name="imagenet100")) == expected
 
 
-def test_no_more_images_than_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(PAPER, "imagenet100", dataclasses.replace(PAPER["imagenet100"], train=150))
+def test_too_many_images_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(DATASETS, "imagenet100", dataclasses.replace(DATASETS["imagenet100"], train=150))
     root = wnids(tmp_path / "photos", 100, train=2)
-    config = AnnotatedDataConfig(root=str(root), name="imagenet100")
-    assert refusal(config) == f"{root} has 200 train images, expected at most 150"
+    config = DataConfig(root=str(root), name="imagenet100")
+    assert error_of(config) == f"{root} has 200 train images, expected at most 150"
     assert len(open_source(config, "test")) == 100
 
 
@@ -150,46 +150,46 @@ def test_no_more_images_than_there_are(tmp_path: Path, monkeypatch: pytest.Monke
 )
 def test_cifar_in_an_archive(tmp_path: Path, name: str, classes: int, options: dict[str, Any], expected: str) -> None:
     path = arrays(tmp_path / "images.npz", classes, **options)
-    config = AnnotatedDataConfig(kind="npz", root=str(path), name=name)
+    config = DataConfig(kind="npz", root=str(path), name=name)
     if expected:
-        assert refusal(config) == expected.format(path)
+        assert error_of(config) == expected.format(path)
     else:
         assert len(open_source(config, "train")) == 200
-    path.rename(path.with_name(f"{name}.npz"))  # the file alone names it too
-    config = AnnotatedDataConfig(kind="npz", root=str(path.with_name(f"{name}.npz")))
+    path.rename(path.with_name(f"{name}.npz"))  # the name of the file is the name of the data set
+    config = DataConfig(kind="npz", root=str(path.with_name(f"{name}.npz")))
     if expected:
-        assert refusal(config) == expected.format(config.root)
+        assert error_of(config) == expected.format(config.root)
     else:
         assert len(open_source(config, "train")) == 200
 
 
-def test_cifar_is_neither_generated_nor_the_other_one() -> None:
+def test_cifar_cannot_be_generated() -> None:
     expected = "data.kind=shapes has other images, expected data.kind=cifar10, npz or imagefolder"
-    assert refusal(AnnotatedDataConfig(kind="shapes", name="cifar10")) == expected
+    assert error_of(DataConfig(kind="shapes", name="cifar10")) == expected
 
 
 def test_cifar_in_folders(tmp_path: Path) -> None:
     right, wrong = (wnids(tmp_path / f"{side}", 10, side=side) for side in (32, 40))
-    assert len(open_source(AnnotatedDataConfig(root=str(right), name="cifar10"), "train")) == 10
+    assert len(open_source(DataConfig(root=str(right), name="cifar10"), "train")) == 10
     expected = f"{wrong} has an image of 40 x 40 pixels, expected 32 x 32"
-    assert refusal(AnnotatedDataConfig(root=str(wrong), name="cifar10")) == expected
+    assert error_of(DataConfig(root=str(wrong), name="cifar10")) == expected
 
 
-def test_an_image_that_cannot_be_decoded_is_said_later(tmp_path: Path) -> None:
+def test_an_image_that_cannot_be_decoded_is_no_error_of_the_name(tmp_path: Path) -> None:
     root = wnids(tmp_path / "photos", 10, side=32)
     (root / "train" / "n00000000" / "0.png").write_bytes(b"no image")
-    assert len(open_source(AnnotatedDataConfig(root=str(root), name="cifar10"), "train")) == 10
+    assert len(open_source(DataConfig(root=str(root), name="cifar10"), "train")) == 10
 
 
 @pytest.mark.data
 def test_real_images_under_published_names(test_data: Path) -> None:
     for split in ("train", "test"):
-        open_source(AnnotatedDataConfig(kind="npz", root=str(test_data / "cifar10_subset.npz"), name="cifar10"), split)
-    photos = AnnotatedDataConfig(root=str(test_data / "imagenette96"), name="imagenet")
-    assert "has 10 class folders, expected 1,000" in refusal(photos)
+        open_source(DataConfig(kind="npz", root=str(test_data / "cifar10_subset.npz"), name="cifar10"), split)
+    photos = DataConfig(root=str(test_data / "imagenette96"), name="imagenet")
+    assert "has 10 class folders, expected 1,000" in error_of(photos)
 
 
-def test_nothing_is_trained_under_a_wrong_name(
+def test_pretrain_with_a_wrong_name_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -199,7 +199,7 @@ def test_nothing_is_trained_under_a_wrong_name(
     assert not list(tmp_path.rglob("checkpoint*"))
 
 
-def test_any_images_are_packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pack_does_not_check_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     make_folder(tmp_path / "imagenet")
     assert main(["data", "pack", "imagenet", "packed"]) == 0
@@ -209,7 +209,7 @@ def test_any_images_are_packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def categories(root: Path, names: tuple[str, ...]) -> Path:
-    """COCO's layout with these categories."""
+    """Write generated data in COCO's layout with these categories; return the path."""
     generated.write(root, train=4, test=2)
     for path in (root / "annotations").iterdir():
         document = json.loads(path.read_text())
@@ -220,8 +220,8 @@ def categories(root: Path, names: tuple[str, ...]) -> Path:
 
 @pytest.mark.parametrize("split", ["train", "test"])
 @pytest.mark.parametrize("name", ["coco2017", "coco"])
-def test_coco_has_its_categories(tmp_path: Path, name: str, split: str) -> None:
-    own = PAPER["coco2017"].class_names
+def test_coco_needs_its_categories(tmp_path: Path, name: str, split: str) -> None:
+    own = DATASETS["coco2017"].class_names
     assert len({*own}) == 80
     roots = [categories(tmp_path / f"{n}", names) for n, names in enumerate((own, own[:79], (*own, "cell"), own[:9]))]
     configs = [DetectionData(root=str(root), name=name) for root in roots]
@@ -238,8 +238,8 @@ def test_coco_has_its_categories(tmp_path: Path, name: str, split: str) -> None:
         read_split(dataclasses.replace(config, name="cells"), split, masks=True)
 
 
-def test_voc_has_its_categories(tmp_path: Path) -> None:
-    own = PAPER["voc0712"].class_names
+def test_voc_needs_its_categories(tmp_path: Path) -> None:
+    own = DATASETS["voc0712"].class_names
     for name in ("voc0712", "voc"):
         config = DetectionData(root=str(tmp_path), name=name)
         categories(tmp_path, own[::-1])
@@ -248,7 +248,7 @@ def test_voc_has_its_categories(tmp_path: Path) -> None:
         read_split(dataclasses.replace(config, name="coco2017"), "train", masks=True)
 
 
-def test_vocs_own_files(tmp_path: Path) -> None:
+def test_files_in_voc_format(tmp_path: Path) -> None:
     voc_cases.write(tmp_path)
     config = DetectionData(kind="voc", root=str(tmp_path), name="voc0712", train=voc_cases.LISTS)
     assert len(read_split(config, "train", masks=False)) == 3
@@ -257,6 +257,6 @@ def test_vocs_own_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.data
-def test_cocos_own_categories(test_data: Path) -> None:
+def test_categories_of_real_coco(test_data: Path) -> None:
     found = read_split(DetectionData(root=str(test_data / "coco_tiny")), "train", masks=False)
-    assert found.category_names == PAPER["coco2017"].class_names
+    assert found.category_names == DATASETS["coco2017"].class_names

@@ -1,4 +1,4 @@
-"""The equal-eigenvalue claim without a network, in small: what each loss makes of an ill-conditioned embedding."""
+"""The claim of equal eigenvalues without a network: the effect of each loss on a small ill-conditioned embedding."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ def outcomes() -> dict[str, Outcome]:
     return {name: group[0] for (_, _, name), group in measure([SMALL], [0], steps=150).items()}
 
 
-def test_the_start_is_as_ill_conditioned_as_said() -> None:
+def test_the_start_has_its_condition_number_and_mean() -> None:
     values = eigenvalues(start(SMALL, seed=0))
     assert condition_number(values) == pytest.approx(1e4, rel=1e-6)
     assert float(values.mean()) == pytest.approx(0.1, rel=1e-6)
@@ -32,13 +32,16 @@ def test_intl_makes_all_eigenvalues_equal(outcomes: dict[str, Outcome], name: st
 
 
 @pytest.mark.parametrize("name", ["IterNorm alone, T = 4", "hard whitening", "no whitening"])
-def test_alignment_is_content_with_any_spectrum(outcomes: dict[str, Outcome], name: str) -> None:
+def test_alignment_alone_leaves_an_ill_conditioned_spectrum(outcomes: dict[str, Outcome], name: str) -> None:
     assert outcomes[name].last_loss < 1e-3 * outcomes[name].first_loss
     assert condition_number(outcomes[name].after) > 100
 
 
 def test_hard_whitening_compares_polar_factors() -> None:
-    """Z = U S V^T, whitened by the inverse root of its covariance, is U V^T times a factor that the cosine ignores."""
+    """Z = U S V^T whitened with the inverse root of its covariance is U V^T times a factor.
+
+    The cosine does not depend on this factor.
+    """
     pytest.importorskip("lightly")
     views = [start(SMALL, seed) for seed in (0, 1)]
     factors = [torch.linalg.svd(z - z.mean(dim=0), full_matrices=False) for z in views]
@@ -48,8 +51,8 @@ def test_hard_whitening_compares_polar_factors() -> None:
     assert float(loss) == pytest.approx(float(2 - 2 * cosine.mean()), rel=1e-6)
 
 
-def test_intl_leaves_the_scale_free_and_soft_whitening_does_not(outcomes: dict[str, Outcome]) -> None:
-    """A start 100 times as large in variance ends 100 times as large under INTL; VICReg lifts a small one to its 1."""
+def test_intl_does_not_fix_the_scale_but_soft_whitening_does(outcomes: dict[str, Outcome]) -> None:
+    """With INTL a start of 100 times the variance ends at 100 times the variance. VICReg raises a small one to 1."""
     wide = Setting(name="wide", dimension=8, mean=10.0)
     end = optimize(free_embedding.losses()["INTL, T = 4"], wide, 0, steps=150).after
     small = outcomes["INTL, T = 4"].after

@@ -1,13 +1,15 @@
-"""Every number that is told as a result has a record, a file of results or a script that gives it.
+"""Every number that the texts state as a result comes from a record, a file of results or a script.
 
-README's table "Measured so far" and the heads of configurations are looked up in all records. In results/LOG.md a line
+Numbers in README's table "Measured so far" and in the headers of configurations are looked up in all records. In
+results/LOG.md a line
 
     Sources: records in results/ablations/power_reduced; file results/benchmarks.md; script benchmarks/quality.py
 
-says where the numbers below it come from, up to the next such line or heading. Where it names records or files, each
-number is among theirs; those of a script alone are not looked up. The value of a single record needs the word "seed"
-in its sentence, one of a spectrum "rank", "condition" or the like. Not looked at: whole numbers without `%` or `±`,
-what has a unit (s, GiB, ...) or follows `=`, settings of the records, and what is in backticks, indented or fenced.
+names the sources of the numbers below it, up to the next such line or heading. If it names records or files, each
+number must be in them. Numbers from a script only are not looked up. The value of a single record needs the word "seed"
+in its sentence. A number of a spectrum needs a word such as "rank" or "condition" in its sentence. Not checked are:
+whole numbers without `%` or `±`, numbers with a unit (s, GiB, ...) or after `=`, settings of the records, and text in
+backticks, indented or fenced.
 """
 
 import functools
@@ -49,7 +51,12 @@ if not LOG.is_file():
 
 
 class Value(NamedTuple):
-    """Of one metric, over `n` pre-trainings, or over transfer seeds `within` one; n = 0: of a single record."""
+    """A value of one metric.
+
+    Attributes:
+        n: number of pre-trainings; of transfer seeds if `within`; 0 for the value of a single record.
+        within: whether mean and standard deviation are over the transfer seeds of one pre-training.
+    """
 
     metric: str
     mean: float
@@ -57,7 +64,8 @@ class Value(NamedTuple):
     n: int = 0
     within: bool = False
 
-    def is_told_by(self, number: Number) -> bool:
+    def matches(self, number: Number) -> bool:
+        """Return whether a number in a text can be this value."""
         plain = number["std"] is None and number["n"] is None
         percent = self.metric.endswith("/rank") or self.metric == "diverged"
         return (
@@ -72,19 +80,23 @@ class Value(NamedTuple):
 
 
 def sentence(number: Number) -> str:
+    """Return the sentence that a number is in."""
     text, end = number.string, number.string.find(". ", number.end())
     return text[text.rfind(". ", 0, number.start()) + 1 : end if end >= 0 else None]
 
 
 def is_printed(text: str, value: float) -> bool:
-    """Whether a value is that text at its decimals; a half may be rounded either way."""
+    """Return whether a value rounds to the text. A half may be rounded up or down."""
     printed = Decimal(text.replace(",", ""))
     return abs(Decimal(repr(float(value))) - printed) <= Decimal(5).scaleb(int(printed.as_tuple().exponent) - 1)
 
 
 @functools.cache
 def recorded(folder: Path) -> tuple[list[Value], set[float]]:
-    """All values of a folder of records, transfer seeds averaged first as in the tables, and numbers of settings."""
+    """Return all values in a folder of records, and the numbers in their settings.
+
+    Values are means over transfer seeds, then over pre-trainings, as in the tables; and values of single records.
+    """
     seeds: dict[tuple[str, ...], dict[int | None, list[float]]] = defaultdict(lambda: defaultdict(list))
     settings: set[float] = set()
     for record in RecordStore(folder).load():
@@ -93,16 +105,16 @@ def recorded(folder: Path) -> tuple[list[Value], set[float]]:
         stated = json.dumps([record.pretraining, record.evaluation, record.config, record.protocol])
         settings.update(map(float, re.findall(r"(?<![\w.])\d+(?:\.\d+)?(?:e-?\d+)?(?![\w.])", stated)))
         spectra = record.details.get("spectra", {})
-        numbers = {f"{name}.{key}": x for name, told in spectra.items() for key, x in told["numbers"].items()}
-        numbers |= {f"{name}.eigenvalue": max(told["eigenvalues"], default=math.nan) for name, told in spectra.items()}
+        numbers = {f"{name}.{key}": x for name, one in spectra.items() for key, x in one["numbers"].items()}
+        numbers |= {f"{name}.eigenvalue": max(one["eigenvalues"], default=math.nan) for name, one in spectra.items()}
         for metric, value in (record.metrics | numbers).items():
             if isinstance(value, int | float) and math.isfinite(value):
                 seeds[metric, *same][record.pretrain_seed].append(value)
     values = []
     for (metric, *_), by_seed in seeds.items():
         means = [statistics.mean(some) for some in by_seed.values()]
-        spread = statistics.stdev(means) if len(means) > 1 else None
-        values.append(Value(metric, statistics.mean(means), spread, len(means)))
+        deviation = statistics.stdev(means) if len(means) > 1 else None
+        values.append(Value(metric, statistics.mean(means), deviation, len(means)))
         for some in by_seed.values():
             values += [Value(metric, value) for value in some]
             if len(some) > 1:
@@ -113,36 +125,42 @@ def recorded(folder: Path) -> tuple[list[Value], set[float]]:
 
 @functools.cache
 def written(path: Path) -> set[tuple[str, str, str | None]]:
+    """Return (value, suffix, standard deviation) of the numbers in a file, as printed."""
     text = path.read_text(encoding="utf-8").replace("*", "").replace(",", " , ")
     return {(number["value"], number["suffix"], number["std"]) for number in _NUMBER.finditer(text)}
 
 
 def is_known(number: Number, values: Iterable[Value], files: Iterable[Path]) -> bool:
-    """Files have the number as it is printed, or, where it is `within` 2e-7, one that is no less than half of it."""
+    """Return whether a number is one of the values, or is in one of the files as printed.
+
+    For a bound, such as "within 2e-7", a file must have a number that is between half of the bound and the bound.
+    """
     others = set().union(*map(written, files))
     small = [float(value) for value, _, _ in others if "e-" in value] if "e-" in number["value"] else []
     return (
-        any(value.is_told_by(number) for value in values)
+        any(value.matches(number) for value in values)
         or (number["value"], number["suffix"], number["std"]) in others
         or ("within" in sentence(number) and any(0.5 <= x / float(number["value"]) <= 1 for x in small))
     )
 
 
 def results(text: str) -> list[Number]:
+    """Return the numbers in a text that have to be looked up."""
     text = re.sub(r"^```.*?^```|^ {4}[^\n]*$|`[^`\n]*`", "_", text, flags=re.DOTALL | re.MULTILINE)
     text = " ".join(text.replace("*", "").split())
-    told = [number for number in _NUMBER.finditer(text) if not _SETTING.search(text[: number.start()])]
-    return [n for n in told if set(n["value"]) & {".", "e"} or n["suffix"] or n["std"] or n["n"]]
+    numbers = [number for number in _NUMBER.finditer(text) if not _SETTING.search(text[: number.start()])]
+    return [n for n in numbers if set(n["value"]) & {".", "e"} or n["suffix"] or n["std"] or n["n"]]
 
 
 def unknown_of_readme(text: str) -> list[str]:
+    """Return the numbers in README's table that have no source."""
     table = text.partition("## Measured so far")[2].partition("\n\n")[2].partition("\n\n")[0]
     cells = [value for folder in RECORDS for value in recorded(folder)[0] if value.n]
     return [number[0] for number in results(table) if not is_known(number, cells, BENCHMARKS)]
 
 
 def parts_of_log() -> list[tuple[str, str, str]]:
-    """(heading, what `Sources:` says, text) of each part."""
+    """Return (heading, the text after `Sources:`, text) of each part of the log."""
     parts = []
     for entry in re.split(r"^## ", LOG.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]:
         heading, _, body = entry.partition("\n")
@@ -152,6 +170,7 @@ def parts_of_log() -> list[tuple[str, str, str]]:
 
 
 def unknown_of_log(sources: str, text: str) -> list[str]:
+    """Return the numbers in a part of the log that are not in its sources."""
     named: dict[str, list[Path]] = {"records": [], "file": [], "script": []}
     for item in filter(None, (item.strip(" .") for item in sources.split(";"))):
         kind = re.match(r"(records|file|script)s?(?: in)? (.+)", item)
@@ -168,15 +187,20 @@ def unknown_of_log(sources: str, text: str) -> list[str]:
     return [n[0] for n in unknown if n["suffix"] or n["std"] or float(n["value"].replace(",", "")) not in settings]
 
 
-def unknown_of_head(text: str) -> list[str]:
-    """Of `published:`: what is measured, and what others published, unless a README of theirs is named for it."""
-    said = re.search(r"^#   published: +(.*(?:\n#    .*)*)", text, flags=re.MULTILINE)
+def unknown_of_header(text: str) -> list[str]:
+    """Return the numbers in a configuration's `published:` that have no source.
+
+    Measured numbers must be in the records, and published numbers in the published tables. Numbers from a README of
+    other authors are not checked.
+    """
+    published = re.search(r"^#   published: +(.*(?:\n#    .*)*)", text, flags=re.MULTILINE)
     unknown = []
-    for clause in re.split(r";(?![^(]*\))", said[1].replace("\n#", " ") if said else ""):
+    for clause in re.split(r";(?![^(]*\))", published[1].replace("\n#", " ") if published else ""):
         measured = re.search(r"\bmeasured\b", clause)
         values = [value for folder in RECORDS for value in recorded(folder)[0]] if measured else []
-        told = [] if re.search("README|without numbers", clause) else [n for n in results(clause) if n["suffix"] != "%"]
-        unknown += [n[0] for n in told if not is_known(n, values, [] if measured else PUBLISHED)]
+        skipped = re.search("README|without numbers", clause)
+        numbers = [] if skipped else [n for n in results(clause) if n["suffix"] != "%"]
+        unknown += [n[0] for n in numbers if not is_known(n, values, [] if measured else PUBLISHED)]
     return unknown
 
 
@@ -192,8 +216,8 @@ def test_the_numbers_of_the_log_have_a_source(part: tuple[str, str, str]) -> Non
 @pytest.mark.parametrize(
     "path", sorted((ROOT / "configs").glob("*/*.yaml")), ids=lambda path: f"{path.parent.name}/{path.stem}"
 )
-def test_the_numbers_of_a_head_have_a_source(path: Path) -> None:
-    assert unknown_of_head(path.read_text(encoding="utf-8")) == []
+def test_the_numbers_of_a_header_have_a_source(path: Path) -> None:
+    assert unknown_of_header(path.read_text(encoding="utf-8")) == []
 
 
 def test_a_changed_digit_is_found() -> None:
@@ -201,19 +225,19 @@ def test_a_changed_digit_is_found() -> None:
     value = next(v for v in recorded(folder / "records")[0] if v.metric == "top1" and v.n > 1)
     mean, std = f"{value.mean:.2f}", f"{value.std:.2f}"
     changed = f"{mean[:-1]}{(int(mean[-1]) + 5) % 10}"
-    for told, known in {
+    for text, known in {
         f"{mean} ± {std} ({value.n})": True,
         f"{changed} ± {std} ({value.n})": False,
         f"{mean} ± {std}1 ({value.n})": False,
         f"{mean} ± {std} ({value.n + 1})": False,
     }.items():
-        assert bool(unknown_of_readme(f"## Measured so far\n\n| {told} |\n")) is not known, told
-        assert bool(unknown_of_log(f"records in {folder.relative_to(ROOT)}", f"Top-1 is {told}.")) is not known, told
+        assert bool(unknown_of_readme(f"## Measured so far\n\n| {text} |\n")) is not known, text
+        assert bool(unknown_of_log(f"records in {folder.relative_to(ROOT)}", f"Top-1 is {text}.")) is not known, text
     assert unknown_of_log("records in results/records", f"{mean} ± {std}") == [f"{mean} ± {std}"]
     assert unknown_of_log("", f"{mean} ± {std}") == [f"{mean} ± {std}"]
 
 
-def test_all_results_in_one_folder_give_no_wrong_row(tmp_path: Path) -> None:
+def test_records_of_all_experiments_in_one_folder_are_not_mixed(tmp_path: Path) -> None:
     for number, path in enumerate(file for folder in RECORDS for file in folder.glob("*/*.json")):
         copy = tmp_path / path.parent.name / f"{number}-{path.name}"
         copy.parent.mkdir(exist_ok=True)
@@ -222,9 +246,9 @@ def test_all_results_in_one_folder_give_no_wrong_row(tmp_path: Path) -> None:
     for number in TABLES:
         (content,) = json.loads(render(records, tables=[number], format="json"))
         labels = {(cell["row"], cell["label"]) for cell in content["cells"]}
-        assert len({label for _, label in labels}) == len(labels), "each row says what tells it from the others"
+        assert len({label for _, label in labels}) == len(labels), "rows have equal labels"
         for cell in content["cells"]:
-            assert cell["kind"] == "published" or (cell["n"] or 1) <= 3, "three seeds are the most of any experiment"
+            assert cell["kind"] == "published" or (cell["n"] or 1) <= 3, "no experiment has more than three seeds"
     (content,) = json.loads(render(records, tables=["2"], format="json"))
     random = [cell for cell in content["cells"] if cell["method"] == "Random init" and cell["column"] == "cifar10/top1"]
     shown = [cell["mean"] for cell in random if cell["mean"] is not None]
@@ -232,5 +256,5 @@ def test_all_results_in_one_folder_give_no_wrong_row(tmp_path: Path) -> None:
     for record in records:
         if record.method == "Random init" and (record.task, record.dataset) == ("linear", "cifar10"):
             by_start[json.dumps(record.pretraining)].append(record.metrics["top1"])
-    assert len(by_start) >= 2, "two stems"
+    assert len(by_start) >= 2, "expected at least two stems"
     assert sorted(shown) == pytest.approx(sorted(map(statistics.mean, by_start.values())))

@@ -1,7 +1,8 @@
-"""Scales and evaluation protocols, judged for the checkpoint at hand."""
+"""Scales and evaluation protocols for different checkpoints."""
 
 import dataclasses
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from transfer_cases import make_checkpoint
 from intl_bench import protocol, runs
 from intl_bench.ablations import cells
 from intl_bench.core import config as configs
-from intl_bench.core.datasets import PAPER
+from intl_bench.core.datasets import DATASETS
 from intl_bench.core.errors import InputError
 from pretrain.checkpoint import Checkpoint, Origin, Preprocessing
 from pretrain.recipe import Inputs, Recipe, load_recipe
@@ -20,7 +21,7 @@ TWO, MULTI = "imagenet_r50_intl", "imagenet_r50_intl_multicrop_800ep"
 
 
 def trained(recipe: Recipe | str, **changes: Any) -> Checkpoint:
-    """What a finished run of a recipe on the paper's images leaves."""
+    """Return the checkpoint of a finished run of a recipe on the images of the paper."""
     recipe = load_recipe(recipe) if isinstance(recipe, str) else recipe
     assert recipe.data.mean is not None
     assert recipe.data.std is not None
@@ -30,7 +31,7 @@ def trained(recipe: Recipe | str, **changes: Any) -> Checkpoint:
         "preprocessing": Preprocessing(mean=recipe.data.mean, std=recipe.data.std),
         "recipe": recipe,
         "epoch": recipe.epochs,
-        "details": {"images": PAPER[recipe.data.dataset].train},
+        "details": {"images": DATASETS[recipe.data.dataset].train},
         "seed": recipe.seed,
     }
     return dataclasses.replace(make_checkpoint(), **values | changes)
@@ -41,10 +42,14 @@ def foreign(**changes: Any) -> Checkpoint:
 
 
 def scale(checkpoint: Checkpoint, task: str, *overrides: str, config: str | None = None, **counts: int) -> str:
-    """The scale of a result on the whole data set."""
+    """Return the scale of a result.
+
+    Args:
+        counts: numbers of images if they are not those of the whole data set.
+    """
     plan = runs.TaskRun(task=task, checkpoint=checkpoint, overrides=overrides, config=config)
     _, _, resolved = runs.prepare(plan)
-    facts = PAPER[resolved.data.dataset]
+    facts = DATASETS[resolved.data.dataset]
     listed = {1: 12_811, 10: 128_116}.get(getattr(resolved, "train_percent", 0), facts.train)
     details = {"train_images": listed, "test_images": facts.test} | counts
     return protocol.scale(task, checkpoint, resolved, details, random=False)
@@ -83,7 +88,9 @@ def scale(checkpoint: Checkpoint, task: str, *overrides: str, config: str | None
         ("imagenet_r50_intl", "voc", ["data.root=x"], "paper"),
     ],
 )
-def test_scale_is_judged_for_the_checkpoint(recipe: str, task: str, overrides: list[str], expected: str) -> None:
+def test_scale_depends_on_checkpoint_task_and_overrides(
+    recipe: str, task: str, overrides: list[str], expected: str
+) -> None:
     assert scale(trained(recipe), task, *overrides) == expected
 
 
@@ -97,25 +104,25 @@ def test_scale_is_judged_for_the_checkpoint(recipe: str, task: str, overrides: l
         ("cifar100_r18_intl", "knn", "solo_learn"),
     ],
 )
-def test_another_protocol_is_not_the_papers(recipe: str, task: str, config: str) -> None:
+def test_other_protocols_are_not_of_paper_scale(recipe: str, task: str, config: str) -> None:
     expected = "paper" if (task, config) == ("linear", "default") and recipe == "cifar10_r18_intl" else "reduced"
     assert scale(trained(recipe), task, config=config) == expected
 
 
-def test_a_recipe_on_another_data_set_is_not_published() -> None:
+def test_a_recipe_on_another_data_set_is_of_reduced_scale() -> None:
     recipe = load_recipe(TWO, ["data.name=imagenet100", "data.root=x"])
     assert recipe.scale == "reduced"
     assert scale(trained(recipe), "linear") == "reduced"
 
 
-def test_a_file_has_the_last_word_over_its_base(tmp_path: Path) -> None:
+def test_a_file_overrides_its_base(tmp_path: Path) -> None:
     own = tmp_path / "own.yaml"
     own.write_text(f"base: {configs.CONFIGS / 'linear' / 'imagenet.yaml'}\nlr: 0.1\n")
     _, _, config = runs.prepare(runs.TaskRun(task="linear", checkpoint=trained(TWO), config=str(own)))
     assert config.lr == 0.1
 
 
-def test_scale_needs_all_images_and_epochs() -> None:
+def test_paper_scale_needs_all_images_and_epochs() -> None:
     recipe = load_recipe("cifar10_r18_intl")
     assert scale(trained(recipe), "knn", train_images=5170) == "reduced"
     assert scale(trained(recipe), "knn", test_images=1017) == "reduced"
@@ -126,7 +133,7 @@ def test_scale_needs_all_images_and_epochs() -> None:
     assert scale(trained(dataclasses.replace(recipe, weight_decay=0.5)), "knn") == "reduced"
 
 
-def test_how_a_foreign_checkpoint_was_trained_is_not_known() -> None:
+def test_checkpoints_of_other_projects_may_use_each_published_protocol() -> None:
     words = ["data.kind=imagefolder", "data.name=imagenet", "data.root=x"]
     for lr, expected in (("0.2", "paper"), ("0.4", "paper"), ("0.3", "reduced")):
         assert scale(foreign(), "linear", *words, f"lr={lr}") == expected
@@ -134,7 +141,7 @@ def test_how_a_foreign_checkpoint_was_trained_is_not_known() -> None:
         assert scale(foreign(), "finetune", *words, f"backbone_lr={lr}", f"train_percent={percent}") == "paper"
 
 
-def test_a_file_with_a_base_has_the_scale_of_what_it_resolves_to(tmp_path: Path) -> None:
+def test_scale_of_a_file_with_a_base_depends_on_its_changes(tmp_path: Path) -> None:
     own = tmp_path / "own.yaml"
     base = f"base: {configs.CONFIGS / 'pretrain' / 'imagenet_r50_intl.yaml'}\nname: own\n"
     for text, expected in (
@@ -155,7 +162,17 @@ def test_a_file_with_a_base_has_the_scale_of_what_it_resolves_to(tmp_path: Path)
     assert load_recipe(str(own)).scale == "adapted"
 
 
-def test_cells_of_packaged_grids_are_published() -> None:
+def test_cells_of_packaged_grids_have_paper_or_adapted_scale(monkeypatch: pytest.MonkeyPatch) -> None:
+    make, made = cells.recipes, dict[tuple[str, ...], list[Recipe]]()
+
+    def make_once(ablation: cells.Ablation, seed: int, overrides: Sequence[str] = ()) -> list[Recipe]:
+        """Each scale looks at all recipes of the grid, which take a second to make."""
+        key = (ablation.name, str(seed), *overrides)
+        if key not in made:
+            made[key] = make(ablation, seed, overrides)
+        return made[key]
+
+    monkeypatch.setattr(cells, "recipes", make_once)
     for name, adapted in (("batch_size", False), ("power", True)):
         for recipe in cells.recipes(cells.load(name), 3):
             assert protocol.pretraining_scale(trained(recipe)) == ("adapted" if adapted else "paper")
@@ -168,7 +185,8 @@ def test_cells_of_packaged_grids_are_published() -> None:
     assert first.name == "batch_size-batch_size_32"
 
 
-def own_normalization(recipe: str, task: str, *overrides: str, config: str | None = None) -> tuple[Any, ...]:
+def normalization_of(recipe: str, task: str, *overrides: str, config: str | None = None) -> tuple[Any, ...]:
+    """Return the mean and the standard deviation that a task uses for a checkpoint of a recipe."""
     _, _, resolved = runs.prepare(
         runs.TaskRun(task=task, checkpoint=trained(recipe), overrides=overrides, config=config)
     )
@@ -177,22 +195,22 @@ def own_normalization(recipe: str, task: str, *overrides: str, config: str | Non
 
 @pytest.mark.parametrize("task", ["knn", "linear"])
 def test_the_authors_evaluate_cifar100_with_cifar10s_statistics(task: str) -> None:
-    assert own_normalization("cifar100_r18_intl", task) == ((0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261))
-    # Trained with statistics of their own, which they keep.
+    assert normalization_of("cifar100_r18_intl", task) == ((0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261))
+    # These recipes were trained with other statistics, which the evaluation keeps.
     cw_rgp = load_recipe("cifar100_r18_cw_rgp").data
-    assert own_normalization("cifar100_r18_cw_rgp", task) == (cw_rgp.mean, cw_rgp.std)
+    assert normalization_of("cifar100_r18_cw_rgp", task) == (cw_rgp.mean, cw_rgp.std)
     shuffled = load_recipe("cifar10_r18_shuffled_dbn").data
-    assert own_normalization("cifar10_r18_shuffled_dbn", task) == (shuffled.mean, shuffled.std)
-    # The user has the last word.
-    assert own_normalization("cifar100_r18_intl", task, "data.mean=[0,0,0]")[0] == (0, 0, 0)
+    assert normalization_of("cifar10_r18_shuffled_dbn", task) == (shuffled.mean, shuffled.std)
+    # An override has priority.
+    assert normalization_of("cifar100_r18_intl", task, "data.mean=[0,0,0]")[0] == (0, 0, 0)
 
 
-def test_another_data_set_is_seen_with_the_checkpoints_own_statistics() -> None:
+def test_other_data_sets_are_normalized_with_the_statistics_of_the_checkpoint() -> None:
     words = ["data.kind=imagefolder", "data.root=photos"]
-    assert own_normalization("cifar10_r18_intl", "knn", *words) == own_normalization("cifar10_r18_intl", "knn")
+    assert normalization_of("cifar10_r18_intl", "knn", *words) == normalization_of("cifar10_r18_intl", "knn")
 
 
-def test_an_unknown_section_for_checkpoints_is_named(tmp_path: Path) -> None:
+def test_an_unknown_section_for_checkpoints_is_an_error(tmp_path: Path) -> None:
     own = tmp_path / "own.yaml"
     own.write_text("for_checkpoints:\n  three_views: {k: 3}\n")
     with pytest.raises(InputError, match=r"for_checkpoints\.three_views.*two_views"):

@@ -55,13 +55,13 @@ def test_round_trip(tmp_path: Path) -> None:
     assert RecordStore(tmp_path).find("0" * 16) is None
 
 
-def test_a_record_of_an_unknown_pre_training_seed_has_a_name_too(tmp_path: Path) -> None:
+def test_a_record_with_an_unknown_pre_training_seed_can_be_stored(tmp_path: Path) -> None:
     record = make(pretrain_seed=None, weights_sha256=None)
     assert RecordStore(tmp_path).append(record).name == f"intl-cifar10-punknown-t1-{record.key}.json"
     assert RecordStore(tmp_path).load() == [record]
 
 
-def test_key_is_the_hash_of_what_identifies_a_result() -> None:
+def test_key_is_the_hash_of_the_identifying_fields() -> None:
     pretraining = f'{{"data":"{"ef" * 32}","progress":"complete","settings":{{"lr":0.5,"views":[{{"size":32}}]}}}}'
     evaluation = f'{{"data":{{"test":"{"34" * 32}","train":"{"12" * 32}"}},"settings":{{"epochs":500}}}}'
     digests = [hashlib.sha256(text.encode()).hexdigest() for text in (pretraining, evaluation)]
@@ -84,12 +84,12 @@ def test_key_is_the_hash_of_what_identifies_a_result() -> None:
         ({"evaluation": {}}, False),
     ],
 )
-def test_key_depends_on_what_decides_the_result_alone(changes: dict[str, Any], same: bool) -> None:
+def test_key_depends_on_the_identifying_fields_only(changes: dict[str, Any], same: bool) -> None:
     assert (make(**changes).key == make().key) is same
 
 
 def write_earlier(folder: Path, **changes: Any) -> Path:
-    """Writes a file as the first version did."""
+    """Write a file in the format of the first version."""
     values = dataclasses.asdict(make(**changes))
     for name in ("pretraining", "evaluation", "weights_sha256", "file"):
         del values[name]
@@ -99,7 +99,7 @@ def write_earlier(folder: Path, **changes: Any) -> Path:
     return path
 
 
-def test_a_file_of_the_first_schema_is_read_as_what_is_known(tmp_path: Path) -> None:
+def test_identities_of_the_first_schema_hold_the_summary(tmp_path: Path) -> None:
     path = write_earlier(tmp_path, protocol={"pretrain_epochs": 4, "pretrain_lr": 0.5, "lr": 0.01, "k": None})
     (record,) = RecordStore(tmp_path).load()
     assert record.schema == 1
@@ -118,20 +118,20 @@ def test_a_file_of_the_first_schema_is_read_as_what_is_known(tmp_path: Path) -> 
     assert list(tmp_path.rglob("*.json")) == [path]
 
 
-def test_a_file_without_a_schema_is_of_the_first(tmp_path: Path) -> None:
+def test_a_file_without_a_schema_has_the_first_schema(tmp_path: Path) -> None:
     path = write_earlier(tmp_path)
     path.write_text(path.read_text().replace('"schema": 1, ', ""))
     assert RecordStore(tmp_path).load()[0].schema == 1
 
 
-def test_the_first_schema_knows_no_weights_of_a_pre_training(tmp_path: Path) -> None:
+def test_weights_of_a_pre_training_in_the_first_schema_are_unknown(tmp_path: Path) -> None:
     write_earlier(tmp_path, task="pretrain", checkpoint_sha256=None, details={"checkpoint_sha256": "cd" * 32})
     (record,) = RecordStore(tmp_path).load()
     assert record.weights_sha256 is None
     assert record.pretraining["weights"] == "cd" * 32
 
 
-def test_pre_trainings_of_the_first_schema_without_weights_are_never_the_same(tmp_path: Path) -> None:
+def test_pre_trainings_of_the_first_schema_without_weights_always_differ(tmp_path: Path) -> None:
     diverged: dict[str, Any] = {"task": "pretrain", "checkpoint_sha256": None, "details": {"checkpoint_sha256": ""}}
     for seed in (0, 1):
         write_earlier(tmp_path / str(seed), pretrain_seed=seed, **diverged)
@@ -144,12 +144,12 @@ def test_pre_trainings_of_the_first_schema_without_weights_are_never_the_same(tm
     ("change", "message"),
     [
         (lambda text: text.replace('"config_sha256"', '"config_sha"'), "unknown field 'config_sha'"),
-        (lambda text: text.replace('"backbone": "resnet18", ', ""), "backbone is missing, expected a text"),
+        (lambda text: text.replace('"backbone": "resnet18", ', ""), "backbone is missing, expected a string"),
         (lambda text: text.replace('"pretrain_seed": 0', '"pretrain_seed": 0.5'), "pretrain_seed is 0.5"),
         (lambda text: text.replace('"protocol": {', '"protocol": [], "x": {'), "unknown field 'x'"),
     ],
 )
-def test_a_broken_file_of_the_first_schema_is_named_with_its_field(tmp_path: Path, change: Any, message: str) -> None:
+def test_an_error_names_the_file_and_the_field_in_the_first_schema(tmp_path: Path, change: Any, message: str) -> None:
     path = write_earlier(tmp_path)
     path.write_text(change(path.read_text()))
     with pytest.raises(InputError, match=message) as caught:
@@ -165,22 +165,20 @@ def test_a_record_is_never_overwritten(tmp_path: Path) -> None:
     assert first.read_bytes() == before
 
 
-def test_a_record_takes_the_place_of_what_there_was_of_the_same_thing(tmp_path: Path) -> None:
+def test_replace_deletes_earlier_records_of_the_same_result(tmp_path: Path) -> None:
     store = RecordStore(tmp_path)
     store.append(make())
     store.append(make(transfer_seed=2))
     store.append(make(weights_sha256="12" * 32))
     store.replace(make(metrics={"top1": 1.0}))
     assert [(r.transfer_seed, r.metrics["top1"]) for r in store.load()] == [(1, 1.0), (2, 92.6)]
-    store.replace(make(weights_sha256="34" * 32, metrics={"top1": 2.0}))  # trained anew
+    store.replace(make(weights_sha256="34" * 32, metrics={"top1": 2.0}))  # after another pre-training
     assert [(r.transfer_seed, r.metrics["top1"]) for r in store.load()] == [(1, 2.0), (2, 92.6)]
     store.replace(make(transfer_seed=5))
     assert len(store.load()) == 3
 
 
-def test_a_record_that_cannot_be_written_leaves_the_earlier_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_replace_keeps_the_earlier_record_if_writing_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = RecordStore(tmp_path)
     store.append(make())
 
@@ -193,7 +191,7 @@ def test_a_record_that_cannot_be_written_leaves_the_earlier_one(
     assert store.load() == [make()]
 
 
-def test_a_record_is_written_where_there_are_no_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_append_works_on_file_systems_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(*_: object) -> None:
         raise OSError(errno.EPERM, "Operation not permitted")
 
@@ -205,7 +203,7 @@ def test_a_record_is_written_where_there_are_no_hard_links(tmp_path: Path, monke
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_load_is_sorted_and_ignores_what_is_no_record(tmp_path: Path) -> None:
+def test_load_is_sorted_and_ignores_other_files(tmp_path: Path) -> None:
     store = RecordStore(tmp_path / "records")
     assert store.load() == []
     for changes in ({"task": "knn"}, {"transfer_seed": 3}, {"transfer_seed": 2}):
@@ -235,8 +233,8 @@ def test_load_is_sorted_and_ignores_what_is_no_record(tmp_path: Path) -> None:
         ({"wall_time_s": float("nan")}, "wall_time_s is nan"),
         ({"created": "yesterday"}, "created is 'yesterday', expected an ISO 8601 time"),
         ({"created": "2024-05-31T12:00:00"}, "created is .*, expected a time in UTC"),
-        ({"checkpoint_sha256": 3}, "checkpoint_sha256 is 3, expected a text or null"),
-        ({"weights_sha256": 3}, "weights_sha256 is 3, expected a text or null"),
+        ({"checkpoint_sha256": 3}, "checkpoint_sha256 is 3, expected a string or null"),
+        ({"weights_sha256": 3}, "weights_sha256 is 3, expected a string or null"),
         ({"pretrain_seed": "0"}, "pretrain_seed is '0', expected a whole number or null"),
         ({"pretrain_seed": False}, "pretrain_seed is False, expected a whole number or null"),
         ({"transfer_seed": None}, "transfer_seed is None, expected a whole number"),
@@ -244,7 +242,7 @@ def test_load_is_sorted_and_ignores_what_is_no_record(tmp_path: Path) -> None:
         ({"schema": 3}, "schema is 3, expected 1 or 2"),
     ],
 )
-def test_impossible_values_are_refused(changes: dict[str, Any], message: str) -> None:
+def test_impossible_values_are_errors(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make(**changes)
 
@@ -256,7 +254,7 @@ def test_impossible_values_are_refused(changes: dict[str, Any], message: str) ->
         (lambda text: "[]", "expected a JSON object"),
         (lambda text: text.replace('"scale": "paper"', '"scale": "huge"'), "scale is 'huge', expected one of paper"),
         (lambda text: text.replace('"top1": 92.6', '"top1": NaN'), "metrics.*is nan, expected a finite number"),
-        (lambda text: text.replace('"backbone": "resnet18",', ""), "backbone is missing, expected a text"),
+        (lambda text: text.replace('"backbone": "resnet18",', ""), "backbone is missing, expected a string"),
         (lambda text: text.replace('"backbone"', '"spine"'), "backbone is missing"),
         (lambda text: text.replace('"code"', '"extra": 1,\n "code"'), "unknown field 'extra'"),
         (lambda text: text.replace('"schema": 2', '"schema": 3'), "schema is 3, expected at most 2; update intl-bench"),
@@ -273,7 +271,7 @@ def test_impossible_values_are_refused(changes: dict[str, Any], message: str) ->
         (lambda text: text.replace('"wall_time_s": 12.5', '"wall_time_s": "12.5"'), "wall_time_s is '12.5', expected"),
     ],
 )
-def test_a_broken_file_is_named_with_its_field(tmp_path: Path, change: Any, message: str) -> None:
+def test_an_error_names_the_file_and_the_field(tmp_path: Path, change: Any, message: str) -> None:
     store = RecordStore(tmp_path)
     path = store.append(make())
     path.write_text(change(path.read_text()))
@@ -283,16 +281,17 @@ def test_a_broken_file_is_named_with_its_field(tmp_path: Path, change: Any, mess
     assert "\n" not in str(caught.value)
 
 
-def append_one_of_their_own_and_a_shared_one(folder: Path, process: int) -> None:
+def append_two(folder: Path, process: int) -> None:
+    """Append one record with the process's own seed, and one with a seed that all processes share."""
     store = RecordStore(folder)
     store.append(make(transfer_seed=process))
     store.append(make(transfer_seed=99, metrics={"top1": float(process)}))
 
 
-def test_sixteen_processes_append_at_once(tmp_path: Path) -> None:
+def test_sixteen_processes_append_at_the_same_time(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     arguments = [(tmp_path, process) for process in range(16)]
-    processes = [context.Process(target=append_one_of_their_own_and_a_shared_one, args=pair) for pair in arguments]
+    processes = [context.Process(target=append_two, args=pair) for pair in arguments]
     for process in processes:
         process.start()
     for process in processes:

@@ -1,4 +1,4 @@
-"""Tasks over seeds, through to records and tables, on a checkpoint of generated images."""
+"""Tasks with several seeds, their records and tables, on a checkpoint trained on generated images."""
 
 import os
 import subprocess
@@ -21,7 +21,7 @@ QUICK = ["epochs=3", "batch_size=64"]
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint after one epoch on 160 generated images."""
+    """Return a checkpoint after one epoch on 160 generated images."""
     folder = tmp_path_factory.mktemp("trained")
     before = Path.cwd()
     os.chdir(folder)
@@ -49,7 +49,7 @@ def linear(checkpoint: Path, **changes: object) -> runs.TaskRun:
     return runs.TaskRun(**values)  # type: ignore[arg-type]
 
 
-def test_a_record_a_seed_with_all_that_was_asked_for(trained: Path) -> None:
+def test_each_seed_has_a_complete_record(trained: Path) -> None:
     records = runs.run(linear(trained))
     stored = RecordStore(Path("results/records")).load()
     assert sorted(r.key for r in stored) == sorted(r.key for r in records)
@@ -83,7 +83,7 @@ def test_a_record_a_seed_with_all_that_was_asked_for(trained: Path) -> None:
     assert record.peak_memory_mib > 50
 
 
-def test_finished_seeds_are_skipped_and_new_ones_added(trained: Path) -> None:
+def test_finished_seeds_are_skipped_and_new_seeds_are_run(trained: Path) -> None:
     first = runs.run(linear(trained, seeds=[0, 2]))
     again = runs.run(linear(trained, seeds=[0, 1, 2]))
     assert [r.created for r in (again[0], again[2])] == [r.created for r in first]
@@ -91,7 +91,7 @@ def test_finished_seeds_are_skipped_and_new_ones_added(trained: Path) -> None:
     assert len(RecordStore(Path("results/records")).load()) == 3
 
 
-def test_fresh_scores_again(trained: Path) -> None:
+def test_fresh_replaces_the_record(trained: Path) -> None:
     (old,) = runs.run(linear(trained, seeds=[0]))
     (new,) = runs.run(linear(trained, seeds=[0], fresh=True))
     assert new.metrics == old.metrics, "the same seed gives the same numbers"
@@ -99,14 +99,14 @@ def test_fresh_scores_again(trained: Path) -> None:
     assert len(RecordStore(Path("results/records")).load()) == 1
 
 
-def test_other_settings_are_other_records(trained: Path) -> None:
+def test_different_settings_have_different_records(trained: Path) -> None:
     runs.run(linear(trained, seeds=[0]))
     runs.run(linear(trained, seeds=[0], overrides=["epochs=4", "batch_size=64"]))
     runs.run(linear(trained, seeds=[0], overrides=[*QUICK, "workers=1"]))  # changes no number
     assert sorted(r.protocol["epochs"] for r in RecordStore(Path("results/records")).load()) == [3, 4]
 
 
-def test_random_init_is_another_network_for_each_seed(trained: Path) -> None:
+def test_random_init_gives_a_different_network_for_each_seed(trained: Path) -> None:
     records = runs.run(runs.TaskRun(task="knn", checkpoint=trained, seeds=[0, 1, 2], init="random"))
     assert {r.method for r in records} == {"Random init"}
     assert [(r.pretrain_seed, r.transfer_seed) for r in records] == [(0, 0), (1, 1), (2, 2)]
@@ -170,7 +170,7 @@ def test_mistakes_end_in_one_line(
     assert message in lines[0]
 
 
-def test_another_kind_of_data_brings_its_own_protocol_and_name(trained: Path) -> None:
+def test_another_kind_of_data_changes_protocol_and_name(trained: Path) -> None:
     overrides = ["data.kind=imagefolder", "data.root=photos"]
     _, _, config = runs.prepare(runs.TaskRun(task="linear", checkpoint=trained, overrides=overrides))
     assert (config.augment, config.crop, config.data.dataset) == (True, 224, "photos")
@@ -181,7 +181,7 @@ def test_another_kind_of_data_brings_its_own_protocol_and_name(trained: Path) ->
     assert (config.augment, config.data.dataset, config.data.size) == (False, "shapes", 400)
 
 
-def test_overrides_may_stand_behind_options(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_overrides_may_follow_options(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert (
         cli.main(["linear", "--config", "default", str(trained), "epochs=7", "--seeds", "2", "lr=0.5", "--dry-run"])
         == 0
@@ -217,7 +217,7 @@ def test_dry_run_writes_nothing(trained: Path, capsys: pytest.CaptureFixture[str
     assert not list(Path().iterdir())
 
 
-def test_tables_of_a_closed_pipe() -> None:
+def test_a_closed_pipe_is_no_error() -> None:
     code = f"{sys.executable} -m intl_bench tables | head -1"
     done = subprocess.run(code, shell=True, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
     assert done.stdout.startswith("**Table 1.**")

@@ -1,4 +1,4 @@
-"""What may be averaged, reused and resumed, as a user sees it: two or three tiny runs, then the table's text."""
+"""Which results may be averaged, reused and resumed: tests with two or three tiny runs and the text of the table."""
 
 import json
 import os
@@ -38,7 +38,7 @@ def intl_bench(*words: str) -> None:
 
 
 def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
-    """The one line of a command that ends with exit code 2."""
+    """Run a command that ends with exit code 2; return its line on stderr."""
     capsys.readouterr()
     assert cli.main(list(words)) == 2
     (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("intl-bench: "))
@@ -55,7 +55,7 @@ def records() -> list[ResultRecord]:
 
 
 def rows(capsys: pytest.CaptureFixture[str], table: str = "2") -> dict[str, list[str]]:
-    """{label: its cells that are not empty} of the measured rows."""
+    """Return {label: texts of the cells that are not empty} of the measured rows."""
     capsys.readouterr()
     intl_bench("tables", "--table", table)
     found = {}
@@ -67,13 +67,14 @@ def rows(capsys: pytest.CaptureFixture[str], table: str = "2") -> dict[str, list
 
 
 def archive(path: Path, seed: int) -> Path:
+    """Write an archive of random images; return its path."""
     rng = np.random.default_rng(seed)
     train_x, test_x = (rng.integers(0, 256, (n, 32, 32, 3), np.uint8) for n in (64, 20))
     np.savez(path, train_x=train_x, test_x=test_x, train_y=np.arange(64) % 4, test_y=np.arange(20) % 4)
     return path
 
 
-def test_other_settings_are_never_seeds_of_one_experiment(capsys: pytest.CaptureFixture[str]) -> None:
+def test_runs_with_different_settings_are_never_averaged(capsys: pytest.CaptureFixture[str]) -> None:
     changed = ["optimizer=adam", "weight_decay=0.01", "projector.layers=2", "precision=bf16"]
     jitter = "views=[{size: 32, min_scale: 0.2, jitter_p: 0.0}, {size: 32, min_scale: 0.2, solarize_p: 0.2}]"
     intl_bench("knn", pretrain())
@@ -84,9 +85,12 @@ def test_other_settings_are_never_seeds_of_one_experiment(capsys: pytest.Capture
     assert any("optimizer adam" in label for label in found)
 
 
-def test_seeds_of_one_experiment_are_averaged_whatever_changes_no_result(capsys: pytest.CaptureFixture[str]) -> None:
-    for seed, free in ((0, ["workers=1", "log_every=3"]), (1, ["save_minutes=1", "device=cpu", "spectrum_every=0"])):
-        intl_bench("knn", pretrain(*free, name=f"run{seed}", seed=seed), f"workers={seed}")
+def test_settings_that_change_no_result_do_not_prevent_averaging(capsys: pytest.CaptureFixture[str]) -> None:
+    for seed, irrelevant in (
+        (0, ["workers=1", "log_every=3"]),
+        (1, ["save_minutes=1", "device=cpu", "spectrum_every=0"]),
+    ):
+        intl_bench("knn", pretrain(*irrelevant, name=f"run{seed}", seed=seed), f"workers={seed}")
     ((label, (cell,)),) = rows(capsys).items()
     mean = statistics.mean(record.metrics["knn5"] for record in records())
     assert cell.startswith(f"{mean:.2f} ± ")
@@ -107,7 +111,7 @@ def test_a_sweep_has_a_row_for_each_setting(capsys: pytest.CaptureFixture[str]) 
         assert cell == f"{statistics.mean(expected):.2f} ± {statistics.stdev(expected):.2f} (2)"
 
 
-def test_nested_seeds_count_pre_trainings(capsys: pytest.CaptureFixture[str]) -> None:
+def test_n_counts_pre_trainings_not_transfer_seeds(capsys: pytest.CaptureFixture[str]) -> None:
     for seed in range(3):
         intl_bench("linear", pretrain(seed=seed), *QUICK, "--seeds", "3")
     means = [statistics.mean(r.metrics["top1"] for r in records() if r.pretrain_seed == seed) for seed in range(3)]
@@ -115,7 +119,7 @@ def test_nested_seeds_count_pre_trainings(capsys: pytest.CaptureFixture[str]) ->
     assert cells[0] == f"{statistics.mean(means):.2f} ± {statistics.stdev(means):.2f} (3)"
 
 
-def test_random_initializations_of_two_stems_are_two_rows(capsys: pytest.CaptureFixture[str]) -> None:
+def test_random_initializations_with_different_stems_have_different_rows(capsys: pytest.CaptureFixture[str]) -> None:
     for stem in ("imagenet", "cifar"):
         intl_bench("knn", pretrain(f"backbone.stem={stem}", name=stem), "--init", "random", "--seeds", "2")
     found = rows(capsys)
@@ -124,7 +128,7 @@ def test_random_initializations_of_two_stems_are_two_rows(capsys: pytest.Capture
     assert all(any(f"stem {stem}" in label for label in found) for stem in ("imagenet", "cifar"))
 
 
-def test_files_of_others_are_one_training_only_if_the_user_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+def test_checkpoints_of_other_projects_are_averaged_only_with_pretrain_seed(capsys: pytest.CaptureFixture[str]) -> None:
     data = ["data.kind=shapes", "data.size=160", "--config", "default"]
     for seed in range(3):
         torch.save({"state_dict": prefixed("module.encoder_q.", random_state("resnet10_narrow", seed))}, f"{seed}.pth")
@@ -140,10 +144,10 @@ def test_files_of_others_are_one_training_only_if_the_user_says_so(capsys: pytes
     intl_bench("knn", "0.pth", *data, "--pretrain-seed", "7", "--group", "other")
     assert len(rows(capsys)) == 2
     assert "--pretrain-seed N" in refused(capsys, "knn", "0.pth", *data, "--group", "other")
-    assert "only for a checkpoint of others" in refused(capsys, "knn", pretrain(), "--pretrain-seed", "1")
+    assert "expected a checkpoint of another project" in refused(capsys, "knn", pretrain(), "--pretrain-seed", "1")
 
 
-def test_the_same_weights_are_not_two_pre_trainings(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_same_weights_with_two_pre_training_seeds_are_an_error(capsys: pytest.CaptureFixture[str]) -> None:
     torch.save({"state_dict": prefixed("module.encoder_q.", random_state("resnet10_narrow", 0))}, "a.pth")
     for seed in ("0", "1"):
         words = ["data.kind=shapes", "data.size=160", "--config", "default", "--pretrain-seed", seed]
@@ -151,7 +155,7 @@ def test_the_same_weights_are_not_two_pre_trainings(capsys: pytest.CaptureFixtur
     assert "knn/moco-shapes-p1" in refused(capsys, "tables", "--table", "2")
 
 
-def test_two_trainings_of_one_seed_are_an_error_that_names_both(
+def test_different_weights_of_one_seed_are_an_error_that_names_both(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     path = pretrain()
@@ -164,7 +168,7 @@ def test_two_trainings_of_one_seed_are_an_error_that_names_both(
     assert all(f"{record.key}.json" in line for record in records())
 
 
-def test_a_checkpoint_and_its_export_are_one_result(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_checkpoint_and_its_export_have_one_result(capsys: pytest.CaptureFixture[str]) -> None:
     path = pretrain()
     intl_bench("knn", path)
     intl_bench("convert", path, "out.pkl", "--to", "detectron2")
@@ -174,7 +178,7 @@ def test_a_checkpoint_and_its_export_are_one_result(capsys: pytest.CaptureFixtur
         assert "already there" in capsys.readouterr().out
 
 
-def test_scores_of_two_data_sets_of_one_name_and_size(capsys: pytest.CaptureFixture[str]) -> None:
+def test_data_sets_with_equal_names_and_sizes_are_not_averaged(capsys: pytest.CaptureFixture[str]) -> None:
     for seed in (0, 1):
         path = pretrain(seed=seed)
         intl_bench("knn", path, "data.kind=npz", f"data.root={archive(Path(f'{seed}.npz'), seed)}", "data.name=x")
@@ -195,7 +199,7 @@ def test_data_replaced_in_place_is_scored_again(capsys: pytest.CaptureFixture[st
     assert len({json.dumps(record.evaluation["data"]) for record in records()}) == 2
 
 
-def test_a_finished_run_does_not_answer_for_other_images(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_finished_run_is_not_reused_for_other_images(capsys: pytest.CaptureFixture[str]) -> None:
     own = ["pretrain", "demo", *TINY, "data.kind=npz", "spectrum_every=0", "name=a"]
     archive(Path("a.npz"), 0)
     archive(Path("b.npz"), 1)
@@ -210,7 +214,7 @@ def test_a_finished_run_does_not_answer_for_other_images(capsys: pytest.CaptureF
     intl_bench(*own, "data.root=a.npz", "--fresh")
 
 
-def test_an_interrupted_run_does_not_go_on_with_other_images(tmp_path: Path) -> None:
+def test_an_interrupted_run_does_not_resume_with_other_images(capsys: pytest.CaptureFixture[str]) -> None:
     archive(Path("a.npz"), 0)
     words = ["pretrain", "demo", *TINY, "data.kind=npz", "data.root=a.npz", "epochs=3000", "name=a", "save_minutes=0"]
     command = [sys.executable, "-m", "intl_bench", *words]
@@ -220,35 +224,29 @@ def test_an_interrupted_run_does_not_go_on_with_other_images(tmp_path: Path) -> 
         run.send_signal(signal.SIGTERM)
     assert run.returncode == 75
     archive(Path("a.npz"), 1)
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert "was trained on other images" in done.stderr
+    assert cli.main(words) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "was trained on other images" in line
 
 
-def test_one_run_at_a_time_in_a_folder() -> None:
+@pytest.mark.slow
+def test_a_second_run_in_the_same_folder_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["pretrain", "demo", *TINY, "epochs=3000", "name=a"]
     command = [sys.executable, "-m", "intl_bench", *words]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
     with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as first:
         wait(lambda: Path("runs/pretrain/a/seed0/metrics.jsonl").exists())
         for more in ([], ["--fresh"]):
-            second = subprocess.run([*command, *more], env=environment, capture_output=True, text=True, check=False)
-            assert (second.returncode, second.stderr.count("\n")) == (2, 1)
-            assert f"process {first.pid}" in second.stderr
+            assert cli.main([*words, *more]) == 2
+            (line,) = capsys.readouterr().err.splitlines()
+            assert f"process {first.pid}" in line
         assert Path("runs/pretrain/a/seed0/metrics.jsonl").exists()
         first.kill()
-    third = subprocess.run(
-        [sys.executable, "-m", "intl_bench", *words, "epochs=1", "--fresh"],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert third.returncode == 0, third.stderr
-    assert "took over the lock" in third.stderr
+    assert cli.main([*words, "epochs=1", "--fresh"]) == 0
+    assert "took over the lock" in capsys.readouterr().err
 
 
-def test_a_warm_start_is_another_experiment(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_warm_start_is_a_different_experiment(capsys: pytest.CaptureFixture[str]) -> None:
     path = pretrain()
     line = refused(capsys, "pretrain", "demo", *TINY, "name=a", "epochs=2")
     assert f"init={path}" in line
@@ -266,11 +264,11 @@ def test_a_warm_start_is_another_experiment(capsys: pytest.CaptureFixture[str]) 
     pretrain("projector.out=16", f"init={Path(path).with_name('backbone.safetensors')}", name="part")
     assert "the backbone from" in capsys.readouterr().err
     shutil.rmtree(Path(path).parent)
-    intl_bench("pretrain", "demo", *TINY, "name=longer", "epochs=2", f"init={path}")  # finished: nothing to load again
+    intl_bench("pretrain", "demo", *TINY, "name=longer", "epochs=2", f"init={path}")  # finished: init is not read
     assert "init=nowhere.pt" in refused(capsys, "pretrain", "demo", *TINY, "name=new", "init=nowhere.pt")
 
 
-def test_seeds_extended_each_from_its_own_stay_seeds(capsys: pytest.CaptureFixture[str]) -> None:
+def test_seeds_that_start_from_their_own_checkpoints_are_averaged(capsys: pytest.CaptureFixture[str]) -> None:
     for seed in (0, 1):
         path = pretrain(seed=seed)
         intl_bench("knn", pretrain(f"init={path}", name="longer", seed=seed))
@@ -280,7 +278,7 @@ def test_seeds_extended_each_from_its_own_stay_seeds(capsys: pytest.CaptureFixtu
     assert sorted(cells[0].split()[-1] for cells in rows(capsys).values()) == ["(1)", "(2)"]
 
 
-def test_a_backbone_to_start_from_is_the_same_in_a_checkpoint_and_in_its_export() -> None:
+def test_init_from_a_checkpoint_equals_init_from_its_export() -> None:
     path = Path(pretrain())
     found = []
     for number, file in enumerate((path, path.with_name("backbone.safetensors"))):
@@ -290,7 +288,7 @@ def test_a_backbone_to_start_from_is_the_same_in_a_checkpoint_and_in_its_export(
     assert found[0]["initial_weights"]
 
 
-def test_what_nothing_looks_at_decides_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+def test_settings_without_effect_are_not_part_of_the_identity(capsys: pytest.CaptureFixture[str]) -> None:
     intl_bench("knn", pretrain(), "temperature=0.2")
     path = pretrain("trust_coefficient=0.5", "clip_trust=true", "data.on_bad_image=skip", name="b")
     capsys.readouterr()
@@ -298,12 +296,12 @@ def test_what_nothing_looks_at_decides_nothing(capsys: pytest.CaptureFixture[str
     assert "already there" in capsys.readouterr().out
 
 
-def test_half_precision_is_what_the_device_computes() -> None:
+def test_the_identity_holds_the_precision_that_the_device_uses() -> None:
     path = pretrain("precision=fp16")
     assert checkpoints.load(Path(path))[0]["inputs"]["computed_in"] == "bf16"
 
 
-def test_checkpoints_whose_images_are_not_known_are_never_seeds_of_one_training(
+def test_checkpoints_with_unknown_images_are_never_averaged(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     for seed in (0, 1):
@@ -314,21 +312,21 @@ def test_checkpoints_whose_images_are_not_known_are_never_seeds_of_one_training(
     assert [cells[0].split()[-1] for cells in rows(capsys).values()] == ["(1)", "(1)"]
 
 
-def test_data_that_change_while_they_are_used_give_no_result(
+def test_data_that_change_during_a_task_give_no_record(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path, data, scored = pretrain(), archive(Path("x.npz"), 0), knn.run
+    path, data, predict = pretrain(), archive(Path("x.npz"), 0), knn.knn_predict
 
     def replaced(*args: Any, **named: Any) -> Any:
         archive(data, 1)
-        return scored(*args, **named)
+        return predict(*args, **named)
 
-    monkeypatch.setattr(knn, "run", replaced)
-    assert "changed while" in refused(capsys, "knn", path, "data.kind=npz", f"data.root={data}")
+    monkeypatch.setattr(knn, "knn_predict", replaced)
+    assert "changed during the run" in refused(capsys, "knn", path, "data.kind=npz", f"data.root={data}")
     assert records() == []
 
 
-def test_a_paper_name_however_it_is_spelled(capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_spellings_of_the_paper_names_are_checked_too(capsys: pytest.CaptureFixture[str]) -> None:
     path = pretrain()
     for name in ("CIFAR-10", "ImageNet-100", "imagenet_1k"):
         assert "expected" in refused(
@@ -345,7 +343,7 @@ def test_a_warm_start_starts_from_the_weights() -> None:
     assert all(torch.equal(before[name], after[name]) for name in weights)
 
 
-def test_the_checkpoints_own_normalization_is_taken(capsys: pytest.CaptureFixture[str]) -> None:
+def test_tasks_use_the_normalization_of_the_checkpoint(capsys: pytest.CaptureFixture[str]) -> None:
     data = ["data.kind=shapes", "data.size=160", "--config", "default"]
     state = random_state("resnet10_narrow", 0)
     simclr = CASES["simclr tonylins"](state, state).root
@@ -364,7 +362,7 @@ def test_the_checkpoints_own_normalization_is_taken(capsys: pytest.CaptureFixtur
     assert record.config["data"]["mean"] == [0.4, 0.4, 0.4]
 
 
-def test_a_momentum_encoder_is_scored_by_its_name(capsys: pytest.CaptureFixture[str]) -> None:
+def test_from_selects_the_momentum_encoder(capsys: pytest.CaptureFixture[str]) -> None:
     path = pretrain("method.momentum_target=true")
     intl_bench("knn", path)
     intl_bench("knn", path, "--from", "intl-bench:momentum")
@@ -376,7 +374,7 @@ def test_a_momentum_encoder_is_scored_by_its_name(capsys: pytest.CaptureFixture[
     )
 
 
-def test_a_checkpoint_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_is_read_and_hashed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     path, seen = pretrain(), list[str]()
     hashed, loaded = files.sha256, torch.load
 
@@ -400,14 +398,14 @@ def test_a_checkpoint_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     seen.clear()
     intl_bench("ablation", "grid.yaml")
     of_the_run = [line for line in seen if "checkpoint.pt" in line]
-    # Once when it is written, once by what follows.
+    # The file is hashed when it is written, and read and hashed once by the tasks.
     assert (of_the_run.count("read checkpoint.pt"), len(of_the_run)) == (1, 3) or of_the_run == [
         "hash checkpoint.pt",
         "read checkpoint.pt",
     ]
 
 
-def test_a_row_holds_scores_on_one_version_of_the_images(capsys: pytest.CaptureFixture[str]) -> None:
+def test_scores_on_changed_images_do_not_share_a_row(capsys: pytest.CaptureFixture[str]) -> None:
     path, data = pretrain(), archive(Path("x.npz"), 0)
     words = [path, "data.kind=npz", f"data.root={data}"]
     intl_bench("knn", *words)
@@ -417,7 +415,7 @@ def test_a_row_holds_scores_on_one_version_of_the_images(capsys: pytest.CaptureF
     assert sorted(len(cells) for cells in rows(capsys).values()) == [1, 2]
 
 
-def test_own_images_in_the_demos_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_recipe_demo_with_other_images(capsys: pytest.CaptureFixture[str]) -> None:
     data = archive(Path("mine.npz"), 0)
     assert "data.kind=shapes" in refused(capsys, "pretrain", "demo", *TINY, "data.root=mine.npz")
     path = pretrain("data.kind=npz", f"data.root={data}")
@@ -427,15 +425,15 @@ def test_own_images_in_the_demos_recipe(capsys: pytest.CaptureFixture[str]) -> N
     (record,) = records()
     assert (record.dataset, record.scale) == ("mine", "reduced")
     intl_bench("pretrain", "demo", *TINY, "data.kind=npz", f"data.root={data}", "name=a", "seed=0")
-    assert "finished before" in capsys.readouterr().err
+    assert "already finished" in capsys.readouterr().err
 
 
-def test_a_seed_of_others_is_given_once(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_pretrain_seed_is_given_to_one_checkpoint_only(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["data.kind=shapes", "data.size=160", "--config", "default", "--pretrain-seed", "0"]
     for number in (0, 1):
         state = random_state("resnet10_narrow", number)
         torch.save({"state_dict": prefixed("module.encoder_q.", state)}, f"{number}.pth")
     intl_bench("knn", "0.pth", *words)
     line = refused(capsys, "knn", "1.pth", *words)
-    assert "already given to 0.pth" in line
+    assert "already used for 0.pth" in line
     intl_bench("knn", "1.pth", *words, "--group", "other")

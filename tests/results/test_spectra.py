@@ -1,8 +1,9 @@
-"""Spectra of checkpoints: of tiny runs against NumPy, side by side as a command, in records, as lines of a plot."""
+"""Spectra of checkpoints: tiny runs compared with NumPy, the command, values for records, and lines of a plot."""
 
 import json
 import math
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from intl_bench.core.errors import InputError
 from intl_bench.core.seeding import generator, permutation
 from intl_bench.spectra import compare, measure
 from intl_bench.spectra.measure import Spectra, measure_run
+from intl_bench.spectra.values import curve, record_values
 from pretrain import checkpoint, spectrum, train
 from pretrain.checkpoint import Preprocessing
 from pretrain.images.data import IMAGENET_NORMALIZATION, DataConfig, normalization, open_source
@@ -35,7 +37,7 @@ TINY = ["data.size=192", "batch_size=32", "epochs=1", "warmup_epochs=0", "projec
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Two runs of one recipe with different seeds."""
+    """Return the checkpoints of two runs of one recipe with different seeds."""
     before = Path.cwd()
     os.chdir(tmp_path_factory.mktemp("trained"))
     try:
@@ -46,7 +48,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def foreign(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """torchvision's ResNet-18 as its own code would save it."""
+    """Return the file of a ResNet-18 as torchvision's code would save it."""
     path = tmp_path_factory.mktemp("foreign") / "resnet18.pth"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -60,7 +62,7 @@ def _in_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def outputs(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
-    """Features and embedding of the 48 test images in their own order, by another path through the code."""
+    """Compute features and embedding of the 48 test images in their own order, without `intl_bench.spectra`."""
     config = DataConfig(kind="shapes", name="shapes", size=192)
     pixels = torch.from_numpy(np.stack([open_source(config, "test").image(i) for i in range(48)]))
     images = normalize(pixels.permute(0, 3, 1, 2).float() / 255, *normalization(config))
@@ -107,8 +109,8 @@ def test_the_same_twice(trained: list[Path]) -> None:
     assert all(torch.equal(first[name].eigenvalues, second[name].eigenvalues) for name in first)
 
 
-def test_a_method_without_a_transform_and_its_classes() -> None:
-    """Supervised: logits of as many classes as the data set has."""
+def test_a_method_without_a_transform() -> None:
+    """The embedding of the method `supervised` has one logit for each class of the data set."""
     path = train.run(load_recipe("demo", [*TINY, "method={name: supervised}"]))
     measured = measure_run(path)
     assert measured.label.startswith("Supervised (")
@@ -164,7 +166,7 @@ def test_formats(trained: list[Path], capsys: pytest.CaptureFixture[str]) -> Non
 def test_checkpoints_of_others_have_features(
     trained: list[Path], foreign: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Beside one of ours; of theirs the data set is named on the command line, and is then that of all."""
+    """The command line names the data set, which is then used for all checkpoints."""
     words = ["data.kind=shapes", "data.size=96", str(foreign), str(trained[0])]
     assert cli.main(["spectrum", *words, "--format", "json"]) == 0
     rows = json.loads(capsys.readouterr().out)
@@ -186,13 +188,13 @@ def test_checkpoints_of_others_have_features(
 
 
 def test_an_exported_backbone_has_the_features_of_its_run(trained: list[Path]) -> None:
-    exported = compare.measure_checkpoint(trained[0].with_name("backbone.safetensors"))
+    exported = measure.measure_checkpoint(trained[0].with_name("backbone.safetensors"))
     assert list(exported.spectra) == ["features"]
-    own = compare.measure_checkpoint(trained[0])
+    own = measure.measure_checkpoint(trained[0])
     torch.testing.assert_close(exported.spectra["features"].eigenvalues, own.spectra["features"].eigenvalues)
 
 
-def test_photos_are_resized_and_cut_as_the_views_are(
+def test_photos_are_resized_and_cropped_to_the_size_of_the_views(
     trained: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A view of 32: shorter side 37, the middle 32 x 32."""
@@ -211,8 +213,8 @@ def test_photos_are_resized_and_cut_as_the_views_are(
     assert measured.spectra["features"].samples == 6
 
 
-def test_another_kind_of_data_is_another_data_set() -> None:
-    """The mean and standard deviation of pixels stay those of the checkpoint."""
+def test_another_kind_of_data_keeps_only_the_normalization() -> None:
+    """Mean and standard deviation of pixels are those of the checkpoint."""
     mean, std = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
     stored = DataConfig(kind="npz", name="cifar10", root="a.npz", mean=mean, std=std)
     same = measure.data_config(stored, None, ["data.kind=npz", "data.root=b.npz"])
@@ -244,7 +246,7 @@ def diverged() -> Spectra:
 def test_records_hold_percentages_and_a_curve() -> None:
     measured = make()
     one = measured.spectra["embedding"]
-    metrics, details = compare.record_values(measured)
+    metrics, details = record_values(measured)
     assert metrics == {
         "embedding/rank": pytest.approx(100 * one.numbers()["rank"] / 300),
         "embedding/inverse_condition": pytest.approx(one.numbers()["inverse_condition"]),
@@ -267,13 +269,13 @@ def test_a_full_rank_is_a_hundred_percent() -> None:
     z = torch.cat([identity, -identity])
     measured = Spectra(path=Path("a.pt"), label="A", dataset="shapes", spectra={"embedding": compute_spectrum(z)})
     assert measured.spectra["embedding"].numbers()["rank"] > 64
-    metrics, _ = compare.record_values(measured)
+    metrics, _ = record_values(measured)
     assert metrics["embedding/rank"] == 100
     assert metrics["embedding/inverse_condition"] == pytest.approx(1)
 
 
-def test_records_of_what_is_not_finite() -> None:
-    metrics, details = compare.record_values(diverged())
+def test_records_of_spectra_that_are_not_finite() -> None:
+    metrics, details = record_values(diverged())
     assert metrics.keys() == {"embedding/rank", "embedding/std", "embedding/inverse_condition"}
     assert metrics["embedding/inverse_condition"] == metrics["embedding/std"] == 0
     kept = json.loads(json.dumps(details, allow_nan=False))["spectra"]
@@ -289,8 +291,8 @@ def test_lines_of_a_plot() -> None:
     axes = Figure().subplots()
     steep = make(decay=7.0)
     curves = {
-        "steep": compare.curve(steep.spectra["embedding"]),
-        "diverged": compare.curve(diverged().spectra["transformed"]),
+        "steep": curve(steep.spectra["embedding"]),
+        "diverged": curve(diverged().spectra["transformed"]),
     }
     lines = compare.plot(axes, curves)
     assert [line.get_label() for line in lines] == ["steep", "diverged (not finite)"]
@@ -300,11 +302,11 @@ def test_lines_of_a_plot() -> None:
     floor = 1e-10 * expected[0]
     np.testing.assert_allclose(drawn, np.maximum(expected, floor))
     assert (expected < floor).any()
-    assert [text.get_text() for text in axes.texts] == [f"drawn at {floor:.0e}: so much or less"]
+    assert [text.get_text() for text in axes.texts] == [f"at {floor:.0e}: this value or less"]
     assert axes.get_yscale() == axes.get_xscale() == "log"
 
     axes = Figure().subplots()
-    (line,) = compare.plot(axes, {"flat": compare.curve(make(decay=0).spectra["embedding"])}, relative=False)
+    (line,) = compare.plot(axes, {"flat": curve(make(decay=0).spectra["embedding"])}, relative=False)
     assert line.get_ydata()[0] == pytest.approx(float(make(decay=0).spectra["embedding"].eigenvalues[0]))
     assert not axes.texts
 
@@ -321,7 +323,7 @@ def test_equal_labels_get_their_paths(trained: list[Path]) -> None:
 
 
 def damaged(path: Path, change: str) -> str:
-    """A copy of a checkpoint with something wrong in it."""
+    """Write a damaged copy of a checkpoint; return its path."""
     state, _ = checkpoint.load(path)
     weights = state["method"]
     if change == "no projector":
@@ -345,7 +347,7 @@ def damaged(path: Path, change: str) -> str:
         ("no projector", "it has no projector"),
         ("narrower", "size mismatch for projector.6.weight"),
         ("nan", "projector.6.bias is not finite: the weights are damaged or diverged"),
-        ("overflow", "values of its embedding are not finite"),
+        ("overflow", "its embedding has values that are not finite"),
         ("unknown key", "unknown key 'epoch'"),
     ],
 )
@@ -354,9 +356,7 @@ def test_damaged_checkpoints(trained: list[Path], capsys: pytest.CaptureFixture[
 
 
 def assert_refused(words: list[str], pattern: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Exit 2, one line, no plot."""
-    import re
-
+    """Check that a command ends with exit code 2, one line on stderr and no plot."""
     assert cli.main(words) == 2
     out, err = capsys.readouterr()
     assert out == ""
@@ -370,15 +370,15 @@ def assert_refused(words: list[str], pattern: str, capsys: pytest.CaptureFixture
     ("words", "pattern"),
     [
         (["missing.pt"], "checkpoint missing.pt: no such file"),
-        ([], "expected at least one CHECKPOINT"),
-        (["OURS", "--images", "1"], "images=1: a spectrum needs at least 2"),
-        (["OURS", "--images", "0"], "images=0: a spectrum needs at least 2"),
-        (["OURS", "data.kind=cifar10", "data.root=nowhere"], "nowhere.*cifar10's Python files are missing"),
+        ([], "no CHECKPOINT; expected at least one"),
+        (["OURS", "--images", "1"], "images=1: too few for a spectrum; expected at least 2"),
+        (["OURS", "--images", "0"], "images=0: too few for a spectrum; expected at least 2"),
+        (["OURS", "data.kind=cifar10", "data.root=nowhere"], "nowhere.*the Python files of cifar10 are missing"),
         (["OURS", "data.kind=npz"], "data.root is not set"),
         (["OURS", "epochs=3"], "override epochs=3: expected data.key=value"),
         (["OURS", "data.sise=64"], "unknown key 'sise'; did you mean size"),
-        (["OURS", "--out", "plot.jpg"], "--out plot.jpg: expected a file that ends in .png"),
-        (["OURS", "--format", "latex"], "--format latex: expected markdown, csv, json"),
+        (["OURS", "--out", "plot.jpg"], "--out plot.jpg: not a PNG file; expected a name that ends in .png"),
+        (["OURS", "--format", "latex"], "--format latex: unknown format; choose from markdown, csv, json"),
         (["THEIRS"], "data.root is not set"),
         (["THEIRS", "--from", "simclr"], "simclr"),
     ],
@@ -390,9 +390,11 @@ def test_refusals(
     assert_refused(["spectrum", *(named.get(word, word) for word in words)], pattern, capsys)
 
 
-def test_a_tasks_state_is_no_checkpoint(tmp_path: Path) -> None:
+def test_the_state_of_a_task_is_not_a_checkpoint(tmp_path: Path) -> None:
     checkpoint.save(tmp_path / "state.pt", {"identity": {}, "epoch": 3})
-    with pytest.raises(InputError, match=r"not of a pre-training run; expected runs/pretrain"):
+    with pytest.raises(
+        InputError, match=r"not a checkpoint of a pre-training run; expected a file such as runs/pretrain"
+    ):
         measure_run(tmp_path / "state.pt")
 
 
@@ -408,5 +410,5 @@ def test_foreign_weights_that_are_not_finite(foreign: Path, capsys: pytest.Captu
 
 
 def test_a_batch_that_cannot_be_transformed(trained: list[Path]) -> None:
-    with pytest.raises(InputError, match=r"its method cannot transform 1 x 40 embeddings: expected an embedding"):
+    with pytest.raises(InputError, match=r"its method cannot transform an embedding of 1 x 40: expected an embedding"):
         measure_run(trained[0], batch=1)

@@ -1,6 +1,7 @@
-"""Tables: golden files for every format, aggregation, ranking, what never mixes, and escaping.
+"""Tables: golden files for every format, aggregation, ranking, records that are never mixed, and escaping.
 
-`INTL_BENCH_UPDATE_GOLDEN=1 pytest tests/results/test_tables.py` writes the golden files; read the difference.
+`INTL_BENCH_UPDATE_GOLDEN=1 pytest tests/results/test_tables.py` writes the golden files. Read the difference before you
+keep it.
 """
 
 import csv
@@ -38,7 +39,7 @@ PUBLISHED = ("1", "2", "3", "4")
 @pytest.mark.parametrize("name", ["published", "measured"])
 def test_golden(name: str, format: str) -> None:
     records = synthetic() if name == "measured" else []
-    tables = ("3",) if format in ("csv", "json") else PUBLISHED
+    tables = ("3",) if format in ("csv", "json") else PUBLISHED  # csv and json have a line for each cell: one table
     text = render(records, tables=tables, format=format)
     path = GOLDEN / f"{name}.{SUFFIXES[format]}"
     if os.environ.get("INTL_BENCH_UPDATE_GOLDEN"):
@@ -69,7 +70,7 @@ def test_published_values_are_those_of_the_transcribed_tables() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in Path(published.__file__).parent.glob("*.json")))
-def test_published_footnotes_and_protocols_are_about_rows_that_exist(name: str) -> None:
+def test_published_footnotes_and_protocols_refer_to_existing_rows(name: str) -> None:
     about = json.loads((Path(published.__file__).parent / f"{name}.json").read_text(encoding="utf-8"))
     methods = {row.method for row in published.load(name).rows}
     assert methods.issuperset(about["rows"])
@@ -114,7 +115,7 @@ def test_the_order_of_records_does_not_matter(rng: random.Random) -> None:
     assert render(records, tables=PUBLISHED, format="markdown") == (GOLDEN / "measured.md").read_text(encoding="utf-8")
 
 
-def test_another_protocol_or_scale_is_another_row() -> None:
+def test_records_with_different_protocols_or_scales_have_different_rows() -> None:
     base = {"schedule": "2x", "lr": 0.02, "pretrain_epochs": 200}
     records = [
         make("coco", "coco", {"bbox/AP": 40.0}, base),
@@ -140,7 +141,7 @@ def test_another_protocol_or_scale_is_another_row() -> None:
     assert len(labels) == 6
 
 
-def test_linear_and_knn_share_a_row_whose_data_sets_have_their_own_pre_training() -> None:
+def test_tasks_and_data_sets_with_different_pre_trainings_share_a_row() -> None:
     other = {"pretrain_epochs": 400, "pretrain_dataset": "imagenet100"}
     records = [
         make("linear", "cifar10", {"top1": 90.0}, {**LINEAR, **R18}),
@@ -149,7 +150,7 @@ def test_linear_and_knn_share_a_row_whose_data_sets_have_their_own_pre_training(
     ]
     row = [(0, "cifar10/5nn", "80.00 (1)"), (0, "cifar10/top1", "90.00 (1)"), (0, "imagenet100/top1", "70.00 (1)")]
     assert shown(records, "2") == row
-    # A second number of epochs for one of the tasks makes a second row, the first still holding both tasks.
+    # A second number of epochs for one of the tasks gives a second row. The first row still holds both tasks.
     second = make("linear", "cifar10", {"top1": 91.0}, {**LINEAR, **R18, "epochs": 500})
     assert shown([*records, second], "2") == [*row, (1, "cifar10/top1", "91.00 (1)")]
 
@@ -174,7 +175,7 @@ def bold(records: list[ResultRecord], table: str = "3") -> set[tuple[str, str]]:
     return {(cell["method"], cell["column"]) for cell in cells(records, table) if cell["bold"]}
 
 
-def test_bold_ranks_unrounded_means_of_one_protocol_only() -> None:
+def test_bold_ranks_printed_means_of_one_protocol_only() -> None:
     records = [
         make("coco", "coco", {"bbox/AP": 41.0, "segm/AP": 34.96}, COCO),
         make("coco", "coco", {"bbox/AP": 42.0, "segm/AP": 35.04}, COCO, method="B"),
@@ -183,11 +184,11 @@ def test_bold_ranks_unrounded_means_of_one_protocol_only() -> None:
         make("coco", "coco", {"bbox/AP": 99.0}, COCO, method="another scale", scale="paper"),
         make("coco", "shapes", {"bbox/AP": 99.0}, COCO, method="another data set"),
     ]
-    # 34.96 and 35.04 both print as 35.0; AP50 has one value, so nothing to be best of.
+    # 34.96 and 35.04 both print as 35.0. AP50 has a single value, which is never bold.
     assert bold(records) == {("B", "bbox/AP"), ("INTL", "segm/AP"), ("B", "segm/AP")}
 
 
-def test_published_bold_is_as_printed_whatever_was_measured() -> None:
+def test_measured_rows_do_not_change_published_bold() -> None:
     def printed(records: list[ResultRecord]) -> set[tuple[str, str]]:
         (content,) = json.loads(render(records, tables=("2",), format="json"))
         found = [cell for cell in content["cells"] if cell["kind"] == "published" and cell["bold"]]
@@ -197,7 +198,7 @@ def test_published_bold_is_as_printed_whatever_was_measured() -> None:
     assert printed([make("linear", "cifar10", {"top1": 99.0}, LINEAR)]) == printed([])
 
 
-def test_a_footnote_says_how_a_row_was_measured() -> None:
+def test_footnote_states_scale_protocols_and_seeds() -> None:
     text = render(synthetic(), tables=("3",))
     assert (
         "Measured at paper scale. Pre-training: batch size 256, epochs 800, views 2x224. "
@@ -207,7 +208,7 @@ def test_a_footnote_says_how_a_row_was_measured() -> None:
     assert "3 pre-training seeds, 1 transfer seed, 3 records." in text
 
 
-def test_csv_is_one_line_a_cell() -> None:
+def test_csv_has_one_line_per_cell() -> None:
     lines = list(csv.DictReader(io.StringIO(render(synthetic(), tables=("3",), format="csv"))))
     rows = {line["row"] for line in lines}
     assert len(lines) == 6 * len(rows)
@@ -230,7 +231,7 @@ def nasty() -> list[ResultRecord]:
     return [*records, *(make("linear", name, {"top1": 1.0}, {"note": name}) for name in NASTY)]
 
 
-def test_html_escapes_and_nests() -> None:
+def test_html_is_escaped_and_well_nested() -> None:
     text = render(nasty(), tables=("2", "3"), format="html")
     seen: list[str] = []
     words: list[str] = []
@@ -251,7 +252,7 @@ def test_html_escapes_and_nests() -> None:
     assert "<script>alert(1)</script> (ResNet-18" in "".join(words)
 
 
-def test_markdown_keeps_its_columns() -> None:
+def test_names_do_not_add_columns_in_markdown() -> None:
     for table, columns in (("2", 9 + 3 * len(NASTY)), ("3", 6)):
         lines = render(nasty(), tables=(table,)).splitlines()
         bars = {len(re.findall(r"(?<!\\)\|", line)) for line in lines if line.startswith("|")}
@@ -271,7 +272,7 @@ def test_latex_compiles(records: list[ResultRecord], tmp_path: Path) -> None:
     assert result.returncode == 0, result.stdout[-2000:]
 
 
-def test_latex_leaves_no_special_character_bare() -> None:
+def test_latex_escapes_special_characters() -> None:
     assert not re.search(r"(?<!\\)[%#_&](?=\w*c%|script)", render(nasty(), tables=("3",), format="latex"))
     assert r"a\_b\&c\%" in render(nasty(), tables=("3",), format="latex")
 

@@ -1,4 +1,4 @@
-"""Detection tables of one schedule: the published rows and their origin, which measured rows belong, what is ranked."""
+"""Detection tables of one schedule: published rows and their sources, selection of measured rows, and ranking."""
 
 import csv
 import json
@@ -15,7 +15,7 @@ from intl_bench.core.errors import InputError
 from intl_bench.records import ResultRecord
 from intl_bench.tables import render
 
-# published rows: the task and the start of the schedule in the collection they are taken from
+# name of the published rows: the task and the start of the schedule in the collection that they were copied from
 COLLECTED = {
     "table3_1x": ("coco_maskrcnn_r50_c4", "1x_90k"),
     "table3_2x": ("coco_maskrcnn_r50_c4", "2x_180k"),
@@ -44,8 +44,11 @@ def test_golden(schedule: str) -> None:
 
 
 @pytest.mark.parametrize("name", COLLECTED)
-def test_published_values_are_all_those_of_the_collection(name: str) -> None:
-    """Each collected value is in a row of its method, with a footnote; nothing else is there; conflicts stay."""
+def test_published_values_are_exactly_those_of_the_collection(name: str) -> None:
+    """Each collected value is in a row of its method with a footnote. There are no other values.
+
+    Different values of several sources are all kept.
+    """
     collection = Path(__file__).resolve().parents[3] / "shared" / "reference" / "published_by_protocol.csv"
     if not collection.is_file():
         pytest.skip(f"the collected values are not at {collection}")
@@ -69,7 +72,7 @@ def test_published_values_are_all_those_of_the_collection(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", COLLECTED)
-def test_a_published_row_has_its_sources_its_schedule_and_a_name_of_its_own(name: str) -> None:
+def test_a_published_row_has_sources_a_schedule_and_a_unique_name(name: str) -> None:
     rows = published.load(name).rows
     assert len({row.method for row in rows}) == len(rows)
     assert {row.protocol["schedule"] for row in rows} == {name.split("_")[1]}
@@ -92,7 +95,7 @@ def test_only_rows_of_the_schedule_are_shown() -> None:
     assert {content(records, schedule=name)["table"] for name in ("1x", "2x", "24k")} == {"3-1x", "3-2x", "VOC-24k"}
 
 
-def test_every_measured_row_says_its_schedule_and_engine() -> None:
+def test_labels_of_measured_rows_show_schedule_and_engine() -> None:
     records = [make("coco", "coco2017", {"bbox/AP": 41.0}, {**COCO, **ENGINES}, scale="paper")]
     label = "INTL (ResNet-18, schedule 2x, engine builtin; measured, paper scale)"
     assert {cell["label"] for cell in measured(records, tables=("3",))} == {label}
@@ -127,13 +130,13 @@ def test_a_published_row_is_never_bold_in_a_table_of_one_schedule() -> None:
         ({"schedule": "24k", "tables": ("3",)}, "table '3' has no 24k schedule; choose from voc"),
     ],
 )
-def test_a_schedule_that_does_not_fit(arguments: dict[str, Any], message: str) -> None:
+def test_an_impossible_schedule_is_an_error(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         render([], **arguments)
 
 
 @pytest.mark.parametrize("format", ["latex", "csv", "html"])
-def test_other_formats_hold_the_published_rows_too(format: str) -> None:
+def test_other_formats_also_have_the_published_rows(format: str) -> None:
     text = render([], schedule="1x", format=format)
     assert "SimSiam optimal" in text
     assert "arXiv:2011.10566" in text

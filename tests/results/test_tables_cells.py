@@ -1,4 +1,4 @@
-"""Cells: nested seeds, what is ranked with what, and what the notes say."""
+"""Cells: nested seeds, which cells are ranked together, and the notes."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from intl_bench.tables import render
 
 
 def nested(values: dict[int | None, list[float]]) -> list[ResultRecord]:
-    """Records of these values: a list of transfer seeds for each pre-training seed."""
+    """Return records with values given as {pre-training seed: [value for each transfer seed]}."""
     return [
         trained({}, top1=value, pretrain_seed=seed, transfer_seed=transfer_seed)
         for seed, top1 in values.items()
@@ -19,9 +19,9 @@ def nested(values: dict[int | None, list[float]]) -> list[ResultRecord]:
 
 
 @pytest.mark.parametrize(
-    ("values", "cell", "n", "transfer_seeds", "spread"),
+    ("values", "cell", "n", "transfer_seeds", "std_over"),
     [
-        # 3 x 3: the means are 60, 61, 62, 1 apart from theirs, 61: sqrt((1 + 0 + 1) / 2) = 1
+        # The means are 60, 61 and 62. Their deviations from 61 are -1, 0 and 1: sqrt((1 + 0 + 1) / 2) = 1
         (
             {0: [59.0, 60.0, 61.0], 1: [60.0, 61.0, 62.0], 2: [61.5, 62.0, 62.5]},
             "61.00 ± 1.00 (3)",
@@ -29,7 +29,7 @@ def nested(values: dict[int | None, list[float]]) -> list[ResultRecord]:
             3,
             "pre-training",
         ),
-        # The same means from 2, 1 and 3 transfer seeds, whose plain mean is 61.17
+        # The same means from 2, 1 and 3 transfer seeds. The mean of all six values is 61.17
         ({0: [58.0, 62.0], 1: [61.0], 2: [60.0, 62.0, 64.0]}, "61.00 ± 1.00 (3)", 3, 3, "pre-training"),
         ({0: [70.33, 70.44, 70.55]}, "70.44 ± 0.11 (3†)", 1, 3, "transfer"),
         ({None: [70.33, 70.44, 70.55]}, "70.44 ± 0.11 (3†)", 1, 3, "transfer"),
@@ -37,17 +37,17 @@ def nested(values: dict[int | None, list[float]]) -> list[ResultRecord]:
     ],
 )
 def test_cells_average_transfer_seeds_within_pre_trainings(
-    values: dict[int | None, list[float]], cell: str, n: int, transfer_seeds: int, spread: str | None
+    values: dict[int | None, list[float]], cell: str, n: int, transfer_seeds: int, std_over: str | None
 ) -> None:
     (found,) = cells(nested(values), "2")
     got = [found[name] for name in ("cell", "n", "transfer_seeds", "spread")]
-    assert got == [cell, n, transfer_seeds, spread]
+    assert got == [cell, n, transfer_seeds, std_over]
 
 
-def test_a_spread_over_transfer_seeds_alone_is_explained_where_it_occurs() -> None:
+def test_a_deviation_over_transfer_seeds_only_has_a_mark_and_a_note() -> None:
     note = (
-        "- † one pre-training: the spread is over its transfer seeds only (their number in brackets), so it says "
-        "nothing about pre-training again."
+        "- † one pre-training: the standard deviation is over its transfer seeds only (their number in brackets). It "
+        "does not include the variation between pre-trainings."
     )
     assert render(nested({0: [60.0, 61.0]})).splitlines().count(note) == 1
     assert "†" not in render(nested({0: [60.0, 61.0], 1: [60.0, 61.0]}))
@@ -67,7 +67,7 @@ def test_a_footnote_counts_seeds(seeds: list[int | None], counts: str) -> None:
 
 
 def best(first: ResultRecord, second: ResultRecord) -> list[str]:
-    """The methods in bold."""
+    """Return the methods whose cells are bold."""
     return sorted({cell["method"] for cell in cells([first, second], "2") if cell["bold"]})
 
 
@@ -82,7 +82,7 @@ def best(first: ResultRecord, second: ResultRecord) -> list[str]:
         ({"settings.backbone.stem": "cifar"}, False),
     ],
 )
-def test_bold_compares_one_budget_of_pre_training_only(changes: dict[str, Any], ranked: bool) -> None:
+def test_bold_compares_equal_budgets_of_pre_training_only(changes: dict[str, Any], ranked: bool) -> None:
     assert best(trained({}), trained(changes, top1=61.0, method="B")) == (["B"] if ranked else [])
 
 
@@ -90,21 +90,21 @@ def test_bold_compares_one_budget_of_pre_training_only(changes: dict[str, Any], 
     "changes",
     [{"scale": "paper"}, {"evaluation": {"data.test": sha("other images")}}, {"evaluation": {"settings.lr": 0.4}}],
 )
-def test_bold_compares_one_evaluation_and_scale_only(changes: dict[str, Any]) -> None:
+def test_bold_compares_equal_evaluations_and_scales_only(changes: dict[str, Any]) -> None:
     assert best(trained({}), trained({}, top1=61.0, method="B", **changes)) == []
 
 
 @pytest.mark.parametrize("changes", [{"data": None}, {"settings.epochs": None}])
-def test_bold_is_for_known_pre_trainings_only(changes: dict[str, Any]) -> None:
+def test_unknown_pre_trainings_are_never_ranked(changes: dict[str, Any]) -> None:
     assert best(trained(changes), trained(changes, top1=61.0, method="B")) == []
 
 
-def test_foreign_files_contest_nothing() -> None:
+def test_checkpoints_of_other_projects_are_never_ranked() -> None:
     both = {"pretraining": {"source": "moco", "epochs": 200, "group": "one"}}
     assert best(trained({}, **both), trained({}, top1=61.0, method="B", **both)) == []
 
 
-def test_random_initializations_are_ranked_with_their_kind_only() -> None:
+def test_random_initializations_are_ranked_only_with_random_initializations() -> None:
     random = {"pretraining": RANDOM}
     assert best(trained({}, **random), trained({}, top1=61.0, method="B", **random)) == ["B"]
     other = with_settings(RANDOM, {"settings.backbone.stem": "cifar"})
@@ -112,7 +112,7 @@ def test_random_initializations_are_ranked_with_their_kind_only() -> None:
     assert best(trained({}), trained({}, top1=61.0, method="Random init", **random)) == []
 
 
-def test_code_versions_are_told_where_they_differ() -> None:
+def test_footnote_lists_code_versions_if_they_differ() -> None:
     one = {"version": "0.1.0", "commit": "3e8c003" + "0" * 33, "modified": False}
     other = {"version": "0.1.0", "commit": "6c4d954" + "0" * 33, "modified": True}
     neither = {"version": "0.2.0", "commit": None, "modified": None}
@@ -121,13 +121,13 @@ def test_code_versions_are_told_where_they_differ() -> None:
     assert "Code versions" not in render([records[1], records[3]])
 
 
-def test_an_adapted_recipe_is_explained() -> None:
+def test_footnote_explains_the_scale_adapted() -> None:
     sentence = "Measured at adapted scale: the recipe's training differs from its source, as its header says."
     assert sentence in render([trained({}, scale="adapted")])
     assert "as its header says" not in render([trained({})])
 
 
-def test_the_epoch_of_the_scores_is_told_where_something_was_measured() -> None:
+def test_note_on_the_epoch_of_the_scores_needs_measured_rows() -> None:
     note = "last epoch; the published ones are those of its best epoch on the validation images."
     assert note not in render([], tables=("1", "2"))
     assert render([trained({})], tables=("1", "2")).count(note) == 1
@@ -136,7 +136,7 @@ def test_the_epoch_of_the_scores_is_told_where_something_was_measured() -> None:
 
 
 @pytest.mark.parametrize(
-    ("dataset", "images", "told"),
+    ("dataset", "images", "in_label"),
     [
         ("cifar10", 5170, ", 5,170 training images"),
         ("cifar10", 50_000, ""),
@@ -144,12 +144,12 @@ def test_the_epoch_of_the_scores_is_told_where_something_was_measured() -> None:
         ("cifar10", None, ""),
     ],
 )
-def test_a_part_of_a_data_set_of_the_paper_is_marked(dataset: str, images: int | None, told: str) -> None:
+def test_label_shows_a_reduced_number_of_training_images(dataset: str, images: int | None, in_label: str) -> None:
     records = [make("linear", dataset, {"top1": 70.0}, {**LINEAR, **R18, "train_images": images})]
-    assert labels(records) == [f"INTL (ResNet-18{told}; measured, reduced scale)"]
+    assert labels(records) == [f"INTL (ResNet-18{in_label}; measured, reduced scale)"]
 
 
-def test_marks_of_several_data_sets_name_them_and_shares_of_labels_are_none() -> None:
+def test_label_names_the_reduced_data_set_and_ignores_shares_of_labels() -> None:
     records = [
         make(task, dataset, metrics, {**protocol, "train_images": images})
         for task, dataset, metrics, protocol, images in (
@@ -163,7 +163,7 @@ def test_marks_of_several_data_sets_name_them_and_shares_of_labels_are_none() ->
     assert labels([share], "1") == ["INTL (ResNet-18; measured, reduced scale)"]
 
 
-def test_a_row_whose_tasks_have_seeds_of_their_own_counts_each_cell() -> None:
+def test_each_cell_of_a_row_counts_its_own_seeds() -> None:
     records = [
         make(
             "coco",

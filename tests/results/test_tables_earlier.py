@@ -1,4 +1,4 @@
-"""Rows of records of an earlier version, whose settings are not known: each pre-training is one of its own."""
+"""Rows of records from an earlier version. Their settings are unknown, so each pre-training has its own row."""
 
 import dataclasses
 import json
@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from table_cases import LINEAR, labels, make, sha, shown, start
+from table_cases import LINEAR, label_with, labels, make, sha, shown
 
 from intl_bench.records import RecordStore
 from intl_bench.tables import render
 
 
 def earlier(folder: Path, dataset: str, batch_size: int = 256, top1: float = 60.0, **changes: Any) -> None:
-    """Writes a file as the first version did."""
+    """Write a file in the format of the first version."""
     protocol = {**LINEAR, "pretrain_epochs": 100, "pretrain_batch_size": batch_size}
     values = dataclasses.asdict(make("linear", dataset, {"top1": top1}, protocol, **changes))
     for name in ("pretraining", "evaluation", "weights_sha256", "file"):
@@ -23,13 +23,16 @@ def earlier(folder: Path, dataset: str, batch_size: int = 256, top1: float = 60.
     path.write_text(json.dumps(values | {"schema": 1, "config_sha256": "cd" * 32}))
 
 
-def test_records_of_an_earlier_version_keep_to_themselves(tmp_path: Path) -> None:
+def test_records_of_an_earlier_version_share_no_row_with_others(tmp_path: Path) -> None:
     earlier(tmp_path, "cifar10")
     (old,) = RecordStore(tmp_path).load()
     new = make("linear", "cifar10", {"top1": 61.0}, old.protocol)
     elsewhere = make("linear", "shapes", {"top1": 62.0}, old.protocol)
     records = [old, new, elsewhere]
-    assert labels(records) == [start("recorded by an earlier version"), "INTL (ResNet-18; measured, reduced scale)"]
+    assert labels(records) == [
+        label_with("recorded by an earlier version"),
+        "INTL (ResNet-18; measured, reduced scale)",
+    ]
     assert len(shown(records, "2")) == 3
     text = render(records)
     assert text.count("Recorded by an earlier version: settings unknown beyond those listed.") == 1
@@ -44,7 +47,7 @@ def test_one_row_never_holds_records_of_two_versions(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("method", ["INTL", "Random init"])
 def test_each_pre_training_of_an_earlier_version_is_a_row_with_its_transfer_seeds(method: str, tmp_path: Path) -> None:
-    """Equal summaries and seeds contradict nothing: settings that they leave out may differ."""
+    """Equal summaries and seeds are no contradiction, because settings outside the summary may differ."""
     for weights, pretrain_seed, first in (("1a2b3c4d", 0, 60.0), ("2b3c4d5e", 0, 70.0), ("3c4d5e6f", 1, 80.0)):
         own: dict[str, Any] = {
             "checkpoint_sha256": weights + "0" * 56,
@@ -54,17 +57,17 @@ def test_each_pre_training_of_an_earlier_version_is_a_row_with_its_transfer_seed
         for seed in (0, 1):
             earlier(tmp_path, "cifar10", top1=first + seed, transfer_seed=seed, **own)
     records = RecordStore(tmp_path).load()
-    # Of two values 1 apart the deviation is 1 / sqrt(2).
+    # The deviation of two values with a difference of 1 is 1 / sqrt(2).
     assert shown(records, "2") == [
         (row, "cifar10/top1", f"{mean} ± 0.71 (2†)") for row, mean in enumerate(("60.50", "70.50", "80.50"))
     ]
     assert labels(records) == [
-        start("recorded by an earlier version", f"pre-training weights {weights}").replace("INTL", method)
+        label_with("recorded by an earlier version", f"pre-training weights {weights}").replace("INTL", method)
         for weights in ("1a2b3c4d", "2b3c4d5e", "3c4d5e6f")
     ]
 
 
-def test_weights_are_in_the_label_where_settings_alone_would_fill_it(tmp_path: Path) -> None:
+def test_weights_are_in_the_label_also_if_many_settings_differ(tmp_path: Path) -> None:
     earlier(tmp_path, "cifar10")
     (old,) = RecordStore(tmp_path).load()
     records = [
@@ -76,7 +79,7 @@ def test_weights_are_in_the_label_where_settings_alone_would_fill_it(tmp_path: P
     assert all("pre-training weights" in label for label in labels(records))
 
 
-def test_batch_sizes_spread_over_columns_and_other_settings_over_rows(tmp_path: Path) -> None:
+def test_batch_sizes_have_columns_and_other_settings_have_rows(tmp_path: Path) -> None:
     for size, weights in ((32, "1a2b3c4d"), (64, "2b3c4d5e")):
         earlier(tmp_path, "imagenet", size, checkpoint_sha256=weights + "0" * 56)
     records = RecordStore(tmp_path).load()
@@ -91,8 +94,8 @@ def test_batch_sizes_spread_over_columns_and_other_settings_over_rows(tmp_path: 
         (3, "64", "60.0 (1)"),
     ]
     assert labels(records, "4") == [
-        start("pre-training weight_decay 0.1"),
-        start("pre-training weight_decay 0.2"),
-        start("recorded by an earlier version", "pre-training weights 1a2b3c4d"),
-        start("recorded by an earlier version", "pre-training weights 2b3c4d5e"),
+        label_with("pre-training weight_decay 0.1"),
+        label_with("pre-training weight_decay 0.2"),
+        label_with("recorded by an earlier version", "pre-training weights 1a2b3c4d"),
+        label_with("recorded by an earlier version", "pre-training weights 2b3c4d5e"),
     ]

@@ -1,6 +1,7 @@
-"""The paper's theory, tested on the code: Theorems 1 and 2, Propositions 1 and 2, Eqns. 4, 5 and 7, and their limits.
+"""The theory of the paper, tested on the code: Theorems 1 and 2, Propositions 1 and 2, Eqns. 4, 5 and 7, their limits.
 
-On h_T as a function of one number, and on the matrices that the iteration makes of a covariance, in both precisions.
+The tests use h_T as a function of one number, and the matrices that the iteration computes from a covariance, in
+float32 and float64.
 """
 
 from fractions import Fraction
@@ -29,18 +30,18 @@ def orthogonal(seed: int, n: int) -> torch.Tensor:
 
 
 def on_simplex(seed: int, d: int, which: int = 0) -> torch.Tensor:
-    """A point with x_i >= 0 that sum to one; now even, now concentrated on few axes."""
+    """Draw x (d,) with x_i >= 0 and sum one: sometimes nearly even, sometimes concentrated on few axes."""
     rng = generator(seed, "simplex", which)
     return torch.from_numpy(rng.dirichlet(np.full(d, rng.choice([0.2, 1.0, 5.0]))))
 
 
 def spectrum(z: torch.Tensor, axis: str) -> torch.Tensor:
-    """Eigenvalues of the covariance that `axis` is about, ascending."""
+    """Return the eigenvalues of the covariance that is whitened for `axis`, ascending."""
     return torch.linalg.eigvalsh(torch.cov(z if axis == "channel" else z.T))
 
 
 def intl(x: torch.Tensor, u: torch.Tensor, iterations: int) -> float:
-    """INTL(x) of Eqn. 7 by the code: the trace loss of a covariance with eigenvalues x and eigenvectors u."""
+    """Compute INTL(x) of Eqn. 7 with the code: the trace loss of a covariance with eigenvalues x and eigenvectors u."""
     return float(trace_loss(whiten(u * x @ u.T, iterations=iterations).variance))
 
 
@@ -62,8 +63,8 @@ def test_theorem_1(seed: int, shape: tuple[int, int], iterations: int, axis: str
 
 @few
 @given(x=st.fractions(0, 1, max_denominator=50), iterations=st.integers(0, 4))
-def test_t_whitening_function_is_theorem_1s(x: Fraction, iterations: int) -> None:
-    """Against the recursion in exact arithmetic."""
+def test_t_whitening_function_is_that_of_theorem_1(x: Fraction, iterations: int) -> None:
+    """It equals the recursion in exact arithmetic."""
     f = Fraction(1)
     for _ in range(iterations):
         f = Fraction(3, 2) * f - Fraction(1, 2) * x * f**3
@@ -72,17 +73,20 @@ def test_t_whitening_function_is_theorem_1s(x: Fraction, iterations: int) -> Non
 
 
 STEPS = (1, 2, 4, 7, 9, 12, 16, 20, 30)
-# Relative errors of the whitened output's eigenvalues at a condition number of 1e4 are about 3e-13 and 1e-4 at most, at
-# every T up to 30: what rounding the covariance alone costs, times 1e4 and little more.
+# At a condition number of 1e4 and every T up to 30, the relative errors of the eigenvalues of the whitened output are
+# at most about 3e-13 and 1e-4. This is little more than the error of rounding the covariance, times 1e4.
 TOLERANCE = {torch.float64: 2e-12, torch.float32: 5e-4}
 both_dtypes = pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 ILL_CONDITIONED = torch.logspace(0, -4, 16, dtype=torch.float64)
 
 
 def whitened(values: torch.Tensor, iterations: int, dtype: torch.dtype, variant: str = "coupled") -> torch.Tensor:
-    """Phi_T Sigma Phi_T^T in the eigenvectors of Sigma, whose eigenvalues are `values` (n,): diagonal by Theorem 1.
+    """Compute Phi_T Sigma Phi_T^T in the basis of the eigenvectors of Sigma. By Theorem 1 it is diagonal.
 
-    The iteration runs in `dtype`; what it made is judged in float64.
+    The iteration runs in `dtype`. The product is computed in float64.
+
+    Args:
+        values: the eigenvalues (n,) of Sigma.
     """
     u = orthogonal(7, len(values))
     sigma = (u * values @ u.T).to(dtype)
@@ -93,7 +97,7 @@ def whitened(values: torch.Tensor, iterations: int, dtype: torch.dtype, variant:
 @both_dtypes
 @pytest.mark.parametrize("iterations", STEPS)
 def test_theorem_1_on_ill_conditioned_matrices(dtype: torch.dtype, iterations: int) -> None:
-    """The eigenvectors stay and the eigenvalues become h_T's, at condition 1e4 and for every T."""
+    """The eigenvectors do not change and the eigenvalues become h_T, at a condition number of 1e4 and for every T."""
     expected = t_whitening_function(iterations)(ILL_CONDITIONED / ILL_CONDITIONED.sum())
     output = whitened(ILL_CONDITIONED, iterations, dtype)
     torch.testing.assert_close(output.diagonal(), expected, rtol=TOLERANCE[dtype], atol=0)
@@ -103,7 +107,7 @@ def test_theorem_1_on_ill_conditioned_matrices(dtype: torch.dtype, iterations: i
 @both_dtypes
 @pytest.mark.parametrize("iterations", STEPS)
 def test_equation_5_range_and_order_on_matrices(dtype: torch.dtype, iterations: int) -> None:
-    """0 < output eigenvalue < 1, in the order of the input; up to rounding where one is its limit."""
+    """Output eigenvalues are in (0, 1) and have the order of the input, up to rounding near the limit 1."""
     after, tolerance = whitened(ILL_CONDITIONED, iterations, dtype).diagonal(), TOLERANCE[dtype]
     assert (after > 0).all()
     assert (after < 1 + tolerance).all()
@@ -115,7 +119,7 @@ def test_equation_5_range_and_order_on_matrices(dtype: torch.dtype, iterations: 
 
 @both_dtypes
 def test_proposition_2_and_equation_4_on_matrices(dtype: torch.dtype) -> None:
-    """Each eigenvalue grows with T until it is one, and with it the condition number falls to one."""
+    """Each eigenvalue grows with T until it is one. The condition number falls to one."""
     tolerance = TOLERANCE[dtype]
     after = torch.stack([whitened(ILL_CONDITIONED, t, dtype).diagonal() for t in range(1, 31)])
     now, then = after[:-1], after[1:]
@@ -130,9 +134,9 @@ def test_proposition_2_and_equation_4_on_matrices(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize(("dtype", "converges", "breaks"), [(torch.float32, 4, 9), (torch.float64, 9, 12)])
 def test_iteration_as_printed_breaks_the_propositions(dtype: torch.dtype, converges: int, breaks: int) -> None:
-    """Figure 3(d): Eqn. 3 as printed leaves (0, 1), from T = 9 in float32, and is NaN in the end.
+    """Figure 3(d): with Eqn. 3 as printed, eigenvalues leave (0, 1) from T = 9 in float32 and become NaN later.
 
-    So the divergence is of the arithmetic, not of the map: same covariance, same T, same precision as above.
+    Covariance, T and precision are those of the tests above. So the arithmetic diverges, not the map.
     """
     good = t_whitening_function(converges)(ILL_CONDITIONED / ILL_CONDITIONED.sum())
     before = whitened(ILL_CONDITIONED, converges, dtype, "paper").diagonal()
@@ -145,10 +149,10 @@ def test_iteration_as_printed_breaks_the_propositions(dtype: torch.dtype, conver
 
 @pytest.mark.parametrize(("dtype", "safe", "too_many"), [(torch.float32, 16, 40), (torch.float64, 40, 80)])
 def test_range_of_validity_singular_covariance(dtype: torch.dtype, safe: int, too_many: int) -> None:
-    """An eigenvalue of zero stays zero, so Eqn. 4 excludes it; its rounding error grows by 1.5 a step in Phi_T.
+    """An eigenvalue of zero stays zero, so Eqn. 4 excludes it. Its rounding error in Phi_T grows by 1.5 in each step.
 
-    The coupled iteration bears that up to about T = 16 in float32 and 40 in float64, and diverges later. Nothing at all
-    is defined for a covariance of zero, the complete collapse.
+    The coupled iteration is stable up to about T = 16 in float32 and T = 40 in float64, and diverges later. For a
+    covariance of zero, which is complete collapse, the iteration is undefined.
     """
     values = torch.cat([torch.logspace(0, -2, 8, dtype=torch.float64), torch.zeros(8, dtype=torch.float64)])
     expected = t_whitening_function(safe)(values / values.sum())
@@ -166,7 +170,7 @@ points = torch.cat(
 
 @pytest.mark.parametrize("iterations", range(9))
 def test_proposition_1(iterations: int) -> None:
-    """h_T maps (0, 1) into (0, 1) and increases; near its limit 1, as far as float64 can tell."""
+    """h_T maps (0, 1) into (0, 1) and increases. Near its limit 1 this holds up to the rounding of float64."""
     x = points.clone().requires_grad_()
     h = t_whitening_function(iterations)(x)
     (slope,) = torch.autograd.grad(h.sum(), x)
@@ -204,7 +208,7 @@ def test_theorem_2_equal_eigenvalues_are_the_unique_minimum(seed: int, d: int, i
     assert least == pytest.approx(d * (1 - float(t_whitening_function(iterations)(equal[0]))) ** 2, rel=1e-9, abs=1e-13)
     for which in range(10):
         x = on_simplex(seed, d, which)
-        # Toward the minimum the differences vanish with the square of the distance.
+        # Near the minimum the differences fall with the square of the distance.
         assert intl(x, u, iterations) > least + 1e-3 * float((x - equal).square().sum()) * least
 
 
@@ -217,8 +221,10 @@ def test_theorem_2_strictly_convex_along_segments(seed: int, d: int, iterations:
 
 
 def gradient_by_the_code(x: torch.Tensor, u: torch.Tensor, iterations: int) -> torch.Tensor:
-    """dINTL/dx (d,) through `whiten`'s own backward pass, x not held to the simplex: a covariance of trace one plus
-    x - mean(x) + 1/d, so that only the part along the simplex counts."""
+    """Compute dINTL/dx (d,) with the backward pass of `whiten`.
+
+    x is projected to sum one first, x - mean(x) + 1/d. So only the part of the gradient along the simplex remains.
+    """
     x = x.clone().requires_grad_()
     on_plane = x - x.mean() + 1 / len(x)
     (gradient,) = torch.autograd.grad(trace_loss(whiten(u * on_plane @ u.T, iterations=iterations).variance), x)
@@ -232,12 +238,15 @@ def equation_7(x: torch.Tensor, u: torch.Tensor, iterations: int) -> torch.Tenso
 @few
 @given(seed=seeds, d=st.integers(2, 5), iterations=st.integers(1, 4))
 def test_theorem_2_hessian_is_positive_definite(seed: int, d: int, iterations: int) -> None:
-    """Inside the simplex: of Eqn. 7 in all directions, and of the code along the simplex, with the same values."""
+    """This holds inside the simplex: for Eqn. 7 in all directions, and for the code along the simplex.
+
+    Along the simplex both Hessians are equal.
+    """
     u, x = orthogonal(seed, d), 0.9 * on_simplex(seed, d) + 0.1 / d
     hessian = torch.autograd.functional.hessian(lambda x: equation_7(x, u, iterations), x)
     assert torch.linalg.eigvalsh(hessian)[0] > 0
     along = torch.linalg.qr(torch.cat([torch.ones(d, 1, dtype=x.dtype), draw(seed, d, d - 1)], dim=1)).Q[:, 1:]
-    step = 1e-5  # `whiten` can be differentiated once; its gradients' differences are the second derivatives
+    step = 1e-5  # `whiten` can be differentiated once; differences of gradients give the second derivatives
     of_code = (
         torch.stack(
             [
@@ -262,10 +271,10 @@ def test_theorem_2_gradient_vanishes_at_equal_eigenvalues_only(seed: int, d: int
 
 
 def test_range_of_validity_descent_does_not_raise_the_rank() -> None:
-    """Theorem 2 is about eigenvalues, and the trace loss a function of Z^T Z: its gradient is Z times a matrix.
+    """The trace loss is a function of Z^T Z, so its gradient is Z times a matrix.
 
-    So descent on an embedding that lacks a direction exactly can turn what is there, but never gets the rank up; the
-    smallest disturbance of the lacking direction grows. The network must give it ("the range of F is wide enough").
+    If the embedding lacks a direction exactly, descent changes the other directions but never raises the rank. A small
+    disturbance in the missing direction grows. The network must provide it ("the range of F is wide enough").
     """
     loss = INTLLoss(iterations=4, axis="batch", beta=1.0)
 
@@ -286,7 +295,7 @@ def test_range_of_validity_descent_does_not_raise_the_rank() -> None:
 
 @pytest.mark.parametrize("iterations", [1, 4])
 def test_descent_on_the_trace_loss_makes_all_eigenvalues_equal(iterations: int) -> None:
-    """From an embedding with one dominant direction; IterNorm alone would be content with it."""
+    """The start has one dominant direction. IterNorm alone would not change it."""
     z = (draw(1, 64, 8) @ torch.diag(torch.logspace(0, -1, 8, dtype=torch.float64)) @ orthogonal(2, 8)).requires_grad_()
     before = eigenvalues(z.detach())
     loss = INTLLoss(iterations=iterations, axis="batch", beta=1.0)
@@ -305,4 +314,4 @@ def test_descent_on_the_trace_loss_makes_all_eigenvalues_equal(iterations: int) 
     assert before[0] / before[-1] > 50
     assert after[0] / after[-1] < 1 + 1e-3
     least = 8 * (1 - float(t_whitening_function(iterations)(torch.tensor(1 / 8, dtype=torch.float64)))) ** 2
-    assert closure().item() == pytest.approx(2 * least, rel=1e-6)  # of both views
+    assert closure().item() == pytest.approx(2 * least, rel=1e-6)  # the sum over both views

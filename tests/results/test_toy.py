@@ -1,4 +1,4 @@
-"""Figure 2(a) in small: which powers keep the plane a plane."""
+"""Figure 2(a) with few steps: which powers keep both dimensions of the outputs."""
 
 import json
 from pathlib import Path

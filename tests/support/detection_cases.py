@@ -1,4 +1,4 @@
-"""Small detectors, pictures and ground truth that need no file, and what the built-in detector computes on them."""
+"""Small detectors, pictures and ground truth without files, and the values of the built-in detector for them."""
 
 import math
 from collections.abc import Iterator
@@ -46,7 +46,10 @@ TINY = ModelConfig(
 
 
 def fill(model: torch.nn.Module) -> None:
-    """Weights of the usual sizes as a function of names and shapes; uniform, the stream of NumPy that never changed."""
+    """Set weights of the usual sizes that depend only on names and shapes.
+
+    They are uniform, because NumPy's stream of uniform numbers has never changed.
+    """
     for n, (name, value) in enumerate(sorted(model.state_dict().items())):
         if value.dtype == torch.int64:
             continue
@@ -62,13 +65,14 @@ def fill(model: torch.nn.Module) -> None:
 
 
 def small_model(config: ModelConfig = SMALL) -> MaskRCNN:
+    """Build a detector with the weights of `fill`."""
     model = build_model(config)
     fill(model)
     return model
 
 
 def picture(seed: int, height: int, width: int) -> Tensor:
-    """Patches and noise, (3, height, width) uint8."""
+    """Draw patches and noise, (3, height, width) uint8."""
     draw = generator(seed, "picture")
     patches = np.kron(draw.integers(0, 200, (3, -(-height // 16), -(-width // 16))), np.ones((16, 16), np.int64))
     noise = draw.integers(0, 56, (3, height, width))
@@ -76,7 +80,7 @@ def picture(seed: int, height: int, width: int) -> Tensor:
 
 
 def outline(box: np.ndarray, draw: np.random.Generator, kind: str, height: int, width: int) -> Mask:
-    """An eight-sided star in a box, in two polygons or as a bitmap."""
+    """Draw an outline in a box: two polygons, one of them a star with eight corners, or the bitmap of an ellipse."""
     angles = np.arange(8) * math.pi / 4
     radius = 0.3 + 0.2 * draw.random(8)
     center, size = (box[:2] + box[2:]) / 2, box[2:] - box[:2]
@@ -90,6 +94,7 @@ def outline(box: np.ndarray, draw: np.random.Generator, kind: str, height: int, 
 
 
 def ground_truth(seed: int, height: int, width: int, *, objects: int, kind: str, classes: int) -> Target:
+    """Draw a target; `kind` is that of `outline`."""
     draw = generator(seed, "ground truth")
     low = draw.random((objects, 2)) * [0.6 * width, 0.6 * height]
     high = low + (0.2 + 0.3 * draw.random((objects, 2))) * [0.8 * width, 0.8 * height]
@@ -100,10 +105,10 @@ def ground_truth(seed: int, height: int, width: int, *, objects: int, kind: str,
 
 
 def batch(config: ModelConfig = SMALL, seed: int = 30) -> tuple[list[Tensor], list[Target]]:
-    """Three images: polygons, bitmaps, and no object at all.
+    """Make three images: one with polygons, one with bitmaps and one without objects.
 
-    The gradient of a network with ReLUs jumps where an activation is 0. With this seed none is so near to it that
-    float32's rounding decides about its sign; with every second one some is.
+    The gradient of a network with ReLUs is not continuous where an activation is 0. With the default seed, no
+    activation is so near to 0 that the rounding of float32 decides its sign. With about half of all seeds, some are.
     """
     sizes = [(96, 128), (112, 80), (64, 96)]
     images = [picture(seed + n, *size) for n, size in enumerate(sizes)]
@@ -121,7 +126,7 @@ def generators(count: int, seed: int = 0) -> list[torch.Generator]:
 
 @contextmanager
 def shared_permutations() -> Iterator[None]:
-    """`torch.randperm(n)` becomes a function of n, so that two implementations draw the same samples."""
+    """Make `torch.randperm(n)` a function of n. Then two implementations draw the same samples."""
     original = torch.randperm
 
     def permutation(n: int, **_: Any) -> Tensor:
@@ -138,7 +143,7 @@ Values = dict[str, Tensor]
 
 
 def training_values(model: MaskRCNN, images: list[Tensor], targets: list[Target]) -> Values:
-    """Everything on the way to the losses, the losses, and `grad/` of every parameter."""
+    """Compute the intermediate results, the losses, and the gradient `grad/NAME` of every parameter."""
     model.train()
     model.zero_grad()
     values: Values = {}
@@ -146,7 +151,7 @@ def training_values(model: MaskRCNN, images: list[Tensor], targets: list[Target]
     draws = generators(len(images))
     rpn, heads = model.proposal_generator, model.roi_heads
     with shared_permutations():
-        features = model.backbone(model._batch(images))
+        features = model.backbone(model.preprocess(images))
         predictions = rpn.predict(features)
         samples = rpn.sample(predictions.anchors, targets, draws)
         proposals = rpn.propose(predictions, sizes)
@@ -174,7 +179,7 @@ def training_values(model: MaskRCNN, images: list[Tensor], targets: list[Target]
 
 
 def calibrate(model: MaskRCNN, images: list[Tensor], targets: list[Target]) -> None:
-    """Sets the norms' running statistics to those of a batch; with drawn ones the features would be of any size."""
+    """Set the running statistics of the norms to those of a batch, because random ones give features of any size."""
     norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
     for norm in norms:
         norm.momentum = 1.0
@@ -185,11 +190,11 @@ def calibrate(model: MaskRCNN, images: list[Tensor], targets: list[Target]) -> N
 
 
 def inference_values(model: MaskRCNN, images: list[Tensor], sizes: list[tuple[int, int]]) -> Values:
-    """Proposals in test, detections in images of other `sizes`, and their masks pasted."""
+    """Compute the proposals in test, the detections in image files of `sizes`, and their pasted masks."""
     model.eval()
     seen = [(image.shape[1], image.shape[2]) for image in images]
     with torch.no_grad():
-        predictions = model.proposal_generator.predict(model.backbone(model._batch(images)))
+        predictions = model.proposal_generator.predict(model.backbone(model.preprocess(images)))
     values = {f"test_proposals/{n}": p for n, p in enumerate(model.proposal_generator.propose(predictions, seen))}
     for n, found in enumerate(model.detect(images, sizes)):
         values |= {f"boxes/{n}": found.boxes, f"scores/{n}": found.scores, f"classes/{n}": found.classes}
@@ -199,7 +204,7 @@ def inference_values(model: MaskRCNN, images: list[Tensor], sizes: list[tuple[in
 
 
 def relative(ours: Tensor, theirs: Tensor) -> float:
-    """Largest difference over the largest value of `theirs`; 0 for empty tensors."""
+    """Compute the largest difference, divided by the largest value of `theirs`; 0 for empty tensors."""
     if not theirs.numel():
         return 0.0
     ours, theirs = ours.double(), theirs.double()

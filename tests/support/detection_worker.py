@@ -1,4 +1,4 @@
-"""One process of a detection training under torchrun: `detection_worker.py FOLDER key=value ...`."""
+"""One process of a detection run under torchrun: `detection_worker.py FOLDER key=value ...`."""
 
 import sys
 from pathlib import Path
@@ -10,7 +10,7 @@ from intl_bench.core import distributed
 from intl_bench.core.signals import StopRequest
 from transfer.detection import build_model
 from transfer.detection.annotations.split import read_split
-from transfer.detection.config import Config
+from transfer.detection.config import DetectionConfig
 from transfer.detection.engines import builtin
 
 SMALL = {
@@ -45,7 +45,7 @@ SMALL = {
 def main() -> None:
     torch.set_num_threads(1)
     folder, *words = sys.argv[1:]
-    config = configs.build(Config, SMALL, "test", words)
+    config = configs.build(DetectionConfig, SMALL, "test", words)
     torch.manual_seed(0)
     state = build_model(config.model).state_dict()
     backbone = {

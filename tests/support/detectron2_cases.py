@@ -1,4 +1,4 @@
-"""The same detector in Detectron2, and what it computes; imports Detectron2 when called."""
+"""The detector of `detection_cases` in Detectron2, and its values. Detectron2 is imported when a function is called."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ from transfer.detection.structures import Target
 
 
 def detectron2_model(config: ModelConfig, state: dict[str, Tensor], *, device: str = "cpu") -> Any:
-    """Detectron2's R50-C4 with the settings of `config` and MoCo's norm after res5, holding `state`."""
+    """Build Detectron2's R50-C4 with the settings of `config`, MoCo's norm after res5 and the weights `state`."""
     from detectron2.config import get_cfg
     from detectron2.modeling import build_model
 
@@ -51,7 +51,7 @@ def detectron2_model(config: ModelConfig, state: dict[str, Tensor], *, device: s
 
 @contextmanager
 def float32_nms() -> Iterator[None]:
-    """Lets Detectron2 run in float64: its non-maximum suppression takes float32 boxes and scores of the same type."""
+    """Let Detectron2 run in float64. Its non-maximum suppression needs boxes and scores in float32."""
     from detectron2.modeling.proposal_generator import proposal_utils
     from detectron2.modeling.roi_heads import fast_rcnn
 
@@ -68,6 +68,7 @@ def float32_nms() -> Iterator[None]:
 
 
 def detectron2_inputs(images: list[Tensor], targets: list[Target], *, masks: bool) -> list[dict[str, Any]]:
+    """Convert images and targets to Detectron2's inputs."""
     from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
 
     inputs = []
@@ -83,7 +84,7 @@ def detectron2_inputs(images: list[Tensor], targets: list[Target], *, masks: boo
 
 
 def detectron2_training_values(model: Any, images: list[Tensor], targets: list[Target]) -> Values:
-    """`detection_cases.training_values` by Detectron2."""
+    """Compute the values of `detection_cases.training_values` with Detectron2."""
     from detectron2.utils.events import EventStorage
 
     model.train()
@@ -136,7 +137,7 @@ def detectron2_training_values(model: Any, images: list[Tensor], targets: list[T
 
 @torch.no_grad()
 def detectron2_inference_values(model: Any, images: list[Tensor], sizes: list[tuple[int, int]]) -> Values:
-    """`detection_cases.inference_values` by Detectron2."""
+    """Compute the values of `detection_cases.inference_values` with Detectron2."""
     model.eval()
     inputs = [{"image": image, "height": h, "width": w} for image, (h, w) in zip(images, sizes, strict=True)]
     pictures = model.preprocess_image(inputs)

@@ -1,4 +1,4 @@
-"""A small run with Detectron2; imports it when called."""
+"""A small run with Detectron2, which is imported only when `run` is called."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from intl_bench.core.signals import StopRequest
 from transfer.detection import build_model
 from transfer.detection.annotations.objects import Annotations
 from transfer.detection.annotations.split import read_split
-from transfer.detection.config import Config, DataConfig, ModelConfig
+from transfer.detection.config import AnnotatedDataConfig, DetectionConfig, ModelConfig
 from transfer.detection.evaluation.coco import evaluate_coco
 
 MODEL = ModelConfig(
@@ -26,7 +26,7 @@ MODEL = ModelConfig(
     score_threshold=0.011,
     detections_per_image=20,
 )
-CONFIG = Config(
+CONFIG = DetectionConfig(
     model=MODEL,
     engine="detectron2",
     iterations=6,
@@ -45,14 +45,15 @@ CONFIG = Config(
 )
 
 
-def read(folder: Path) -> tuple[Annotations, Annotations]:
-    """Eight training and four test images."""
-    config = DataConfig(root=str(folder / "coco_tiny"))
+def read_splits(folder: Path) -> tuple[Annotations, Annotations]:
+    """Read eight training and four test images."""
+    config = AnnotatedDataConfig(root=str(folder / "coco_tiny"))
     train, test = (read_split(config, split, masks=True) for split in ("train", "test"))
     return train.select(np.arange(len(train)) < 8, []), test.select(np.arange(len(test)) < 4, [])
 
 
 def backbone() -> dict[str, torch.Tensor]:
+    """Make the weights of a random backbone, under the names that `run` expects."""
     torch.manual_seed(0)
     state = build_model(MODEL).state_dict()
     prefixes = ("backbone.", "roi_heads.res5.")
@@ -61,7 +62,7 @@ def backbone() -> dict[str, torch.Tensor]:
 
 
 def run(
-    config: Config,
+    config: DetectionConfig,
     folder: Path,
     train: Annotations,
     test: Annotations,
@@ -69,6 +70,7 @@ def run(
     signalled: int | None = None,
     seed: int = 0,
 ) -> list[dict[str, Any]]:
+    """Train and detect; a signal number in `signalled` stops the run after its first step."""
     from transfer.detection.engines import detectron2
 
     with distributed.start("cpu") as process, StopRequest() as stop:

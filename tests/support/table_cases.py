@@ -1,4 +1,4 @@
-"""Records as tables get them, and what of a table the tests look at."""
+"""Records for tables, and functions that return the parts of a table that tests check."""
 
 import copy
 import hashlib
@@ -13,7 +13,7 @@ COCO_1X = {**COCO, "schedule": "1x", "iterations": 90000}
 LINEAR = {"epochs": 100, "lr": 0.2, "selection": "last"}
 KNN = {"k": 5, "distance": "euclidean", "weights": "uniform"}
 R50 = {"pretrain_epochs": 800, "pretrain_batch_size": 256, "pretrain_views": "2x224"}
-_WEIGHTS = ("method", "pretraining", "pretrain_seed")  # what decides them
+_WEIGHTS = ("method", "pretraining", "pretrain_seed")  # the fields that decide the digest of the weights
 R18 = {"pretrain_epochs": 1000, "pretrain_batch_size": 256, "pretrain_dataset": "cifar10"}
 
 
@@ -22,9 +22,9 @@ def sha(*what: object) -> str:
 
 
 def identities(dataset: str, backbone: str, protocol: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """What a real run would have for the settings that are in `protocol`."""
-    start = "pretrain_"
-    settings = {key.removeprefix(start): value for key, value in protocol.items() if key.startswith(start)}
+    """Return the identities that a real run with the settings in `protocol` would have."""
+    prefix = "pretrain_"
+    settings = {key.removeprefix(prefix): value for key, value in protocol.items() if key.startswith(prefix)}
     return {
         "pretraining": {
             "settings": {"epochs": 100, "backbone": {"name": backbone, "stem": "imagenet"}, **settings},
@@ -34,7 +34,7 @@ def identities(dataset: str, backbone: str, protocol: dict[str, Any]) -> dict[st
             "branch": "online",
         },
         "evaluation": {
-            "settings": {key: value for key, value in protocol.items() if not key.startswith(start)},
+            "settings": {key: value for key, value in protocol.items() if not key.startswith(prefix)},
             "data": {"train": sha(dataset, "train"), "test": sha(dataset, "test")},
         },
     }
@@ -44,7 +44,7 @@ RANDOM = {"initialization": "random", "settings": {"backbone": {"name": "resnet1
 
 
 def make(task: str, dataset: str, metrics: dict[str, float], protocol: dict[str, Any], **changes: Any) -> ResultRecord:
-    """A record whose identities hold what `protocol` says, and whose weights are its pre-training's."""
+    """Return a record whose identities hold the settings of `protocol`. Its weights depend on its pre-training."""
     values: dict[str, Any] = {
         "task": task,
         "method": "INTL",
@@ -71,7 +71,11 @@ def make(task: str, dataset: str, metrics: dict[str, float], protocol: dict[str,
 
 
 def synthetic() -> list[ResultRecord]:
-    """Three seeds, one seed, missing cells, 1x beside 2x, mixed scales, two methods ranked, a further data set."""
+    """Return records with many cases.
+
+    They have three seeds and one seed, missing cells, the schedules 1x and 2x, several scales, two ranked methods and
+    an additional data set.
+    """
     r50 = {"backbone": "resnet50", "scale": "paper"}
     linear_r50, coco = {**LINEAR, **R50}, {**COCO, **R50}
     records = [
@@ -103,23 +107,20 @@ def synthetic() -> list[ResultRecord]:
 
 
 def cells(records: list[ResultRecord], table: str) -> list[dict[str, Any]]:
-    """The measured cells that have a value."""
+    """Return the measured cells that have a value."""
     (content,) = json.loads(render(records, tables=(table,), format="json"))
     return [cell for cell in content["cells"] if cell["kind"] == "measured" and cell["mean"] is not None]
 
 
 def shown(records: list[ResultRecord], table: str) -> list[tuple[int, str, str]]:
-    """(row, column, cell) of the measured cells, rows counted from 0."""
+    """Return (row, column, text) of the measured cells. Rows count from 0."""
     found = cells(records, table)
     first = min(cell["row"] for cell in found)
     return sorted((cell["row"] - first, cell["column"], cell["cell"]) for cell in found)
 
 
-# The tidy formats repeat much on each line, so one table will do.
-
-
 def with_settings(identity: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """A copy with other values at dotted keys."""
+    """Return a copy with changed values at dotted keys."""
     changed = copy.deepcopy(identity)
     for key, value in changes.items():
         *path, last = key.split(".")
@@ -133,12 +134,17 @@ def with_settings(identity: dict[str, Any], changes: dict[str, Any]) -> dict[str
 def trained(
     changes: dict[str, Any], *, top1: float = 60.0, evaluation: dict[str, Any] | None = None, **more: Any
 ) -> ResultRecord:
-    """A linear classifier on CIFAR-10, with other values in the identities of its pre-training and evaluation."""
+    """Return a record of a linear classifier on CIFAR-10 with changed identities.
+
+    Args:
+        changes: dotted keys and values for the identity of the pre-training.
+        evaluation: dotted keys and values for the identity of the evaluation.
+    """
     base = make("linear", "cifar10", {"top1": top1}, {**LINEAR, **R18})
-    start = with_settings(
+    pretraining = with_settings(
         base.pretraining, {"settings.projector": {"out": 32}, "settings.views": [{"jitter_p": 0.8}, {"jitter_p": 0.8}]}
     )
-    more = {"pretraining": with_settings(start, changes), **more}
+    more = {"pretraining": with_settings(pretraining, changes), **more}
     return make(
         "linear",
         "cifar10",
@@ -150,9 +156,10 @@ def trained(
 
 
 def labels(records: list[ResultRecord], table: str = "2") -> list[str]:
-    """The labels of the measured rows, in their order."""
+    """Return the labels of the measured rows in their order."""
     return list(dict.fromkeys(cell["label"] for cell in cells(records, table)))
 
 
-def start(*told: str) -> str:
-    return f"INTL (ResNet-18, {', '.join(told)}; measured, reduced scale)"
+def label_with(*differences: str) -> str:
+    """Return the expected label of a row with these differences."""
+    return f"INTL (ResNet-18, {', '.join(differences)}; measured, reduced scale)"

@@ -1,4 +1,4 @@
-"""A small VOCdevkit that tests share: VOC2007 with two images and VOC2012 with one."""
+"""A small VOCdevkit for several tests: VOC2007 with two images and VOC2012 with one."""
 
 from pathlib import Path
 
@@ -13,17 +13,19 @@ OBJECTS = {
 
 
 def xml(objects: list[tuple[str, int, tuple[float, ...]]]) -> str:
-    def one(name: str, difficult: int, box: tuple[float, ...]) -> str:
+    """Return the XML of an image of 60 x 50 pixels with objects (name, difficult, corners)."""
+
+    def element(name: str, difficult: int, box: tuple[float, ...]) -> str:
         corners = "".join(f"<{tag}>{v}</{tag}>" for tag, v in zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True))
         part = "<part><name>head</name><bndbox><xmin>1</xmin></bndbox></part>" if name == "person" else ""
         return f"<object><name>{name}</name><difficult>{difficult}</difficult><bndbox>{corners}</bndbox>{part}</object>"
 
     size = "<size><width>60</width><height>50</height><depth>3</depth></size>"
-    return f"<annotation>{size}{''.join(one(*row) for row in objects)}</annotation>"
+    return f"<annotation>{size}{''.join(element(*row) for row in objects)}</annotation>"
 
 
 def write(root: Path) -> Path:
-    """Writes pictures, XML files and lists of images; returns `root`."""
+    """Write pictures, XML files and lists of images, and return `root`."""
     for (year, name), objects in OBJECTS.items():
         for folder in ("Annotations", "JPEGImages", "ImageSets/Main"):
             (root / year / folder).mkdir(parents=True, exist_ok=True)

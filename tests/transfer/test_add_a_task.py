@@ -1,4 +1,4 @@
-"""docs/add_a_task.md does what it says: its files and its line make a command, whose results are records."""
+"""The example in docs/add_a_task.md works: the new task is a command, and its results are records."""
 
 import json
 from pathlib import Path

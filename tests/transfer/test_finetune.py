@@ -1,4 +1,4 @@
-"""Fine-tuning on a listed share of the labels: the lists, their errors, and real photos."""
+"""Fine-tuning on a part of the labels: lists of images, errors in lists, and training on photos."""
 
 import dataclasses
 import math
@@ -52,7 +52,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return make_folder(tmp_path / "data", classes=6, train=10, test=2)
 
 
-def test_a_list_is_read_in_its_order(root: Path) -> None:
+def test_images_have_the_order_of_the_list(root: Path) -> None:
     names = ["n00000004_7.png", "n00000000_1.png", "n00000004_0.png", "n00000002_9.png", "n00000001_3.png"]
     part = finetune.listed_images(folder_source(root), write_list(root / "l.txt", names), 10)
     assert [Path(part.file(i)).name for i in range(len(part))] == names
@@ -63,7 +63,7 @@ def test_a_list_is_read_in_its_order(root: Path) -> None:
     assert (part.image(0) == whole.image(index)).all()
 
 
-def test_lists_are_looked_for_beside_the_data(root: Path) -> None:
+def test_lists_are_found_in_or_next_to_the_data_folder(root: Path) -> None:
     with pytest.raises(InputError) as raised:
         finetune.find_list(settings_for(root))
     for part in (str(root / "10percent.txt"), str(root.parent / "10percent.txt"), "file_list=", "simclr"):
@@ -76,7 +76,7 @@ def test_lists_are_looked_for_beside_the_data(root: Path) -> None:
     assert finetune.find_list(settings_for(root, file_list=str(given))) == given
     with pytest.raises(InputError, match=r"1percent\.txt"):
         finetune.find_list(settings_for(root, train_percent=1))
-    with pytest.raises(InputError, match=r"not at .*other\.txt"):
+    with pytest.raises(InputError, match=r"not found at .*other\.txt"):
         finetune.find_list(settings_for(root, file_list="other.txt"))
 
 
@@ -93,12 +93,12 @@ def test_lists_are_looked_for_beside_the_data(root: Path) -> None:
         ([], "0 names"),
     ],
 )
-def test_a_wrong_list_is_refused(root: Path, names: list[str], message: str) -> None:
+def test_a_wrong_list_is_an_error(root: Path, names: list[str], message: str) -> None:
     with pytest.raises(InputError, match=message):
         finetune.listed_images(folder_source(root), write_list(root / "l.txt", names), 10)
 
 
-def test_a_binary_list_is_refused(root: Path) -> None:
+def test_a_binary_list_is_an_error(root: Path) -> None:
     (root / "l.txt").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InputError, match="as text"):
         finetune.listed_images(folder_source(root), root / "l.txt", 10)
@@ -130,16 +130,16 @@ def test_run_trains_the_whole_network(root: Path) -> None:
     assert other.details["train_images"] == 6
 
 
-def test_what_a_configuration_asks_for_reaches_the_training(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_are_passed_to_the_training(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_list(root / "10percent.txt", names_of(root, 1))
-    asked = []
+    received = []
     monkeypatch.setattr(
-        finetune, "train_classifier", lambda *given, **options: asked.append((given[3].precision, options))
+        finetune, "train_classifier", lambda *given, **options: received.append((given[3].precision, options))
     )
     config = settings_for(root, precision="bf16", deterministic=True)
     finetune.run(make_checkpoint(), config, 0, folder=root.parent / "work")
     options = {"device": "cpu", "workers": 0, "folder": root.parent / "work", "deterministic": True}
-    assert asked == [("bf16", options)]
+    assert received == [("bf16", options)]
 
 
 @pytest.mark.parametrize(
@@ -151,13 +151,13 @@ def test_what_a_configuration_asks_for_reaches_the_training(root: Path, monkeypa
         ({"data": DataConfig(kind="shapes")}, "imagefolder"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(root: Path, changes: dict, message: str) -> None:
+def test_impossible_settings_are_errors(root: Path, changes: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(settings_for(root), **changes)
 
 
 @pytest.mark.parametrize("name", ["imagenet", "imagefolder"])
-def test_packaged_configs_are_the_authors(name: str) -> None:
+def test_packaged_configs_have_the_authors_settings(name: str) -> None:
     config = packaged("finetune", name)
     stamp = finetune.protocol(config)
     assert stamp == {
@@ -178,7 +178,7 @@ def test_packaged_configs_are_the_authors(name: str) -> None:
 
 
 def test_photos(test_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ten of 96 photos, all of different classes, are fitted within twelve steps."""
+    """Ten photos of different classes are fitted within twelve steps."""
     monkeypatch.chdir(tmp_path)
     photos = test_data / "imagenet_sample"
     path = write_list(tmp_path / "l.txt", names_of(photos, 1)[:10])

@@ -23,7 +23,7 @@ from transfer.knn import chunk_shape, knn_predict
 
 
 def oracle(train, labels, test, k, distance="euclidean", weights="uniform", temperature=0.07):
-    """The definition, one test image at a time, in float64 and with Python's stable sort."""
+    """Predict by the definition: one test image at a time, in float64, with Python's stable sort."""
     train, test = np.asarray(train, np.float64), np.asarray(test, np.float64)
     predictions = []
     for x in test:
@@ -47,7 +47,7 @@ def oracle(train, labels, test, k, distance="euclidean", weights="uniform", temp
 
 @st.composite
 def problems(draw):
-    """Small whole numbers, so that float32 is exact and many distances and votes are tied."""
+    """Draw features of small whole numbers: float32 is exact, and many distances and votes are tied."""
     n, m, width = draw(st.integers(1, 40)), draw(st.integers(1, 12)), draw(st.integers(1, 3))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     high = draw(st.sampled_from([1, 2, 4]))
@@ -88,24 +88,24 @@ def test_weighted_votes_equal_brute_force(distance: str, weights: str, chunk_byt
     )
 
 
-def test_weights_decide() -> None:
-    """Two far neighbors outvote a near one, unless the distance counts."""
+def test_weights_change_the_result() -> None:
+    """Two far neighbors outvote a near one if all votes are equal, but not if the distance counts."""
     train, labels, test = [[0.0, 1], [1, 0], [1, 0]], [1, 0, 0], [[0.1, 1.0]]
     assert predict(train, labels, test, 3) == [0]
     assert predict(train, labels, test, 3, weights="inverse") == [1]
     assert predict(train, labels, test, 3, distance="cosine", weights="softmax") == [1]
 
 
-def test_a_collapsed_backbone_scores_like_a_constant() -> None:
-    """All distances are equal: the first k training images vote, whatever the chunks."""
+def test_a_collapsed_backbone_predicts_one_label() -> None:
+    """All distances are equal, so the first k training images vote for every chunk size."""
     train, labels = np.full((500, 4), 0.3), np.arange(500) % 10 + 1
     labels[:5] = [3, 2, 2, 3, 9]
     for chunk_bytes in (64, 1000, 1 << 20):
         assert predict(train, labels, train[:7], 5, chunk_bytes=chunk_bytes) == [2] * 7
 
 
-def test_only_a_tie_for_the_last_place_is_looked_at_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the first chunk 2, 2 and 2 are equally far from 0; a nearer one comes later, but for 9 none does."""
+def test_only_a_tie_for_the_last_neighbor_is_searched_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the first chunk three features have equal distances. A later feature is nearer to 0, but none to 9."""
     rows: list[tuple[int, bool]] = []
     search = knn._search
 
@@ -142,13 +142,13 @@ def test_no_chunk_is_larger_than_allowed(n_test: int, n_train: int, chunk_bytes:
         ({"k": 1, "temperature": 0.0}, "temperature"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(options: dict, message: str) -> None:
+def test_impossible_settings_are_errors(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         predict([[0.0], [1.0], [2.0]], [0, 1, 2], [[0.5]], **options)
 
 
 @pytest.mark.parametrize("name", ["knn", "linear", "finetune"])
-def test_the_precision_is_part_of_what_was_measured_unless_it_is_the_default(name: str) -> None:
+def test_the_precision_is_part_of_the_identity_unless_it_is_the_default(name: str) -> None:
     task = find_task(name)
     data = DataConfig(kind="imagefolder", root="data")
     usual, half = (task.config(data=data, **options) for options in ({}, {"precision": "bf16"}))
@@ -158,7 +158,7 @@ def test_the_precision_is_part_of_what_was_measured_unless_it_is_the_default(nam
         task.config(data=data, precision="fp16")
 
 
-# As they were before the precision could be chosen: records that there are stay those of the default.
+# Digests from before the setting `precision` existed. Existing records have the identity of the default.
 @pytest.mark.parametrize(
     ("task", "name", "expected"),
     [
@@ -168,7 +168,7 @@ def test_the_precision_is_part_of_what_was_measured_unless_it_is_the_default(nam
         ("finetune", "imagenet", "d4f5d445e435646d"),
     ],
 )
-def test_the_default_is_still_what_it_was(task: str, name: str, expected: str) -> None:
+def test_identities_of_the_default_do_not_change(task: str, name: str, expected: str) -> None:
     assert digest(identity(packaged(task, name)))[:16] == expected
 
 
@@ -191,7 +191,7 @@ def extract(checkpoint, data: DataConfig, split: str = "train", crop: int | None
 
 
 def rewrite_keeping_times(path: Path) -> None:
-    """Other bytes under the same name, size and time: a stand-in for images that nobody looks at again."""
+    """Change the bytes of a file, but not its name, size or time."""
     status = path.stat()
     path.write_bytes(b"x" * status.st_size)
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
@@ -212,7 +212,7 @@ def test_features_are_those_of_the_backbone_in_eval_mode(workplace: Path) -> Non
 
 
 @pytest.mark.parametrize("name", ["resnet10_narrow", "resnet50"])
-def test_folded_norms_change_nothing(name: str) -> None:
+def test_folded_norms_do_not_change_the_features(name: str) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = backbones.build_backbone(name).eval()
@@ -234,18 +234,16 @@ def test_folded_norms_change_nothing(name: str) -> None:
     assert float((found - expected).norm() / expected.norm()) < 1e-5
 
 
-def test_neighbors_and_probe_share_the_features(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_knn_and_linear_share_cached_features(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = DataConfig(kind="shapes", size=80)
     knn.run(make_checkpoint(), knn.KnnConfig(data=data, workers=0, device="cpu"), 0, folder=workplace)
     written = {path: path.stat().st_mtime_ns for path in features.FOLDER.iterdir()}
-    assert "there already" not in capsys.readouterr().err
+    assert "read from the cache" not in capsys.readouterr().err
     probe = linear.LinearConfig(data=data, workers=0, device="cpu", epochs=2, batch_size=20)
     linear.run(make_checkpoint(), probe, 0, folder=workplace)
     assert {path: path.stat().st_mtime_ns for path in features.FOLDER.iterdir()} == written
     lines = capsys.readouterr().err.splitlines()
-    assert [line.split(",")[0] for line in lines] == [
-        f"features: those of {n} images are there already" for n in (80, 20)
-    ]
+    assert [line.partition(" cache")[0] for line in lines] == [f"features: {n} images, read from the" for n in (80, 20)]
 
 
 def test_the_second_call_reads_the_cache(workplace: Path) -> None:
@@ -264,7 +262,7 @@ def test_the_second_call_reads_the_cache(workplace: Path) -> None:
     assert len(list(features.FOLDER.glob("*.npy"))) == 4
 
 
-def test_features_in_half_precision_are_others_of_the_same_images(workplace: Path) -> None:
+def test_features_in_bf16_are_cached_separately(workplace: Path) -> None:
     found = {}
     for precision in ("fp32", "bf16", "fp32", "bf16"):
         config = knn.KnnConfig(data=DataConfig(kind="shapes", size=80), workers=0, precision=precision)
@@ -303,7 +301,7 @@ def test_changed_pixels_of_an_archive_are_noticed(workplace: Path) -> None:
 
 def test_a_changed_pack_is_noticed(workplace: Path) -> None:
     found = []
-    for number in range(2):  # the second time the first and the last image have changed places
+    for number in range(2):  # in the second pack the first and the last image are swapped
         folder = make_folder(workplace / str(number))
         if number:
             first, *_, last = sorted((folder / "train").rglob("*.png"))
@@ -318,7 +316,7 @@ def test_a_changed_pack_is_noticed(workplace: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["flipped bit", "truncated", "no digest"])
-def test_a_damaged_cache_file_is_computed_anew(workplace: Path, damage: str) -> None:
+def test_a_damaged_cache_file_is_replaced(workplace: Path, damage: str) -> None:
     checkpoint, data = make_checkpoint(), DataConfig(kind="shapes", size=40)
     first = extract(checkpoint, data, crop=None)
     (path,) = features.FOLDER.glob("*.npy")
@@ -329,10 +327,12 @@ def test_a_damaged_cache_file_is_computed_anew(workplace: Path, damage: str) -> 
         path.with_name(f"{path.name}.sha256").unlink()
     assert torch.equal(extract(checkpoint, data, crop=None), first)
     files.verify(path)
-    assert torch.equal(features._cached(path), first)
+    written = path.stat().st_mtime_ns
+    assert torch.equal(extract(checkpoint, data, crop=None), first)
+    assert path.stat().st_mtime_ns == written
 
 
-def test_weights_that_do_not_fit_are_named() -> None:
+def test_errors_name_weights_that_do_not_match() -> None:
     checkpoint = make_checkpoint()
     lacking = {key: value for key, value in checkpoint.backbone.items() if key != "layer1.0.conv1.weight"}
     with pytest.raises(InputError, match=r"layer1\.0\.conv1\.weight is missing, expected \(32, 32, 3, 3\)"):
@@ -345,7 +345,7 @@ def test_weights_that_do_not_fit_are_named() -> None:
         features.build_backbone_of(dataclasses.replace(checkpoint, backbone=make_checkpoint(stem="imagenet").backbone))
 
 
-def test_weights_that_are_not_finite_are_refused(workplace: Path) -> None:
+def test_weights_that_are_not_finite_are_errors(workplace: Path) -> None:
     checkpoint = make_checkpoint()
     broken = {**checkpoint.backbone, "conv1.weight": checkpoint.backbone["conv1.weight"] * torch.nan}
     with pytest.raises(InputError, match="not finite"):
@@ -381,7 +381,7 @@ def test_run_on_photos(test_data: Path, workplace: Path) -> None:
     outcome = knn.run(make_checkpoint(), config, 0, folder=workplace / "work")
     train, test = (extract(make_checkpoint(), config.data, split, crop=None) for split in ("train", "test"))
     expected = oracle(train.numpy(), small["train_y"], test.numpy(), 5)
-    # float32 may order two neighbors differently that are as good as equally far away.
+    # float32 may change the order of two neighbors whose distances are nearly equal.
     assert outcome.metrics["knn5"] == pytest.approx(100 * np.mean(expected == small["test_y"]), abs=0.5)
     assert outcome.details == {"train_images": 600, "test_images": 200, "correct": round(2 * outcome.metrics["knn5"])}
     with pytest.raises(InputError, match="k=601"):

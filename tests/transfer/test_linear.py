@@ -485,6 +485,7 @@ def two_processes(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[
     return folder, [[float(line) for line in output.split()] for output, _ in outputs]
 
 
+@pytest.mark.slow
 def test_two_processes_learn_what_one_learns(workplace: Path, two_processes: tuple[Path, list[list[float]]]) -> None:
     folder, scores = two_processes
     one = train(augmented(folder / "data"), workplace / "one")
@@ -493,6 +494,7 @@ def test_two_processes_learn_what_one_learns(workplace: Path, two_processes: tup
         torch.testing.assert_close(state(folder / "frozen")["model"][key], value, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_two_processes_score_the_weights_of_the_first(two_processes: tuple[Path, list[list[float]]]) -> None:
     """Fine-tuned, each process has running statistics of its own; those of the first are scored, as they are saved."""
     folder, scores = two_processes
@@ -508,6 +510,7 @@ def test_two_processes_score_the_weights_of_the_first(two_processes: tuple[Path,
     assert [score[1] for score in scores] == [100 * hits / 9] * 2
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_features(workplace: Path, two_processes: tuple[Path, list[list[float]]]) -> None:
     folder, scores = two_processes
     expected = linear.run(make_checkpoint(), fixed(), 0, folder=workplace / "one")

@@ -1,4 +1,4 @@
-"""Settings of a detection run; the defaults are the paper's: Mask R-CNN R50-C4 on COCO, 2x schedule."""
+"""Settings of a detection run. The defaults are those of the paper: Mask R-CNN R50-C4 on COCO, 2x schedule."""
 
 import dataclasses
 import importlib.util
@@ -12,16 +12,18 @@ _STRIDES = {"imagenet": 16, "cifar": 4}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Mask R-CNN (Faster R-CNN with `masks: false`) on a ResNet's conv4 features.
+    """Settings of Mask R-CNN on the conv4 features of a ResNet. With `masks: false` the detector is Faster R-CNN.
 
     Attributes:
-        blocks: residual blocks of each stage; the last stage is the head of the regions.
-        bottleneck: bottleneck blocks (ResNet-50), else basic ones (ResNet-18).
-        width: channels of the stem, 64 in a standard ResNet.
-        stem: "imagenet" (7x7, stride 2, max-pool) or "cifar" (3x3, stride 1, padding 2, no max-pool), as pre-trained.
-        rpn_batch, roi_batch: anchors and regions an image that the losses are computed on.
-        pre_nms_*, post_nms_*: proposals an image before and after non-maximum suppression, in training and in test.
-        pixel_mean, pixel_std: of RGB in 0..255.
+        blocks: number of residual blocks of each stage; the last stage is the head of the regions.
+        bottleneck: whether the blocks are bottleneck blocks (ResNet-50) or basic blocks (ResNet-18).
+        width: channels of the stem; 64 in a standard ResNet.
+        stem: "imagenet" (7x7, stride 2, max-pool) or "cifar" (3x3, stride 1, padding 2, no max-pool); the same as in
+            pre-training.
+        rpn_batch, roi_batch: number of anchors and of regions per image that the losses are computed on.
+        pre_nms_*, post_nms_*: number of proposals per image before and after non-maximum suppression, in training and
+            in test.
+        pixel_mean, pixel_std: mean and standard deviation of the RGB channels, for pixels from 0 to 255.
     """
 
     blocks: tuple[int, ...] = (3, 4, 6, 3)
@@ -61,24 +63,29 @@ class ModelConfig:
             if not values or not all(math.isfinite(value) and value > 0 for value in values):
                 raise ValueError(f"model.{name}={values}: expected positive numbers")
         if len(self.pixel_mean) != 3 or len(self.pixel_std) != 3 or min(self.pixel_std) <= 0:
-            raise ValueError("model.pixel_mean, model.pixel_std: expected three numbers each, the latter positive")
+            raise ValueError(
+                f"model.pixel_mean={self.pixel_mean}, model.pixel_std={self.pixel_std}: expected three numbers in "
+                "each, and positive numbers in pixel_std"
+            )
 
     @property
     def stride(self) -> int:
-        """Pixels of the image to one position of the conv4 feature map."""
+        """The distance in image pixels between two neighboring positions of the conv4 feature map."""
         return _STRIDES[self.stem]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AnnotatedDataConfig:
-    """Which annotated images, and where.
+    """Settings of the annotated images of a detection run.
 
     Attributes:
         kind: "coco" (annotation JSON and image folders) or "voc" (VOCdevkit: XML annotations, lists of image names).
-        root: the folder that all other paths start from.
-        name: the data set's name in results; coco2017 (or coco) and voc0712 (or voc) are kept for their categories.
-        train, test: annotation files; one JSON each for coco, one or more lists (ImageSets/Main/*.txt) for voc.
-        train_images, test_images: image folders of coco; voc has its own beside each list.
+        root: the folder that all other paths are relative to.
+        name: name of the data set in results. The names coco2017 (or coco) and voc0712 (or voc) are accepted only with
+            the categories of these data sets.
+        train, test: annotation files: one JSON file for coco, one or more lists (ImageSets/Main/*.txt) for voc.
+        train_images, test_images: image folders of coco. They are not used for voc, where the images are in the folder
+            of the year that a list belongs to.
     """
 
     kind: str = "coco"
@@ -95,36 +102,39 @@ class AnnotatedDataConfig:
         for field in ("train", "test"):
             files = getattr(self, field)
             if not files or (self.kind == "coco" and len(files) > 1):
-                raise ValueError(
-                    f"data.{field}={files}: expected {'one JSON' if self.kind == 'coco' else 'image lists'}"
-                )
+                expected = "exactly one JSON file" if self.kind == "coco" else "at least one list of images"
+                raise ValueError(f"data.{field}={list(files)}: expected {expected}")
 
     @property
     def dataset(self) -> str:
-        """The data set's name in results."""
+        """The name of the data set in results."""
         return canonical(self.name)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DetectionConfig:
-    """A detection protocol: data, detector, schedule and engine.
+    """Settings of a detection protocol: data, detector, schedule and engine.
 
     Attributes:
-        engine: "builtin" (torchvision's operators), "detectron2", or "auto": Detectron2 where it can be imported.
-        iterations, milestones: steps in all, and those at which the learning rate falls to a tenth.
-        warmup_iterations, warmup_factor: linear warm-up from `warmup_factor` times the learning rate.
-        batch_size: images of a step, over all processes.
-        lr: for this batch size; nothing is scaled.
-        weight_decay, norm_weight_decay: of weights and biases, and of the norms' parameters.
-        min_sizes, max_size: shorter sides (pixels) of training images, one drawn at random, and the longest side.
-        test_min_size, test_max_size: the same for test images.
-        precise_bn: iterations that estimate the batch norms' statistics at the end; 0 keeps the running ones.
+        engine: "builtin" (torchvision's operators), "detectron2" or "auto". "auto" chooses Detectron2 if it is
+            installed, else the built-in engine.
+        iterations, milestones: number of steps, and the steps at which the learning rate is divided by 10.
+        warmup_iterations, warmup_factor: steps of the linear warm-up, and the factor of the learning rate at its start.
+        batch_size: images per step, over all processes.
+        lr: learning rate for this batch size; it is not scaled.
+        weight_decay, norm_weight_decay: weight decay of weights and biases, and of the parameters of norms.
+        min_sizes, max_size: shorter sides in pixels, one of which is drawn at random for each training image, and the
+            largest longer side.
+        test_min_size, test_max_size: the shorter side of test images, and the largest longer side.
+        precise_bn: iterations that estimate the statistics of the batch norms after training; 0 keeps the running
+            statistics.
         precision: "fp32", or "bf16" for autocast.
-        checkpoint_every, eval_every: iterations; 0 evaluates at the end only. In between the running statistics of the
-            batch norms are used, at the end those of `precise_bn`.
-        evaluator: "pycocotools" or "faster-coco-eval", for evaluations during training; the reported one is
-            pycocotools'.
-        visualize: how many of the worst test images to draw.
+        checkpoint_every: iterations between two saved states.
+        eval_every: iterations between two evaluations; 0 evaluates only after training. Evaluations during training
+            use the running statistics of the batch norms, the evaluation after training those of `precise_bn`.
+        evaluator: "pycocotools" or "faster-coco-eval", for evaluations during training. The reported evaluation is
+            always done by pycocotools.
+        visualize: number of test images with the lowest box AP to draw.
     """
 
     data: AnnotatedDataConfig = dataclasses.field(default_factory=AnnotatedDataConfig)
@@ -168,9 +178,9 @@ class DetectionConfig:
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)}: expected at least 0")
         if list(self.milestones) != sorted(set(self.milestones)) or min(self.milestones, default=1) < 1:
-            raise ValueError(f"milestones={list(self.milestones)}: expected growing positive iterations")
+            raise ValueError(f"milestones={list(self.milestones)}: expected positive numbers in increasing order")
         if not self.min_sizes or min(self.min_sizes) < 1:
-            raise ValueError(f"min_sizes={list(self.min_sizes)}: expected positive numbers")
+            raise ValueError(f"min_sizes={list(self.min_sizes)}: expected at least one number, all positive")
         for name in ("lr", "weight_decay", "norm_weight_decay", "warmup_factor"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name}={getattr(self, name)}: expected a finite number of at least 0")
@@ -179,7 +189,7 @@ class DetectionConfig:
 
     @property
     def schedule(self) -> str:
-        """The schedule's usual name where it is that of the papers, else its length."""
+        """The usual name of the schedule ("1x", "2x" or "24k"), or a description if it is none of these."""
         usual: dict[tuple[int, ...], str] = {
             (90_000, 60_000, 80_000): "1x",
             (180_000, 120_000, 160_000): "2x",

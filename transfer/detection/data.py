@@ -1,11 +1,11 @@
-"""Batches for the detector, the same from any number of workers and processes and from any iteration on.
+"""Batches of images for the detector. They do not depend on the number of workers and processes.
 
-As in Detectron2 a batch holds images of one of two shapes, wide ones or the others, and is complete when enough of its
-kind have come up in an endless sequence of shuffled epochs. Here that plan is index arithmetic on the annotated sizes,
-so a run that starts anywhere need not replay what came before.
+As in Detectron2, a batch holds either wide images or images that are not wide. The images come from an endless sequence
+of shuffled epochs. Each of the two kinds fills its own batch, and a batch is given out when it is full. Here the order
+of the batches is computed from the annotated sizes alone, so a resumed run can start at any iteration.
 """
 
-# ruff: noqa: PT028  (test_images is no test)
+# ruff: noqa: PT028  (test_images is not a test)
 
 import functools
 import math
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from intl_bench.core.errors import InputError
 from intl_bench.core.seeding import generator, permutation
+from intl_bench.core.sharing import require_even_batch
 from pretrain.images.loader import iterate
 from transfer.detection import transforms
 from transfer.detection.annotations.objects import Annotations
@@ -25,12 +26,12 @@ from transfer.detection.structures import Image, Mask, Target
 
 
 class Batch(NamedTuple):
-    """One process's part of a training batch.
+    """The part of a training batch that one process gets.
 
     Attributes:
-        iteration: number of the batch, from 0 on.
-        images: with their targets.
-        positions: place of each image in the batch of all processes.
+        iteration: number of the batch, counted from 0.
+        images: the images with their targets.
+        positions: position of each image in the batch of all processes.
     """
 
     iteration: int
@@ -38,14 +39,14 @@ class Batch(NamedTuple):
     positions: list[int]
 
 
-class _Packed(NamedTuple):
-    """A batch on its way from a worker: all pixels in one tensor, for each tensor takes a file descriptor.
+class _PackedBatch(NamedTuple):
+    """A `Batch` as a worker sends it, with all pixels in one tensor, because each tensor takes a file descriptor.
 
     Attributes:
         pixels: (sum of 3 h w,) uint8.
-        shapes: of the images' pixels.
-        sources: height, width and image_id of each.
-        targets: boxes, classes and masks of each, as arrays.
+        shapes: (3, h, w) of each image.
+        sources: height, width and image_id of each image.
+        targets: boxes, classes and masks of each image, as arrays.
     """
 
     iteration: int
@@ -57,7 +58,12 @@ class _Packed(NamedTuple):
 
 
 class BatchOrder(NamedTuple):
-    """Which images the batches hold: for each (iterations, batch_size) int64 the image's number and the epoch."""
+    """The images of consecutive batches.
+
+    Attributes:
+        images: (iterations, batch_size) int64, index of each image in the annotations.
+        epochs: (iterations, batch_size) int64, the epoch that each image comes from.
+    """
 
     images: np.ndarray
     epochs: np.ndarray
@@ -66,13 +72,13 @@ class BatchOrder(NamedTuple):
 def plan_batches(
     wide: np.ndarray, *, seed: int, batch_size: int, first: int, last: int, purpose: str = "order"
 ) -> BatchOrder:
-    """The batches first, ..., last - 1 of a run.
+    """Choose the images of the batches first, ..., last - 1 of a run.
 
     Args:
         wide: (n,) bool, whether an image is wider than tall.
-        purpose: names the stream of random numbers, so that two uses of one seed are independent.
+        purpose: name of the stream of random numbers. Streams of different names are independent.
     """
-    # So many images surely complete `last` batches: at most batch_size - 1 of each kind wait for others.
+    # This number of images is enough for `last` batches: at most batch_size - 1 images of each kind are left over.
     epochs = -(-(last * batch_size + 2 * (batch_size - 1)) // len(wide))
     images = np.concatenate([permutation(seed, purpose, epoch, len(wide)) for epoch in range(epochs)])
     kinds = wide[images]
@@ -81,7 +87,7 @@ def plan_batches(
         places = np.flatnonzero(kinds == kind)
         groups.append(places[: len(places) // batch_size * batch_size].reshape(-1, batch_size))
     batches = np.concatenate(groups)
-    chosen = batches[np.argsort(batches[:, -1])[first:last]]  # in the order in which their last images come up
+    chosen = batches[np.argsort(batches[:, -1])[first:last]]  # a batch is full when its last image comes
     return BatchOrder(images[chosen], chosen // len(wide))
 
 
@@ -101,32 +107,30 @@ def training_batches(
     pin: bool = False,
     purpose: str = "order",
 ) -> Iterator[Batch]:
-    """The batches first_iteration, ..., last_iteration - 1 of a run; process `rank` gets the rank-th part of each.
+    """Load the batches first_iteration, ..., last_iteration - 1 of a run, one after the other.
 
     Args:
-        batch_size: images in a batch over all processes.
+        batch_size: images in a batch over all processes. Process `rank` of `world_size` gets the rank-th part.
         min_sizes: shorter sides in pixels, one of which is drawn for each image.
-        max_size: the longest side.
-        workers: processes that make batches; 0 makes them here.
-        pin: puts batches into page-locked memory.
-        purpose: as for `plan_batches`.
+        max_size: the largest longer side in pixels.
+        masks: whether the targets have masks.
+        workers: number of data workers; 0 loads the batches in this process.
+        pin: whether the images are put into page-locked memory.
+        purpose: name of the stream of random numbers, as in `plan_batches`.
 
     Raises:
-        InputError: a batch cannot be shared out evenly, or (while iterating) an image cannot be read.
+        InputError: the batch size is not a multiple of the number of processes, or (while iterating) an image cannot be
+            read.
         ResourceError: (while iterating) a worker died.
     """
-    if batch_size % world_size:
-        raise InputError(
-            f"batch_size={batch_size}: cannot be shared out evenly among {world_size} processes; "
-            f"set batch_size to a multiple of {world_size}"
-        )
+    require_even_batch(batch_size, world_size)
     wide = annotations.widths > annotations.heights
     plan = plan_batches(
         wide, seed=seed, batch_size=batch_size, first=first_iteration, last=last_iteration, purpose=purpose
     )
     share = batch_size // world_size
-    make = functools.partial(
-        _training_batch,
+    load = functools.partial(
+        _load_training_batch,
         annotations,
         plan,
         first_iteration,
@@ -137,7 +141,7 @@ def training_batches(
         max_size,
         masks,
     )
-    return map(_unpacked, iterate(make, range(first_iteration, last_iteration), workers, pin))
+    return map(_unpack, iterate(load, range(first_iteration, last_iteration), workers, pin))
 
 
 def test_images(
@@ -150,20 +154,23 @@ def test_images(
     workers: int = 0,
     pin: bool = False,
 ) -> Iterator[Image]:
-    """Images first, ..., last - 1 in order, without randomness and without targets.
+    """Load the images first, ..., last - 1 in order, without targets and without random changes.
 
     Args:
-        min_size, max_size: shorter side in pixels, and the longest side.
-        pin: puts images into page-locked memory.
+        min_size, max_size: the shorter side in pixels, and the largest longer side.
+        last: None loads all images from `first` on.
+        workers: number of data workers; 0 loads the images in this process.
+        pin: whether the images are put into page-locked memory.
 
     Raises:
-        InputError, ResourceError: as for `training_batches`.
+        InputError: (while iterating) an image cannot be read.
+        ResourceError: (while iterating) a worker died.
     """
-    make = functools.partial(_test_image, annotations, min_size, max_size)
-    return iterate(make, range(len(annotations))[first:last], workers, pin)
+    load = functools.partial(_load_test_image, annotations, min_size, max_size)
+    return iterate(load, range(len(annotations))[first:last], workers, pin)
 
 
-def _training_batch(
+def _load_training_batch(
     annotations: Annotations,
     plan: BatchOrder,
     first_iteration: int,
@@ -174,24 +181,26 @@ def _training_batch(
     max_size: int,
     masks: bool,
     iteration: int,
-) -> _Packed:
+) -> _PackedBatch:
+    """Load the images `positions` of one batch and make their targets."""
     pixels, sources, targets = list[Tensor](), list[tuple[int, int, int]](), list[Any]()
     for position in positions:
         index, epoch = (int(part[iteration - first_iteration, position]) for part in plan)
         stream = generator(seed, purpose, epoch, index)
         min_size = min_sizes[int(stream.integers(len(min_sizes)))]
         flip = bool(stream.random() < 0.5)
-        image = _image(annotations, index, min_size, max_size, flip=flip)
+        image = _load_image(annotations, index, min_size, max_size, flip=flip)
         pixels.append(image.pixels)
         sources.append((image.height, image.width, image.image_id))
         height, width = image.pixels.shape[1:]
         boxes, classes, outlines = transforms.make_target(annotations, index, height, width, flip=flip, masks=masks)
         targets.append((boxes.numpy(), classes.numpy(), outlines))
-    shapes = [tuple(one.shape) for one in pixels]
-    return _Packed(iteration, list(positions), torch.cat([one.flatten() for one in pixels]), shapes, sources, targets)
+    shapes = [tuple(part.shape) for part in pixels]
+    joined = torch.cat([part.flatten() for part in pixels])
+    return _PackedBatch(iteration, list(positions), joined, shapes, sources, targets)
 
 
-def _unpacked(packed: _Packed) -> Batch:
+def _unpack(packed: _PackedBatch) -> Batch:
     parts = packed.pixels.split([math.prod(shape) for shape in packed.shapes])
     images = [
         Image(pixels.view(shape), *source, Target(torch.from_numpy(boxes), torch.from_numpy(classes), masks))
@@ -202,19 +211,19 @@ def _unpacked(packed: _Packed) -> Batch:
     return Batch(packed.iteration, images, packed.positions)
 
 
-def _test_image(annotations: Annotations, min_size: int, max_size: int, index: int) -> Image:
-    return _image(annotations, index, min_size, max_size, flip=False)
+def _load_test_image(annotations: Annotations, min_size: int, max_size: int, index: int) -> Image:
+    return _load_image(annotations, index, min_size, max_size, flip=False)
 
 
-def _image(annotations: Annotations, index: int, min_size: int, max_size: int, *, flip: bool) -> Image:
-    """Image `index` without its target."""
+def _load_image(annotations: Annotations, index: int, min_size: int, max_size: int, *, flip: bool) -> Image:
+    """Read and resize image `index`. The result has no target."""
     image = transforms.read_image(annotations.file(index))
     width, height = int(annotations.widths[index]), int(annotations.heights[index])
     if image.size != (width, height):
         raise InputError(
             f"{annotations.file(index)}: {image.width} x {image.height} pixels; expected {width} x {height} as in "
-            f"{annotations.path}: the file was changed after the annotations were checked; restore it"
+            f"{annotations.path}; the file changed after the annotations were checked: restore it"
         )
-    size = transforms.resized_size(height, width, min_size, max_size)
-    pixels = transforms.resize_image(image, *size, flip=flip)
+    new_size = transforms.resized_size(height, width, min_size, max_size)
+    pixels = transforms.resize_image(image, *new_size, flip=flip)
     return Image(pixels, height, width, int(annotations.image_ids[index]), None)

@@ -1,4 +1,4 @@
-"""What passes between the data, the detector and the evaluation."""
+"""Types that the data, the detector and the evaluation share."""
 
 from typing import NamedTuple
 
@@ -6,17 +6,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# One object's outline: polygons, each (2p,) float64 x0, y0, x1, y1, ...; or a bitmap (H, W) bool.
+# The outline of one object: polygons, each (2p,) float64 x0, y0, x1, y1, ...; or a bitmap (H, W) bool.
 Mask = list[np.ndarray] | np.ndarray
 
 
 class Target(NamedTuple):
-    """Ground truth of one training image, in pixels of the image as the network sees it; crowds are left out.
+    """Ground truth of one training image, in pixels of the resized image. Crowds are left out.
 
     Attributes:
         boxes: (n, 4) float32, x0, y0, x1, y1.
-        classes: (n,) int64, from 0 on in the order of the category ids.
-        masks: n outlines; none where the detector predicts no masks.
+        classes: (n,) int64, counted from 0 in the order of the category ids.
+        masks: n outlines, or an empty list if the detector predicts no masks.
     """
 
     boxes: Tensor
@@ -24,17 +24,17 @@ class Target(NamedTuple):
     masks: list[Mask]
 
     def to(self, device: torch.device | str) -> "Target":
-        """Boxes and classes on a device; masks stay on the host."""
+        """Copy boxes and classes to a device. The masks stay in the memory of the CPU."""
         return self._replace(boxes=self.boxes.to(device), classes=self.classes.to(device))
 
 
 class Image(NamedTuple):
-    """One image as the network sees it.
+    """One resized image.
 
     Attributes:
-        pixels: (3, h, w) uint8, RGB, resized.
-        height, width: of the image file.
-        image_id: as in the annotations.
+        pixels: (3, h, w) uint8, RGB.
+        height, width: size of the image file in pixels.
+        image_id: id of the image in the annotations.
         target: None for a test image.
     """
 
@@ -46,13 +46,14 @@ class Image(NamedTuple):
 
 
 class Detections(NamedTuple):
-    """What was found in one image, best score first, in pixels of the image file.
+    """Detections in one image, in pixels of the image file, in order of decreasing score.
 
     Attributes:
         boxes: (k, 4) float32, x0, y0, x1, y1.
         scores: (k,) float32.
         classes: (k,) int64.
-        masks: (k, m, m) float32 probabilities inside the boxes, for `masks.paste`; None for a detector of boxes alone.
+        masks: (k, m, m) float32 probabilities inside the boxes, the input of `masks.paste`; None if the detector
+            predicts no masks.
     """
 
     boxes: Tensor

@@ -1,4 +1,4 @@
-"""What COCO and VOC have in common: a checkpoint and a configuration in, metrics out, by either engine."""
+"""The common part of the tasks COCO and VOC: from a checkpoint and a configuration to metrics, with either engine."""
 
 import contextlib
 import dataclasses
@@ -29,50 +29,50 @@ from transfer.task import Outcome
 
 Result = dict[str, Any]
 
-# Of a detector's settings, those that the footnote says otherwise.
-_BACKBONE = ("blocks", "bottleneck", "width", "stem", "pixel_mean", "pixel_std")
+# Settings of the detector that the footnote of a table describes in another way.
+_DESCRIBED_ELSEWHERE = ("blocks", "bottleneck", "width", "stem", "pixel_mean", "pixel_std")
 
 
 def from_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What a checkpoint says about a detection configuration: the backbone's architecture and its pixels' scale."""
+    """Return the settings that a checkpoint determines: the architecture of the backbone and the pixel statistics."""
     block, blocks, width = ARCHITECTURES[checkpoint.architecture.name]
     model: dict[str, Any] = {"blocks": blocks, "bottleneck": block is Bottleneck, "width": width}
-    look = checkpoint.preprocessing
-    mean, std = IMAGENET_NORMALIZATION if look is None else (look.mean, look.std)
+    preprocessing = checkpoint.preprocessing
+    mean, std = IMAGENET_NORMALIZATION if preprocessing is None else (preprocessing.mean, preprocessing.std)
     pixels = {"pixel_mean": mean, "pixel_std": std}
     model |= {key: [round(255 * value, 6) for value in values] for key, values in pixels.items()}
     return {"model": {**model, "stem": checkpoint.architecture.stem}}
 
 
 def fingerprints(config: DetectionConfig) -> dict[str, str]:
-    """`Annotations.fingerprint` of the training and of the test images.
+    """Compute `Annotations.fingerprint` of the training images and of the test images.
 
     Raises:
-        InputError: as `run`, for the annotations.
+        InputError: an annotation or an image is missing or invalid; see `read_split`.
     """
-    return {split: _read(config, split).fingerprint() for split in ("train", "test")}
+    return {split: _read_annotations(config, split).fingerprint() for split in ("train", "test")}
 
 
-def _read(config: DetectionConfig, split: str) -> Annotations:
-    """The annotations of a split; the seeds of one command share what was read, as long as the files do not change."""
+def _read_annotations(config: DetectionConfig, split: str) -> Annotations:
+    """Read the annotations of a split. The seeds of one command share them if the files do not change."""
     root = Path(config.data.root).expanduser().absolute()
     state = []
     for file in config.data.train if split == "train" else config.data.test:
-        with contextlib.suppress(OSError):  # reading says what is wrong
+        with contextlib.suppress(OSError):  # `read_split` reports a missing file
             status = (root / file).stat()
             state.append((status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino))
-    return _read_once(config.data, split, config.model.masks, root, tuple(state))
+    return _read_cached(config.data, split, config.model.masks, root, tuple(state))
 
 
 @functools.lru_cache(maxsize=2)
-def _read_once(data: AnnotatedDataConfig, split: str, masks: bool, root: Path, state: tuple[Any, ...]) -> Annotations:
+def _read_cached(data: AnnotatedDataConfig, split: str, masks: bool, root: Path, state: tuple[Any, ...]) -> Annotations:
     return read_split(data, split, masks=masks)
 
 
 def protocol(config: DetectionConfig) -> dict[str, Any]:
-    """How this evaluation measures, in words for a footnote; what it is, `core.identity.identity` says."""
+    """Describe the protocol in words for the footnote of a table. Its identity is `core.identity.identity`."""
     usual, used = configs.to_dict(ModelConfig()), configs.to_dict(config.model)
-    own = {key: value for key, value in used.items() if value != usual[key] and key not in _BACKBONE}
+    changed = {key: value for key, value in used.items() if value != usual[key] and key not in _DESCRIBED_ELSEWHERE}
     mean, std = (
         " ".join(f"{value:g}" for value in values) for values in (config.model.pixel_mean, config.model.pixel_std)
     )
@@ -90,7 +90,7 @@ def protocol(config: DetectionConfig) -> dict[str, Any]:
         "precise_bn": config.precise_bn,
         "precision": config.precision,
         "normalization": f"mean {mean}, std {std}",
-        "detector_changes": ", ".join(f"{key} {value}" for key, value in own.items()) or None,
+        "detector_changes": ", ".join(f"{key} {value}" for key, value in changed.items()) or None,
     }
 
 
@@ -102,32 +102,34 @@ def run(
     folder: Path,
     evaluate: Callable[[Annotations, list[Result], DetectionConfig, str], dict[str, float]],
 ) -> Outcome:
-    """Trains a detector from the checkpoint's backbone and scores it on the test images.
+    """Train a detector from the backbone of a checkpoint and score it on the test images.
 
     Args:
-        seed: of the new layers' weights, the order, sizes and flips of the images, and the sampling of regions.
-        folder: receives the state, from which the same call resumes, the detector, and the pictures.
+        seed: seed of the weights of new layers, of the order, sizes and flips of images, and of the sampled regions.
+        folder: receives the state, the detector and the pictures. A run resumes from the state.
         evaluate: (annotations, COCO results, configuration, evaluator) -> metrics.
 
     Raises:
-        InputError: annotations, images, weights or a state that do not fit; also the engine's other errors.
+        InputError: the engine is not installed, or annotations, images, weights or the state are invalid. The engine
+            raises other errors too; see its `run`.
     """
-    engine = _engine(config.engine)  # first: reading large annotations takes a while
-    train, test = (_read(config, split) for split in ("train", "test"))
+    engine = _import_engine(config.engine)  # before the annotations, because reading large ones takes time
+    train, test = (_read_annotations(config, split) for split in ("train", "test"))
     if train.category_ids != test.category_ids:
         raise InputError(
-            f"{test.path}: its category ids are not those of {train.path}; train and test on one list of categories"
+            f"{test.path}: its category ids differ from those of {train.path}; expected the same categories in both "
+            "files; correct data.train or data.test"
         )
     if config.eval_every:
-        import_evaluator(config.evaluator)  # said now, not after thousands of steps
+        import_evaluator(config.evaluator)  # a missing package is reported before training
     classes = len(train.category_ids)
     if config.model.num_classes not in (ModelConfig().num_classes, classes):
         raise InputError(
-            f"model.num_classes={config.model.num_classes}: {train.path} has {classes} categories; leave it out, the "
-            "annotations tell"
+            f"model.num_classes={config.model.num_classes}: {train.path} has {classes} categories; remove the setting, "
+            "because the annotations determine it"
         )
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, num_classes=classes))
-    own = {
+    run_identity = {
         "weights": checkpoint.weights_sha256,
         "seed": seed,
         "train_images": len(train),
@@ -146,7 +148,7 @@ def run(
             folder=folder,
             train=train,
             test=test,
-            identity=own,
+            identity=run_identity,
             evaluate=lambda results: evaluate(test, results, config, config.evaluator),
             process=process,
             stop=stop,
@@ -163,7 +165,8 @@ def run(
     return Outcome(metrics=metrics, details=details)
 
 
-def _engine(name: str) -> ModuleType:
+def _import_engine(name: str) -> ModuleType:
+    """Import the module of an engine. Detectron2 is imported only if it is used."""
     if name == "detectron2":
         from transfer.detection.engines import detectron2
 

@@ -1,6 +1,6 @@
-"""How an image and its objects become what the detector sees: EXIF orientation, RGB, resize, flip.
+"""Transformations of an image and its objects before the detector: EXIF orientation, RGB, resize, flip.
 
-Every step gives the numbers of Detectron2's `DatasetMapper` with `ResizeShortestEdge` and `RandomFlip`.
+Every step gives the same numbers as Detectron2's `DatasetMapper` with `ResizeShortestEdge` and `RandomFlip`.
 """
 
 import io
@@ -16,9 +16,9 @@ from transfer.detection import rle
 from transfer.detection.annotations.objects import Annotations
 from transfer.detection.structures import Mask, Target
 
-_SMALLEST_SIDE = 1e-5  # of a box in the resized image; a smaller one is empty
-_ORIENTATION = 0x0112
-_TURNS = {
+_SMALLEST_SIDE = 1e-5  # pixels of the resized image; a box with a side of at most this length is empty
+_EXIF_ORIENTATION = 0x0112
+_TRANSPOSES = {
     2: Pillow.Transpose.FLIP_LEFT_RIGHT,
     3: Pillow.Transpose.ROTATE_180,
     4: Pillow.Transpose.FLIP_TOP_BOTTOM,
@@ -30,10 +30,10 @@ _TURNS = {
 
 
 def read_image(path: Path) -> Pillow.Image:
-    """An image file, decoded, upright and in RGB.
+    """Decode an image file to RGB and apply its EXIF orientation.
 
     Raises:
-        InputError: it cannot be read.
+        InputError: the file cannot be read.
     """
     try:
         content = path.read_bytes()
@@ -41,20 +41,21 @@ def read_image(path: Path) -> Pillow.Image:
         raise from_os_error(error, f"cannot read {path}") from error
     try:
         with Pillow.open(io.BytesIO(content)) as image:
-            turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
-            upright = image if turn is None else image.transpose(turn)
+            transpose = _TRANSPOSES.get(image.getexif().get(_EXIF_ORIENTATION, 1))
+            upright = image if transpose is None else image.transpose(transpose)
             return upright.convert("RGB")
     except MemoryError:
         raise
-    except Exception as error:  # Pillow's decoders raise many kinds on damaged bytes
+    except Exception as error:  # Pillow's decoders raise many kinds of errors if the bytes are damaged
         raise InputError(f"{path}: not a readable image ({' '.join(str(error).split())}); restore it") from error
 
 
 def resized_size(height: int, width: int, min_size: int, max_size: int) -> tuple[int, int]:
-    """Height and width after a resize of the shorter side to `min_size`, or of the longer one to `max_size` if less.
+    """Compute height and width after a resize.
 
-    The same float operations as `ResizeShortestEdge`, for the rounding of halves depends on their order; but a side
-    that it would round to 0 is 1.
+    The shorter side becomes `min_size`, or less if the longer side would exceed `max_size`. The float operations are
+    those of `ResizeShortestEdge` in the same order, because the rounding depends on them. A side that
+    `ResizeShortestEdge` rounds to 0 is 1 here.
     """
     scale = min_size * 1.0 / min(height, width)
     new_height, new_width = (float(min_size), scale * width) if height < width else (scale * height, float(min_size))
@@ -66,7 +67,11 @@ def resized_size(height: int, width: int, min_size: int, max_size: int) -> tuple
 
 
 def resize_image(image: Pillow.Image, height: int, width: int, *, flip: bool) -> Tensor:
-    """Pixels (3, height, width) uint8 after Pillow's bilinear (antialiased) resize; `flip` swaps left and right."""
+    """Resize an image with Pillow's bilinear (antialiased) filter, then flip it from left to right if `flip` is set.
+
+    Returns:
+        (3, height, width) uint8.
+    """
     pixels = np.asarray(image.resize((width, height), Pillow.Resampling.BILINEAR))
     if flip:
         pixels = pixels[:, ::-1]
@@ -74,7 +79,14 @@ def resize_image(image: Pillow.Image, height: int, width: int, *, flip: bool) ->
 
 
 def make_target(annotations: Annotations, index: int, height: int, width: int, *, flip: bool, masks: bool) -> Target:
-    """Ground truth of image `index` when it is resized to (height, width): crowds and empty boxes are left out."""
+    """Compute the ground truth of image `index` after a resize to (height, width) and a flip.
+
+    Crowds, empty boxes and objects whose bitmap has no pixel left are left out, as in Detectron2.
+
+    Args:
+        index: index of the image in the annotations.
+        masks: whether the target has masks; the annotations must have outlines then.
+    """
     chosen = np.arange(annotations.first[index], annotations.last[index])
     chosen = chosen[~annotations.crowd[chosen]]
     size = int(annotations.heights[index]), int(annotations.widths[index])
@@ -87,15 +99,17 @@ def make_target(annotations: Annotations, index: int, height: int, width: int, *
     kept = (sides > _SMALLEST_SIDE).all(1)
     outlines = []
     if masks:
-        outlines = [_outline(annotations, i, size, (height, width), scale, flip) for i in chosen[kept].tolist()]
-    if any(isinstance(outline, np.ndarray) and not outline.any() for outline in outlines):
-        seen = [not isinstance(outline, np.ndarray) or bool(outline.any()) for outline in outlines]
-        outlines = [outline for outline, some in zip(outlines, seen, strict=True) if some]
-        kept[np.flatnonzero(kept)[~np.array(seen)]] = False
+        outlines = [
+            _transform_outline(annotations, i, size, (height, width), scale, flip) for i in chosen[kept].tolist()
+        ]
+    visible = [not isinstance(outline, np.ndarray) or bool(outline.any()) for outline in outlines]
+    if not all(visible):
+        outlines = [outline for outline, is_visible in zip(outlines, visible, strict=True) if is_visible]
+        kept[np.flatnonzero(kept)[~np.array(visible)]] = False
     return Target(torch.from_numpy(boxes[kept]), torch.from_numpy(annotations.classes[chosen[kept]]), outlines)
 
 
-def _outline(
+def _transform_outline(
     annotations: Annotations,
     index: int,
     size: tuple[int, int],
@@ -103,7 +117,12 @@ def _outline(
     scale: np.ndarray,
     flip: bool,
 ) -> Mask:
-    assert annotations.outlines is not None, "the annotations were read without masks"
+    """Resize and flip the outline of object `index` from an image of `size` to `new_size`, both (height, width).
+
+    Args:
+        scale: (2,) factors of x and y.
+    """
+    assert annotations.outlines is not None, "the annotations were read without masks; expected outlines"
     parts = annotations.outlines.parts(index)
     height, width = new_size
     if annotations.outlines.is_encoded(index):

@@ -1,4 +1,4 @@
-"""Do the image files exist, and are they as large as their annotations say? From their headers, without decoding."""
+"""Check that the image files exist and have the annotated sizes. Only the headers of the files are read."""
 
 import errno
 import os
@@ -14,98 +14,107 @@ from PIL import Image
 
 from intl_bench.core.errors import InputError, from_os_error
 
-_HEADER = 8192  # bytes in which the size stands in most JPEG files
+_HEADER_BYTES = 8192  # enough for the size in most JPEG files
 _THREADS = 16
-_PART = 128 * _THREADS  # files between two looks at the clock
-_SLOW = 1e-4  # seconds a file
-_ORIENTATION = 0x0112
-_SIZED = frozenset((*range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0)))
+_PART = 128 * _THREADS  # number of files between two measurements of the speed
+_SLOW = 1e-4  # seconds per file; above this, several threads read
+_EXIF_ORIENTATION = 0x0112
+# The markers of JPEG segments that hold the size of the image ("start of frame").
+_FRAME_MARKERS = frozenset((*range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0)))
 
 
 def image_size(path: str) -> tuple[int, int]:
-    """Width and height of an image file in pixels, after its EXIF orientation.
+    """Read the width and height of an image file in pixels, with its EXIF orientation applied.
 
     Raises:
-        InputError: there is no such regular file, or it is no image.
+        InputError: the file does not exist, is not a regular file or is not an image.
     """
     try:
-        # A named pipe would wait for a writer for ever.
+        # O_NONBLOCK, because opening a named pipe would wait for a writer forever.
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             if not stat.S_ISREG(os.fstat(handle).st_mode):
                 raise InputError(f"{path}: not a regular file; expected an image file")
-            header = os.read(handle, _HEADER)
+            header = os.read(handle, _HEADER_BYTES)
         finally:
             os.close(handle)
     except OSError as error:
         if error.errno == errno.ENOENT:
             raise InputError(
-                f"{path}: no such file; the annotations list it: put it there, or take its entry out of them"
+                f"{path}: no such file; expected the image file of an annotation; add the file, or remove the "
+                "annotation"
             ) from error
         raise from_os_error(error, f"cannot read {path}") from error
-    except ValueError as error:  # a zero byte, or a character that no file name can have
-        raise InputError(f"{path!r}: not a file name ({error})") from error
+    except ValueError as error:  # a zero byte, or a character that a file name cannot have
+        raise InputError(f"{path!r}: not a valid file name ({error}); correct it") from error
     if not header:
-        raise InputError(f"{path}: the file is empty; expected an image: restore it")
+        raise InputError(f"{path}: the file is empty; expected an image; restore it")
     return _jpeg_size(header) or _pillow_size(path)
 
 
 def _jpeg_size(header: bytes) -> tuple[int, int] | None:
-    """Width and height from a JPEG file's first bytes; None where that takes more than these plain rules."""
+    """Read width and height from the first bytes of a JPEG file.
+
+    Returns:
+        None if the size cannot be read from these bytes, or if the file may have an orientation.
+    """
     if header[:2] != b"\xff\xd8":
         return None
     at = 2
     while at + 9 <= len(header) and header[at] == 0xFF:
-        kind, length = header[at + 1], header[at + 2] << 8 | header[at + 3]
-        if kind in _SIZED:
+        marker, length = header[at + 1], header[at + 2] << 8 | header[at + 3]
+        if marker in _FRAME_MARKERS:
             height, width = struct.unpack_from(">HH", header, at + 5)
             return (width, height) if height and width else None
-        # Application data 1 may hold an orientation, in EXIF or XMP.
-        if kind == 0xE1 and (at + 2 + length > len(header) or not _plain_xmp(header[at + 4 : at + 2 + length])):
-            return None
-        if not 0xC0 <= kind <= 0xFE or 0xD0 <= kind <= 0xD9:
+        if marker == 0xE1:  # application data 1: EXIF or XMP, which may hold an orientation
+            segment = header[at + 4 : at + 2 + length]
+            if at + 2 + length > len(header) or segment.startswith(b"Exif") or b"rientation" in segment:
+                return None
+        if not 0xC0 <= marker <= 0xFE or 0xD0 <= marker <= 0xD9:
             return None
         at += 2 + length
     return None
 
 
-def _plain_xmp(segment: bytes) -> bool:
-    return not segment.startswith(b"Exif") and b"rientation" not in segment
-
-
 def _pillow_size(path: str) -> tuple[int, int]:
+    """Read width and height with Pillow, for all files that `_jpeg_size` cannot read."""
     try:
         with Image.open(path) as image:
             width, height = image.size
-            turned = image.getexif().get(_ORIENTATION) in (5, 6, 7, 8)
+            rotated = image.getexif().get(_EXIF_ORIENTATION) in (5, 6, 7, 8)
     except MemoryError:
         raise
-    except Exception as error:  # Pillow's readers raise many kinds on damaged bytes
+    except Exception as error:  # Pillow's readers raise many kinds of errors if the bytes are damaged
         raise InputError(f"{path}: not a readable image ({' '.join(str(error).split())}); restore it") from error
-    return (height, width) if turned else (width, height)
+    return (height, width) if rotated else (width, height)
 
 
-def check(annotations: Path, folder: Path, ids: Sequence[object], names: list[str], sizes: np.ndarray) -> None:
-    """Compares every image file with its annotated width and height, (n, 2).
+def check_image_sizes(
+    annotations: Path, folder: Path, ids: Sequence[object], names: list[str], sizes: np.ndarray
+) -> None:
+    """Compare the size of every image file with the annotated one.
 
     Args:
         annotations: the annotation file, for messages.
-        ids: of the images, for messages.
+        folder: the folder that `names` are relative to.
+        ids: n ids of the images, for messages.
+        names: n file names.
+        sizes: (n, 2), annotated width and height.
 
     Raises:
-        InputError: a file is missing, unreadable or of another size; the first of them in the annotations' order.
+        InputError: a file is missing, unreadable or of another size. The message names the first such image.
     """
     if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; expected the images of {annotations}: set the data's root to it")
+        raise InputError(f"{folder}: no such folder; expected the images of {annotations}; set data.root")
 
-    def check_some(some: range) -> None:
-        for i in some:
+    def check_files(indices: range) -> None:
+        for i in indices:
             width, height = image_size(f"{folder}{os.sep}{names[i]}")
             if (width, height) != expected[i]:
                 raise InputError(
-                    f"{annotations}: image {ids[i]!r}: width x height {expected[i][0]} x {expected[i][1]}; the file "
-                    f"{folder / names[i]} is {width} x {height} (its EXIF orientation applied): correct the entry "
-                    "or restore the file"
+                    f"{annotations}: image {ids[i]!r}: width x height {expected[i][0]} x {expected[i][1]}; expected "
+                    f"{width} x {height}, the size of {folder / names[i]} with its EXIF orientation applied; correct "
+                    "the annotation, or restore the file"
                 )
 
     expected, files, step = list(map(tuple, sizes.tolist())), range(len(names)), _PART
@@ -113,8 +122,8 @@ def check(annotations: Path, folder: Path, ids: Sequence[object], names: list[st
         while files:
             part, files = files[:_PART], files[_PART:]
             start = time.perf_counter()
-            for _ in pool.map(check_some, (part[i : i + step] for i in range(0, len(part), step))):
+            for _ in pool.map(check_files, (part[i : i + step] for i in range(0, len(part), step))):
                 continue
-            # A disk that is far away takes many requests at once. With a near one threads only wait for each other.
+            # A network disk answers many requests at a time. With a local disk the threads only wait for each other.
             slow = (time.perf_counter() - start) / len(part) > _SLOW
             step = _PART // _THREADS if slow else _PART

@@ -1,7 +1,7 @@
-"""Annotated images in a few flat arrays.
+"""Annotated images as a few flat arrays.
 
-860,000 annotations as Python objects would take gigabytes, and their reference counts would copy that memory into every
-data worker; arrays are shared.
+COCO has 860,000 annotations. As Python objects they take gigabytes, and each data worker gets its own copy of this
+memory, because Python writes reference counts. Arrays stay shared.
 """
 
 import dataclasses
@@ -14,23 +14,24 @@ import numpy as np
 
 from pretrain.images.fingerprint import of_files
 
-BOX_TOLERANCE = 1.0  # pixels by which a box may reach outside its image, as rounding makes it; it is clipped there
+# Pixels that a box may exceed its image by, because of rounding. It is clipped in training.
+BOX_TOLERANCE = 1.0
 
-# An object's outline: polygons, each (2p,) float64 x0, y0, x1, y1, ...; or COCO's uncompressed run-length encoding,
-# {"size": [height, width], "counts": [...]}.
+# The outline of one object: polygons, each (2p,) float64 x0, y0, x1, y1, ...; or COCO's uncompressed run-length
+# encoding, {"size": [height, width], "counts": [...]}.
 Outline = list[np.ndarray] | dict[str, Any]
 
 
-class Object(NamedTuple):
+class AnnotatedObject(NamedTuple):
     """One annotated object.
 
     Attributes:
-        annotation_id: as in the annotation file.
-        box: (4,) float64, x0, y0, x1, y1 in pixels of the image file, outside it by BOX_TOLERANCE at most.
-        class_index: from 0 on, in the order of the category ids.
-        crowd: a region of many objects of the class (COCO's iscrowd).
+        annotation_id: id in the annotation file.
+        box: (4,) float64, x0, y0, x1, y1 in pixels of the image file. It exceeds the image by at most BOX_TOLERANCE.
+        class_index: counted from 0 in the order of the category ids.
+        crowd: whether it is a region of many objects of the class (COCO's iscrowd).
         difficult: VOC's flag; always False in COCO.
-        outline: None where no masks were asked for.
+        outline: None if the annotations were read without masks.
     """
 
     annotation_id: int
@@ -41,26 +42,34 @@ class Object(NamedTuple):
     outline: Outline | None
 
 
-class Entry(NamedTuple):
-    """One annotated image: its file below the folder, its size in pixels, its objects in the file's order."""
+class AnnotatedImage(NamedTuple):
+    """One annotated image.
+
+    Attributes:
+        file_name: path relative to the folder of the annotations.
+        height, width: size of the image file in pixels.
+        objects: in the order of the annotation file.
+    """
 
     image_id: int
     file_name: str
     height: int
     width: int
-    objects: list[Object]
+    objects: list[AnnotatedObject]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Outlines:
-    """The outlines of m objects, of r rows in the order of the file: each has parts, each part has numbers.
+    """The outlines of m objects, stored as r rows in the order of the file. A row has parts, and a part has numbers.
+
+    A part is a polygon or a run-length encoding. A row with a run-length encoding has one part.
 
     Attributes:
-        rows: (m,) int64, the row of each object; so 25 million numbers need not be moved to the objects' order.
+        rows: (m,) int64, the row of each object. It saves reordering the 25 million numbers.
         first_part: (r + 1,) int64; row i has the parts first_part[i], ..., first_part[i + 1] - 1.
-        first_number: (p + 1,) int64, the same for a part's numbers.
-        numbers: float64; a polygon's coordinates, or the counts of a run-length encoding, which is one part.
-        encoded: (r,) bool, whether a row's outline is a run-length encoding.
+        first_number: (p + 1,) int64; part i has the numbers first_number[i], ..., first_number[i + 1] - 1.
+        numbers: float64, the coordinates of polygons and the counts of run-length encodings.
+        encoded: (r,) bool, whether the outline of a row is a run-length encoding.
     """
 
     rows: np.ndarray
@@ -70,35 +79,38 @@ class Outlines:
     encoded: np.ndarray
 
     def parts(self, index: int) -> list[np.ndarray]:
-        """The polygons of object `index`, or one array of counts; views, to be left unchanged."""
+        """Return the polygons of object `index`, or a list of one array of counts. They are views; do not change them.
+
+        The counts are those of a run-length encoding; see `is_encoded`.
+        """
         row = self.rows[index]
         bounds = self.first_number[self.first_part[row] : self.first_part[row + 1] + 1].tolist()
         return [self.numbers[bounds[i] : bounds[i + 1]] for i in range(len(bounds) - 1)]
 
     def is_encoded(self, index: int) -> bool:
-        """Whether object `index` has a run-length encoding."""
+        """Tell whether the outline of object `index` is a run-length encoding."""
         return bool(self.encoded[self.rows[index]])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Annotations:
-    """n annotated images with m objects of K categories, validated.
+    """n annotated images with m objects of K categories, already checked.
 
     Attributes:
-        name: the data set's.
-        path: the annotation file; the first list of VOC.
-        sha256: of the annotation file; of all lists and XML files of VOC, in order.
-        folder: where the image files' names start from.
-        category_ids: ascending; class index i is category_ids[i].
-        category_names: of the class indices.
-        notes: what was found and mended or left out, with counts, one line each.
+        name: name of the data set.
+        path: the annotation file; for VOC the first list.
+        sha256: digest of the annotation file; for VOC of the digests of all lists and XML files in order.
+        folder: the folder that the file names are relative to.
+        category_ids: K ids in ascending order; class index i has the id category_ids[i].
+        category_names: K names in the order of the class indices.
+        notes: messages of one line each about entries that were corrected or left out, with their number.
         image_ids, heights, widths: (n,) int64.
         file_names: (n,) bytes.
         first, last: (n,) int64; image i has the objects first[i], ..., last[i] - 1.
         annotation_ids, classes: (m,) int64.
         boxes: (m, 4) float64, x0, y0, x1, y1.
         crowd, difficult: (m,) bool.
-        outlines: None where no masks were asked for.
+        outlines: None if the annotations were read without masks.
     """
 
     name: str
@@ -125,18 +137,18 @@ class Annotations:
         return len(self.image_ids)
 
     @property
-    def images(self) -> Sequence[Entry]:
-        """The images by number, each made when it is asked for."""
-        return _Entries(self)
+    def images(self) -> Sequence[AnnotatedImage]:
+        """The images as a sequence. Each image is built when it is read."""
+        return _ImageSequence(self)
 
     def file(self, index: int) -> Path:
-        """The file of image `index`."""
+        """Return the path of image `index`."""
         return self.folder / self.file_names[index].decode()
 
     def fingerprint(self) -> str:
-        """SHA-256, as 64 hex digits, of the annotation files, the categories' names and the image files.
+        """Compute the SHA-256, as 64 hex digits, of the annotation files, the category names and the image files.
 
-        The image files are hashed as `pretrain.images.fingerprint.fingerprint` says.
+        The image files are hashed as in `pretrain.images.fingerprint`.
 
         Raises:
             InputError: an image file cannot be read.
@@ -145,13 +157,15 @@ class Annotations:
         return of_files(self.folder, self.file_names, about.encode())
 
     def select(self, chosen: np.ndarray, notes: list[str]) -> "Annotations":
-        """The images `chosen` (n,) bool, with more notes."""
+        """Keep the images `chosen` (n,) bool, and append `notes`."""
         per_image = ("image_ids", "heights", "widths", "file_names", "first", "last")
         kept = {field: getattr(self, field)[chosen] for field in per_image}
         return dataclasses.replace(self, **kept, notes=self.notes + notes)
 
 
-class _Entries(Sequence[Entry]):
+class _ImageSequence(Sequence[AnnotatedImage]):
+    """The images of `Annotations`, built one at a time."""
+
     def __init__(self, annotations: Annotations) -> None:
         self.annotations = annotations
 
@@ -159,35 +173,35 @@ class _Entries(Sequence[Entry]):
         return len(self.annotations)
 
     @overload
-    def __getitem__(self, index: int) -> Entry: ...
+    def __getitem__(self, index: int) -> AnnotatedImage: ...
     @overload
-    def __getitem__(self, index: slice) -> list[Entry]: ...
-    def __getitem__(self, index: int | slice) -> Entry | list[Entry]:
+    def __getitem__(self, index: slice) -> list[AnnotatedImage]: ...
+    def __getitem__(self, index: int | slice) -> AnnotatedImage | list[AnnotatedImage]:
         if isinstance(index, slice):
-            return [self._entry(i) for i in range(len(self))[index]]
-        return self._entry(range(len(self))[index])
+            return [self._build(i) for i in range(len(self))[index]]
+        return self._build(range(len(self))[index])
 
-    def __iter__(self) -> Iterator[Entry]:
-        return map(self._entry, range(len(self)))
+    def __iter__(self) -> Iterator[AnnotatedImage]:
+        return map(self._build, range(len(self)))
 
-    def _entry(self, index: int) -> Entry:
+    def _build(self, index: int) -> AnnotatedImage:
         a = self.annotations
         height, width = int(a.heights[index]), int(a.widths[index])
         objects = [
-            Object(
+            AnnotatedObject(
                 int(a.annotation_ids[i]),
                 a.boxes[i],
                 int(a.classes[i]),
                 bool(a.crowd[i]),
                 bool(a.difficult[i]),
-                _outline(a.outlines, i, height, width),
+                _build_outline(a.outlines, i, height, width),
             )
             for i in range(a.first[index], a.last[index])
         ]
-        return Entry(int(a.image_ids[index]), a.file_names[index].decode(), height, width, objects)
+        return AnnotatedImage(int(a.image_ids[index]), a.file_names[index].decode(), height, width, objects)
 
 
-def _outline(outlines: Outlines | None, index: int, height: int, width: int) -> Outline | None:
+def _build_outline(outlines: Outlines | None, index: int, height: int, width: int) -> Outline | None:
     if outlines is None:
         return None
     parts = outlines.parts(index)

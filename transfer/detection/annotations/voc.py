@@ -1,4 +1,4 @@
-"""PASCAL VOC's annotations (VOCdevkit): lists of image names, and one XML file an image."""
+"""Reader of PASCAL VOC's annotations (VOCdevkit): lists of image names, and one XML file per image."""
 
 import hashlib
 import math
@@ -9,36 +9,41 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from intl_bench.core.datasets import PAPER
+from intl_bench.core.datasets import DATASETS
 from intl_bench.core.errors import InputError, from_os_error
-from transfer.detection.annotations import image_sizes
+from transfer.detection.annotations.image_sizes import check_image_sizes
 from transfer.detection.annotations.objects import BOX_TOLERANCE, Annotations
 
-CLASS_NAMES = PAPER["voc0712"].class_names
+CLASS_NAMES = DATASETS["voc0712"].class_names
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
-def read(lists: list[Path], root: Path, *, name: str) -> Annotations:
-    """The images of all lists in their order, with objects of the twenty classes, as Detectron2 takes them.
+# Class index, corners, difficult.
+_Object = tuple[int, list[float], bool]
 
-    A box's xmin and ymin count pixels from 1 on and xmax and ymax include the last one, so 1 is subtracted from the
-    former two. Objects marked as difficult are kept, for Detectron2 trains on them too and the metric wants them.
+
+def read_voc(lists: list[Path], root: Path, *, name: str) -> Annotations:
+    """Read and check the images of all lists with their objects of the twenty classes, as in Detectron2.
+
+    VOC counts pixels from 1, and xmax and ymax are the last pixels of a box. So 1 is subtracted from xmin and ymin.
+    Difficult objects are kept, because Detectron2 trains on them and the metric needs them.
 
     Args:
-        lists: files such as VOC2007/ImageSets/Main/trainval.txt, with one image name a line.
-        root: VOCdevkit; the image files' names start from here.
+        lists: files such as VOC2007/ImageSets/Main/trainval.txt, with one image name per line.
+        root: the folder VOCdevkit, which the names of image files are relative to.
+        name: name of the data set.
 
     Returns:
-        Annotations whose image ids count the images from 0 on, in the lists' order.
+        The images in the order of the lists. Their ids are 0, 1, 2, ...
 
     Raises:
-        InputError: a list, an XML file or an image file is not as the format demands; the first problem, in one line.
+        InputError: a list, an XML file or an image file is missing or invalid. The message names the first problem.
     """
     files, sizes, counts, objects = list[str](), list[tuple[int, int]](), [0], list[_Object]()
     digest = hashlib.sha256()
     for path in lists:
         year = Path(os.path.abspath(path)).parents[2]
-        for image in _names(path, digest):
+        for image in _read_list(path, digest):
             xml = year / "Annotations" / f"{image}.xml"
             size, found = _read_xml(xml, digest)
             files.append(os.path.relpath(year / "JPEGImages" / f"{image}.jpg", os.path.abspath(root)))
@@ -46,9 +51,9 @@ def read(lists: list[Path], root: Path, *, name: str) -> Annotations:
             objects += found
             counts.append(len(objects))
     if len({*files}) < len(files):
-        twice = next(file for i, file in enumerate(files) if file in files[:i])
-        raise InputError(f"{root / twice}: listed twice in {', '.join(map(str, lists))}; expected each image once")
-    image_sizes.check(lists[0], root, files, files, np.array(sizes))
+        repeated = next(file for i, file in enumerate(files) if file in files[:i])
+        raise InputError(f"{root / repeated}: listed twice in {', '.join(map(str, lists))}; expected each image once")
+    check_image_sizes(lists[0], root, files, files, np.array(sizes))
     boxes = np.array([box for _, box, _ in objects], np.float64).reshape(-1, 4)
     owner = np.repeat(np.arange(len(files)), np.diff(counts))
     notes = []
@@ -77,68 +82,68 @@ def read(lists: list[Path], root: Path, *, name: str) -> Annotations:
     )
 
 
-# Class index, corners, difficult.
-_Object = tuple[int, list[float], bool]
-
-
-def _names(path: Path, digest: Any) -> list[str]:
-    lines = _text(path, "list of images", digest).splitlines()
+def _read_list(path: Path, digest: Any) -> list[str]:
+    """Read the image names of a list and add its bytes to `digest`."""
+    lines = _read_text(path, "list of images", digest).splitlines()
     names = []
     for number, line in enumerate(lines, start=1):
         if len(line.split()) > 1 or os.sep in line or not line.isprintable():
             raise InputError(
-                f"{path}: line {number}: {_show(line)}; expected one image name a line, as in trainval.txt or test.txt"
+                f"{path}: line {number}: {_shorten(line)}; expected one image name per line; use a list such as "
+                "trainval.txt or test.txt"
             )
         names += line.split()
     if not names:
-        raise InputError(f"{path}: no image names in it; expected one a line")
+        raise InputError(f"{path}: no image names; expected one image name per line")
     return names
 
 
 def _read_xml(path: Path, digest: Any) -> tuple[tuple[int, int], list[_Object]]:
-    """Width and height, and the objects."""
-    text = _text(path, "annotations", digest)
-    if "<!" in text.replace("<!--", ""):  # entities can read other files and grow without bound
-        raise InputError(f"{path}: declares a document type or entities; expected VOC's plain XML without any")
+    """Read (width, height) and the objects of an image, and add the bytes of the file to `digest`."""
+    text = _read_text(path, "annotations", digest)
+    if "<!" in text.replace("<!--", ""):  # entities can read other files and expand without limit
+        raise InputError(f"{path}: declares a document type or entities; expected VOC's XML, which has neither")
     try:
         tree = ElementTree.fromstring(text)
     except (ElementTree.ParseError, ValueError) as error:
-        raise InputError(f"{path}: not complete XML ({error}); restore the file") from error
-    width, height = (_number(path, tree, f"size/{field}", "size") for field in ("width", "height"))
+        raise InputError(f"{path}: not complete XML: {error}; restore the file") from error
+    width, height = (_read_number(path, tree, f"size/{field}", "size") for field in ("width", "height"))
     for field, value in (("width", width), ("height", height)):
         if value < 1 or value != int(value):
-            raise InputError(f"{path}: size/{field}: {value:g}; expected a positive whole number of pixels")
+            raise InputError(f"{path}: size/{field}: {value:g}; expected a positive whole number of pixels; correct it")
     size = int(width), int(height)
-    return size, [_object(path, one, i, size) for i, one in enumerate(tree.findall("object"), start=1)]
+    return size, [_read_object(path, item, i, size) for i, item in enumerate(tree.findall("object"), start=1)]
 
 
-def _object(path: Path, tree: ElementTree.Element, number: int, size: tuple[int, int]) -> _Object:
+def _read_object(path: Path, tree: ElementTree.Element, number: int, size: tuple[int, int]) -> _Object:
+    """Read object `number`, counted from 1, of an image of (width, height) `size`."""
     name = (tree.findtext("name") or "").strip()
     where = f"object {number}"
     if name not in CLASS_NAMES:
-        raise InputError(f"{path}: {where}: name: {_show(name)}; expected one of VOC's twenty classes; correct it")
+        raise InputError(f"{path}: {where}: name: {_shorten(name)}; expected one of VOC's twenty classes; correct it")
     where = f"{where} ({name})"
-    x0, y0, x1, y1 = (_number(path, tree, f"bndbox/{field}", where) for field in _CORNERS)
+    x0, y0, x1, y1 = (_read_number(path, tree, f"bndbox/{field}", where) for field in _CORNERS)
     box = [x0 - 1.0, y0 - 1.0, x1, y1]
     if box[0] >= x1 or box[1] >= y1:
         raise InputError(
             f"{path}: {where}: bndbox: {x0:g}, {y0:g}, {x1:g}, {y1:g}; expected xmin <= xmax and ymin <= ymax; "
-            "correct it, or take the object out"
+            "correct it, or remove the object"
         )
     if max(-box[0], -box[1], x1 - size[0], y1 - size[1]) > BOX_TOLERANCE:
         raise InputError(
             f"{path}: {where}: bndbox: {x0:g}, {y0:g}, {x1:g}, {y1:g}; expected a box inside the image of "
-            f"{size[0]} x {size[1]} pixels; correct it, or take the object out"
+            f"{size[0]} x {size[1]} pixels; correct it, or remove the object"
         )
     difficult = (tree.findtext("difficult") or "0").strip()
     if difficult not in ("0", "1"):
-        raise InputError(f"{path}: {where}: difficult: {_show(difficult)}; expected 0 or 1; correct it")
+        raise InputError(f"{path}: {where}: difficult: {_shorten(difficult)}; expected 0 or 1; correct it")
     return CLASS_NAMES.index(name), box, difficult == "1"
 
 
-def _number(path: Path, tree: ElementTree.Element, field: str, where: str) -> float:
+def _read_number(path: Path, tree: ElementTree.Element, field: str, where: str) -> float:
+    """Read a finite number from an element below `tree`; `where` is for messages."""
     text = tree.findtext(field)
-    found = "missing" if text is None else _show(text.strip())
+    found = "missing" if text is None else _shorten(text.strip())
     try:
         value = float(text or "")
     except ValueError:
@@ -148,7 +153,8 @@ def _number(path: Path, tree: ElementTree.Element, field: str, where: str) -> fl
     return value
 
 
-def _text(path: Path, what: str, digest: Any) -> str:
+def _read_text(path: Path, what: str, digest: Any) -> str:
+    """Read a text file and add the SHA-256 of its bytes to `digest`; `what` is for messages."""
     try:
         content = path.read_bytes()
         digest.update(hashlib.sha256(content).digest())
@@ -159,5 +165,5 @@ def _text(path: Path, what: str, digest: Any) -> str:
         raise InputError(f"{path}: not UTF-8 text; expected VOC's {what}; restore the file") from error
 
 
-def _show(text: str) -> str:
+def _shorten(text: str) -> str:
     return repr(text if len(text) <= 80 else f"{text[:77]}...")

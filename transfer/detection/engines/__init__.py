@@ -1,1 +1,1 @@
-"""What trains and runs a detector: the built-in engine and Detectron2."""
+"""The engines that train and run a detector: the built-in one and Detectron2."""

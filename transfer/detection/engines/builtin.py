@@ -1,7 +1,7 @@
-"""The built-in engine: trains the detector, estimates its batch norms' statistics, and detects on the test images.
+"""The built-in engine. It trains the detector, estimates the statistics of its batch norms, and detects in test images.
 
-Killed at any step, the same call goes on and on a CPU ends with the same weights, bit for bit: the batches and every
-random draw are functions of (seed, iteration, image), and the state file holds the rest.
+A killed run resumes with the same call. On a CPU it then ends with exactly the same weights, because the batches and
+all random draws depend only on (seed, iteration, image), and the state file holds everything else.
 """
 
 import dataclasses
@@ -40,6 +40,15 @@ Evaluate = Callable[[list[Result]], dict[str, float]]
 
 @dataclasses.dataclass
 class _Run:
+    """A training run.
+
+    Attributes:
+        model: the detector.
+        parallel: the detector as a module for all processes.
+        identity: settings that a state to resume from must have.
+        iteration: number of completed steps.
+    """
+
     config: DetectionConfig
     seed: int
     process: distributed.Process
@@ -50,14 +59,14 @@ class _Run:
     iteration: int = 0
 
     def losses(self, batch: Batch, purpose: str) -> dict[str, Tensor]:
-        """The losses on this process's part of a batch; `purpose` names the stream of the random draws."""
+        """Compute the losses on this process's part of a batch; `purpose` names the stream of random numbers."""
         device = self.process.device
         generators = []
         for position in batch.positions:
             generator = torch.Generator(device)
             generators.append(generator.manual_seed(torch_seed(self.seed, purpose, batch.iteration, position)))
         images = [send(image.pixels, device) for image in batch.images]
-        targets = _targets(batch, self.config.model, device)
+        targets = _send_targets(batch, self.config.model, device)
         with self.autocast():
             losses: dict[str, Tensor] = self.parallel(images, targets, generators)
         return losses
@@ -66,7 +75,11 @@ class _Run:
         return torch.autocast(self.process.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
 
     def take_step(self, batch: Batch) -> Tensor:
-        """One step on this process's part of a batch; returns its losses and their sum, (6,) or (5,) without masks."""
+        """Take one step on this process's part of a batch.
+
+        Returns:
+            (6,) losses and their sum, or (5,) without masks.
+        """
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, self.iteration)
         losses = torch.stack(list(self.losses(batch, "detection sampling").values()))
@@ -105,20 +118,22 @@ def run(
     process: distributed.Process,
     stop: StopRequest,
 ) -> list[Result]:
-    """Trains a detector on `train` and returns what it detects in `test`, as COCO results; on the first process only.
-
-    `folder` receives `state.pt`, from which the same call resumes, `metrics.jsonl`, and at the end `detector.pth` with
-    Detectron2's parameter names.
+    """Train a detector on `train` and detect in `test`.
 
     Args:
-        backbone: weights under Detectron2's names (`transfer.convert.to_detectron2`).
-        identity: what a state to resume from must agree with.
-        evaluate: scores detections; called every `config.eval_every` iterations.
+        backbone: weights with Detectron2's names (`transfer.convert.to_detectron2`).
+        folder: receives `state.pt`, which the same call resumes from, `metrics.jsonl`, and after training
+            `detector.pth` with Detectron2's parameter names.
+        identity: settings that a state to resume from must have.
+        evaluate: scores detections; it is called every `config.eval_every` iterations.
+
+    Returns:
+        The detections in `test` as COCO results, on the first process only.
 
     Raises:
-        InputError: weights, state or data that do not fit.
-        DivergedError: a loss was not finite.
-        Preempted: a signal came; the state is saved.
+        InputError: weights, state or data are invalid.
+        DivergedError: a loss is not finite.
+        Preempted: a signal stopped the run; the state is saved.
     """
     path = folder / "state.pt"
     run = _prepare(backbone, config, seed, process, identity)
@@ -142,7 +157,7 @@ def _prepare(
     process: distributed.Process,
     identity: dict[str, Any],
 ) -> _Run:
-    """A run at iteration 0."""
+    """Build a run at iteration 0."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch_seed(seed, "detector init"))
         model = build_model(config.model)
@@ -150,8 +165,11 @@ def _prepare(
     model.to(process.device).train()
     if config.channels_last:
         if process.device.type == "cpu" and config.model.width < 16:
-            # oneDNN 3.13 writes outside its memory in the backward pass of strided convolutions this narrow.
-            raise InputError("channels_last=true: not on a CPU with model.width below 16; set channels_last=false")
+            # oneDNN 3.13 writes outside its buffers in the backward pass of strided convolutions of this width.
+            raise InputError(
+                f"channels_last=true: a CPU does not support model.width={config.model.width}; expected a width of at "
+                "least 16; set channels_last=false"
+            )
         model.to(memory_format=torch.channels_last)
     if process.world_size > 1:
         synchronize(model)
@@ -210,12 +228,12 @@ def _loop(
         last = run.iteration == config.iterations
         saving = run.iteration % config.checkpoint_every == 0 or last or stopping > 0
         if saving or run.iteration % _LOG_EVERY == 0:
-            # Only now: to look at each step's losses a GPU would have to be waited for.
+            # The losses are not read in every step, because each time the host waits for the GPU.
             values = dict(zip(names, (totals / steps).tolist(), strict=True))
             distributed.require_finite(
                 values,
                 where=f"before step {run.iteration}",
-                remedy="the last saved state is of before; lower lr, or lengthen warmup_iterations",
+                remedy="the saved state is from an earlier step; lower lr, or increase warmup_iterations",
                 device=process.device,
             )
             if log is not None:
@@ -239,11 +257,11 @@ def _loop(
 
 
 def _precise_batch_norm(run: _Run, train: Annotations, stop: StopRequest) -> None:
-    """Replaces the running statistics by those of `precise_bn` batches with the weights as they are now.
+    """Replace the running statistics by those of `precise_bn` batches with the current weights.
 
-    Wu and Johnson, "Rethinking 'Batch' in BatchNorm" (2021); fvcore computes them.
+    The method is that of Wu and Johnson, "Rethinking 'Batch' in BatchNorm" (2021), in the implementation of fvcore.
     """
-    with warnings.catch_warnings(action="ignore"):  # its package compiles functions in a way that PyTorch gives up
+    with warnings.catch_warnings(action="ignore"):  # fvcore compiles functions in a way that PyTorch deprecates
         from fvcore.nn.precise_bn import update_bn_stats
 
     count = run.config.precise_bn
@@ -257,7 +275,7 @@ def _precise_batch_norm(run: _Run, train: Annotations, stop: StopRequest) -> Non
         _stop_between(run, stop, "while estimating batch norm statistics")
 
     class Forward(nn.Module):
-        """fvcore calls the module that it searches for batch norms."""
+        """A module for fvcore, which searches it for batch norms and calls it with a batch."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -272,9 +290,9 @@ def _precise_batch_norm(run: _Run, train: Annotations, stop: StopRequest) -> Non
 
 @torch.inference_mode()
 def _detect(run: _Run, test: Annotations, stop: StopRequest) -> list[Result]:
-    """Detections in all test images, each process taking a share, with the statistics of the first."""
+    """Detect in all test images. Each process takes a share and uses the statistics of the first process."""
     config, process = run.config, run.process
-    process.broadcast_buffers(run.model)  # each process has its own estimate of the statistics
+    process.broadcast_buffers(run.model)  # the statistics differ between processes
     run.model.eval()
     share = process.share(len(test))
     images = test_images(
@@ -304,8 +322,8 @@ def _stop_between(run: _Run, stop: StopRequest, where: str) -> None:
         raise stop.error(f"{where}, after all {run.iteration} steps were saved")
 
 
-def _targets(batch: Batch, config: ModelConfig, device: torch.device) -> list[Target]:
-    """The ground truth of a batch, checked and sent to `device` in one copy of the boxes and one of the classes."""
+def _send_targets(batch: Batch, config: ModelConfig, device: torch.device) -> list[Target]:
+    """Check the ground truth of a batch and copy it to `device`, with one copy for boxes and one for classes."""
     targets = [image.target for image in batch.images if image.target is not None]
     check_targets(targets, config)
     counts = [len(target.boxes) for target in targets]

@@ -1,10 +1,10 @@
-"""Detectron2's own model, trainer and data loader behind our configuration: the one file that imports Detectron2.
+"""The engine Detectron2: its model, trainer and data loader. Only this file imports Detectron2.
 
-The same annotations go in and the same COCO results come out as with the built-in engine, so that one evaluator scores
-both. Detectron2 draws the order, the sizes and flips of the images and the regions from global generators: a result is
-reproduced only by the same numbers of workers and processes without an interruption. A resumed run has the weights,
-optimizer and schedule of the interrupted one, but Detectron2 loses its place in the data; so the order and all draws
-are seeded anew from (seed, iteration), lest the first images be seen again and again.
+The inputs and outputs are those of the built-in engine, so one evaluator scores both. Detectron2 draws the order, sizes
+and flips of images and the regions from global generators. So a result is reproducible only with the same numbers of
+workers and processes and without an interruption. A resumed run keeps the weights, the optimizer and the schedule, but
+Detectron2 does not keep its position in the data. A resumed run therefore has new random streams, seeded with (seed,
+iteration); with the old ones it would see the first images again.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ from pretrain import checkpoint as checkpoints
 from transfer.detection.annotations.objects import Annotations
 from transfer.detection.config import DetectionConfig
 from transfer.detection.engines import detectron2_settings as names
-from transfer.detection.modeling.resnet import load_backbone, require_same
+from transfer.detection.modeling.resnet import load_backbone, require_matching_weights
 
 try:
     from detectron2.config import CfgNode, get_cfg
@@ -46,27 +46,27 @@ try:
     from detectron2.utils.env import seed_all_rng
 except ImportError as error:
     raise InputError(
-        f"engine=detectron2: {error}; install Detectron2 from github.com/facebookresearch/detectron2, "
-        "or use --engine builtin"
+        f"engine=detectron2: cannot import Detectron2: {error}; install it from "
+        "github.com/facebookresearch/detectron2, or use --engine builtin"
     ) from error
 
 _LOG_EVERY = 20
 
 Result = dict[str, Any]
 
-# It logs the traceback of whatever ends a training, and so of what is reported in one line here.
+# Detectron2 logs the traceback of every error that ends a training. Here the command line reports it in one line.
 logging.getLogger("detectron2.engine.train_loop").setLevel(logging.CRITICAL)
 
 
 class Res5ROIHeadsExtraNorm(Res5ROIHeads):
-    """`Res5ROIHeads` with a norm after res5, as MoCo's detection code has it; also for ResNet-18 and 34."""
+    """`Res5ROIHeads` with a norm after res5, as in MoCo's detection code, also for ResNet-18 and ResNet-34."""
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
         parts: dict[str, Any] = super().from_config(cfg, input_shape)
         resnet = cfg.MODEL.RESNETS
         channels = 8 * resnet.RES2_OUT_CHANNELS
-        if resnet.DEPTH < 50:  # Detectron2's own head knows bottleneck blocks alone
+        if resnet.DEPTH < 50:  # the head of Detectron2 has only bottleneck blocks
             strides = [2, 1] if resnet.DEPTH == 18 else [2, 1, 1]
             blocks = ResNet.make_stage(
                 BasicBlock,
@@ -88,25 +88,27 @@ if names.HEADS not in ROI_HEADS_REGISTRY:
 def settings(
     config: DetectionConfig, *, seed: int, output: Path, weights: Path | None = None, processes: int = 1
 ) -> CfgNode:
-    """Detectron2's configuration for ours; `dump()` gives the YAML that its own tools read.
+    """Convert the settings to a configuration of Detectron2. Its `dump()` gives the YAML for Detectron2's tools.
 
-    Args and errors as `detectron2_settings.values`; `run` is given a backbone's tensors themselves, not `weights`.
+    The arguments and errors are those of `detectron2_settings.values`. `run` does not use `weights`, because it gets
+    the tensors of the backbone.
     """
     cuda = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
-    return _merged(names.values(config, seed=seed, output=output, weights=weights, cuda=cuda, processes=processes))
+    return _make_cfg(names.values(config, seed=seed, output=output, weights=weights, cuda=cuda, processes=processes))
 
 
-def _merged(values: dict[str, Any]) -> CfgNode:
+def _make_cfg(values: dict[str, Any]) -> CfgNode:
+    """Make a configuration of Detectron2 from its defaults and `values`."""
     cfg = get_cfg()
-    cfg.merge_from_other_cfg(CfgNode(values))  # refuses unknown names and other types
+    cfg.merge_from_other_cfg(CfgNode(values))  # rejects unknown names and other types
     return cfg
 
 
 def backbone_features(state: dict[str, Tensor], images: Tensor, depth: int) -> Tensor:
-    """Globally averaged res5 of Detectron2's own ResNet in eval mode.
+    """Compute the global average of res5 of Detectron2's ResNet in eval mode.
 
     Args:
-        state: stem.*, res2.* ... res5.*.
+        state: weights named stem.*, res2.*, ..., res5.*.
         images: (N, 3, H, W) float32, normalized.
         depth: 18, 34, 50, 101 or 152.
 
@@ -114,21 +116,21 @@ def backbone_features(state: dict[str, Tensor], images: Tensor, depth: int) -> T
         (N, F) float32.
 
     Raises:
-        InputError: a weight is missing, left over or of another shape.
+        InputError: a weight is missing, unknown or of another shape.
     """
-    cfg = _merged({"MODEL": names.backbone(depth, len(state["stem.conv1.weight"]), "BN")})
+    cfg = _make_cfg({"MODEL": names.backbone(depth, len(state["stem.conv1.weight"]), "BN")})
     cfg.MODEL.RESNETS.OUT_FEATURES = ["res5"]
     with torch.random.fork_rng(devices=[]):
         resnet = build_resnet_backbone(cfg, ShapeSpec(channels=3)).eval()
-    require_same(state, resnet.state_dict())
+    require_matching_weights(state, resnet.state_dict())
     resnet.load_state_dict(state, strict=False)
     with torch.no_grad():
         features: Tensor = resnet(images)["res5"].mean((2, 3))
     return features
 
 
-class _Images(Dataset[dict[str, Any]]):
-    """Our annotations as Detectron2's dictionaries, each made when it is asked for; crowds are left out as it does."""
+class DatasetDicts(Dataset[dict[str, Any]]):
+    """Annotations in the form of Detectron2's dataset dicts. Each is made when it is read. Crowds are left out."""
 
     def __init__(self, annotations: Annotations) -> None:
         self.annotations = annotations
@@ -149,7 +151,7 @@ class _Images(Dataset[dict[str, Any]]):
 
 
 class _Mapper(DatasetMapper):
-    """Detectron2's reading, resizing and flipping; names the file that cannot be read."""
+    """Detectron2's mapper, which reads, resizes and flips images. Its errors name the file."""
 
     def __call__(self, dataset_dict: dict[str, Any]) -> Any:
         try:
@@ -162,7 +164,7 @@ class _Mapper(DatasetMapper):
 
 
 class _Trainer(SimpleTrainer):
-    """Detectron2's trainer, whose failed check for finite losses reaches every process."""
+    """Detectron2's trainer. If a loss of one process is not finite, all processes raise an error."""
 
     def __init__(self, model: nn.Module, loader: Any, optimizer: Any, device: torch.device) -> None:
         super().__init__(model, loader, optimizer)
@@ -176,13 +178,21 @@ class _Trainer(SimpleTrainer):
             reason = " ".join(str(error).split())
         if distributed.any_process(reason is not None, self.device):
             raise DivergedError(
-                f"diverged in step {self.iter + 1}: {reason or 'a loss is not finite'}; the last saved state is as it "
-                "was; lower lr, or lengthen warmup_iterations"
+                f"diverged in step {self.iter + 1}: {reason or 'a loss is not finite'}; the saved state is from an "
+                "earlier step; lower lr, or increase warmup_iterations"
             )
 
 
 @dataclasses.dataclass
 class _Run:
+    """A training run.
+
+    Attributes:
+        cfg: the settings as a configuration of Detectron2.
+        session_seed: seed of the draws since the run started or resumed.
+        identity: settings that a state to resume from must have.
+    """
+
     config: DetectionConfig
     cfg: CfgNode
     seed: int
@@ -197,10 +207,10 @@ class _Run:
         return f"{self.config.data.kind} seed {self.seed}"
 
     def batches(self, annotations: Annotations) -> Any:
-        """Detectron2's endless training batches of this process."""
+        """Load the training batches of this process without end, with Detectron2."""
         sampler = TrainingSampler(len(annotations), seed=self.session_seed)
         mapper = _Mapper(self.cfg, True)
-        return build_detection_train_loader(self.cfg, dataset=_Images(annotations), sampler=sampler, mapper=mapper)
+        return build_detection_train_loader(self.cfg, dataset=DatasetDicts(annotations), sampler=sampler, mapper=mapper)
 
     def stop_between(self, where: str) -> None:
         if self.process.world_size == 1 and self.stop.received is not None:
@@ -208,7 +218,7 @@ class _Run:
 
 
 class _Bookkeeping(HookBase):
-    """After every step: progress, log, state, evaluation, and the end when a signal came."""
+    """The work after every step: progress, log, state, evaluation, and a stop after a signal."""
 
     def __init__(
         self,
@@ -274,15 +284,18 @@ def run(
     process: distributed.Process,
     stop: StopRequest,
 ) -> list[Result]:
-    """As the built-in engine's `run`, with Detectron2; `folder` also receives `detectron2.yaml`, its configuration.
+    """Train and detect with Detectron2.
+
+    The arguments and the result are those of `run` of the built-in engine. `folder` also receives `detectron2.yaml`,
+    the configuration of Detectron2.
 
     Raises:
-        InputError: a backbone, weights, masks, a state or images that do not fit.
-        DivergedError: a loss was not finite.
+        InputError: the backbone, weights, masks, state or images are invalid or not supported by Detectron2.
+        DivergedError: a loss is not finite.
         ResourceError: a data worker died.
-        Preempted: a signal came; the state is saved.
+        Preempted: a signal stopped the run; the state is saved.
     """
-    comm._get_global_gloo_group.cache_clear()  # of a process group that an earlier run in this process has left
+    comm._get_global_gloo_group.cache_clear()  # it may hold the process group of an earlier run in this process
     cfg = settings(config, seed=seed, output=folder, processes=process.world_size)
     _require_polygons(train)
     path = folder / "state.pt"
@@ -294,7 +307,7 @@ def run(
     load_backbone(model, backbone)
     if config.channels_last:
         model.to(memory_format=torch.channels_last)
-    if config.precision == "bf16":  # Detectron2's own mixed precision is for GPUs alone
+    if config.precision == "bf16":  # the mixed precision of Detectron2 needs a GPU
         model.forward = torch.autocast(process.device.type, torch.bfloat16)(model.forward)
     run = _Run(config, cfg, seed, process, stop, model, session_seed, identity)
     if process.is_main:
@@ -321,17 +334,18 @@ def run(
 
 
 def _require_polygons(train: Annotations) -> None:
+    """Raise an `InputError` if an object that is not a crowd has a run-length encoding."""
     outlines = train.outlines
     if outlines is not None and (count := int((outlines.encoded[outlines.rows] & ~train.crowd).sum())):
         raise InputError(
-            f"{train.path}: {count} objects other than crowds have run-length encoded masks, which Detectron2 does not "
-            "take beside polygons; use --engine builtin"
+            f"{train.path}: {count} objects other than crowds have run-length encoded masks; expected only polygons "
+            "for Detectron2; use --engine builtin"
         )
 
 
 @contextlib.contextmanager
 def _errors_in_one_line() -> Iterator[None]:
-    """What a data worker raises comes with its traceback."""
+    """Remove the traceback from the message of an error of a data worker."""
     try:
         yield
     except InputError as error:
@@ -342,7 +356,7 @@ def _errors_in_one_line() -> Iterator[None]:
     except RuntimeError as error:
         if "DataLoader worker (pid" not in str(error):
             raise
-        raise ResourceError(f"a data worker died ({' '.join(str(error).split())}); use fewer workers") from error
+        raise ResourceError(f"a data worker died: {' '.join(str(error).split())}; use fewer workers") from error
 
 
 def _precise_batch_norm(run: _Run, train: Annotations) -> None:
@@ -361,8 +375,10 @@ def _precise_batch_norm(run: _Run, train: Annotations) -> None:
 
 @torch.no_grad()
 def _detect(run: _Run, test: Annotations) -> list[Result]:
-    """COCO results of all test images, each process taking a share; on the first process."""
-    loader = build_detection_test_loader(_Images(test), mapper=_Mapper(run.cfg, False), num_workers=run.config.workers)
+    """Detect in all test images, a share in each process, and return the COCO results on the first process."""
+    loader = build_detection_test_loader(
+        DatasetDicts(test), mapper=_Mapper(run.cfg, False), num_workers=run.config.workers
+    )
     progress = Progress(len(loader), label=f"{run.label}: detecting", enabled=run.process.is_main)
     run.model.eval()
     results = []

@@ -1,4 +1,4 @@
-"""Our settings under Detectron2's names; Detectron2 itself is not needed for this."""
+"""The settings of this project under Detectron2's names. This module does not import Detectron2."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ from intl_bench.core.errors import InputError
 from intl_bench.core.sharing import require_even_batch
 from transfer.detection.config import DetectionConfig, ModelConfig
 
-HEADS = "Res5ROIHeadsExtraNorm"  # MoCo's name for the head with a norm after res5; its train_net.py has it too
+HEADS = "Res5ROIHeadsExtraNorm"  # the name in MoCo's train_net.py for the head with a norm after res5
 _DEPTHS: dict[tuple[bool, tuple[int, ...]], int] = {
     (False, (2, 2, 2, 2)): 18,
     (False, (3, 4, 6, 3)): 34,
@@ -21,23 +21,23 @@ _DEPTHS: dict[tuple[bool, tuple[int, ...]], int] = {
 def values(
     config: DetectionConfig, *, seed: int, output: Path, weights: Path | None, cuda: bool, processes: int
 ) -> dict[str, Any]:
-    """What differs from Detectron2's defaults, as nested dictionaries.
+    """Return the settings that differ from Detectron2's defaults, as nested dictionaries.
 
     Args:
         weights: a converted backbone for Detectron2's own tools.
-        processes: how many share a batch.
+        processes: number of processes that share a batch.
 
     Raises:
         InputError: a backbone that Detectron2 cannot build, a batch that does not divide evenly, or a seed too large.
     """
     require_even_batch(config.batch_size, processes)
     if not 0 <= seed < 2**31:
-        raise InputError(f"seed={seed}: Detectron2 takes seeds from 0 to {2**31 - 1}")
+        raise InputError(f"seed={seed}: expected a seed from 0 to {2**31 - 1} for Detectron2")
     name = config.data.name
     facts = DATASETS.get(name)
     # The names that Detectron2 registers are for users of the file written beside a run.
     train, test = (facts and facts.detectron2) or ((f"{name}_train",), (f"{name}_test",))
-    # PyTorch's synchronized norm refuses a CPU; Detectron2's own takes it.
+    # PyTorch's synchronized batch norm does not run on a CPU; that of Detectron2 does.
     synchronized = "SyncBN" if cuda else "naiveSyncBN"
     norm = synchronized if processes > 1 else "BN"
     return {
@@ -62,7 +62,7 @@ def values(
             "IMS_PER_BATCH": config.batch_size,
             "BASE_LR": config.lr,
             "MAX_ITER": config.iterations,
-            # Detectron2 ignores a milestone after the end with a warning, and refuses one at the end.
+            # Detectron2 ignores a milestone after the last step with a warning, and rejects one at the last step.
             "STEPS": tuple(step for step in config.milestones if step < config.iterations),
             "WARMUP_ITERS": config.warmup_iterations,
             "WARMUP_FACTOR": config.warmup_factor,
@@ -80,10 +80,10 @@ def values(
 
 
 def depth(model: ModelConfig) -> int:
-    """Detectron2's name for a backbone.
+    """Return the depth under which Detectron2 knows a backbone.
 
     Raises:
-        InputError: it cannot build it.
+        InputError: Detectron2 cannot build the backbone.
     """
     number = _DEPTHS.get((model.bottleneck, tuple(model.blocks)))
     if number is None or model.stem != "imagenet" or (number < 50 and model.width != 64):
@@ -97,7 +97,7 @@ def depth(model: ModelConfig) -> int:
 
 
 def backbone(depth: int, width: int, norm: str) -> dict[str, Any]:
-    """The part of MODEL that describes a ResNet; its stride is in the 3x3 convolutions, and nothing is frozen."""
+    """Return the part of MODEL that describes a ResNet with strides in the 3x3 convolutions and no frozen layer."""
     resnet = {
         "DEPTH": depth,
         "NORM": norm,

@@ -1,4 +1,4 @@
-"""Optimizer and learning rate of the detection schedules, as Detectron2's `solver` gives them for the same settings."""
+"""Optimizer and learning rate of the detection schedules, equal to those of Detectron2's `solver`."""
 
 import bisect
 
@@ -10,23 +10,26 @@ from transfer.detection.config import DetectionConfig
 
 
 def learning_rate(config: DetectionConfig, iteration: int) -> float:
-    """Learning rate of step `iteration`, counted from 0: linear warm-up, then a tenth after each milestone."""
+    """Compute the learning rate of step `iteration`, counted from 0.
+
+    After a linear warm-up the learning rate is divided by 10 at each milestone.
+    """
     warmup = min(config.warmup_iterations, config.iterations)
     if iteration < warmup:
-        done = iteration / warmup
-        end = _decay(config, warmup)
-        return config.lr * ((1 - done) * config.warmup_factor * _decay(config, 0) + done * end)
-    return config.lr * _decay(config, iteration)
+        progress = iteration / warmup
+        end = _compute_decay(config, warmup)
+        return config.lr * ((1 - progress) * config.warmup_factor * _compute_decay(config, 0) + progress * end)
+    return config.lr * _compute_decay(config, iteration)
 
 
-def _decay(config: DetectionConfig, iteration: int) -> float:
+def _compute_decay(config: DetectionConfig, iteration: int) -> float:
     return float(0.1 ** bisect.bisect_right(config.milestones, iteration))
 
 
 def build_sgd(model: nn.Module, config: DetectionConfig) -> torch.optim.SGD:
-    """SGD with momentum 0.9; the norms' scales and shifts have a weight decay of their own (the paper's: 0).
+    """Build SGD with momentum 0.9. The parameters of norms have their own weight decay, which is 0 in the paper.
 
-    On a GPU the update is one kernel for many parameters, which rounds otherwise than the plain one of a CPU.
+    On a GPU one kernel updates many parameters. Its rounding differs from that of the update on a CPU.
     """
     norms = [p for m in model.modules() if isinstance(m, _BatchNorm) for p in m.parameters(recurse=False)]
     known = {id(p) for p in norms}

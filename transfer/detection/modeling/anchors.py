@@ -1,4 +1,4 @@
-"""The anchors of one feature map."""
+"""Anchors of the region proposal network."""
 
 import torch
 from torch import Tensor, nn
@@ -7,10 +7,10 @@ from transfer.detection.config import ModelConfig
 
 
 class Anchors(nn.Module):
-    """Boxes of every size and aspect ratio (height / width) around the points (stride * column, stride * row).
+    """Anchors of one feature map: boxes of every size and aspect ratio around the points of a grid.
 
-    Sizes are exact, not rounded, and the stride is the network's, whatever the size of the image. The order is row,
-    column, size, ratio.
+    The point of a position is (stride * column, stride * row). The stride is that of the network for every image size.
+    An aspect ratio is height / width. Sizes are not rounded. The order of the boxes is row, column, size, ratio.
     """
 
     cells: Tensor
@@ -27,7 +27,11 @@ class Anchors(nn.Module):
         self.register_buffer("cells", torch.tensor(cells), persistent=False)
 
     def forward(self, height: int, width: int) -> Tensor:
-        """(height * width * anchors of a point, 4) float32 boxes of a feature map (height, width)."""
+        """Compute the anchors of a feature map (height, width).
+
+        Returns:
+            (height * width * anchors per point, 4) float32.
+        """
         y = torch.arange(height, dtype=torch.float32, device=self.cells.device) * self.stride
         x = torch.arange(width, dtype=torch.float32, device=self.cells.device) * self.stride
         points = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).repeat(1, 1, 2)

@@ -1,23 +1,27 @@
-"""Boxes (n, 4), x0, y0, x1, y1 in pixels: overlap, regression, matching and sampling, as Detectron2 computes them."""
+"""Overlap, regression, matching and sampling of boxes (n, 4), x0, y0, x1, y1 in pixels, as in Detectron2."""
 
 import math
 
 import torch
 from torch import Tensor
 
-# Width and height grow by a factor of at most 1000 / 16: a network in its first steps must not overflow exp.
+# The largest logarithm of a scale. It prevents an overflow of `exp` in the first steps of training.
 _MAX_LOG_SCALE = math.log(1000 / 16)
 
 IGNORED, BACKGROUND, FOREGROUND = -1, 0, 1
 
 
 def _area(boxes: Tensor) -> Tensor:
-    """(n,) areas."""
+    """Compute the areas (n,) of boxes (n, 4)."""
     return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
 
 
 def iou(first: Tensor, second: Tensor) -> Tensor:
-    """Intersection over union of (n, 4) and (m, 4) boxes, (n, m); 0 where they do not meet, empty boxes included."""
+    """Compute the intersection over union of boxes (n, 4) and (m, 4).
+
+    Returns:
+        (n, m), 0 for two boxes without a common area. The area of an empty box is 0.
+    """
     lower = torch.maximum(first[:, None, :2], second[:, :2])
     upper = torch.minimum(first[:, None, 2:], second[:, 2:])
     sides = (upper - lower).clamp(min=0)
@@ -27,10 +31,14 @@ def iou(first: Tensor, second: Tensor) -> Tensor:
 
 
 def encode(boxes: Tensor, targets: Tensor, weights: tuple[float, float]) -> Tensor:
-    """The regression (n, 4) that leads from `boxes` to `targets`: shifts in box sizes, logarithms of the scales.
+    """Compute the deltas that transform `boxes` (n, 4) to `targets` (n, 4).
 
     Args:
-        weights: what the shifts and the logarithms are multiplied by.
+        weights: factors of the shifts and of the logarithms.
+
+    Returns:
+        (n, 4): the shifts of the center in x and y, divided by the size of the box, and the logarithms of the scales
+        of width and height.
     """
     size, target_size = boxes[:, 2:] - boxes[:, :2], targets[:, 2:] - targets[:, :2]
     shift = targets[:, :2] + 0.5 * target_size - (boxes[:, :2] + 0.5 * size)
@@ -38,7 +46,13 @@ def encode(boxes: Tensor, targets: Tensor, weights: tuple[float, float]) -> Tens
 
 
 def decode(deltas: Tensor, boxes: Tensor, weights: tuple[float, float]) -> Tensor:
-    """Applies regressions (n, k, 4) of `encode` to boxes (n, 4): (n, k, 4) float32, whatever the input's type."""
+    """Apply deltas (n, k, 4) in the form of `encode` to boxes (n, 4).
+
+    A width or height grows by a factor of at most 1000 / 16.
+
+    Returns:
+        (n, k, 4) float32 for deltas of any type.
+    """
     shift, scale = deltas[..., :2].float() / weights[0], deltas[..., 2:].float() / weights[1]
     size = (boxes[:, 2:] - boxes[:, :2])[:, None]
     center = boxes[:, None, :2] + 0.5 * size + shift * size
@@ -47,31 +61,34 @@ def decode(deltas: Tensor, boxes: Tensor, weights: tuple[float, float]) -> Tenso
 
 
 def clip(boxes: Tensor, height: float, width: float) -> Tensor:
-    """Boxes (..., 4) cut at the borders of an image."""
+    """Clip boxes (..., 4) to an image of `height` x `width` pixels."""
     x, y = boxes[..., 0::2].clamp(0, width), boxes[..., 1::2].clamp(0, height)
     return torch.stack([x[..., 0], y[..., 0], x[..., 1], y[..., 1]], dim=-1)
 
 
 def nonempty(boxes: Tensor) -> Tensor:
-    """(n,) bool: both sides longer than 0."""
+    """Tell which boxes (n, 4) have a positive width and height, (n,) bool."""
     return (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
 
 
 def match(overlaps: Tensor, low: float, high: float, *, low_quality: bool = False) -> tuple[Tensor, Tensor]:
-    """Gives every box one object and a label.
+    """Assign an object and a label to every box.
+
+    The object of a box is the one that it overlaps most. Without objects, every box is background.
 
     Args:
         overlaps: (objects, n) intersection over union.
-        low, high: below `low` a box is background, from `high` on foreground, ignored between them.
-        low_quality: every object also makes those boxes foreground that overlap it most; such a box keeps the object
-            that it overlaps most itself (Faster R-CNN, section 3.1.2).
+        low, high: a box is background if its overlap is below `low`, foreground if it is at least `high`, and ignored
+            otherwise.
+        low_quality: whether the boxes that overlap an object most are foreground at any overlap. The object of such a
+            box does not change (Faster R-CNN, section 3.1.2).
 
     Returns:
-        (n,) int64 objects, 0 where there are none; (n,) int64 labels FOREGROUND, BACKGROUND or IGNORED.
+        (n,) int64 indices of objects, 0 if there is no object; (n,) int64 labels FOREGROUND, BACKGROUND or IGNORED.
     """
     if not len(overlaps):
-        nothing = torch.zeros(overlaps.shape[1], dtype=torch.int64, device=overlaps.device)
-        return nothing, nothing.clone()
+        zeros = torch.zeros(overlaps.shape[1], dtype=torch.int64, device=overlaps.device)
+        return zeros, zeros.clone()
     best, objects = overlaps.max(dim=0)
     labels = torch.full_like(objects, IGNORED)
     labels[best < low] = BACKGROUND
@@ -84,30 +101,28 @@ def match(overlaps: Tensor, low: float, high: float, *, low_quality: bool = Fals
 def sample(
     labels: list[Tensor], count: int, fraction: float, generators: list[torch.Generator]
 ) -> list[tuple[Tensor, Tensor]]:
-    """Draws at most `count` boxes of each image, of which at most `fraction` are foreground and the rest background.
+    """Draw at most `count` boxes of each image: foreground up to the share `fraction`, then background.
 
     Args:
-        labels: of `match`, (n,) for each image.
-        generators: one for each image, on the same device.
+        labels: labels (n,) of `match`, for each image.
+        generators: one generator for each image, on the device of the labels.
 
     Returns:
-        Of each image the positions of the foreground and of the background drawn, both int64.
+        For each image, the positions of the drawn foreground and of the drawn background, both int64.
     """
-    kinds = [torch.stack([some == FOREGROUND, some == BACKGROUND]) for some in labels]
-    # The host waits here alone, once for all images: what is drawn depends on how many there are.
+    kinds = [torch.stack([own == FOREGROUND, own == BACKGROUND]) for own in labels]
+    # The draws depend on the counts, so the host must wait for the GPU. It waits only here, once for all images.
     counts = torch.stack([kind.sum(dim=1) for kind in kinds]).cpu().tolist()
     drawn = []
-    for kind, numbers, generator in zip(kinds, counts, generators, strict=True):
-        taken = min(numbers[0], int(count * fraction))
-        foreground, background = (
-            _draw(one, number, most, generator)
-            for one, number, most in zip(kind, numbers, (taken, count - taken), strict=True)
-        )
+    for kind, (foreground_count, background_count), generator in zip(kinds, counts, generators, strict=True):
+        wanted = min(foreground_count, int(count * fraction))
+        foreground = _draw(kind[0], foreground_count, wanted, generator)
+        background = _draw(kind[1], background_count, count - wanted, generator)
         drawn.append((foreground, background))
     return drawn
 
 
-def _draw(where: Tensor, number: int, most: int, generator: torch.Generator) -> Tensor:
-    """At most `most` of the `number` positions at which `where` (n,) bool is true, in random order."""
-    places = torch.nonzero_static(where, size=number)[:, 0]
-    return places[torch.randperm(number, generator=generator, device=where.device)[:most]]
+def _draw(mask: Tensor, true_count: int, wanted: int, generator: torch.Generator) -> Tensor:
+    """Draw at most `wanted` positions of `mask` (n,) bool, which is true at `true_count` positions."""
+    positions = torch.nonzero_static(mask, size=true_count)[:, 0]
+    return positions[torch.randperm(true_count, generator=generator, device=mask.device)[:wanted]]

@@ -1,4 +1,4 @@
-"""Mask R-CNN R50-C4 on torchvision's operators: Detectron2's parameter names, its losses and its detections."""
+"""Mask R-CNN R50-C4 on torchvision's operators, with the parameter names, losses and detections of Detectron2."""
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +13,10 @@ from transfer.detection.structures import Detections, Target
 
 
 class MaskRCNN(nn.Module):
-    """Images -> losses in training, detections in test; Faster R-CNN where the configuration has no masks.
+    """Mask R-CNN, or Faster R-CNN if the configuration has no masks.
 
     The parameters have the names, shapes and initialization of Detectron2's `GeneralizedRCNN` with `Res5ROIHeads`, plus
-    the norm `roi_heads.res5.norm`. Nothing is frozen.
+    the norm `roi_heads.res5.norm`. No parameter is frozen.
     """
 
     pixel_mean: Tensor
@@ -34,28 +34,28 @@ class MaskRCNN(nn.Module):
     def forward(
         self, images: list[Tensor], targets: list[Target], generators: list[torch.Generator]
     ) -> dict[str, Tensor]:
-        """The losses of a batch; their sum is the loss to minimize.
+        """Compute the losses of a batch. Their sum is the loss to minimize.
 
         Args:
             images: (3, h, w) uint8 each, RGB.
-            targets: ground truth on the model's device, in pixels of these images, as `check_targets` wants it; an
+            targets: ground truth on the device of the model, in pixels of these images, valid as in `check_targets`. An
                 image may have no object.
-            generators: one for each image, on the model's device; an image's draws come from its own alone, so they do
-                not depend on the images beside it.
+            generators: one generator for each image, on the device of the model. All draws of an image come from its
+                generator, so they do not depend on the other images.
 
         Returns:
-            loss_rpn_cls, loss_rpn_loc, loss_cls, loss_box_reg, and loss_mask where there are masks; scalars.
+            loss_rpn_cls, loss_rpn_loc, loss_cls, loss_box_reg, and loss_mask if the detector has masks; scalars.
 
         Raises:
-            InputError: shapes that do not fit.
+            InputError: an image has an invalid shape or type, or the lists differ in length.
             DivergedError: proposals are not finite.
         """
         _check_images(images)
         if not len(images) == len(targets) == len(generators):
             raise InputError(
-                f"{len(images)} images, {len(targets)} targets, {len(generators)} generators: expected as many of each"
+                f"{len(images)} images, {len(targets)} targets, {len(generators)} generators: expected equal numbers"
             )
-        features = self.backbone(self._batch(images))
+        features = self.backbone(self.preprocess(images))
         predictions = self.proposal_generator.predict(features)
         samples = self.proposal_generator.sample(predictions.anchors, targets, generators)
         losses = self.proposal_generator.losses(predictions, samples)
@@ -65,27 +65,34 @@ class MaskRCNN(nn.Module):
 
     @torch.inference_mode()
     def detect(self, images: list[Tensor], sizes: list[tuple[int, int]]) -> list[Detections]:
-        """What is in the images, best first, in pixels of the image files.
+        """Detect objects in images.
 
         Args:
             images: (3, h, w) uint8 each, RGB.
-            sizes: (height, width) of the files.
+            sizes: (height, width) of each image file.
+
+        Returns:
+            The detections of each image in order of decreasing score, in pixels of the image file.
 
         Raises:
-            InputError: shapes that do not fit.
+            InputError: an image has an invalid shape or type.
             ValueError: the model is in training mode.
         """
         if self.training:
             raise ValueError("detect: the model is in training mode; call eval() first")
         _check_images(images)
-        features = self.backbone(self._batch(images))
-        seen = [_size(image) for image in images]
-        proposals = self.proposal_generator.propose(self.proposal_generator.predict(features), seen)
-        found = self.roi_heads.detect(features, proposals, seen)
-        return [_rescale(*parts) for parts in zip(found, seen, sizes, strict=True)]
+        features = self.backbone(self.preprocess(images))
+        input_sizes = [_size(image) for image in images]
+        proposals = self.proposal_generator.propose(self.proposal_generator.predict(features), input_sizes)
+        found = self.roi_heads.detect(features, proposals, input_sizes)
+        return [_rescale(*parts) for parts in zip(found, input_sizes, sizes, strict=True)]
 
-    def _batch(self, images: list[Tensor]) -> Tensor:
-        """Normalized images, padded with zeros on the right and below to the largest height and width: (N, 3, H, W)."""
+    def preprocess(self, images: list[Tensor]) -> Tensor:
+        """Normalize images (3, h, w) and pad them with zeros on the right and at the bottom to one size.
+
+        Returns:
+            (N, 3, H, W) with the largest height and width of the images.
+        """
         height, width = max(image.shape[1] for image in images), max(image.shape[2] for image in images)
         batch = self.pixel_mean.new_zeros((len(images), 3, height, width))
         for row, image in zip(batch, images, strict=True):
@@ -94,10 +101,10 @@ class MaskRCNN(nn.Module):
 
 
 def check_targets(targets: list[Target], config: ModelConfig) -> None:
-    """Checks the ground truth of some images, which has to be on the CPU: a GPU would have to be waited for.
+    """Check the ground truth of some images. It must be on the CPU, because a check on a GPU makes the host wait.
 
     Raises:
-        InputError: shapes that do not fit, empty or non-finite boxes, unknown classes.
+        InputError: a shape or type is invalid, a box is empty or not finite, or a class is unknown.
     """
     for n, (boxes, classes, masks) in enumerate(targets):
         if boxes.shape != (len(boxes), 4) or classes.shape != boxes.shape[:1] or classes.dtype != torch.int64:
@@ -106,7 +113,7 @@ def check_targets(targets: list[Target], config: ModelConfig) -> None:
                 "expected (n, 4) and (n,) int64"
             )
         if config.masks and len(masks) != len(boxes):
-            raise InputError(f"target {n}: {len(masks)} masks for {len(boxes)} boxes: expected one for each")
+            raise InputError(f"target {n}: {len(masks)} masks for {len(boxes)} boxes: expected one mask for each box")
         valid = box_ops.nonempty(boxes) & boxes.isfinite().all(dim=1)
         valid &= (classes >= 0) & (classes < config.num_classes)
         if not valid.all():
@@ -129,17 +136,17 @@ def _size(image: Tensor) -> tuple[int, int]:
     return image.shape[1], image.shape[2]
 
 
-def _rescale(found: Detections, seen: tuple[int, int], size: tuple[int, int]) -> Detections:
-    """Detections in an image of (height, width) `size` instead of `seen`; boxes that become empty are dropped."""
+def _rescale(found: Detections, input_size: tuple[int, int], size: tuple[int, int]) -> Detections:
+    """Scale detections from an image of `input_size` to one of `size`, both (height, width), and drop empty boxes."""
     boxes = found.boxes.clone()
-    boxes[:, 0::2] *= size[1] / seen[1]  # numbers, not a tensor: that would be a copy to the device
-    boxes[:, 1::2] *= size[0] / seen[0]
+    boxes[:, 0::2] *= size[1] / input_size[1]  # a number, because a tensor needs a copy to the device
+    boxes[:, 1::2] *= size[0] / input_size[0]
     boxes = box_ops.clip(boxes, *size)
-    keep = box_ops.nonempty(boxes).nonzero()[:, 0]  # not the mask: each use of it would be a wait
+    keep = box_ops.nonempty(boxes).nonzero()[:, 0]  # positions: each use of a mask makes the host wait
     masks = None if found.masks is None else found.masks[keep]
     return Detections(boxes[keep], found.scores[keep], found.classes[keep], masks)
 
 
 def build_model(config: ModelConfig) -> MaskRCNN:
-    """A freshly initialized detector, initialized as Detectron2 does from torch's global generator."""
+    """Build a detector with Detectron2's initialization, drawn from torch's global generator."""
     return MaskRCNN(config)

@@ -1,9 +1,9 @@
-"""RoIAlign (aligned, adaptive sampling) as a weighted sum of the feature map's positions.
+"""RoIAlign (aligned, adaptive sampling) as a weighted sum over positions of the feature map.
 
-Each bin of a region is the mean of bilinear samples, so it is a sum over few positions whose weights depend on the box
-alone. That is torchvision's `roi_align` to rounding, with two differences that matter for speed: bins that a strided
-convolution would throw away need not be computed, and the backward pass is a sum too, where `roi_align` on a CPU takes
-fifteen times as long as it does forward.
+A bin of a region is the mean of bilinear samples. So it is a weighted sum over a few positions, and the weights depend
+only on the box. The result equals that of torchvision's `roi_align` up to rounding. It is faster for two reasons. Bins
+that a strided convolution does not use are not computed. The backward pass is a sum too; on a CPU the backward pass of
+`roi_align` takes fifteen times as long as its forward pass.
 """
 
 from collections.abc import Sequence
@@ -15,13 +15,13 @@ from torch.nn import functional as F
 
 
 class Bins(NamedTuple):
-    """Every bin's positions in the maps of all images, one after the other, and their weights.
+    """The positions and weights of all bins, one bin after the other.
 
     Attributes:
-        positions: (p,) int64, into the maps (N, H, W) flattened.
-        weights: (p,).
-        starts: (bins,) int64, where each bin's positions begin.
-        side: bins of a region in each direction.
+        positions: (p,) int64, indices of the flattened maps (N, H, W).
+        weights: (p,), weight of each position.
+        starts: (bins,) int64, index of the first position of each bin.
+        side: number of bins of a region in each direction.
     """
 
     positions: Tensor
@@ -31,59 +31,63 @@ class Bins(NamedTuple):
 
 
 class _Axis(NamedTuple):
-    """One direction of r regions.
+    """The bins of r regions in one direction, x or y.
 
     Attributes:
-        weights: (r, bins, cells).
-        first: (r, bins) int64, the first cell of each bin that has one.
-        many: (r, bins) int64, how many cells each bin has.
+        weights: (r, bins, cells), weight of each cell of the map in this direction.
+        first: (r, bins) int64, the first cell with a positive weight.
+        counts: (r, bins) int64, number of cells from the first to the last with a positive weight.
     """
 
     weights: Tensor
     first: Tensor
-    many: Tensor
+    counts: Tensor
 
-    def every(self, step: int) -> "_Axis":
-        """The first of each `step` bins."""
-        return _Axis(self.weights[:, ::step], self.first[:, ::step], self.many[:, ::step])
+    def take_every(self, step: int) -> "_Axis":
+        """Keep the bins 0, step, 2 step, ... of each region."""
+        return _Axis(self.weights[:, ::step], self.first[:, ::step], self.counts[:, ::step])
 
 
-def find_bins(
+def compute_bins(
     boxes: list[Tensor], shape: torch.Size, *, size: int, stride: int, steps: Sequence[int], dtype: torch.dtype
 ) -> list[Bins]:
-    """The bins of each image's boxes (r_i, 4), in pixels of the image, on feature maps of a `shape` (N, C, H, W).
+    """Compute the bins of the boxes (r_i, 4) of each image on feature maps of a `shape` (N, C, H, W).
 
     Args:
-        boxes: inside the image. One that is longer than the map gets fewer samples than in `roi_align`.
-        size: bins of a box in each direction.
-        stride: pixels of the image to one position of the map.
-        steps: every how many-th of the bins is kept in both directions, for each result.
-        dtype: of the weights.
+        boxes: boxes inside the image, in pixels of the image. A box longer than the map gets fewer samples than in
+            `roi_align`.
+        size: number of bins of a box in each direction.
+        stride: distance in image pixels between two positions of the map.
+        steps: the step between the kept bins in both directions, for each result.
+        dtype: type of the weights.
+
+    Returns:
+        One `Bins` for each step.
     """
     _, _, height, width = shape
-    image = torch.cat([torch.full((len(some),), n, device=some.device) for n, some in enumerate(boxes)])
+    image = torch.cat([torch.full((len(own),), n, device=own.device) for n, own in enumerate(boxes)])
     low, high = (torch.cat(boxes).to(dtype) / stride - 0.5).split(2, dim=1)
-    x, y = (_axis(low[:, n], high[:, n], size, cells) for n, cells in enumerate((width, height)))
-    kept = [(x.every(step), y.every(step)) for step in steps]
-    many = [(y.many[:, :, None] * x.many[:, None, :]).flatten() for x, y in kept]
-    totals = torch.stack([some.sum() for some in many]).cpu().tolist()  # the host waits here alone
-    return [_bins(*axes, number, total, image) for axes, number, total in zip(kept, many, totals, strict=True)]
+    x, y = (_compute_axis(low[:, n], high[:, n], size, cells) for n, cells in enumerate((width, height)))
+    kept = [(x.take_every(step), y.take_every(step)) for step in steps]
+    counts = [(y.counts[:, :, None] * x.counts[:, None, :]).flatten() for x, y in kept]
+    totals = torch.stack([own.sum() for own in counts]).cpu().tolist()  # the only place where the host waits
+    return [_join_axes(*axes, own, total, image) for axes, own, total in zip(kept, counts, totals, strict=True)]
 
 
-def _bins(x: _Axis, y: _Axis, many: Tensor, total: int, image: Tensor) -> Bins:
-    """The bins from their two directions.
+def _join_axes(x: _Axis, y: _Axis, counts: Tensor, total: int, image: Tensor) -> Bins:
+    """Combine the two directions to bins.
 
     Args:
-        many: (regions * side * side,) int64, positions of each bin.
-        total: their sum.
-        image: (regions,) int64, of each region.
+        counts: (regions * side * side,) int64, number of positions of each bin.
+        total: sum of the counts.
+        image: (regions,) int64, image of each region.
     """
-    side, height, width = x.many.shape[1], y.weights.shape[2], x.weights.shape[2]
-    starts = many.cumsum(0) - many
-    number = torch.repeat_interleave(many, output_size=total)
-    region, row, column = number // side**2, number // side % side, number % side
-    nth = torch.arange(total, device=number.device) - starts[number]
-    across = x.many[region, column]
+    side, height, width = x.counts.shape[1], y.weights.shape[2], x.weights.shape[2]
+    starts = counts.cumsum(0) - counts
+    bin_index = torch.repeat_interleave(counts, output_size=total)
+    region, row, column = bin_index // side**2, bin_index // side % side, bin_index % side
+    nth = torch.arange(total, device=bin_index.device) - starts[bin_index]
+    across = x.counts[region, column]
     at_y, at_x = y.first[region, row] + nth // across, x.first[region, column] + nth % across
     return Bins(
         positions=(image[region] * height + at_y) * width + at_x,
@@ -93,16 +97,20 @@ def _bins(x: _Axis, y: _Axis, many: Tensor, total: int, image: Tensor) -> Bins:
     )
 
 
-def _axis(low: Tensor, high: Tensor, size: int, cells: int) -> _Axis:
-    """One direction of regions from `low` to `high`, (r,) each: a bin is the mean of ceil(length / size) samples."""
+def _compute_axis(low: Tensor, high: Tensor, size: int, cells: int) -> _Axis:
+    """Compute one direction of regions from `low` to `high`, (r,) each, in cells of the map.
+
+    A bin is the mean of ceil(length / size) samples.
+    """
     length = (high - low)[:, None, None]
     width = length / size
-    most = -(-cells // size)  # of a region inside the map; to ask for the largest number the host would have to wait
-    samples = width.ceil().clamp(max=most)  # none where rounding has left no length; such a bin is 0
+    # An upper bound for regions inside the map. The host would have to wait for the actual largest number.
+    most = -(-cells // size)
+    samples = width.ceil().clamp(max=most)  # 0 if the length was rounded to 0; such a bin is 0
     bins = torch.arange(size, device=low.device)[:, None]
     nth = torch.arange(most, device=low.device)
     place = low[:, None, None] + bins * width + (nth + 0.5) * width / samples.clamp(min=1)
-    # As in torchvision: a sample farther than one cell outside counts as 0, a nearer one as the cell at the border.
+    # As in torchvision, a sample more than one cell outside the map is 0. A nearer one has the value at the border.
     share = ((nth < samples) & (place >= -1) & (place <= cells)) / samples.clamp(min=1)
     place = place.clamp(0, cells - 1)
     below = place.floor()
@@ -112,20 +120,22 @@ def _axis(low: Tensor, high: Tensor, size: int, cells: int) -> _Axis:
     weights.scatter_add_(2, (below.long() + 1).clamp(max=cells - 1), share * part)
     used = weights > 0
     first = used.int().argmax(dim=2)
-    many = torch.where(used.any(dim=2), cells - used.flip(2).int().argmax(dim=2) - first, 0)
-    return _Axis(weights, first, many)
+    counts = torch.where(used.any(dim=2), cells - used.flip(2).int().argmax(dim=2) - first, 0)
+    return _Axis(weights, first, counts)
 
 
 def pool(features: Tensor, bins: Bins) -> Tensor:
-    """Maps (N, C, H, W) -> (regions, C, side, side).
+    """Sum the weighted positions of each bin in the maps (N, C, H, W).
 
-    In training the result has the maps' memory format, for channels-last batch norms and convolutions round ten times
-    coarser on a CPU and gain little there; in test it is channels-last, which is a quarter faster.
+    Returns:
+        (regions, C, side, side). In training the result has the memory format of the maps, because channels-last batch
+        norms and convolutions on a CPU have ten times the rounding error and gain little speed. In test the result is
+        channels-last, which is a quarter faster.
     """
     rows = features.to(bins.weights.dtype).permute(0, 2, 3, 1).flatten(0, 2)
     if not torch.is_grad_enabled():
-        # A CPU adds contiguous rows up in a third of the time; in training that is 2% of a step, and not in the order
-        # of `roi_align`, whose rounding decides which of the activations near 0 have a gradient.
+        # A CPU sums contiguous rows in a third of the time. In training this would save 2% of a step and would change
+        # the order of the sum. Its rounding decides which of the activations near 0 have a gradient.
         rows = rows.contiguous()
     sums = F.embedding_bag(bins.positions, rows, bins.starts, mode="sum", per_sample_weights=bins.weights)
     pooled = sums.to(features.dtype).unflatten(0, (-1, bins.side, bins.side)).permute(0, 3, 1, 2)

@@ -1,4 +1,4 @@
-"""Residual networks under Detectron2's parameter names, in two parts: the trunk, and the stage of the regions."""
+"""Residual networks with Detectron2's parameter names, in two parts: the trunk, and the last stage on regions."""
 
 from collections import OrderedDict
 
@@ -8,13 +8,14 @@ from torch.nn import functional as F
 
 from intl_bench.core.errors import InputError
 from transfer.detection.config import ModelConfig
-from transfer.detection.modeling.pooling import Bins, find_bins, pool
+from transfer.detection.modeling.pooling import Bins, compute_bins, pool
 
 
 class ConvNorm(nn.Conv2d):
-    """A convolution without bias and its batch norm, the child `norm`; padding is half the kernel unless it is given.
+    """A convolution without bias, followed by a batch norm, the child `norm`.
 
-    Initialized as Detectron2 does: normal, with variance 2 / fan-out.
+    The default padding is half the kernel. The weights have Detectron2's initialization: normal with variance
+    2 / fan-out.
     """
 
     def __init__(self, inputs: int, outputs: int, kernel: int, *, stride: int = 1, padding: int | None = None) -> None:
@@ -27,12 +28,12 @@ class ConvNorm(nn.Conv2d):
         return self.norm(super().forward(x))
 
     def project(self, x: Tensor) -> Tensor:
-        """The convolution of a 1x1 kernel alone, at every position whatever the stride."""
+        """Apply a 1x1 convolution without the norm and with stride 1."""
         return F.conv2d(x, self.weight)
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions; the first one has the stride."""
+    """A residual block of two 3x3 convolutions. The first one has the stride."""
 
     def __init__(self, inputs: int, width: int, stride: int) -> None:
         super().__init__()
@@ -45,22 +46,25 @@ class BasicBlock(nn.Module):
         return self._end(F.relu_(self.conv1(x)), shortcut)
 
     def project(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """The maps that the block's two branches are pooled from; see `Res5`."""
+        """Compute the maps that the two branches of the block are pooled from; see `Res5`."""
         assert self.shortcut is not None
         return features, self.shortcut.project(features)
 
-    def on_regions(self, maps: tuple[Tensor, Tensor], every: Bins, second: Bins) -> Tensor:
-        """The block, with stride 2, on pooled regions; see `Res5`."""
+    def forward_regions(self, maps: tuple[Tensor, Tensor], all_bins: Bins, second_bins: Bins) -> Tensor:
+        """Apply the block, with stride 2, to regions pooled from `maps`; see `Res5`."""
         assert self.shortcut is not None
-        shortcut = self.shortcut.norm(pool(maps[1], second))
-        return self._end(F.relu_(self.conv1(pool(maps[0], every))), shortcut)
+        shortcut = self.shortcut.norm(pool(maps[1], second_bins))
+        return self._end(F.relu_(self.conv1(pool(maps[0], all_bins))), shortcut)
 
     def _end(self, x: Tensor, shortcut: Tensor) -> Tensor:
         return F.relu_(self.conv2(x).add_(shortcut))
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolutions to four times the width; the 3x3 has the stride, as in torchvision."""
+    """A residual block of 1x1, 3x3 and 1x1 convolutions with 4 * width outputs.
+
+    The 3x3 convolution has the stride, as in torchvision.
+    """
 
     def __init__(self, inputs: int, width: int, stride: int) -> None:
         super().__init__()
@@ -74,27 +78,27 @@ class Bottleneck(nn.Module):
         return self._end(F.relu_(self.conv1(x)), shortcut)
 
     def project(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """The maps that the block's two branches are pooled from; see `Res5`."""
+        """Compute the maps that the two branches of the block are pooled from; see `Res5`."""
         assert self.shortcut is not None
         return self.conv1.project(features), self.shortcut.project(features)
 
-    def on_regions(self, maps: tuple[Tensor, Tensor], every: Bins, second: Bins) -> Tensor:
-        """The block, with stride 2, on pooled regions; see `Res5`."""
+    def forward_regions(self, maps: tuple[Tensor, Tensor], all_bins: Bins, second_bins: Bins) -> Tensor:
+        """Apply the block, with stride 2, to regions pooled from `maps`; see `Res5`."""
         assert self.shortcut is not None
-        shortcut = self.shortcut.norm(pool(maps[1], second))
-        return self._end(F.relu_(self.conv1.norm(pool(maps[0], every))), shortcut)
+        shortcut = self.shortcut.norm(pool(maps[1], second_bins))
+        return self._end(F.relu_(self.conv1.norm(pool(maps[0], all_bins))), shortcut)
 
     def _end(self, x: Tensor, shortcut: Tensor) -> Tensor:
         return F.relu_(self.conv3(F.relu_(self.conv2(x))).add_(shortcut))
 
 
 def stage_channels(config: ModelConfig, stage: int) -> int:
-    """Output channels of stage 2, 3, 4 or 5."""
+    """Return the number of output channels of stage 2, 3, 4 or 5."""
     return (config.width << (stage - 2)) * (4 if config.bottleneck else 1)
 
 
 def build_stage(config: ModelConfig, stage: int) -> nn.Sequential:
-    """The blocks of stage 2, 3, 4 or 5; from 3 on the first block halves the resolution."""
+    """Build the blocks of stage 2, 3, 4 or 5. The first block of stage 3, 4 and 5 halves the resolution."""
     block = Bottleneck if config.bottleneck else BasicBlock
     inputs = config.width if stage == 2 else stage_channels(config, stage - 1)
     width, outputs = config.width << (stage - 2), stage_channels(config, stage)
@@ -104,7 +108,10 @@ def build_stage(config: ModelConfig, stage: int) -> nn.Sequential:
 
 
 class Stem(nn.Module):
-    """7x7 with stride 2 and a max-pool; or the CIFAR stem, 3x3 with stride 1 and padding 2 (see pretrain.backbone)."""
+    """The first convolution: 7x7 with stride 2 and a max-pool, or the CIFAR stem of `pretrain.backbone`.
+
+    The CIFAR stem is 3x3 with stride 1 and padding 2.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -118,7 +125,7 @@ class Stem(nn.Module):
 
 
 class Trunk(nn.Module):
-    """Images (N, 3, H, W), normalized -> conv4 features (N, C, H / stride, W / stride)."""
+    """The stages up to conv4: normalized images (N, 3, H, W) -> features (N, C, H / stride, W / stride)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -130,11 +137,11 @@ class Trunk(nn.Module):
 
 
 class Res5(nn.Sequential):
-    """The last stage on regions of the feature map, with the norm at its end that MoCo's and INTL's transfer add.
+    """The last stage on regions of the feature map, with a norm at its end, as in the transfer of MoCo and INTL.
 
-    Pooling is linear and treats every channel alike, so the first block's 1x1 convolutions, which have no bias, commute
-    with it: they are applied once to the map instead of to every region, and the shortcut's stride takes every second
-    bin in both directions, so that only these are pooled.
+    Pooling is linear and the same for every channel, and the 1x1 convolutions of the first block have no bias. So these
+    convolutions can be applied before pooling, once to the map instead of to every region (`project`). The shortcut has
+    stride 2, so only every second bin in both directions is pooled for it.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -143,32 +150,41 @@ class Res5(nn.Sequential):
         self.size, self.stride = config.pool_size, config.stride
 
     def project(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Features (N, C, H, W) -> the maps that any number of regions are pooled from."""
+        """Compute the two maps that regions are pooled from, from features (N, C, H, W)."""
         first = self[0]
         assert isinstance(first, (BasicBlock, Bottleneck))
         return first.project(features)
 
     def forward(self, maps: tuple[Tensor, Tensor], boxes: list[Tensor]) -> Tensor:  # type: ignore[override]
-        """Maps of `project` and each image's boxes (r_i, 4) in pixels -> (sum of r_i, 2 C, s, s), s = size / 2."""
-        # Half precision has too few digits for places in an image.
+        """Apply the stage to regions of the maps that `project` returns.
+
+        Args:
+            boxes: the boxes (r_i, 4) of each image, in pixels of the image.
+
+        Returns:
+            (sum of r_i, 2 C, s, s) with s = size / 2, rounded up.
+        """
+        # Half precision has too few digits for positions in an image.
         dtype = torch.promote_types(maps[0].dtype, torch.float32)
-        every, second = find_bins(boxes, maps[0].shape, size=self.size, stride=self.stride, steps=(1, 2), dtype=dtype)
+        all_bins, second_bins = compute_bins(
+            boxes, maps[0].shape, size=self.size, stride=self.stride, steps=(1, 2), dtype=dtype
+        )
         first, *others = self
         assert isinstance(first, (BasicBlock, Bottleneck))
-        x = first.on_regions(maps, every, second)
+        x = first.forward_regions(maps, all_bins, second_bins)
         for module in others:
             x = module(x)
         return x
 
 
 def load_backbone(detector: nn.Module, state: dict[str, Tensor]) -> None:
-    """Puts a backbone's weights into a detector of either engine; res5 becomes the stage of the regions.
+    """Load the weights of a backbone into a detector of either engine.
 
     Args:
-        state: named stem.*, res2.*, ..., res5.*.
+        state: weights named stem.*, res2.*, ..., res5.*. The weights of res5 go to the last stage on regions.
 
     Raises:
-        InputError: a weight is missing, left over or of another shape.
+        InputError: a weight is missing, unknown or of another shape.
     """
     named = {
         f"roi_heads.{key}" if key.startswith("res5.") else f"backbone.{key}": value for key, value in state.items()
@@ -178,26 +194,28 @@ def load_backbone(detector: nn.Module, state: dict[str, Tensor]) -> None:
         for key, value in detector.state_dict().items()
         if key.startswith(("backbone.", "roi_heads.res5.")) and ".res5.norm." not in key
     }
-    require_same(named, wanted)
+    require_matching_weights(named, wanted)
     detector.load_state_dict(named, strict=False)
 
 
-def require_same(given: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
-    """Compares a backbone's weights with the wanted ones: all names, though batch counters may lack, and all shapes.
+def require_matching_weights(given: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
+    """Compare the names and shapes of the weights of a backbone with those of a model.
+
+    Counters of batches (`num_batches_tracked`) may be missing.
 
     Raises:
-        InputError: naming the first difference.
+        InputError: a weight is missing, unknown or of another shape. The message names the first one.
     """
     needed = {key for key in wanted if not key.endswith(".num_batches_tracked")}
     for problem, keys in (("missing", needed - set(given)), ("unknown", set(given) - set(wanted))):
         if keys:
             raise InputError(
-                f"backbone weights: {len(keys)} {problem}, such as {min(keys)}; "
-                "expected those of this detector's backbone; set model.* as it was pre-trained"
+                f"backbone weights: {len(keys)} {problem}, such as {min(keys)}; expected the weights of this "
+                "detector's backbone; set model.* as in pre-training"
             )
     for key, value in given.items():
         if value.shape != wanted[key].shape:
             raise InputError(
                 f"backbone weights: {key} has shape {tuple(value.shape)}, expected {tuple(wanted[key].shape)}; "
-                "set model.* as the backbone was pre-trained"
+                "set model.* as in pre-training"
             )

@@ -1,4 +1,4 @@
-"""The heads of the regions: conv5 of each proposal, shared by the class, the box and the mask."""
+"""The heads on regions: conv5 of each region, shared by the heads for the class, the box and the mask."""
 
 from typing import NamedTuple
 
@@ -14,19 +14,19 @@ from transfer.detection.modeling import boxes as box_ops
 from transfer.detection.modeling.resnet import Res5, stage_channels
 from transfer.detection.structures import Detections, Target
 
-_WEIGHTS = (10.0, 5.0)
-_THRESHOLD = 0.5
+_DELTA_WEIGHTS = (10.0, 5.0)
+_FOREGROUND_OVERLAP = 0.5
 _FOREGROUND_FRACTION = 0.25
 
 
 class Regions(NamedTuple):
-    """The regions of one image that the losses are computed on, the f foreground ones first.
+    """The r regions of one image that the losses are computed on. The first f regions are foreground.
 
     Attributes:
         boxes: (r, 4).
         classes: (r,) int64, `num_classes` for background.
-        objects: (f,) int64, the objects of the foreground.
-        targets: (f, 4) boxes of those objects.
+        objects: (f,) int64, index of the object of each foreground region.
+        targets: (f, 4), box of the object of each foreground region.
     """
 
     boxes: Tensor
@@ -36,7 +36,10 @@ class Regions(NamedTuple):
 
 
 class BoxPredictor(nn.Module):
-    """Region features (r, C) -> class logits (r, K + 1), background last, and deltas (r, K, 4), one for each class."""
+    """The linear layers for class and box.
+
+    Region features (r, C) -> logits (r, K + 1) with the background last, and deltas (r, K, 4) for each class.
+    """
 
     def __init__(self, channels: int, classes: int) -> None:
         super().__init__()
@@ -52,7 +55,7 @@ class BoxPredictor(nn.Module):
 
 
 class MaskHead(nn.Module):
-    """Features (f, C, s, s) -> logits (f, K, 2 s, 2 s) of one mask for each class."""
+    """The mask head: features (f, C, s, s) -> logits (f, K, 2 s, 2 s) of one mask for each class."""
 
     def __init__(self, channels: int, config: ModelConfig) -> None:
         super().__init__()
@@ -69,7 +72,7 @@ class MaskHead(nn.Module):
 
 
 class RoIHeads(nn.Module):
-    """Samples, pools and classifies regions."""
+    """The last stage of the network and the heads for class, box and mask."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -83,13 +86,14 @@ class RoIHeads(nn.Module):
     def sample(
         self, proposals: list[Tensor], targets: list[Target], generators: list[torch.Generator]
     ) -> list[Regions]:
-        """Draws the regions of every image from its proposals and its objects' boxes, a quarter foreground if possible.
+        """Draw the regions of every image from its proposals and the boxes of its objects.
 
-        Foreground overlaps an object by at least 0.5. Without an object everything is background.
+        A region is foreground if its overlap with an object is at least 0.5, else background. At most a quarter of the
+        regions are foreground.
         """
-        candidates = [torch.cat([some, target.boxes]) for some, target in zip(proposals, targets, strict=True)]
+        candidates = [torch.cat([own, target.boxes]) for own, target in zip(proposals, targets, strict=True)]
         matched = [
-            box_ops.match(box_ops.iou(target.boxes, boxes), _THRESHOLD, _THRESHOLD)
+            box_ops.match(box_ops.iou(target.boxes, boxes), _FOREGROUND_OVERLAP, _FOREGROUND_OVERLAP)
             for boxes, target in zip(candidates, targets, strict=True)
         ]
         labels = [labels for _, labels in matched]
@@ -99,11 +103,11 @@ class RoIHeads(nn.Module):
             candidates, targets, matched, drawn, strict=True
         ):
             chosen = objects[foreground]
-            nothing = torch.full_like(background, self.config.num_classes)
+            background_classes = torch.full_like(background, self.config.num_classes)
             regions.append(
                 Regions(
                     boxes=boxes[torch.cat([foreground, background])],
-                    classes=torch.cat([target.classes[chosen], nothing]),
+                    classes=torch.cat([target.classes[chosen], background_classes]),
                     objects=chosen,
                     targets=target.boxes[chosen],
                 )
@@ -111,10 +115,16 @@ class RoIHeads(nn.Module):
         return regions
 
     def losses(self, features: Tensor, regions: list[Regions], targets: list[Target]) -> dict[str, Tensor]:
-        """Cross-entropy of the classes, L1 distance of the boxes over all regions, and cross-entropy of the masks."""
+        """Compute the losses of the regions.
+
+        Returns:
+            loss_cls: cross-entropy of the classes, mean over all regions.
+            loss_box_reg: L1 distance of the deltas of the foreground, divided by the number of all regions.
+            loss_mask: binary cross-entropy of the masks of the foreground, mean over pixels; only with a mask head.
+        """
         counts = [len(region.objects) for region in regions]
         foreground = torch.cat([region.boxes[:number] for region, number in zip(regions, counts, strict=True)])
-        # The mask targets are made on the CPU. Asked for before the heavy part, this need not wait for it.
+        # The mask targets are computed on the CPU. The copies start here, so they do not wait for the last stage.
         places, objects = fetch(foreground), fetch(torch.cat([region.objects for region in regions]))
         shared = self.res5(self.res5.project(features), [region.boxes for region in regions])
         logits, deltas = self.box_predictor(shared.mean(dim=(2, 3)))
@@ -122,14 +132,14 @@ class RoIHeads(nn.Module):
         count = max(1, len(classes))
         losses = {"loss_cls": F.cross_entropy(logits.float(), classes, reduction="sum") / count}
         chosen = self._foreground_rows(regions, shared.device)
-        wanted = box_ops.encode(foreground, torch.cat([region.targets for region in regions]), _WEIGHTS)
+        wanted = box_ops.encode(foreground, torch.cat([region.targets for region in regions]), _DELTA_WEIGHTS)
         predicted = deltas[chosen, classes[chosen]].float()
         losses["loss_box_reg"] = F.l1_loss(predicted, wanted, reduction="sum") / count
         if self.mask_head is not None:
             masks = self.mask_head(shared[chosen])
             masks = masks[torch.arange(len(chosen), device=masks.device), classes[chosen]]
             parts = zip(targets, objects.read().split(counts), places.read().split(counts), strict=True)
-            crops = [crop_targets(target.masks, some, boxes, masks.shape[-1]) for target, some, boxes in parts]
+            crops = [crop_targets(target.masks, own, boxes, masks.shape[-1]) for target, own, boxes in parts]
             truth = send(torch.cat(crops), masks.device).float()
             entropy = F.binary_cross_entropy_with_logits(masks.float(), truth, reduction="sum")
             losses["loss_mask"] = entropy / max(1, masks.numel())
@@ -137,7 +147,7 @@ class RoIHeads(nn.Module):
 
     @staticmethod
     def _foreground_rows(regions: list[Regions], device: torch.device) -> Tensor:
-        """Rows of the foreground among the regions of all images, (f,) int64."""
+        """Return the rows of the foreground among the regions of all images, (f,) int64."""
         rows, start = [], 0
         for region in regions:
             rows.append(torch.arange(start, start + len(region.objects), device=device))
@@ -145,12 +155,16 @@ class RoIHeads(nn.Module):
         return torch.cat(rows)
 
     def detect(self, features: Tensor, proposals: list[Tensor], sizes: list[tuple[int, int]]) -> list[Detections]:
-        """Classified boxes, and their masks, in pixels of the images as the network sees them.
+        """Classify and refine the proposals and predict the masks of the detections.
 
-        Scores above `score_threshold`, non-maximum suppression in each class, at most `detections_per_image`.
+        The detections of an image have scores above `score_threshold`, after non-maximum suppression within each class.
+        At most `detections_per_image` are kept.
 
         Args:
-            sizes: (height, width) of the images before padding.
+            sizes: (height, width) of the resized images before padding.
+
+        Returns:
+            The detections of each image, in pixels of the resized image.
         """
         maps = self.res5.project(features)
         shared = self.res5(maps, proposals)
@@ -158,7 +172,7 @@ class RoIHeads(nn.Module):
         del shared
         counts = [len(boxes) for boxes in proposals]
         scores = logits.float().softmax(dim=1)
-        boxes = box_ops.decode(deltas, torch.cat(proposals), _WEIGHTS)
+        boxes = box_ops.decode(deltas, torch.cat(proposals), _DELTA_WEIGHTS)
         found = [self._select(*parts) for parts in zip(scores.split(counts), boxes.split(counts), sizes, strict=True)]
         if self.mask_head is None:
             return found
@@ -169,7 +183,7 @@ class RoIHeads(nn.Module):
         return [detections._replace(masks=mask) for detections, mask in zip(found, masks, strict=True)]
 
     def _select(self, scores: Tensor, boxes: Tensor, size: tuple[int, int]) -> Detections:
-        """Detections of one image from scores (r, K + 1) and boxes (r, K, 4)."""
+        """Select the detections of one image from scores (r, K + 1) and boxes (r, K, 4)."""
         finite = scores.isfinite().all(dim=1) & boxes.isfinite().all(dim=(1, 2))
         likely = (scores[:, :-1] > self.config.score_threshold) & finite[:, None]
         region, category = likely.nonzero(as_tuple=True)

@@ -16,14 +16,14 @@ from transfer.detection.modeling.anchors import Anchors
 from transfer.detection.modeling.resnet import stage_channels
 from transfer.detection.structures import Target
 
-_WEIGHTS = (1.0, 1.0)
-_LOW, _HIGH = 0.3, 0.7
+_DELTA_WEIGHTS = (1.0, 1.0)
+_BACKGROUND_OVERLAP, _FOREGROUND_OVERLAP = 0.3, 0.7
 _FOREGROUND_FRACTION = 0.5
 _NMS_THRESHOLD = 0.7
 
 
 class Predictions(NamedTuple):
-    """For n images and a anchors: logits (n, a), deltas (n, a, 4), and the anchors (a, 4)."""
+    """The outputs of the network for n images and A anchors: logits (n, A), deltas (n, A, 4) and anchors (A, 4)."""
 
     logits: Tensor
     deltas: Tensor
@@ -31,9 +31,11 @@ class Predictions(NamedTuple):
 
 
 class Samples(NamedTuple):
-    """The anchors of one image that the losses are computed on: positions, and what they are to be moved to.
+    """The anchors of one image that the losses are computed on.
 
-    `foreground` (f,) and `background` (b,) are int64; `boxes` (f, 4) belong to the former.
+    Attributes:
+        foreground, background: (f,) and (b,) int64, indices of anchors.
+        boxes: (f, 4), box of the object of each foreground anchor.
     """
 
     foreground: Tensor
@@ -42,7 +44,10 @@ class Samples(NamedTuple):
 
 
 class Head(nn.Module):
-    """Features (N, C, H, W) -> logits (N, A, H, W) and deltas (N, 4 A, H, W) of A anchors at every position."""
+    """The convolutions of the network.
+
+    Features (N, C, H, W) -> logits (N, A, H, W) and deltas (N, 4 A, H, W) for the A anchors of every position.
+    """
 
     def __init__(self, channels: int, anchors: int) -> None:
         super().__init__()
@@ -60,7 +65,7 @@ class Head(nn.Module):
 
 
 class RPN(nn.Module):
-    """Scores and moves the anchors; the best of them are the proposals."""
+    """The region proposal network. The anchors with the best scores, moved by the deltas, are the proposals."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -69,7 +74,7 @@ class RPN(nn.Module):
         self.rpn_head = Head(stage_channels(config, 4), len(self.anchors.cells))
 
     def predict(self, features: Tensor) -> Predictions:
-        """Logits and deltas in the order of the anchors: row, column, size, ratio."""
+        """Compute logits and deltas in the order of the anchors: row, column, size, ratio."""
         logits, deltas = self.rpn_head(features)
         n, _, height, width = logits.shape
         return Predictions(
@@ -80,13 +85,16 @@ class RPN(nn.Module):
 
     @torch.no_grad()
     def sample(self, anchors: Tensor, targets: list[Target], generators: list[torch.Generator]) -> list[Samples]:
-        """Draws the anchors of every image, half of them foreground if there are enough.
+        """Draw the anchors of every image, at most half of them foreground.
 
-        An anchor is foreground from an overlap of 0.7 with an object on, or where none overlaps that object more, and
-        background below 0.3. Without an object every anchor is background.
+        An anchor is foreground if its overlap with an object is at least 0.7, or if no other anchor overlaps that
+        object more. Otherwise it is background if its overlap is below 0.3, and is not drawn if it is from 0.3 to 0.7.
         """
         matched = [
-            box_ops.match(box_ops.iou(target.boxes, anchors), _LOW, _HIGH, low_quality=True) for target in targets
+            box_ops.match(
+                box_ops.iou(target.boxes, anchors), _BACKGROUND_OVERLAP, _FOREGROUND_OVERLAP, low_quality=True
+            )
+            for target in targets
         ]
         labels = [labels for _, labels in matched]
         drawn = box_ops.sample(labels, self.config.rpn_batch, _FOREGROUND_FRACTION, generators)
@@ -96,16 +104,17 @@ class RPN(nn.Module):
         ]
 
     def losses(self, predictions: Predictions, samples: list[Samples]) -> dict[str, Tensor]:
-        """Binary cross-entropy of the logits and L1 distance of the deltas.
+        """Compute the binary cross-entropy of the logits and the L1 distance of the deltas.
 
-        Both are summed and divided by `rpn_batch` times the number of images, however many were drawn.
+        Both are sums, divided by `rpn_batch` times the number of images. The divisor does not depend on the number of
+        drawn anchors.
         """
         logits, labels, deltas, targets = [], [], [], []
         for n, drawn in enumerate(samples):
             logits += [predictions.logits[n, drawn.foreground], predictions.logits[n, drawn.background]]
             labels += [torch.ones_like(logits[-2]), torch.zeros_like(logits[-1])]
             deltas.append(predictions.deltas[n, drawn.foreground])
-            targets.append(box_ops.encode(predictions.anchors[drawn.foreground], drawn.boxes, _WEIGHTS))
+            targets.append(box_ops.encode(predictions.anchors[drawn.foreground], drawn.boxes, _DELTA_WEIGHTS))
         count = self.config.rpn_batch * len(samples)
         cross_entropy = F.binary_cross_entropy_with_logits(
             torch.cat(logits).float(), torch.cat(labels).float(), reduction="sum"
@@ -115,13 +124,17 @@ class RPN(nn.Module):
 
     @torch.no_grad()
     def propose(self, predictions: Predictions, sizes: list[tuple[int, int]]) -> list[Tensor]:
-        """The proposals of every image, best first: at most `post_nms_*` boxes (p, 4) inside it.
+        """Select the proposals of every image.
 
         Args:
             sizes: (height, width) of the images before padding.
 
+        Returns:
+            At most `post_nms_*` boxes (p, 4) inside each image, in order of decreasing score. In test, boxes and scores
+            that are not finite are dropped.
+
         Raises:
-            DivergedError: a box or score is not finite, in training; in test such boxes are dropped.
+            DivergedError: in training, a box or score is not finite.
         """
         config = self.config
         before, after = (
@@ -133,19 +146,22 @@ class RPN(nn.Module):
         boxes, summaries = [], []
         for n, (height, width) in enumerate(sizes):
             deltas = predictions.deltas[n, order[n]]
-            moved = box_ops.decode(deltas[:, None], predictions.anchors[order[n]], _WEIGHTS)[:, 0]
+            moved = box_ops.decode(deltas[:, None], predictions.anchors[order[n]], _DELTA_WEIGHTS)[:, 0]
             finite = moved.isfinite().all(dim=1) & scores[n].isfinite()
             clipped = box_ops.clip(moved, height, width)
             valid = finite & box_ops.nonempty(clipped)
-            # To leave boxes out the host would have to wait. One without area suppresses none and is suppressed by
-            # none, and with the lowest score it comes after all others.
+            # The host would have to wait to remove invalid boxes here, so they become boxes without area and with the
+            # lowest score. Such boxes do not change the suppression of the others, and they come last.
             boxes.append((torch.where(valid[:, None], clipped, 0.0), torch.where(valid, scores[n].float(), -math.inf)))
             summaries.append(torch.stack([finite.all(), (~valid).sum()]))
-        fetched = fetch(torch.stack(summaries))  # has arrived when the host, which waits in `nms`, goes on
+        fetched = fetch(torch.stack(summaries))  # the host waits in `nms` anyway; the copy is complete after that
         kept = [nms(*pair, _NMS_THRESHOLD) for pair in boxes]
         proposals = []
         for (clipped, _), chosen, (all_finite, left_out) in zip(boxes, kept, fetched.read().tolist(), strict=True):
             if self.training and not all_finite:
-                raise DivergedError("the proposal network's boxes or scores are not finite; lower lr or warm up longer")
+                raise DivergedError(
+                    "the boxes or scores of the region proposal network are not finite; lower lr, or increase "
+                    "warmup_iterations"
+                )
             proposals.append(clipped[chosen[: min(after, len(chosen) - left_out)]])
         return proposals
