@@ -1,10 +1,10 @@
-"""Time to read and check the annotations of a data set as large as COCO train2017, and its parts.
+"""Time reading and checking the annotations of a data set as large as COCO train2017, in total and by part.
 
     python benchmarks/coco_annotations.py --source FOLDER          118,287 images, 860,001 annotations; about a minute
 
-FOLDER holds any small data set in COCO's layout (annotations/instances_train2017.json, train2017/). Its entries are
-repeated under new ids until there are as many as asked for, its image files hard-linked or else copied under new names.
-The files lie in the page cache when they are measured; from a disk that is far away, opening them takes longer.
+FOLDER contains any small data set in the layout of COCO (annotations/instances_train2017.json, train2017/). Its entries
+are repeated with new ids up to the requested number. Its image files are hard-linked, or copied, under new names. All
+files are in the page cache during the measurement; opening them from a network disk takes longer.
 """
 
 import argparse
@@ -26,7 +26,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import orjson
 
-from transfer.detection.annotations import coco, image_sizes
+from transfer.detection.annotations.coco import read_coco
+from transfer.detection.annotations.image_sizes import check_image_sizes
 from transfer.detection.annotations.split import read_split
 from transfer.detection.config import AnnotatedDataConfig
 
@@ -34,7 +35,7 @@ LISTING, PICTURES = Path("annotations/instances_train2017.json"), Path("train201
 
 
 def enlarge(source: Path, root: Path, images: int, objects: int) -> None:
-    """Writes the large data set."""
+    """Write the large data set."""
     document = json.loads((source / LISTING).read_text())
     of_image: dict[int, list[dict[str, Any]]] = {entry["id"]: [] for entry in document["images"]}
     for entry in document["annotations"]:
@@ -67,7 +68,7 @@ def main() -> None:
     parser.add_argument("--source", type=Path, required=True)
     parser.add_argument("--images", type=int, default=118_287)
     parser.add_argument("--objects", type=int, default=860_001)
-    parser.add_argument("--folder", type=Path, help="where to put, and keep, the large data set")
+    parser.add_argument("--folder", type=Path, help="folder of the large data set, which is kept")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         root = options.folder or Path(temporary) / "coco"
@@ -76,14 +77,14 @@ def main() -> None:
         megabytes = (root / LISTING).stat().st_size / 1e6
         whole, read = timed(lambda: read_split(AnnotatedDataConfig(root=str(root)), "train", masks=True))
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        everything = coco.read(root / LISTING, root / PICTURES, name="coco", masks=False, evaluated=False)
+        everything = read_coco(root / LISTING, root / PICTURES, name="coco", masks=False, evaluated=False)
         ids, names = everything.image_ids.tolist(), [name.decode() for name in everything.file_names]
         sizes = np.stack([everything.widths, everything.heights], 1)
-        headers, _ = timed(lambda: image_sizes.check(root / LISTING, root / PICTURES, ids, names, sizes))
+        headers, _ = timed(lambda: check_image_sizes(root / LISTING, root / PICTURES, ids, names, sizes))
         gc.disable()
         parsing, _ = timed(lambda: orjson.loads((root / LISTING).read_bytes()))
     print(f"{len(everything)} images, {len(read.annotation_ids)} objects, {megabytes:.0f} MB of JSON: {read.notes}")
-    print(f"whole {whole:.1f} s; of that JSON {parsing:.1f} s, image headers {headers:.1f} s, peak {memory:.1f} GiB")
+    print(f"total {whole:.1f} s, of which JSON {parsing:.1f} s, image headers {headers:.1f} s, peak {memory:.1f} GiB")
 
 
 if __name__ == "__main__":

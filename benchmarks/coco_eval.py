@@ -1,10 +1,10 @@
-"""COCO evaluation: seconds of ours, with its checks, against pycocotools', and that the numbers are equal.
+"""Time the COCO evaluation of this project, with its checks, against pycocotools, and compare the results.
 
     python benchmarks/coco_eval.py                         1000 images with 100 detections each, about a minute
     python benchmarks/coco_eval.py --images 100
 
-Every way reads the same annotation file and the same list of detections. Best of `--repeats` within one run; the masks
-are rough ellipses of 20 points and more.
+All methods read the same annotation file and the same list of detections. Times are the best of `--repeats` in one run.
+The masks are rough ellipses of at least 20 points.
 """
 
 import argparse
@@ -32,7 +32,7 @@ HEIGHT, WIDTH, CATEGORIES = 480, 640, 80
 
 
 def outline(box: np.ndarray, random: np.random.Generator) -> list[float]:
-    """A polygon like an object's: around the middle of the box, its radius up to a fifth shorter here and there."""
+    """Draw a polygon like that of an object: around the center of the box, with a radius reduced by up to a fifth."""
     points = int(random.integers(20, 40))
     angles = np.linspace(0, 2 * np.pi, points, endpoint=False)
     radius = random.uniform(0.4, 0.5, points)
@@ -42,14 +42,14 @@ def outline(box: np.ndarray, random: np.random.Generator) -> list[float]:
 
 
 def boxes(count: int, random: np.random.Generator) -> np.ndarray:
-    """Boxes (count, 4) [x, y, width, height] inside the image, sizes as in COCO: many small, some as large as it."""
+    """Draw boxes (count, 4) [x, y, width, height] inside the image, as in COCO: many small, some as large as it."""
     sides = np.exp(random.uniform(np.log(12), np.log([WIDTH * 0.9, HEIGHT * 0.9]), (count, 2)))
     corners = random.uniform(0, 1, (count, 2)) * ([WIDTH, HEIGHT] - sides)
     return np.concatenate([corners, sides], 1)
 
 
 def problem(images: int, per_image: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Annotations, seven objects an image as in COCO; detections, three near each object, the others anywhere."""
+    """Draw seven objects per image as in COCO, and detections: three near each object, others anywhere."""
     random = np.random.default_rng(0)
     truth: dict[str, Any] = {
         "images": [{"id": i + 1, "height": HEIGHT, "width": WIDTH} for i in range(images)],
@@ -78,7 +78,7 @@ def problem(images: int, per_image: int) -> tuple[dict[str, Any], list[dict[str,
 
 
 def peer(evaluator: str, truth: Path, results: list[dict[str, Any]], iou_type: str) -> list[float]:
-    """A package as its own demonstration uses it: the first six of the twelve numbers, 0 to 100."""
+    """Evaluate with a package as its demonstration does; return the first six of the twelve numbers, 0 to 100."""
     if evaluator == "pycocotools":
         from pycocotools.coco import COCO
         from pycocotools.cocoeval import COCOeval
@@ -101,7 +101,7 @@ def ours(evaluator: str, truth: Path, results: list[dict[str, Any]], iou_type: s
     return [found.get(f"{iou_type}/{name}", -100.0) for name in ("AP", "AP50", "AP75", "APs", "APm", "APl")]
 
 
-# The first one is what the others are compared with.
+# The first method is the reference.
 WAYS: dict[str, Callable[[Path, list[dict[str, Any]], str], list[float]]] = {
     "pycocotools": functools.partial(peer, "pycocotools"),
     "faster-coco-eval": functools.partial(peer, "faster-coco-eval"),
@@ -113,12 +113,12 @@ WAYS: dict[str, Callable[[Path, list[dict[str, Any]], str], list[float]]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=1000)
-    parser.add_argument("--detections", type=int, default=100, help="of each image")
+    parser.add_argument("--detections", type=int, default=100, help="number per image")
     parser.add_argument("--repeats", type=int, default=1)
     options = parser.parse_args()
     truth, results = problem(options.images, options.detections)
     print(f"{options.images} images, {len(truth['annotations'])} objects, {len(results)} detections")
-    print("| way | boxes s | pycocotools / it | masks s | pycocotools / it | largest difference |")
+    print("| method | boxes, s | pycocotools / method | masks, s | pycocotools / method | largest difference |")
     print("| --- | --- | --- | --- | --- | --- |")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "truth.json"

@@ -1,10 +1,10 @@
-"""Converting a ResNet-50 checkpoint, against only loading and saving the same file with PyTorch.
+"""Time the conversion of a ResNet-50 checkpoint against loading and saving the same file with PyTorch.
 
-    python benchmarks/convert.py                            MoCo's layout with its momentum copy, a few seconds a target
+    python benchmarks/convert.py                            MoCo layout with momentum copy, a few seconds per target
     python benchmarks/convert.py --threads 1 --repeats 5
 
-Times are the best of `--repeats` within one run. A conversion also hashes both files, reads the written one back and
-runs the network on both: that is in its time. The file is written by this script, with random weights.
+Times are the best of `--repeats` in one run. The time of a conversion includes hashing both files, reading the written
+file and running the network on both. This script writes the source file, with random weights.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from transfer.convert import TARGETS, convert
 
 
 def write_checkpoint(path: Path) -> None:
-    """Query and momentum encoder as MoCo stores them, without optimizer state: about 180 MiB."""
+    """Write a query and a momentum encoder as MoCo does, without optimizer state: about 180 MiB."""
     tensors = {}
     for name in ("encoder_q", "encoder_k"):
         state = build_backbone("resnet50").state_dict()
@@ -58,7 +58,7 @@ def main() -> None:
                 best[name] = min(best[name], seconds(work))
         reference = best["torch.load + torch.save"]
         print(f"{source.stat().st_size / 2**20:.0f} MiB, {options.threads} threads, best of {options.repeats}")
-        print("| way | seconds | / load + save |\n| --- | --- | --- |")
+        print("| method | seconds | / load + save |\n| --- | --- | --- |")
         for name, value in best.items():
             print(f"| {name} | {value:.2f} | {value / reference:.2f} |")
 

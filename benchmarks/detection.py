@@ -1,12 +1,12 @@
-"""The built-in detector against Detectron2: seconds of a training step and of inference, same weights and inputs.
+"""Time a training step and inference of the built-in detector against Detectron2, with equal weights and inputs.
 
     python benchmarks/detection.py                                    320x427, about 90 seconds on one core
     python benchmarks/detection.py --size 800 1067 --regions 128 --proposals 300 --repeats 1
     python benchmarks/detection.py --engines builtin --device cuda --precision bf16 --channels-last
 
-Wall time, the best of `--repeats` with the ways alternating in one process. The work of both engines follows the number
-of regions, which is cut: the official ones are 512 in training and 1000 in test. On a CPU `intl-bench` also lets the
-process keep the memory that it frees, which Detectron2's own tools do not: the last way.
+Wall time, best of `--repeats`; the methods alternate in one process. The work of both engines grows with the number of
+regions, which is reduced here: the official numbers are 512 in training and 1000 in test. On a CPU, `intl-bench` also
+keeps freed memory in the process, which the tools of Detectron2 do not do; the last method includes this.
 """
 
 import argparse
@@ -60,16 +60,16 @@ def detectron2_ways(model: Any, images: list, targets: list) -> tuple[Callable, 
 
     def detect() -> None:
         with torch.inference_mode():
-            # The masks are left at the size of the mask head, as the built-in detector leaves them.
+            # The masks keep the size of the mask head, as in the built-in detector.
             model.eval().inference([{"image": item["image"]} for item in inputs], do_postprocess=False)
 
     return train, detect
 
 
 def use_allocator(keep: bool) -> None:
-    """glibc's with its defaults, or as `keep_freed_memory` sets it; nothing is left over from before."""
+    """Set the allocator of glibc to its defaults or to `keep_freed_memory`, and release freed memory."""
     library = ctypes.CDLL(None)
-    library.mallopt(-1, 64 * 2**20)  # where its own adaptation would have arrived
+    library.mallopt(-1, 64 * 2**20)  # the value that the automatic adaptation reaches
     library.mallopt(-4, 65536)
     if keep:
         keep_freed_memory()
@@ -109,12 +109,12 @@ def main() -> None:
             ways[KEPT] = ways["builtin"]
 
     seconds: dict[tuple[str, int], float] = {(name, kind): math.inf for name in ways for kind in (0, 1)}
-    for repeat in range(options.repeats + 1):  # the first time warms up
+    for repeat in range(options.repeats + 1):  # the first repeat warms up
         for name, kind in seconds:
             if options.device == "cpu" and kind == 0:
                 use_allocator(name == KEPT)
                 if name == KEPT:
-                    ways[name][kind]()  # what is to be kept has to be there
+                    ways[name][kind]()  # allocates the memory that is kept
             started = time.perf_counter()
             with torch.autocast(options.device, torch.bfloat16, enabled=options.precision == "bf16"):
                 ways[name][kind]()
@@ -123,12 +123,13 @@ def main() -> None:
             if repeat:
                 seconds[name, kind] = min(seconds[name, kind], time.perf_counter() - started)
     print(
-        f"{options.images} x {size[0]}x{size[1]}, {options.regions} regions an image in training, {options.proposals} "
+        f"{options.images} x {size[0]}x{size[1]}, {options.regions} regions per image in training, {options.proposals} "
         f"proposals in test, {options.device}, {options.precision}, {torch.get_num_threads()} threads, "
         f"best of {options.repeats}"
     )
     print(
-        "| way | training step s | detectron2 / it | inference s | detectron2 / it |\n| --- | --- | --- | --- | --- |"
+        "| method | training step, s | detectron2 / method | inference, s | detectron2 / method |\n"
+        "| --- | --- | --- | --- | --- |"
     )
     if "detectron2" not in ways:
         print("| detectron2 | not installed | | | |")

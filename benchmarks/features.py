@@ -1,13 +1,13 @@
-"""Features of a frozen backbone: seconds of `transfer.features.extract` against a plain loop, and what each part gains.
+"""Time `transfer.features.extract` of a frozen backbone against a plain loop, and the gain of each part.
 
     python benchmarks/features.py                               ResNet-50, 48 JPEGs of 500x375, about two minutes
     python benchmarks/features.py --backbone resnet18 --images 256
     python benchmarks/features.py --device cuda --images 2048 --batch 256 --workers 8 --precision bf16
 
 The plain loop is `for images, labels in DataLoader(dataset): model(images)` in eval mode without gradients, with PIL
-and torchvision's transforms (256, 224) and float32 images. Each way is that of the line above it and one thing more.
-Every measurement is a process of its own, because the last thing changes its memory allocator; the ways alternate and
-the best of `--repeats` counts. The first batch warms up; `extract` has the same images behind it once.
+and the transforms of torchvision (256, 224) and float32 images. Each method adds one part to the method in the line
+above. Each measurement runs in its own process, because the last part changes the memory allocator. The methods
+alternate; the best of `--repeats` counts. The first batch warms up; `extract` has processed the same images once.
 """
 
 import argparse
@@ -33,7 +33,7 @@ WAYS = {
 
 
 def make_folder(root: Path, images: int) -> None:
-    """JPEGs of 500x375 with the detail of photographs, in two classes."""
+    """Create JPEGs of 500x375 with the detail of photographs, in two classes."""
     import numpy as np
     from PIL import Image
 
@@ -49,7 +49,7 @@ def make_folder(root: Path, images: int) -> None:
 
 
 def measure(way: str, options: argparse.Namespace) -> dict[str, Any]:
-    """Seconds for all images, and their features in a file."""
+    """Return the seconds for all images, and write their features to a file."""
     import torch
     from torch.utils.data import DataLoader
     from torchvision import datasets, transforms
@@ -71,7 +71,7 @@ def measure(way: str, options: argparse.Namespace) -> dict[str, Any]:
     device = torch.device(options.device, 0) if options.device == "cuda" else torch.device("cpu")
 
     def ours() -> torch.Tensor:
-        shutil.rmtree(FOLDER, ignore_errors=True)  # nothing is in the cache
+        shutil.rmtree(FOLDER, ignore_errors=True)  # empty cache
         checkpoint = Checkpoint(
             path=Path("case"),
             sha256="",
@@ -129,11 +129,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backbone", default="resnet50")
     parser.add_argument("--images", type=int, default=48)
-    parser.add_argument("--batch", type=int, default=32, help="of the plain loop")
+    parser.add_argument("--batch", type=int, default=32, help="batch size of the plain loop")
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"], help="of transfer.features")
+    parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"], help="precision of transfer.features")
     parser.add_argument("--root", help=argparse.SUPPRESS)
     parser.add_argument("--way", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -156,7 +156,9 @@ def main() -> None:
         f"{options.backbone}, {options.images} images, batch {options.batch}, {options.device}, {options.workers} "
         f"workers, {result['threads']} threads, transfer.features in {options.precision}, best of {options.repeats}"
     )
-    print("| way | ms an image | plain loop / it | features differ by (relative) |\n| --- | --- | --- | --- |")
+    print(
+        "| method | ms per image | plain loop / method | relative difference of features |\n| --- | --- | --- | --- |"
+    )
     reference = features["plain loop"]
     for way, value in seconds.items():
         difference = float((features[way] - reference).norm() / reference.norm())

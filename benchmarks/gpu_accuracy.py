@@ -1,14 +1,14 @@
-"""Pre-trains on CIFAR-10 and scores it, as far as nine minutes go; the same command goes on where it was stopped.
+"""Pre-train on CIFAR-10 and score the results within nine minutes; run the same command again to resume.
 
     python benchmarks/gpu_accuracy.py --out OUT                    both parts below, all in bf16
     python benchmarks/gpu_accuracy.py --out OUT --only full graph=true
     python benchmarks/gpu_accuracy.py --out OUT --device cpu --small
 
 subset: INTL, 1000 epochs on the 5,170 lossless images of cifar10_subset.npz. full: INTL, Barlow Twins and SimSiam,
-`--epochs` each, on all 50,000 images of cifar10_jpeg.tar.xz, a copy of the data set that was compressed as JPEG; its
-name is cifar10_jpeg in every record (docs/gpu_day.md says where it is from). Each is scored by 5-NN and by three linear
-classifiers. Overrides key=value are for all pre-trainings. OUT gets `accuracy.tar.gz`, records and logs, anew whenever
-something is scored. Runs and images live in RUNS, outside of the tree.
+`--epochs` each, on all 50,000 images of cifar10_jpeg.tar.xz, a JPEG-compressed copy of the data set. Its name is
+cifar10_jpeg in every record; docs/gpu_day.md gives its source. Each model is scored by 5-NN and by three linear
+classifiers. Overrides key=value apply to all pre-training runs. After each score, `accuracy.tar.gz` with records and
+logs is written to OUT. Runs and images are in RUNS, outside of the repository.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from intl_bench.core.errors import PREEMPTED, InputError
 from pretrain.images.data import DataConfig, normalization, open_source
 
 ROOT = Path(__file__).resolve().parents[1]
-SCORING = 60  # seconds that are kept for scoring a checkpoint
+SCORING = 60  # seconds reserved for the score of a checkpoint
 SUBSET, JPEG = "cifar10_subset.npz", "cifar10_jpeg.tar.xz"
 METHODS = ("intl", "barlow_twins", "simsiam")
 
@@ -41,14 +41,14 @@ Splits = dict[str, tuple[np.ndarray, np.ndarray]]
 
 
 class Unfinished(Exception):
-    """The time is up; the same command goes on."""
+    """Error if the time is over; run the same command again to resume."""
 
 
 def bench(words: list[str], options: argparse.Namespace, seconds: float) -> str:
-    """What a command of intl-bench printed; one that takes longer is stopped, and can go on.
+    """Run a command of intl-bench and return its output; stop it after `seconds`, so that it can be resumed.
 
     Raises:
-        Unfinished: it was stopped.
+        Unfinished: the command was stopped.
     """
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     command = [sys.executable, "-m", "intl_bench", *words]
@@ -59,14 +59,14 @@ def bench(words: list[str], options: argparse.Namespace, seconds: float) -> str:
             process.send_signal(signal.SIGTERM)
             printed = process.communicate(timeout=60)[0]
     if process.returncode in (PREEMPTED, -signal.SIGTERM):
-        raise Unfinished(f"{' '.join(words[:2])}: the time is up; the same command goes on")
+        raise Unfinished(f"{' '.join(words[:2])}: the time is over; run the same command again to resume")
     if process.returncode:
         sys.exit(f"intl-bench {' '.join(words)}: exit code {process.returncode}")
     return printed
 
 
 def write_npz(path: Path, splits: Splits, small: bool) -> None:
-    """An archive as `data.kind=npz` reads it; with `small` about a hundred images of each split."""
+    """Write an archive for `data.kind=npz`; with `small`, about a hundred images of each split."""
     arrays = {}
     for split, (images, labels) in splits.items():
         chosen = slice(None, None, max(1, len(images) // 100) if small else None)
@@ -80,7 +80,7 @@ def from_npz(path: Path) -> Splits:
 
 
 def from_jpeg(packed: Path) -> Splits:
-    """The decoded images of a compressed folder of train.pack and val.pack, and their labels."""
+    """Decode the images of a compressed folder with train.pack and val.pack; return images and labels."""
     with tempfile.TemporaryDirectory() as folder:
         with tarfile.open(packed) as archive:
             archive.extractall(folder, filter="data")
@@ -94,7 +94,7 @@ def from_jpeg(packed: Path) -> Splits:
 
 
 def prepare(part: str, options: argparse.Namespace) -> list[str]:
-    """The settings of a part's data, which is put where the runs are, so that records hold no path of one machine."""
+    """Put the data of a part next to the runs, so that records contain no local path; return its settings."""
     mean, std = normalization(DataConfig(kind="cifar10"))
     name, file = ("cifar10", SUBSET) if part == "subset" else ("cifar10_jpeg", "cifar10_jpeg.npz")
     path = options.runs / file
@@ -107,7 +107,7 @@ def prepare(part: str, options: argparse.Namespace) -> list[str]:
 
 
 def report(options: argparse.Namespace, text: str) -> None:
-    """Says what came out, and keeps all records and logs that there are."""
+    """Print a result, and save all records and logs."""
     print(text, flush=True)
     with tarfile.open(options.out / "accuracy.tar.gz", "w:gz") as archive:
         kept = [*options.runs.glob("results/records/*/*.json"), *options.runs.glob("runs/pretrain/*/*/metrics.jsonl")]
@@ -121,7 +121,7 @@ def train_and_score(part: str, method: str, data: list[str], options: argparse.N
     settings = [f"name={name}", f"epochs={epochs}", f"device={options.device}", "precision=bf16", *data]
     settings += [*([*SMALL, "workers=0"] if options.small else []), *options.settings]
     if gpu_timing.left(options.seconds) < SCORING:
-        raise Unfinished(f"{name}: the time is up; the same command goes on")
+        raise Unfinished(f"{name}: the time is over; run the same command again to resume")
     bench(["pretrain", f"cifar10_r18_{method}", *settings], options, gpu_timing.left(options.seconds) - SCORING)
     checkpoint = f"runs/pretrain/{name}/seed0/checkpoint.pt"
     for task in ("knn", "linear"):
@@ -135,16 +135,18 @@ def train_and_score(part: str, method: str, data: list[str], options: argparse.N
 
 def main() -> None:
     parser = gpu_timing.device_options(__doc__)
-    parser.add_argument("settings", nargs="*", metavar="key=value", help="of every pre-training, such as graph=true")
+    parser.add_argument(
+        "settings", nargs="*", metavar="key=value", help="overrides of every pre-training, such as graph=true"
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder of results")
-    parser.add_argument("--only", choices=["subset", "full"], help="this part alone")
+    parser.add_argument("--only", choices=["subset", "full"], help="run only this part")
     parser.add_argument("--data", type=Path, default=ROOT / "build" / "gpu_day", help=f"folder of {SUBSET} and {JPEG}")
     parser.add_argument("--runs", type=Path, default=Path(tempfile.gettempdir()) / "gpu_day_runs")
-    parser.add_argument("--epochs", type=int, default=50, help="of each method on all images")
-    parser.add_argument("--seconds", type=float, default=520, help="in which to come to an end")
+    parser.add_argument("--epochs", type=int, default=50, help="epochs of each method on all images")
+    parser.add_argument("--seconds", type=float, default=520, help="time limit in seconds")
     options = parser.parse_args()
     if options.small:
-        options.runs /= "small"  # whose images and runs nobody is to take for the others
+        options.runs /= "small"  # separate from the images and runs of full size
     parts = {"subset": ("intl",), "full": METHODS}
     if options.only:
         parts = {options.only: parts[options.only]}
@@ -152,7 +154,7 @@ def main() -> None:
     for part in parts:
         if not needed[part].exists():
             print(
-                f"{needed[part]}: not there, part {part} needs it (docs/gpu_day.md); --only names the other",
+                f"{needed[part]}: missing, but needed by part {part} (docs/gpu_day.md); use --only for the other part",
                 file=sys.stderr,
             )
             sys.exit(InputError.exit_code)

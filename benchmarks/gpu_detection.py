@@ -1,9 +1,9 @@
-"""The built-in Mask R-CNN R50-C4 beside torchvision's R50-FPN, another network: a training step and inference.
+"""Time a training step and inference of the built-in Mask R-CNN R50-C4, and of R50-FPN of torchvision for scale.
 
     python benchmarks/gpu_detection.py                     800 x 1067, the official numbers of regions
     python benchmarks/gpu_detection.py --device cpu --small
 
-A line of JSON for each; both in bf16, two images at a time, from weights drawn at random.
+Print a line of JSON for each measurement. Both networks use bf16, batches of two images and random weights.
 """
 
 import json
@@ -85,7 +85,7 @@ def main() -> None:
                 step = gpu_timing.seconds(work, device, 1 if small else 10)
             found = {"ms": 1e3 * step, "peak_mib": gpu_timing.peak_mib(device)}
             print(json.dumps({"detector": name, "what": kind, "images": IMAGES, "size": size} | found), flush=True)
-        del work  # it holds the model, which is not to stay beside the next one
+        del work  # frees the model before the next one is built
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""How fast this project is on a GPU: one process for each line below, in this order, and a table that grows.
+"""Measure the speed of this project on a GPU: one process per job, in the order of `jobs`; print a growing table.
 
     python benchmarks/gpu_speed.py --out OUT                       all of it, in at most nine minutes
-    python benchmarks/gpu_speed.py --out OUT --only detection      what time cut off, in a second command
+    python benchmarks/gpu_speed.py --out OUT --only detection      a job that the time limit cut off
     python benchmarks/gpu_speed.py --out OUT --device cpu --small
 
-OUT gets `speed.jsonl`, every number, and `kernels.txt`, the time of each kernel in a step. What is compiled comes last,
-each with a limit of its own. A step's share of its roofline is the time that its matrix products and memory traffic
-would take at the rates measured first (`pretrain --dry-run` counts them), over its own.
+The script writes `speed.jsonl` with every number and `kernels.txt` with the time of each kernel in a step to OUT.
+Compiled steps come last, each with its own time limit. The roofline column is the time of the matrix products and the
+memory traffic of a step at the rates measured first (`pretrain --dry-run` counts them), divided by the measured time.
 """
 
 import argparse
@@ -44,9 +44,9 @@ class Job:
     """One process: a script of benchmarks/ and its arguments.
 
     Attributes:
-        small: arguments instead of these where sizes have to be tiny.
-        limit: seconds after which it is ended.
-        environment: on top of this process's.
+        small: arguments that replace `words` with --small.
+        limit: time limit in seconds.
+        environment: variables added to the environment of this process.
     """
 
     words: tuple[str, ...]
@@ -60,8 +60,8 @@ def steps(recipe: str, *words: str, **options: Any) -> Job:
 
 
 def jobs(out: Path) -> dict[str, Job]:
-    """Name -> process, in the order of what is missed most."""
-    few = ("--steps", "10")  # of a tenth of a second each
+    """Return the jobs by name, the most important first."""
+    few = ("--steps", "10")  # a step takes a tenth of a second
     return {
         "rates": Job(words=("gpu_timing.py",)),
         "cifar": steps(CIFAR, "precision=bf16", "precision=fp16", "precision=fp32", "--parts"),
@@ -95,15 +95,15 @@ def jobs(out: Path) -> dict[str, Job]:
 
 
 def run(name: str, job: Job, options: argparse.Namespace) -> tuple[str, str | None]:
-    """What a job printed, and why it did not come to its end."""
+    """Run a job; return its output and the reason why it did not finish, or None."""
     left = gpu_timing.left(options.seconds)
     if left < 20:
-        return "", f"not measured, the time is up; --only {name} does"
+        return "", f"not measured, the time is over; run again with --only {name}"
     words = job.small if options.small and job.small is not None else job.words
     command = [sys.executable, str(HERE / words[0]), *words[1:], "--device", options.device]
     command += ["--small"] if options.small and job.small is None else []
     limit = min(job.limit, left)
-    # Files, not pipes: processes that a job leaves behind for a moment would hold these open.
+    # Files, not pipes: processes that outlive a job for a moment would keep pipes open.
     with tempfile.TemporaryFile("w+") as printed, tempfile.TemporaryFile("w+") as errors:
         try:
             done = subprocess.run(
@@ -116,14 +116,14 @@ def run(name: str, job: Job, options: argparse.Namespace) -> tuple[str, str | No
             stream.seek(0)
         said = errors.read().strip().splitlines()
         if wrong == FAILED:
-            wrong += f": {(said or ['no word'])[-1][:300]}"
-        elif wrong is None:  # a step that is not taken as it should be is no measurement of it
+            wrong += f": {(said or ['no message'])[-1][:300]}"
+        elif wrong is None:  # a step without the requested setting is not a valid measurement
             wrong = "\n".join(line for line in said if ": not used here, " in line) or None
         return printed.read(), wrong
 
 
 def ideal_device(rates: Row) -> Device:
-    """A device with the measured rates, for the plan."""
+    """Return a device with the measured rates, for the plan."""
     return Device(
         name=rates["device"],
         flops={unit: rates[unit] for unit in ("half", "conv32", "matmul32")},
@@ -133,7 +133,7 @@ def ideal_device(rates: Row) -> Device:
 
 
 class Report:
-    """What is printed and kept while jobs run."""
+    """Output of the jobs, printed and saved."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
@@ -141,7 +141,7 @@ class Report:
         self.rooflines: dict[str, float] = {}
 
     def add(self, name: str, printed: str) -> None:
-        """The lines of a job: JSON of a row each, or a table that is taken as it is."""
+        """Print the output of a job: lines of JSON as table rows, or a table unchanged."""
         rows = [json.loads(line) for line in printed.splitlines() if line.startswith("{") and line.endswith("}")]
         if not rows and printed:
             print(printed.rstrip())
@@ -157,7 +157,7 @@ class Report:
             print(*shown(row), sep="\n")
 
     def roofline(self, name: str, settings: str, ideal: Device) -> float:
-        """Milliseconds of a step of a recipe on a device that reaches its rates, however the step is launched."""
+        """Return the milliseconds of a step of a recipe at the measured rates, without launch times."""
         key = f"{name} {settings.split(',')[0]}"
         if key not in self.rooflines:
             recipe = recipe_of(name, settings, self.options.device, self.options.small)
@@ -166,7 +166,7 @@ class Report:
 
 
 def shown(row: Row) -> list[str]:
-    """The lines of a row: of a table where it has a rate."""
+    """Return the lines of a row: table lines if it has a rate, else text."""
     if "img/s" not in row:
         values = {key: f"{value:.4g}" if isinstance(value, float) else value for key, value in row.items()}
         return [", ".join(f"{key} {value}" for key, value in values.items())]
@@ -187,8 +187,8 @@ def shown(row: Row) -> list[str]:
 def main() -> None:
     parser = gpu_timing.device_options(__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder of results")
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="these alone, after the rates")
-    parser.add_argument("--seconds", type=float, default=520, help="in which all of it has to be done")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="run only these jobs, after the rates")
+    parser.add_argument("--seconds", type=float, default=520, help="time limit of all jobs in seconds")
     options = parser.parse_args()
     todo = jobs(options.out)
     if unknown := {*(options.only or [])} - {*todo}:
@@ -196,7 +196,7 @@ def main() -> None:
     todo = {name: job for name, job in todo.items() if not options.only or name in ("rates", *options.only)}
     options.out.mkdir(parents=True, exist_ok=True)
     report, failed = Report(options), False
-    # One at a time, except where nothing is measured.
+    # One job at a time, because concurrent jobs disturb the measurement; with --small nothing is measured.
     with ThreadPoolExecutor(2 if options.small else 1) as pool:
         for name, (printed, wrong) in zip(
             todo, pool.map(lambda name: run(name, todo[name], options), todo), strict=True

@@ -1,13 +1,13 @@
-"""Training steps of a recipe on noise, a line of JSON for each way to take them.
+"""Time training steps of a recipe on noise; print a line of JSON for each group of settings.
 
     python benchmarks/gpu_step.py cifar10_r18_intl precision=bf16 precision=fp16,graph=true
     python benchmarks/gpu_step.py imagenet_r50_intl precision=bf16 --parts
     python benchmarks/gpu_step.py cifar10_r18_intl precision=bf16 --profile kernels.txt
     python benchmarks/gpu_step.py cifar10_r18_intl precision=bf16 --device cpu --small
 
-CIFAR's images come from the training loader, as in a run; of ImageNet's one batch is on the device already.
-Milliseconds a step are those of whole steps between two waits, the median of three turns. `host_ms` is what the host
-needed to hand a step over: where it is as long as the step, the GPU waits for Python.
+CIFAR images come from the training loader, as in a run. For ImageNet, one batch on the device is used for all steps.
+Milliseconds per step are measured over many steps between two synchronizations; the median of three rounds counts.
+`host_ms` is the time that the host needs to launch a step. If it equals the time of the step, the GPU waits for Python.
 """
 
 import argparse
@@ -46,8 +46,8 @@ SMALL = [
 
 
 def recipe_of(name: str, settings: str, device: str, small: bool) -> Recipe:
-    """The recipe of a way to take steps: overrides key=value,key=value of a packaged one."""
-    # So gentle a rate that noise cannot make it diverge; it does not change the time.
+    """Load a packaged recipe with overrides key=value,key=value."""
+    # A low learning rate, which does not diverge on noise and does not change the time.
     overrides = [*(SMALL if small else []), "base_lr=0.001", f"device={device}", *settings.split(",")]
     recipe = load_recipe(name, overrides)
     if not small:
@@ -62,7 +62,7 @@ def noise(count: int, side: int) -> ArraySource:
 
 
 def batches_of(recipe: Recipe, device: torch.device, small: bool) -> Iterator[Batch]:
-    """Without an end, as the training loop gets them."""
+    """Yield batches without end, as in the training loop."""
     if recipe.data.kind != "imagefolder":
         source = noise(64 if small else 50_000, 32)
         options: dict[str, Any] = {"seed": 0, "batch_size": recipe.batch_size, "last_step": 10**9, "device": device}
@@ -73,7 +73,7 @@ def batches_of(recipe: Recipe, device: torch.device, small: bool) -> Iterator[Ba
 
 
 def warm_up(training: train.Training, batches: Iterator[Batch]) -> float:
-    """Takes the steps that compile, choose kernels and record; returns the seconds of the first one."""
+    """Do the steps that compile, select kernels and record; return the seconds of the first step."""
     started = time.perf_counter()
     training.take_step(next(batches)).values()
     first = time.perf_counter() - started
@@ -84,7 +84,7 @@ def warm_up(training: train.Training, batches: Iterator[Batch]) -> float:
 
 
 def timed(training: train.Training, batches: Iterator[Batch], steps: int) -> dict[str, Any]:
-    """Times, rates and memory of whole steps; each one's numbers are read while the next is computed, as in a run."""
+    """Measure time, rate and memory of whole steps; metrics are read while the next step is computed, as in a run."""
     device = training.process.device.type
     whole, host, loss = [], [], 0.0
     for _ in range(TURNS):
@@ -112,7 +112,7 @@ def timed(training: train.Training, batches: Iterator[Batch], steps: int) -> dic
 
 
 def parts(training: train.Training, batch: Batch) -> dict[str, float]:
-    """Milliseconds of what a step consists of, each alone."""
+    """Measure the milliseconds of each part of a step alone."""
     recipe, device = training.recipe, training.process.device
     views = [
         augment(crops, parameters, *training.normalization).contiguous(memory_format=torch.channels_last)
@@ -138,7 +138,7 @@ def parts(training: train.Training, batch: Batch) -> dict[str, float]:
     def loss() -> None:
         sum(training.method.loss(z).values()).backward()
 
-    networks()  # gradients for the optimizer
+    networks()  # computes gradients for the optimizer
     works: dict[str, Callable[[], object]] = {
         "augmentation": augmentation,
         "networks, forward and backward": networks,
@@ -150,9 +150,9 @@ def parts(training: train.Training, batch: Batch) -> dict[str, float]:
 
 
 def profiled(training: train.Training, batches: Iterator[Batch], path: Path, about: str) -> dict[str, float]:
-    """Kernels and copies a step and the share of the time in which the GPU had nothing to do; adds a table to `path`.
+    """Count kernels and copies per step and the idle share of the GPU; append a table of kernels to `path`.
 
-    The GPU's activity alone is recorded, for recording the host's would slow down what is to be measured.
+    Only the activity of the GPU is recorded, because recording that of the host slows down the step.
     """
     on_gpu, steps = training.process.device.type == "cuda", 5
     activity = torch.profiler.ProfilerActivity.CUDA if on_gpu else torch.profiler.ProfilerActivity.CPU
@@ -206,13 +206,15 @@ def measure(options: argparse.Namespace, settings: str) -> dict[str, Any]:
 def main() -> None:
     parser = gpu_timing.device_options(__doc__)
     parser.add_argument("recipe")
-    parser.add_argument("settings", nargs="+", help="overrides of the recipe, key=value,key=value: one way each")
-    parser.add_argument("--steps", type=int, default=100, help="of a turn")
-    parser.add_argument("--parts", action="store_true", help="also each part alone")
     parser.add_argument(
-        "--profile", type=Path, metavar="PATH", help="no times but kernels; a table of them is added to PATH"
+        "settings", nargs="+", help="overrides of the recipe, key=value,key=value: one measurement each"
     )
-    parser.add_argument("--no-cudnn-benchmark", action="store_true", help="let cuDNN guess which kernels are quickest")
+    parser.add_argument("--steps", type=int, default=100, help="number of steps in a round")
+    parser.add_argument("--parts", action="store_true", help="also measure each part alone")
+    parser.add_argument(
+        "--profile", type=Path, metavar="PATH", help="list kernels instead of times; append the table to PATH"
+    )
+    parser.add_argument("--no-cudnn-benchmark", action="store_true", help="let cuDNN select kernels by its heuristics")
     options = parser.parse_args()
     for settings in options.settings:
         about = {"recipe": options.recipe, "settings": settings}

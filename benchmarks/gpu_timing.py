@@ -1,9 +1,9 @@
-"""Times on a GPU, and the rates that it reaches: what the benchmarks of the GPU day share.
+"""Shared functions of the GPU benchmarks: times, memory, and the rates that a GPU reaches.
 
-    python benchmarks/gpu_timing.py                       the rates (see plan.py) as one line of JSON
+    python benchmarks/gpu_timing.py                       print the rates (see plan.py) as one line of JSON
     python benchmarks/gpu_timing.py --device cpu --small
 
-On a CPU the same code runs, to see that it does.
+On a CPU the same code runs, only to test it.
 """
 
 import argparse
@@ -25,26 +25,26 @@ STARTED = time.monotonic()
 
 
 def left(seconds: float) -> float:
-    """What is left of `seconds` since the start of the script."""
+    """Return the time left of `seconds` since the start of the script."""
     return seconds - (time.monotonic() - STARTED)
 
 
 def device_options(description: str | None) -> argparse.ArgumentParser:
-    """A parser with the two options that every one of these scripts has."""
+    """Create a parser with the two options that all GPU benchmarks share."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda", choices=["cpu", "cuda"])
-    parser.add_argument("--small", action="store_true", help="tiny sizes: whether it runs, not how fast")
+    parser.add_argument("--small", action="store_true", help="tiny sizes, only to test that the script runs")
     return parser
 
 
 def wait(device: str) -> None:
-    """Returns when the device has done all that it was given."""
+    """Wait until the device has finished its work."""
     if device == "cuda":
         torch.cuda.synchronize()
 
 
 def seconds(work: Callable[[], object], device: str, repeats: int) -> float:
-    """Median time of a call, after three (on a CPU one) that set kernels up."""
+    """Return the median time of a call, after three warm-up calls (one on a CPU)."""
     times = []
     warm = 3 if device == "cuda" else 1
     for number in range(repeats + warm):
@@ -58,7 +58,7 @@ def seconds(work: Callable[[], object], device: str, repeats: int) -> float:
 
 
 def forget(device: str) -> None:
-    """Gives back the memory of what is not used any more, and begins a new peak."""
+    """Release unused memory and reset the peak."""
     gc.collect()
     if device == "cuda":
         torch.cuda.empty_cache()
@@ -66,12 +66,12 @@ def forget(device: str) -> None:
 
 
 def peak_mib(device: str) -> float | None:
-    """The most memory that tensors took on the GPU since `forget`; None on a CPU."""
+    """Return the peak memory of tensors on the GPU in MiB since `forget`; None on a CPU."""
     return torch.cuda.max_memory_allocated() / 2**20 if device == "cuda" else None
 
 
 def name(device: str) -> str:
-    """What the device calls itself."""
+    """Return the name of the device."""
     return torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine()
 
 

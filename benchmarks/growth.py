@@ -1,12 +1,13 @@
-"""How the cost of a training step grows with batch, views, embedding dimension d, iterations T and processes.
+"""Measure how the cost of a training step grows with batch, views, embedding dimension d, iterations T and processes.
 
     python benchmarks/growth.py --plot growth.png                   a small ResNet, under 5 minutes on 2 cores
     python benchmarks/growth.py --plot growth.png --device cuda     ResNet-50 at ImageNet size
 
-One factor at a time is changed, the others are the base recipe's. Each point is a run of its own on generated images:
-steps on one batch that is there already, so that the data loader does not count; the best of `--repeats` after two to
-warm up. The batch is that of all processes, which share the cores, or have a GPU each. Memory is the peak of the
-process that needs most: resident, without what PyTorch itself takes, or allocated on the GPU.
+One factor changes at a time; the others have the values of the base recipe. Each point is a separate run with steps on
+one batch of generated images. The batch is made beforehand, so the time does not include the data loader. The best of
+`--repeats` steps after two warm-up steps counts. The batch is that of all processes; the processes share the cores, or
+have one GPU each. Memory is the peak of the process with the highest peak: resident memory without that of PyTorch, or
+memory allocated on the GPU.
 """
 
 import argparse
@@ -32,7 +33,7 @@ from pretrain.recipe import load_recipe
 
 RECIPES = {"cpu": "cifar10_small_intl", "cuda": "imagenet_r50_intl"}
 IMAGES = 50_000
-# factor -> label, values; the base is what the recipe has
+# factor -> label, values; the base is the value of the recipe
 FACTORS: dict[str, dict[str, tuple[str, list[int]]]] = {
     "cpu": {
         "batch": ("batch", [32, 64, 128, 256]),
@@ -53,7 +54,7 @@ FACTORS: dict[str, dict[str, tuple[str, list[int]]]] = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Point:
-    """One run."""
+    """Settings of one run."""
 
     batch: int
     views: int
@@ -74,7 +75,7 @@ def base(device: str) -> Point:
 
 
 def measure(point: Point, device: str, repeats: int) -> None:
-    """In each process of a run: takes the steps; the first prints images a second, and MiB of the greediest."""
+    """Do the steps in each process of a run; the first process prints images per second and the highest peak in MiB."""
     overrides = [f"batch_size={point.batch}", f"projector.out={point.d}", f"method.iterations={point.iterations}"]
     recipe = load_recipe(RECIPES[device], overrides)
     recipe = dataclasses.replace(recipe, views=(recipe.views[0],) * point.views)
@@ -101,7 +102,7 @@ def measure(point: Point, device: str, repeats: int) -> None:
 
 
 def run(point: Point, options: argparse.Namespace) -> tuple[float, float]:
-    """Images a second, and MiB of the process that needs most."""
+    """Return images per second, and the highest peak of a process in MiB."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(point.processes)]
     arguments = ["--device", options.device, "--repeats", str(options.repeats)]
     command = [sys.executable, *(launcher if point.processes > 1 else []), __file__, *arguments]
@@ -116,7 +117,7 @@ def run(point: Point, options: argparse.Namespace) -> tuple[float, float]:
 
 
 def draw(path: str, title: str, device: str, start: Point, results: dict[Point, tuple[float, float]]) -> None:
-    """A column for each factor: images a second above, memory below; the base recipe is marked."""
+    """Draw one column per factor: images per second above, memory below; the base recipe is marked."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -138,8 +139,8 @@ def draw(path: str, title: str, device: str, start: Point, results: dict[Point, 
             panel.set_ylim(0, 1.08 * max(result[row] for result in results.values()))
             panel.grid(alpha=0.3)
         axes[1, column].set_xlabel(label)
-    axes[0, 0].set_ylabel("images a second")
-    axes[1, 0].set_ylabel("peak MiB a process")
+    axes[0, 0].set_ylabel("images per second")
+    axes[1, 0].set_ylabel("peak MiB per process")
     figure.suptitle(title, fontsize=10)
     figure.tight_layout()
     figure.savefig(path, dpi=130)
@@ -162,7 +163,7 @@ def main() -> None:
         f"1 process; {device}, PyTorch {torch.__version__}"
     )
     print(f"{title}\n")
-    print("| factor | value | img/s | / base | MiB a process | / base |\n| --- | --- | --- | --- | --- | --- |")
+    print("| factor | value | img/s | / base | MiB per process | / base |\n| --- | --- | --- | --- | --- | --- |")
     results = {start: run(start, options)}
     for factor, (_, values) in FACTORS[options.device].items():
         for value in values:

@@ -1,14 +1,15 @@
-"""The input pipeline, images a second: what a data worker does for an image, what the device does, and both together.
+"""Measure the input pipeline in images per second: the work of a data worker, the work of the device, and both.
 
     python benchmarks/input.py --images /path/to/imagenet     two minutes on 2 cores
 
---images is an image folder with a train/ in it, of which `--count` are read in natural size. All are in the page
-cache after the first pass, so that nothing here says anything about disks. The views are those of the recipes
+--images is an image folder with train/, of which `--count` images are read in full size. All are in the page cache
+after the first pass, so the results do not depend on the disk. The views are those of the recipes
 imagenet_r50_intl_multicrop_100ep (six) and imagenet_r50_intl (two).
 
-The reference is written from the recipes' parameters with Pillow and torchvision's classes and returns normalized
-tensors; ours draws from the same distributions. Everything runs on CPUs, the device's part too. On one core the ways
-are interleaved, and the best of `--repeats` counts; with a DataLoader, the rate of `--seconds` after the first batches.
+The reference uses Pillow and the classes of torchvision with the parameters of the recipes, and returns normalized
+tensors. The loader of this project draws from the same distributions. Everything runs on CPUs, also the part of the
+device. On one core the methods alternate, and the best of `--repeats` counts. With a DataLoader, the rate is measured
+over `--seconds` after the first batches.
 """
 
 import argparse
@@ -44,7 +45,7 @@ Transform = Callable[[Image.Image], Tensor]
 
 
 class PillowBlur:
-    """Gaussian blur by Pillow's filter, its radius drawn anew each time."""
+    """Gaussian blur by Pillow with a random radius."""
 
     def __init__(self, low: float, high: float) -> None:
         self.low, self.high = low, high
@@ -54,7 +55,7 @@ class PillowBlur:
 
 
 def with_v1(view: ViewConfig, mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> Transform:
-    """The reference: torchvision's first transforms on a Pillow image."""
+    """Return the reference: v1 transforms of torchvision on a Pillow image."""
     jitter = v1.ColorJitter(view.brightness, view.contrast, view.saturation, view.hue)
     return v1.Compose(
         [
@@ -73,7 +74,7 @@ def with_v1(view: ViewConfig, mean: Sequence[float] = MEAN, std: Sequence[float]
 
 
 def with_v2(view: ViewConfig) -> Transform:
-    """torchvision's second transforms on a uint8 tensor."""
+    """Return v2 transforms of torchvision on a uint8 tensor."""
     jitter = v2.ColorJitter(view.brightness, view.contrast, view.saturation, view.hue)
     return v2.Compose(
         [
@@ -93,7 +94,7 @@ def with_v2(view: ViewConfig) -> Transform:
 
 
 def with_kornia(view: ViewConfig) -> Callable[[Tensor], Tensor] | None:
-    """kornia's batched transforms with parameters for each sample; None where it is not installed."""
+    """Return batched transforms of kornia with parameters per sample; None if kornia is not installed."""
     try:
         from kornia import augmentation as kornia
     except ImportError:
@@ -110,12 +111,12 @@ def with_kornia(view: ViewConfig) -> Callable[[Tensor], Tensor] | None:
 
 
 def kernel(view: ViewConfig) -> int:
-    """Width of the blur that ours uses, for those that must be told."""
+    """Return the kernel width of the blur of this project, for packages that need it."""
     return 2 * int(np.ceil(4 * view.blur_sigma_max)) + 1
 
 
 class Reference(Dataset[list[Tensor]]):
-    """Image files, decoded by Pillow once for all views."""
+    """Image files; Pillow decodes each once for all views."""
 
     def __init__(self, files: Sequence[str], transforms: Sequence[Transform]) -> None:
         self.files, self.transforms = files, transforms
@@ -131,7 +132,7 @@ class Reference(Dataset[list[Tensor]]):
 
 @contextlib.contextmanager
 def pillow_alone() -> Iterator[None]:
-    """As where simplejpeg is not installed."""
+    """Disable simplejpeg within the block."""
     turbo, decode.turbo = decode.turbo, None
     try:
         yield
@@ -140,7 +141,7 @@ def pillow_alone() -> Iterator[None]:
 
 
 def best_rates(ways: dict[str, Callable[[], object]], images: int, repeats: int) -> dict[str, float]:
-    """Images a second of each way, the best of some turns that the ways take one after the other."""
+    """Return images per second of each method, the best of several rounds in which the methods alternate."""
     seconds = dict.fromkeys(ways, float("inf"))
     for _ in range(repeats):
         for name, way in ways.items():
@@ -151,7 +152,7 @@ def best_rates(ways: dict[str, Callable[[], object]], images: int, repeats: int)
 
 
 def worker_ways(sources: dict[str, FileSource], views: Sequence[ViewConfig]) -> dict[str, Callable[[], object]]:
-    """What one core does for all images until they can be sent to the device."""
+    """Return the methods to prepare all images on one core, up to the copy to the device."""
     folder, count = sources["folder"], len(sources["folder"])
     files = [folder.file(index) for index in range(count)]
 
@@ -188,7 +189,7 @@ def worker_ways(sources: dict[str, FileSource], views: Sequence[ViewConfig]) -> 
 
 
 def device_ways(views: Sequence[ViewConfig], count: int) -> dict[str, Callable[[], object] | None]:
-    """From the uint8 crops of `count` images to what the network is fed."""
+    """Return the methods to make network inputs of the uint8 crops of `count` images."""
     generator = np.random.default_rng(0)
     crops = [
         torch.from_numpy(generator.integers(0, 256, (count, view.size, view.size, 3), np.uint8)).permute(0, 3, 1, 2)
@@ -210,7 +211,7 @@ def device_ways(views: Sequence[ViewConfig], count: int) -> dict[str, Callable[[
 
 
 def loader_rate(batches: Iterator[object], batch_size: int, seconds: float, warm_up: int) -> float:
-    """Images a second once `warm_up` batches are over."""
+    """Return images per second after `warm_up` batches."""
     for _ in range(warm_up):
         next(batches)
     started, count = time.perf_counter(), 0
@@ -224,7 +225,7 @@ def loader_rate(batches: Iterator[object], batch_size: int, seconds: float, warm
 def loader_ways(
     sources: dict[str, FileSource], views: Sequence[ViewConfig], options: argparse.Namespace
 ) -> dict[str, float]:
-    """Images a second that a DataLoader of `--workers` processes delivers to this one."""
+    """Return images per second that a DataLoader with `--workers` processes delivers to this process."""
     size = options.batch
     folder = sources["folder"]
     dataset = Reference([folder.file(index) for index in range(len(folder))], [with_v1(view) for view in views])
@@ -239,7 +240,7 @@ def loader_ways(
 
     def rate(batches: Iterator[object]) -> float:
         found = loader_rate(batches, size, options.seconds, 2 * options.workers + 1)
-        del batches  # its workers end before the next ones begin
+        del batches  # ends the workers before the next measurement
         return found
 
     return {
@@ -252,15 +253,15 @@ def loader_ways(
 
 
 def made(batch: Batch) -> list[Tensor]:
-    """What the network is fed."""
+    """Return the input of the network."""
     return [augment(crops, rows, MEAN, STD) for crops, rows in zip(batch.crops, batch.parameters, strict=True)]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=Path, required=True, metavar="FOLDER", help="an image folder, with a train/")
-    parser.add_argument("--count", type=int, default=128, help="images used, and those of a turn on one core")
-    parser.add_argument("--batch", type=int, default=32, help="images of a batch")
+    parser.add_argument("--images", type=Path, required=True, metavar="FOLDER", help="an image folder with train/")
+    parser.add_argument("--count", type=int, default=128, help="number of images")
+    parser.add_argument("--batch", type=int, default=32, help="batch size")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--seconds", type=float, default=6)
@@ -292,7 +293,7 @@ def main() -> None:
     kilobytes = np.mean([len(content) for content in contents]) / 1000
     print(f"{len(set(some.files.tolist()))} JPEGs of {width:.0f} x {height:.0f} pixels, {kilobytes:.0f} kB on average")
     heads = [f"{name}, images/s | x reference" for name in RECIPES]
-    print(f"| part | way | {' | '.join(heads)} |\n| --- | --- |{' --- |' * 2 * len(heads)}")
+    print(f"| part | method | {' | '.join(heads)} |\n| --- | --- |{' --- |' * 2 * len(heads)}")
     reference: list[float | None] = []
     before = ""
     for (part, name), found in rows.items():

@@ -1,11 +1,11 @@
-"""k nearest neighbors: time against one matrix product of the same size, peak memory against the full-matrix way.
+"""Compare k-NN: time with one matrix product of the same size, and peak memory with the full distance matrix.
 
     python benchmarks/knn.py                                        50,000 x 10,000 x 512, about a minute on 2 cores
     python benchmarks/knn.py --train 5000 --test 1000 --width 64
     python benchmarks/knn.py --device cuda
 
-Times are the best of `--repeats` within one run; features begin on the CPU, and each way sends them to a GPU. Memory is
-measured in a process of its own for each way: the peak minus what was there before the call.
+Times are the best of `--repeats` in one run. Features start on the CPU, and each method copies them to the GPU. The
+memory of each method is measured in a separate process: the peak minus the memory in use before the call.
 """
 
 import argparse
@@ -33,7 +33,7 @@ def matrix_product(train: torch.Tensor, labels: torch.Tensor, test: torch.Tensor
 
 
 def full_matrix(train: torch.Tensor, labels: torch.Tensor, test: torch.Tensor, device: str) -> torch.Tensor:
-    """The authors' way, its loop over the test images vectorized: the whole distance matrix, then the k smallest."""
+    """Predict as the authors do, without their loop over test images: full distance matrix, then the k smallest."""
     train, labels, test = (tensor.to(device) for tensor in (train, labels, test))
     neighbors = labels[torch.cdist(test, train).topk(K, dim=1, largest=False).indices]
     votes = torch.zeros((len(test), int(labels.max()) + 1), device=test.device)
@@ -52,7 +52,7 @@ WAYS: dict[str, Way] = {
 
 
 def problem(options: argparse.Namespace) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Features as a ReLU leaves them, grouped in ten classes."""
+    """Draw features like the output of a ReLU, grouped in ten classes."""
     generator = torch.Generator().manual_seed(0)
     centers = torch.randn(10, options.width, generator=generator)
     labels = torch.randint(10, (options.train + options.test,), generator=generator)
@@ -69,7 +69,7 @@ def seconds(work: Callable[[], object], device: str) -> float:
 
 
 def added_mib(name: str, options: argparse.Namespace) -> float:
-    """How far a call drives this process's (or the GPU's) memory above where it stood."""
+    """Return the MiB by which a call raises the memory of this process (or of the GPU)."""
     arguments = problem(options)
     few, labels, tests = (argument[:50] for argument in arguments)
     WAYS[name](few, labels, tests, options.device)  # libraries load at the first call
@@ -105,11 +105,11 @@ def main() -> None:
         f"{options.train} x {options.test} x {options.width}, k = {K}, "
         f"{options.device}, {torch.get_num_threads()} threads"
     )
-    print("| way | seconds | / matrix product | added MiB | / full matrix |\n| --- | --- | --- | --- | --- |")
+    print("| method | seconds | / matrix product | added MiB | / full matrix |\n| --- | --- | --- | --- | --- |")
     for name in WAYS:
         ratios = best[name] / best["matrix product"], memory[name] / memory["full matrix"]
         print(f"| {name} | {best[name]:.2f} | {ratios[0]:.2f} | {memory[name]:.0f} | {ratios[1]:.2f} |")
-    print(f"predictions equal to the full matrix's: {100 * same:.3f}%")
+    print(f"predictions equal to those of the full matrix: {100 * same:.3f}%")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,14 @@
-"""INTL's loss, forward and backward: time and peak memory against the paper's steps, the whitened output formed.
+"""Compare time and peak memory of the INTL loss, forward and backward, with the steps of the paper.
 
     python benchmarks/loss.py                                   256 x 8192, 2 and 6 views, about a minute on 2 cores
     python benchmarks/loss.py --samples 128 --features 2048 --views 4
-    python benchmarks/loss.py --authors PATH                    also the authors' own code, a checkout of theirs
+    python benchmarks/loss.py --authors PATH                    also the code of the authors, a checkout at PATH
     python benchmarks/loss.py --device cuda
 
-Barlow Twins and VICReg of lightly, where it is installed, for scale: losses of two views. Times are the best of
-`--repeats` within one run, the ways taking turns. Memory is measured in a process of its own for each way: the peak
-minus what was there before the call; the embeddings are not in it, their gradients are.
+The steps of the paper compute the whitened output. If lightly is installed, its losses Barlow Twins and VICReg of two
+views are added for scale. Times are the best of `--repeats` in one run; the methods alternate. The memory of each
+method is measured in a separate process: the peak minus the memory in use before the call, that is, with the gradients
+of the embeddings but without the embeddings.
 """
 
 import argparse
@@ -36,7 +37,7 @@ Loss = Callable[[Sequence[torch.Tensor]], torch.Tensor]
 
 
 def paper(views: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Equations 3 and 6 and the MSE of normalized vectors, one after the other."""
+    """Compute Equations 3 and 6 and the MSE of normalized vectors, one after the other."""
     m, d = views[0].shape
     beta = 0.01 * (math.log2(m) - 3)
     units, traces = [], []
@@ -63,7 +64,7 @@ def ours(views: Sequence[torch.Tensor]) -> torch.Tensor:
 
 @functools.cache
 def authors_loss(path: str, device: str) -> Loss:
-    """What their `INTL.forward` does after the projector; their gather wants a process group, of one process here."""
+    """Compute the loss as in `INTL.forward` of the authors; their gather needs a process group, here of one process."""
     sys.path.insert(0, path)
     from methods.base import norm_mse_loss
     from methods.intl import TL
@@ -87,7 +88,7 @@ def authors_loss(path: str, device: str) -> Loss:
 
 
 def ways(views: int, options: argparse.Namespace) -> dict[str, Callable[[], Loss]]:
-    """Name -> how to make the loss; the first is the reference."""
+    """Return the functions that build each loss, by name; the first is the reference."""
     found: dict[str, Callable[[], Loss]] = {"paper, whitened output formed": lambda: paper}
     if options.authors:
         found["authors' code"] = lambda: authors_loss(options.authors, options.device)
@@ -109,7 +110,7 @@ def embeddings(views: int, m: int, d: int, device: str) -> list[torch.Tensor]:
 
 
 def step(loss: Loss, views: Sequence[torch.Tensor]) -> float:
-    """Forward and backward; returns the seconds."""
+    """Do the forward and backward pass; return the seconds."""
     for z in views:
         z.grad = None
     synchronize = torch.cuda.synchronize if views[0].is_cuda else lambda: None
@@ -121,7 +122,7 @@ def step(loss: Loss, views: Sequence[torch.Tensor]) -> float:
 
 
 def added_mib(name: str, options: argparse.Namespace) -> float:
-    """How far a step drives this process's (or the GPU's) memory above where it stood."""
+    """Return the MiB by which a step raises the memory of this process (or of the GPU)."""
     (count,) = options.views
     loss = ways(count, options)[name]()
     step(loss, embeddings(count, 32, 64, options.device))  # libraries load at the first call
@@ -150,7 +151,7 @@ def main() -> None:
         print(json.dumps(added_mib(options.memory_of, options)))
         return
     print(f"{options.samples} x {options.features}, {options.device}, {torch.get_num_threads()} threads")
-    print("| views | way | milliseconds | / paper | added MiB | / paper | loss |")
+    print("| views | method | milliseconds | / paper | added MiB | / paper | loss |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for count in options.views:
         views = embeddings(count, options.samples, options.features, options.device)

@@ -1,9 +1,9 @@
-"""Prints how far the built-in detector is from Detectron2, as a Markdown table; needs Detectron2.
+"""Print the differences between the built-in detector and Detectron2 as a Markdown table; needs Detectron2.
 
     python benchmarks/parity.py [FOLDER THAT HOLDS coco_tiny] > results/parity.md
 
-Same weights and inputs, the same samples drawn. The difference is the largest over all tensors of a kind of
-max|ours - theirs| / max|theirs|; of masks it is 1 - the smallest intersection over union.
+Weights, inputs and random samples are equal. The difference is max|ours - theirs| / max|theirs|, the largest over all
+tensors of a kind. For masks it is 1 - the smallest intersection over union.
 tests/detection/test_detection_parity.py asserts the same tolerances.
 """
 
@@ -41,7 +41,7 @@ KINDS = {
 
 
 def differences(ours: Values, theirs: Values) -> dict[str, float]:
-    """The largest difference of each kind that is there."""
+    """Return the largest difference of each kind of tensor."""
     assert ours.keys() == theirs.keys()
     found = {}
     for kind, prefixes in KINDS.items():
@@ -56,7 +56,7 @@ def differences(ours: Values, theirs: Values) -> dict[str, float]:
 
 
 def six_in_float64() -> dict[str, float]:
-    """The worst of six batches."""
+    """Return the largest differences over six batches."""
     each = [differences(*both_float64(seed)) for seed in range(0, 60, 10)]
     return {kind: max(found[kind] for found in each) for kind in each[0]}
 

@@ -1,4 +1,4 @@
-"""How far the memory of this process, or of the GPU, rises above where it stands; on Linux."""
+"""Measure the rise of the memory of this process or of the GPU; needs Linux."""
 
 import ctypes
 from pathlib import Path
@@ -7,7 +7,7 @@ import torch
 
 
 class Rise:
-    """Begins when it is made; what libraries take at their first call should have been taken before."""
+    """Rise of the memory since the object was created; call libraries once before, because the first call allocates."""
 
     def __init__(self, device: str) -> None:
         self.device = device
@@ -15,7 +15,7 @@ class Rise:
             torch.cuda.reset_peak_memory_stats()
             self.before = torch.cuda.memory_allocated() / 2**20
             return
-        ctypes.CDLL(None).malloc_trim(0)  # what was freed before must not be there to be used again unseen
+        ctypes.CDLL(None).malloc_trim(0)  # otherwise freed memory is reused and does not count
         Path("/proc/self/clear_refs").write_text("5")  # resets the peak, VmHWM
         self.before = _status("VmRSS")
 

@@ -1,15 +1,16 @@
-"""The plan's model of time and memory against measurements: predicted, measured, and the error.
+"""Compare the time and memory that a plan predicts with measurements.
 
-    python benchmarks/plan.py                     on this CPU, two minutes on 2 cores
+    python benchmarks/plan.py                     on the CPU, two minutes on 2 cores
     python benchmarks/plan.py --device cuda
 
-The model of `intl-bench pretrain --dry-run` is given this machine's own rates, of a large product and a large copy, as
-those of a device, and predicts the steps of some small runs; then these are taken. A step is the best of `--repeats`.
-Memory is measured in a process of its own for each run: the peak of building it and taking two steps, minus what was
-there before; the C library is told to give back at once what is freed (it keeps some 25% more).
+The rates of this machine are measured by a large product and a large copy. With these rates, the model of
+`intl-bench pretrain --dry-run` predicts the steps of some small runs, which are then measured. The time of a step is
+the best of `--repeats`. The memory of each run is measured in a separate process: the peak while the run is built and
+does two steps, minus the memory in use before. The C library is configured to return freed memory at once; otherwise it
+keeps some 25% more.
 
-The last rows compare the model, with a data sheet's rates, with what NVIDIA published about supervised training of a
-ResNet-50 on one A100 80GB (DeepLearningExamples, PyTorch/Classification/ConvNets/resnet50v1.5/README.md).
+The last rows compare the model, with the rates of the data sheet, with the results that NVIDIA published for supervised
+training of a ResNet-50 on one A100 80GB (DeepLearningExamples, PyTorch/Classification/ConvNets/resnet50v1.5/README.md).
 """
 
 import argparse
@@ -45,7 +46,7 @@ RUNS = {
     "small ResNet, 32 px, batch 128": ("cifar10_small_intl", ["precision=fp32"]),
     "ResNet-50, 96 px, batch 16": ("imagenet_r50_intl", ["batch_size=16", "precision=fp32", R50]),
 }
-PUBLISHED = {"mixed precision": (True, 2470), "TF32": (False, 938)}  # images a second
+PUBLISHED = {"mixed precision": (True, 2470), "TF32": (False, 938)}  # images per second
 
 
 def recipe_of(name: str) -> Recipe:
@@ -54,7 +55,7 @@ def recipe_of(name: str) -> Recipe:
 
 
 def steps(recipe: Recipe, device: str) -> Callable[[], object]:
-    """A run at step 0, and one batch for all its steps; each call takes a step and waits for it."""
+    """Build a run at step 0 and one batch; return a function that does a step and waits for the device."""
     source = open_source(recipe.data, "train")
     training = train.build_training(recipe, Process(rank=0, world_size=1, device=torch.device(device)), len(source))
     (batch,) = training_batches(source, recipe.views, seed=0, batch_size=recipe.batch_size, last_step=1)
@@ -77,7 +78,7 @@ def best(work: Callable[[], object], repeats: int) -> float:
 
 
 def machine(device: str) -> costs.Device:
-    """This machine's rates, the best of a few: products of 2048 (a GPU: 8192), the copy of 256 MiB (a GPU: 4 GiB)."""
+    """Measure the rates of this machine, best of five: products of 2048 (GPU: 8192), a copy of 256 MiB (GPU: 4 GiB)."""
     gpu = device == "cuda"
 
     def wait(work: Callable[[], object]) -> Callable[[], object]:
@@ -93,7 +94,7 @@ def machine(device: str) -> costs.Device:
     copy = best(wait(lambda: target.copy_(source)), 5)
     single, half = product(torch.float32), product(torch.bfloat16)
     conv = single
-    if gpu:  # where a convolution may use TF32
+    if gpu:  # convolutions may use TF32
         torch.set_float32_matmul_precision("high")
         conv = product(torch.float32)
         torch.set_float32_matmul_precision("highest")
@@ -106,7 +107,7 @@ def machine(device: str) -> costs.Device:
 
 
 def added_bytes(name: str, device: str) -> int:
-    """How far building a run and taking two steps drives this process's (or the GPU's) memory up."""
+    """Return the bytes by which building a run and two steps raise the memory of this process (or of the GPU)."""
     steps(load_recipe("demo", ["batch_size=16", *SMALL]), device)()  # libraries load at the first step
     rise = Rise(device)
     step = steps(recipe_of(name), device)
@@ -116,7 +117,7 @@ def added_bytes(name: str, device: str) -> int:
 
 
 def supervised(half: bool) -> float:
-    """Images a second that the model predicts for a ResNet-50 with 1000 classes on an A100."""
+    """Return images per second that the model predicts for a ResNet-50 with 1000 classes on an A100."""
     with torch.device("meta"):
         network = resnet50()
     with costs.without_data():
@@ -153,7 +154,7 @@ def main() -> None:
         recipe = recipe_of(name)
         step = steps(recipe, options.device)
         step()
-        rates.append(machine(options.device))  # right before the steps: other work slows both
+        rates.append(machine(options.device))  # immediately before the steps, so that other load affects both
         measured = recipe.batch_size / best(step, options.repeats)
         made = plan.make_plan(recipe, devices=rates[-1:])
         predicted = made.estimates[0].images_per_second

@@ -1,13 +1,13 @@
-"""The linear probe on frozen features: its time against the matrix products alone and against a plain training loop.
+"""Compare the time of the linear probe on frozen features with its matrix products and with a plain training loop.
 
     python benchmarks/probe.py                        50,000 x 512 in ten classes, 10,000 test images, about a minute
-    python benchmarks/probe.py --epochs 500           the whole protocol; the ratios do not depend on the epochs
+    python benchmarks/probe.py --epochs 500           full protocol; the ratios do not depend on the epochs
     python benchmarks/probe.py --device cuda
 
-The matrix products of an epoch are those that no implementation can leave out: of every batch of 1000 the logits and
-the gradient of the weights, and the logits of the test images; one epoch's time is multiplied by the epochs. The plain
-loop is `nn.Linear`, `cross_entropy`, autograd and `torch.optim.Adam`, in the same order from the same weights. Each
-way's epochs are timed in turns of `--turn` epochs within one run; the best turn counts.
+Every implementation needs these matrix products in an epoch: the logits and the gradient of the weights for each batch
+of 1000, and the logits of the test images. The time of one epoch is multiplied by the number of epochs. The plain loop
+is `nn.Linear`, `cross_entropy`, autograd and `torch.optim.Adam`, with the same order and the same initial weights. The
+methods alternate in rounds of `--turn` epochs in one run; the best round counts.
 """
 
 import argparse
@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from intl_bench.core.seeding import permutation, torch_seed
-from transfer.outcome import correct, percentages
 from transfer.probe import train_probe
+from transfer.scores import correct, percentages
 
 CLASSES, BATCH, LR, FINAL_LR, DECAY, SEED = 10, 1000, 1e-2, 1e-6, 5e-6, 0
 
@@ -32,7 +32,7 @@ Data = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def problem(options: argparse.Namespace) -> Data:
-    """Features as a ReLU leaves them, grouped in ten classes that overlap."""
+    """Draw features like the output of a ReLU, in ten overlapping classes."""
     generator = torch.Generator().manual_seed(0)
     centers = torch.randn(CLASSES, options.width, generator=generator)
     labels = torch.randint(CLASSES, (options.train + options.test,), generator=generator)
@@ -91,7 +91,7 @@ def main() -> None:
     parser.add_argument("--train", type=int, default=50_000)
     parser.add_argument("--test", type=int, default=10_000)
     parser.add_argument("--width", type=int, default=512)
-    parser.add_argument("--epochs", type=int, default=40, help="the paper's are 500")
+    parser.add_argument("--epochs", type=int, default=40, help="the paper uses 500")
     parser.add_argument("--turn", type=int, default=10)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     options = parser.parse_args()
@@ -102,7 +102,7 @@ def main() -> None:
         "transfer.probe": ours,
     }
     taken: dict[str, list[float]] = {name: [] for name in ways}
-    for turn in range(options.epochs // options.turn + 1):  # the first one warms up
+    for turn in range(options.epochs // options.turn + 1):  # the first round warms up
         for name, way in ways.items():
             started = time.perf_counter()
             way(data, options.turn)
@@ -117,10 +117,10 @@ def main() -> None:
     scores = max(abs(a["top1"] - b["top1"]) for a, b in zip(history, expected, strict=True))
     print(
         f"{options.train} x {options.width}, {CLASSES} classes, batch {BATCH}, {options.test} test images, best of "
-        f"{options.epochs // options.turn} turns of {options.turn} epochs, {options.device}, "
+        f"{options.epochs // options.turn} rounds of {options.turn} epochs, {options.device}, "
         f"{torch.get_num_threads()} threads"
     )
-    print("| way | ms an epoch | s for 500 | / matrix products |\n| --- | --- | --- | --- |")
+    print("| method | ms per epoch | s for 500 | / matrix products |\n| --- | --- | --- | --- |")
     for name, value in seconds.items():
         print(f"| {name} | {1000 * value:.1f} | {500 * value:.1f} | {value / seconds['matrix products']:.2f} |")
     print(

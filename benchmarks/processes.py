@@ -1,10 +1,11 @@
-"""Training in several gloo processes against one, of the same global batch: images a second and the loss.
+"""Compare training in several gloo processes with one process at the same global batch: images per second and loss.
 
     python benchmarks/processes.py                                  1 and 2 processes, two minutes on 2 cores
     python benchmarks/processes.py --processes 1 2 4 --batch-size 256
 
-A ResNet-18 CIFAR step of generated images, one computing thread in each process; the batches are made beforehand. The
-numbers of processes take turns; a step's time is the best of all. Below 1.0 a process is what an ideal split leaves.
+The step is ResNet-18 with the CIFAR stem on generated images, with one computing thread per process. The batches are
+made beforehand. The numbers of processes alternate; the best step counts. With ideal scaling, the speedup is the ratio
+of the numbers of processes.
 """
 
 import argparse
@@ -20,7 +21,7 @@ sys.path.insert(0, str(ROOT))
 
 
 def work(options: argparse.Namespace) -> None:
-    """One process's part of the steps; the first prints each step's seconds and loss."""
+    """Do the steps of one process; the first process prints the seconds and the losses."""
     import torch
 
     from intl_bench.core import distributed
@@ -48,7 +49,7 @@ def work(options: argparse.Namespace) -> None:
             distributed.barrier()
             seconds.append(time.perf_counter() - started)
         if process.is_main:
-            print(json.dumps({"seconds": seconds[1:], "losses": losses}))  # the first step also builds what is reused
+            print(json.dumps({"seconds": seconds[1:], "losses": losses}))  # the first step includes setup
 
 
 def measure(processes: int, options: argparse.Namespace) -> dict[str, list[float]]:
@@ -80,9 +81,10 @@ def main() -> None:
             seconds[count] += result["seconds"]
             losses[count] = result["losses"]
     first = options.processes[0]
-    print(f"ResNet-18 CIFAR step, batch {options.batch_size}, one thread a process, {os.cpu_count()} cores, gloo")
+    print(f"ResNet-18 CIFAR step, batch {options.batch_size}, one thread per process, {os.cpu_count()} cores, gloo")
     print(
-        f"| processes | seconds a step | img/s | / {first} process | loss differs by |\n| --- | --- | --- | --- | --- |"
+        f"| processes | seconds per step | img/s | / {first} process | difference of loss |\n"
+        "| --- | --- | --- | --- | --- |"
     )
     for count in options.processes:
         best = min(seconds[count])

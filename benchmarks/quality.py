@@ -1,9 +1,9 @@
-"""Whether speed cost quality: 5-NN after training on our views and on those of Pillow and torchvision's transforms.
+"""Compare 5-NN accuracy after training on views of this project and on views of Pillow and torchvision.
 
     python benchmarks/quality.py data.kind=npz data.name=cifar10 data.root=PATH epochs=10 --seeds 3
 
-Both train the recipe `cifar10_small_intl` with the same loop, on the same images in the same order, from the same
-weights; only the making of the views differs, and its random numbers. The overrides are the recipe's.
+Both train the recipe `cifar10_small_intl` with the same loop and the same initial weights, on the same images in the
+same order. Only the code of the views and its random numbers differ. The arguments are overrides of the recipe.
 """
 
 import argparse
@@ -40,8 +40,8 @@ def reference_views(source: ImageSource, recipe: Recipe, steps_per_epoch: int) -
 
 
 def knn5(recipe: Recipe, reference: bool) -> float:
-    """5-NN accuracy in percent after the recipe's epochs."""
-    torch.manual_seed(recipe.seed)  # of torchvision's transforms
+    """Return the 5-NN accuracy in percent after the epochs of the recipe."""
+    torch.manual_seed(recipe.seed)  # seed of the transforms of torchvision
     with distributed.start(recipe.device) as process:
         source = open_source(recipe.data, "train")
         training = train.build_training(recipe, process, len(source))

@@ -1,11 +1,11 @@
-"""Compares what two checkouts compute: the same commands, then every weight, record, table and converted file.
+"""Compare the outputs of two checkouts: every weight, record, table and converted file of the same commands.
 
     python benchmarks/same_outputs.py run CHECKOUT FOLDER        # once for each checkout, minutes on 2 cores
-    python benchmarks/same_outputs.py compare FOLDER FOLDER      # exit code 1 and one line a difference
+    python benchmarks/same_outputs.py compare FOLDER FOLDER      # exit code 1 and one line per difference
 
-A change that must not change any result is compared with the commit before it. Times, memory and the code's version
-differ from run to run and are left out. `--renamed OLD=NEW` reads a state's key OLD as NEW, for a checkpoint format
-that was renamed on purpose.
+Use it for a commit that must not change any result: compare it with the commit before. Times, memory and the version of
+the code differ from run to run and are left out. `--renamed OLD=NEW` reads the key OLD of a state as NEW, for an
+intended change of the checkpoint format.
 """
 
 import argparse
@@ -66,15 +66,15 @@ COMMANDS = (
     *(f"tables --format {form}" for form in ("markdown", "latex", "csv", "json", "html")),
     *(f"tables --results COMMITTED --format {form}" for form in ("markdown", "json")),
 )
-# Differ from run to run, or with the code's version.
+# Keys whose values differ from run to run, or with the version of the code.
 VOLATILE = {
-    *("code", "created", "hardware", "libraries", "peak_memory_mib", "wall_time_s", "images_per_second", "data_wait"),
-    *("sha256", "checkpoint_sha256", "time", "elapsed_s", "seconds", "eta_s"),
+    *("code", "created", "hardware", "libraries", "peak_memory_mib", "wall_time_s", "img/s", "data", "sha256"),
+    *("checkpoint_sha256", "seconds"),
 }
 
 
 def run(checkout: Path, folder: Path) -> None:
-    """Runs `COMMANDS` in `folder` with the code of `checkout`; keeps what each prints under `folder`/printed."""
+    """Run `COMMANDS` in `folder` with the code of `checkout`; save their output under `folder`/printed."""
     from transfer.detection.annotations import generated
 
     (folder / "printed").mkdir(parents=True)
@@ -93,7 +93,7 @@ def run(checkout: Path, folder: Path) -> None:
 
 
 def draw_folder(folder: Path) -> None:
-    """An image folder of three classes, and a list of 10% of its training images."""
+    """Create an image folder of three classes, and a list of 10% of its training images."""
     random = np.random.default_rng(0)
     for split, count in (("train", 20), ("val", 8)):
         for name in ("a", "b", "c"):
@@ -106,7 +106,7 @@ def draw_folder(folder: Path) -> None:
 
 
 def content(path: Path) -> Any:
-    """A file's content: nested values and tensors, or its bytes where it is none of the known formats."""
+    """Return the content of a file: nested values and tensors, or bytes if the format is unknown."""
     if path.suffix in (".pt", ".torchvision", ".timm"):
         return torch.load(path, map_location="cpu", weights_only=True)
     if path.suffix == ".safetensors":
@@ -121,18 +121,18 @@ def content(path: Path) -> Any:
 
 
 def leaves(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
-    """Every value inside with the keys that lead to it, the volatile ones left out."""
+    """Yield every value with its path of keys, without the volatile keys."""
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else None
     if items is None:
         yield place, value.tolist() if isinstance(value, torch.Tensor | np.ndarray) else value
         return
     for key, part in items:
-        if key not in VOLATILE:
+        if key not in VOLATILE or (isinstance(part, dict) and key == "data"):
             yield from leaves(part, f"{place}/{key}")
 
 
 def files(folder: Path) -> dict[str, Path]:
-    """The files to compare, by a name that does not hold the time, the process or the code's digest."""
+    """Return the files to compare, by a name without time, process and digest of the code."""
     found = sorted(path for path in folder.rglob("*") if path.is_file() and "tfevents" not in path.name)
     passed_over = ("images", "folder", "COMMITTED", "runs/features", "runs/fingerprints")
     names = {path.relative_to(folder).as_posix(): path for path in found if path.suffix != ".sha256"}
@@ -140,7 +140,7 @@ def files(folder: Path) -> dict[str, Path]:
 
 
 def compare(before: Path, after: Path, renamed: dict[str, str]) -> list[str]:
-    """The differences, one line each."""
+    """Return the differences, one line each."""
     a, b = files(before), files(after)
     lines = [f"only in one of the two: {name}" for name in sorted(a.keys() ^ b.keys())]
     for name in sorted(a.keys() & b.keys()):
@@ -157,7 +157,7 @@ def compare(before: Path, after: Path, renamed: dict[str, str]) -> list[str]:
 
 
 def main() -> int:
-    """Runs the commands or compares two runs of them."""
+    """Run the commands, or compare two runs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("action", choices=("run", "compare"))
     parser.add_argument("first", type=Path)

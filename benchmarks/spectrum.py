@@ -1,11 +1,11 @@
-"""What watching the spectrum costs in training: numbers of a batch's features, embedding and transformed output.
+"""Measure the cost of the spectra in training: values of features, embedding and transformed output of a batch.
 
     python benchmarks/spectrum.py                     256 x 8192 and 256 x 2048, under a minute on 2 cores
     python benchmarks/spectrum.py --device cuda
 
-Against singular values of the same matrices by LAPACK in float64, and against the training that lies between two looks:
-`spectrum_every` steps of the recipe cifar10_r18_intl. Times are the best of `--repeats` within one run. On a CPU the
-step is one of `--step-batch` images, times what the recipe's batch is larger: its time goes to convolutions.
+The references are the singular values of the same matrices by LAPACK in float64, and the training between two spectra:
+`spectrum_every` steps of the recipe cifar10_r18_intl. Times are the best of `--repeats` in one run. On a CPU, a step
+with `--step-batch` images is measured and scaled to the batch of the recipe, because convolutions take most of it.
 """
 
 import argparse
@@ -30,7 +30,7 @@ SHAPES = [(256, 8192), (256, 2048)]
 
 
 def best(work: Callable[[], object], repeats: int, device: str) -> float:
-    """Seconds, after one call to warm up."""
+    """Return the best seconds of a call, after one warm-up call."""
     times = []
     for _ in range(repeats + 1):
         started = time.perf_counter()
@@ -42,19 +42,19 @@ def best(work: Callable[[], object], repeats: int, device: str) -> float:
 
 
 def singular(features: torch.Tensor, z: torch.Tensor) -> None:
-    """Eigenvalues of the centered and RankMe of the raw matrices, without their Gram matrices."""
+    """Compute the values by SVD of the centered and the raw matrices, without Gram matrices."""
     for x in (features.double(), z.double(), iter_norm(z).double()):
         torch.linalg.svdvals(x - x.mean(dim=0))
         torch.linalg.svdvals(x)
 
 
 def watched(features: torch.Tensor, z: torch.Tensor) -> None:
-    """As in training."""
+    """Compute the values as in training."""
     summary({"features": features, "embedding": z, "transformed": iter_norm(z)})
 
 
 def step_seconds(options: argparse.Namespace) -> tuple[float, int]:
-    """A step of the recipe's whole batch, and how many lie between two looks."""
+    """Return the seconds of a step with the batch of the recipe, and the number of steps between two spectra."""
     recipe = load_recipe("cifar10_r18_intl", ["data.kind=shapes", "data.name=shapes"])
     whole = recipe.batch_size
     size = whole if options.device == "cuda" else min(whole, options.step_batch)
@@ -75,7 +75,7 @@ def main() -> None:
     options = parser.parse_args()
     step, every = step_seconds(options)
     print(f"{options.device}, {torch.get_num_threads()} threads; a step of cifar10_r18_intl: {step:.2f} s\n")
-    print(f"| embedding | transform and numbers, ms | / SVD | / {every} steps |\n| --- | --- | --- | --- |")
+    print(f"| embedding | transform and spectra, ms | / SVD | / {every} steps |\n| --- | --- | --- | --- |")
     for m, d in SHAPES:
         generator = torch.Generator().manual_seed(0)
         both = [torch.randn(m, size, generator=generator).to(options.device) for size in (2048, d)]

@@ -1,14 +1,14 @@
-"""A training step of ResNet-18 on CIFAR images, two views: ours, the authors', solo-learn's and lightly's.
+"""Time a training step of ResNet-18 on CIFAR images with two views: this project, the authors, solo-learn, lightly.
 
     python benchmarks/step.py --batch 64 --repeats 3 --authors PATH        about two minutes on 2 cores
-    PYTHONPATH=SOLO_LEARN python benchmarks/step.py --authors PATH         with solo-learn, lightning and lightly there
+    PYTHONPATH=SOLO_LEARN python benchmarks/step.py --authors PATH         with solo-learn, lightning and lightly
     python benchmarks/step.py --device cuda --batch 256 --repeats 50
 
-Ratios are the authors' median time over the other's, so larger is faster. The floor is the forward and backward pass of
-the backbone and the projector alone. The authors' code is github.com/winci-ai/INTL, cloned at PATH; what they call with
-`.cuda()` stays on the CPU here. solo-learn and lightly train Barlow Twins, with their own backbone, head, loss and
-loop (solo-learn within Lightning). All have the authors' stem, which makes maps of 34 x 34; with lightly's usual
-padding of 1 the network itself is a fifth cheaper.
+The speed is the median time of the authors' step divided by that of the other step; larger is faster. The floor is the
+forward and backward pass of backbone and projector only. The authors' code is github.com/winci-ai/INTL, cloned at PATH;
+on a CPU, its calls of `.cuda()` have no effect. solo-learn and lightly train Barlow Twins with their own backbone,
+head, loss and loop (solo-learn within Lightning). All networks have the authors' stem, which makes maps of 34 x 34.
+With padding 1, which lightly usually has, the network is a fifth cheaper.
 """
 
 import argparse
@@ -40,7 +40,7 @@ Step = Callable[[], object]
 
 
 def batch_of(recipe, size: int, process: distributed.Process):
-    """A real batch of generated images, as a data worker hands it over."""
+    """Return a batch of generated images as a data worker makes it."""
     pixels = np.random.default_rng(0).integers(0, 256, (size, 32, 32, 3), np.uint8)
     source = ArraySource(pixels, np.zeros(size, np.int64), ["none"], "noise")
     return next(iter(training_batches(source, recipe.views, seed=0, batch_size=size, last_step=1)))
@@ -184,11 +184,13 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--authors", help="a clone of the authors' repository")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16", "fp16"], help="of ours")
+    parser.add_argument(
+        "--precision", default="fp32", choices=["fp32", "bf16", "fp16"], help="precision of this project"
+    )
     options = parser.parse_args()
     ways = {**authors(options), **ours(options), **lightly(options), **solo_learn(options)}
     times: dict[str, list[float]] = {name: [] for name in ways}
-    for number in range(options.repeats + 1):  # the first round sets kernels up
+    for number in range(options.repeats + 1):  # the first round warms up
         for name, step in ways.items():
             started = time.perf_counter()
             own = step()

@@ -1,9 +1,9 @@
-"""Two steps of every method's ImageNet recipe: the real ResNet-50, heads and 224-pixel views, on whatever there is.
+"""Do two steps of the ImageNet recipe of every method, with the real ResNet-50, heads and 224-pixel views.
 
     python benchmarks/two_steps.py /path/to/imagenet [--batch 32] [--methods simclr byol ...]
 
-The recipe is told that the data set has ImageNet's size, so that queues and schedules are its own; the batch alone is
-smaller, and what cannot be larger than a batch. Each method runs in a process of its own.
+Any image folder will do. The run uses the size of ImageNet for queues and schedules, as the recipe expects. Only the
+batch is smaller, and the settings that cannot exceed it. Each method runs in a separate process.
 """
 
 import argparse
@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from intl_bench.core.datasets import PAPER
+from intl_bench.core.datasets import DATASETS
 from intl_bench.core.distributed import start
 from pretrain import methods, train
 from pretrain.images.data import open_source
@@ -26,7 +26,7 @@ from pretrain.recipe import load_recipe
 
 
 def two_steps(name: str, root: str, batch: int) -> str:
-    """A line of a Markdown table."""
+    """Do the two steps; return a line of a Markdown table."""
     overrides = [f"batch_size={batch}", f"data.root={root}", "workers=0", "precision=fp32"]
     if name in ("wmse", "cw_rgp"):
         overrides += [f"method.sub_batch={batch}"]
@@ -35,7 +35,7 @@ def two_steps(name: str, root: str, batch: int) -> str:
     recipe = load_recipe(f"imagenet_r50_{name}", overrides)
     source = open_source(recipe.data, "train")
     with start("auto") as process:
-        training = train.build_training(recipe, process, PAPER["imagenet"].train, 1000)
+        training = train.build_training(recipe, process, DATASETS["imagenet"].train, 1000)
         began = time.perf_counter()
         batches = training_batches(source, recipe.views, seed=0, batch_size=batch, last_step=2)
         losses = [training.take_step(images).values()["loss"] for images in batches]
@@ -49,7 +49,7 @@ def two_steps(name: str, root: str, batch: int) -> str:
 
 
 def main() -> None:
-    """Prints the table."""
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("root")
     parser.add_argument("--batch", type=int, default=32)
@@ -59,7 +59,7 @@ def main() -> None:
         print(two_steps(options.methods[0], options.root, options.batch))
         return
     print(f"batch {options.batch}, {torch.get_num_threads()} threads")
-    print("| method | views | parameters, M | loss of step 1 / 2 | s a step | peak GiB |")
+    print("| method | views | parameters, M | loss of step 1 / 2 | s per step | peak GiB |")
     print("| --- | --- | --- | --- | --- | --- |", flush=True)
     for name in options.methods:
         words = [sys.executable, __file__, options.root, "--batch", str(options.batch), "--methods", name]

@@ -1,4 +1,4 @@
-"""Backbones: torchvision's ResNets with their names and weights, a CIFAR stem, and a small one for CPUs."""
+"""Backbones: ResNets with the parameter names of torchvision, stems for CIFAR, and a small ResNet for CPUs."""
 
 import dataclasses
 from typing import NamedTuple
@@ -8,7 +8,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 
 class Stem(NamedTuple):
-    """The first convolution of a ResNet, and whether a 3x3 max-pool with stride 2 follows."""
+    """The first convolution of a ResNet; `max_pool` tells whether a 3x3 max-pool with stride 2 follows."""
 
     kernel: int
     stride: int
@@ -16,9 +16,9 @@ class Stem(NamedTuple):
     max_pool: bool
 
 
-# "cifar": the authors replace conv1 by a 3x3 with padding 1 but keep their ResNet's extra padding layer of 1 in front
-# of it, so 32x32 images become 34x34 maps; solo-learn's padding=2 is the same. Other projects pad by 1: same weights,
-# other features, so these are stems of their own, for backbones that come from there.
+# "cifar": the authors replace conv1 by a 3x3 convolution with padding 1, and keep the extra padding layer of 1 of their
+# ResNet in front of it. Images of 32x32 become maps of 34x34, as with padding=2 of solo-learn. Other projects pad by 1.
+# Their backbones have the same weights but other features, and therefore use the stems "cifar_pad1*".
 STEMS = {
     "imagenet": Stem(7, 2, 3, True),
     "cifar": Stem(3, 1, 2, False),
@@ -38,9 +38,13 @@ NAMES = tuple(ARCHITECTURES)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BackboneConfig:
-    """Which backbone, with which stem.
+    """Settings of a backbone.
 
-    `zero_init_residual` starts every residual block as the identity: the authors do it for ResNet-50, not for 18.
+    Attributes:
+        name: a key of `ARCHITECTURES`.
+        stem: a key of `STEMS`.
+        zero_init_residual: whether every residual block starts as the identity. The authors use it for ResNet-50, not
+            for ResNet-18.
     """
 
     name: str = "resnet50"
@@ -55,7 +59,7 @@ class BackboneConfig:
 
 
 class Backbone(ResNet):
-    """A torchvision ResNet without its classifier: images (N, 3, H, W) -> features (N, num_features)."""
+    """A torchvision ResNet without the classifier: images (N, 3, H, W) -> features (N, num_features)."""
 
     def __init__(self, config: BackboneConfig) -> None:
         block, layers, width = ARCHITECTURES[config.name]
@@ -64,7 +68,7 @@ class Backbone(ResNet):
             self._rebuild(block, layers, width, config.zero_init_residual)
         if config.stem != "imagenet":
             kernel, stride, padding, max_pool = STEMS[config.stem]
-            # Like the authors', this convolution keeps PyTorch's default initialization.
+            # As in the authors' code, this convolution keeps PyTorch's default initialization.
             self.conv1 = nn.Conv2d(3, width, kernel_size=kernel, stride=stride, padding=padding, bias=False)
             if not max_pool:
                 self.maxpool = nn.Identity()
@@ -72,7 +76,7 @@ class Backbone(ResNet):
         self.fc = nn.Identity()
 
     def _rebuild(self, block: type[BasicBlock | Bottleneck], layers: list[int], width: int, zero_init: bool) -> None:
-        """Replaces the stages by ones that start with `width` channels; torchvision fixes 64 for basic blocks."""
+        """Replace the stages by stages that start with `width` channels; torchvision fixes 64 for basic blocks."""
         self.inplanes = width
         self.conv1 = nn.Conv2d(3, width, kernel_size=7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
@@ -90,7 +94,7 @@ class Backbone(ResNet):
 
 
 def build_backbone(name: str, *, stem: str = "imagenet", zero_init_residual: bool = False) -> Backbone:
-    """A backbone with torchvision's parameter names, freshly initialized.
+    """Build a backbone with the parameter names of torchvision and new random weights.
 
     Args:
         name: resnet18, resnet34, resnet50, or resnet10_narrow (1.2 M parameters, for CPUs).
@@ -98,6 +102,6 @@ def build_backbone(name: str, *, stem: str = "imagenet", zero_init_residual: boo
         zero_init_residual: see `BackboneConfig`.
 
     Raises:
-        ValueError: an unknown name or stem.
+        ValueError: the name or the stem is unknown.
     """
     return Backbone(BackboneConfig(name=name, stem=stem, zero_init_residual=zero_init_residual))

@@ -1,7 +1,7 @@
-"""IterNorm: whitening by Newton's iteration (paper, Eqn. 3; Huang et al., CVPR 2019), and its spectral functions.
+"""IterNorm: whitening by Newton's iteration (paper, Eqn. 3; Huang et al., CVPR 2019), and its T-whitening function.
 
-Everything here is a pure function of one embedding matrix. Computed in float32 at least, also inside autocast: half
-precision costs three to four digits of the loss.
+All functions are pure. They compute in float32 or float64, also inside autocast, because half precision costs three to
+four digits of the loss.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ VARIANTS = ("coupled", "paper")
 
 
 class Whitening(NamedTuple):
-    """What IterNorm computes from covariance matrices of n x n, one or a batch of them.
+    """Result of IterNorm for one n x n covariance matrix or a batch of them.
 
     Attributes:
         matrix: Phi_T, approximately the inverse square root of the covariance, (..., n, n).
@@ -29,14 +29,18 @@ class Whitening(NamedTuple):
 
 
 def require_embedding(shape: tuple[int, ...]) -> None:
-    """Raises ValueError unless this is the shape of a matrix of at least two samples and two features."""
+    """Raise ValueError unless `shape` is the shape of a matrix of at least two samples and two features."""
     if len(shape) != 2 or min(shape) < 2:
         raise ValueError(f"expected an embedding of at least 2 x 2 (samples, features), got {tuple(shape)}")
 
 
 def center(z: torch.Tensor, axis: str) -> torch.Tensor:
-    """`z` (m, d) in float32 or better, each sample centered over its d features ("channel") or each feature over the
-    m samples ("batch"): the authors' `axis` 0 and 1 (`methods/whitening.py`)."""
+    """Center `z` (m, d), in float32 or float64.
+
+    Args:
+        axis: "channel" centers each sample over its d features; "batch" centers each feature over the m samples. These
+            are `axis` 0 and 1 of the authors (`methods/whitening.py`).
+    """
     if axis not in AXES:
         raise ValueError(f"axis={axis!r}: expected one of {AXES}")
     require_embedding(z.shape)
@@ -45,20 +49,33 @@ def center(z: torch.Tensor, axis: str) -> torch.Tensor:
 
 
 def covariance(centered: torch.Tensor, axis: str) -> torch.Tensor:
-    """Covariance of centered (..., m, d) matrices: m x m over (d - 1) for "channel", d x d over (m - 1) for "batch"."""
+    """Compute the covariance of centered matrices (..., m, d).
+
+    It is m x m over (d - 1) for the axis "channel", and d x d over (m - 1) for "batch".
+    """
     x = centered if axis == "channel" else centered.mT
     return x @ x.mT / (x.shape[-1] - 1)
 
 
 def whiten(sigma: torch.Tensor, *, iterations: int = 4, variant: str = "coupled") -> Whitening:
-    """Phi_T of Eqn. 3 for one covariance `sigma` or a batch of them, (..., n, n).
+    """Compute Phi_T of Eqn. 3.
 
-    `variant="paper"` iterates P <- (3 P - P^3 S) / 2 as printed, with S = Sigma / tr(Sigma), which loses precision as T
-    grows and diverges in the end (Figure 3d). `variant="coupled"` carries Q = S P^2 along instead of multiplying by S
-    anew, as the coupled Newton iterations do (Higham, Functions of Matrices, Section 6.7): the same map in exact
-    arithmetic, stable for every T while the covariance is positive definite (in float32, a condition number of 1e4 and
-    more). A singular one bears about 16 iterations in float32: rounding makes some of its zero eigenvalues negative,
-    and each step multiplies those directions by 1.5.
+    The variant "paper" iterates P <- (3 P - P^3 S) / 2 as printed, with S = Sigma / tr(Sigma). It loses precision as T
+    grows, and diverges in the end (Figure 3d).
+
+    The variant "coupled" updates Q = S P^2 together with P and does not multiply by S again, as coupled Newton
+    iterations do (Higham, Functions of Matrices, Section 6.7). It is the same map in exact arithmetic. It is stable for
+    every T if the covariance is positive definite (in float32, also with condition numbers of 1e4 and more). A singular
+    covariance allows about 16 iterations in float32: rounding makes some of its zero eigenvalues negative, and each
+    step multiplies these directions by 1.5.
+
+    Args:
+        sigma: one covariance or a batch of them, (..., n, n).
+        iterations: T, at least 1.
+        variant: "coupled" or "paper".
+
+    Raises:
+        ValueError: the number of iterations is less than one, or the variant is unknown.
     """
     if iterations < 1:
         raise ValueError(f"iterations={iterations}: IterNorm needs at least one")
@@ -78,10 +95,11 @@ def whiten(sigma: torch.Tensor, *, iterations: int = 4, variant: str = "coupled"
 
 
 class _Coupled(torch.autograd.Function):
-    """P_T and the diagonal of S P_T^2 for S (batch, n, n): P <- P R and Q <- Q R^2, R = (3 I - Q) / 2, from I and S.
+    """P_T and the diagonal of S P_T^2 for S (batch, n, n).
 
-    All are polynomials of S: symmetric, and products of two commute. That takes at most five products a step backwards
-    where the rules for single operations take six, and two matrices a step to keep.
+    The iteration is P <- P R and Q <- Q R^2 with R = (3 I - Q) / 2, from P = I and Q = S. All these matrices are
+    polynomials of S: they are symmetric, and they commute. Therefore one step of the backward pass takes at most five
+    products (six by the rules for single operations), and the forward pass saves two matrices per step.
     """
 
     @staticmethod
@@ -101,9 +119,10 @@ class _Coupled(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
         (*kept, q_r), (p_bar, variance_bar) = ctx.saved_tensors, gradients
-        with torch.autocast(p_bar.device.type, enabled=False):  # somebody may call backward() inside it
-            # Of one step: P' = P R and Q' = Q R^2 give R_bar = P P'_bar + 2 Q'_bar R Q, P_bar = P'_bar R and
-            # Q_bar = R Q'_bar R - R_bar / 2, of R_bar its symmetric part. Q_T has a gradient on the diagonal alone.
+        with torch.autocast(p_bar.device.type, enabled=False):  # the caller may run backward() inside autocast
+            # X_bar is the gradient of X. For one step, P' = P R and Q' = Q R^2 give R_bar = P P'_bar + 2 Q'_bar R Q,
+            # P_bar = P'_bar R and Q_bar = R Q'_bar R - R_bar / 2, with the symmetric part of R_bar. The gradient of Q_T
+            # is diagonal.
             scale = variance_bar[..., None]
             r_bar = 2 * scale * q_r
             r = _residual(kept.pop())
@@ -121,24 +140,25 @@ class _Coupled(torch.autograd.Function):
 
 
 def _residual(q: torch.Tensor) -> torch.Tensor:
-    """(3 I - Q) / 2."""
+    """Return (3 I - Q) / 2."""
     r = -0.5 * q
     r.diagonal(dim1=-2, dim2=-1).add_(1.5)
     return r
 
 
 def iter_norm(z: torch.Tensor, *, iterations: int = 4, axis: str = "channel", variant: str = "coupled") -> torch.Tensor:
-    """The approximately whitened output of an embedding: (m, d) -> (m, d), float32 or better.
+    """Whiten an embedding approximately: (m, d) -> (m, d), float32 or float64.
 
     Args:
         z: embedding of the whole batch.
         iterations: T of Eqn. 3, at least 1.
-        axis: "channel" whitens the m samples against each other (the authors' default), "batch" the d features (the
-            paper's text; needs d <= m to have full rank).
+        axis: "channel" whitens the m samples (the authors' default). "batch" whitens the d features (the text of the
+            paper); the covariance has full rank only if d < m.
         variant: "coupled" or "paper", see `whiten`.
 
     Raises:
-        ValueError: an unknown axis or variant, fewer than one iteration, not a matrix of at least 2 x 2.
+        ValueError: the axis or the variant is unknown, the number of iterations is less than one, or `z` is not a
+            matrix of at least 2 x 2.
     """
     with torch.autocast(z.device.type, enabled=False):
         x = center(z, axis)
@@ -147,7 +167,7 @@ def iter_norm(z: torch.Tensor, *, iterations: int = 4, axis: str = "channel", va
 
 
 def t_whitening_function(iterations: int) -> Callable[[torch.Tensor], torch.Tensor]:
-    """h_T of Theorem 1: maps a trace-normalized eigenvalue to the eigenvalue of the whitened output, elementwise."""
+    """Return h_T of Theorem 1, which maps trace-normalized eigenvalues to those of the whitened output, elementwise."""
 
     def h(x: torch.Tensor) -> torch.Tensor:
         f = torch.ones_like(x)

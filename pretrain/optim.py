@@ -1,4 +1,4 @@
-"""Optimizers: SGD as INTL's authors use it (their `main.py`), LARS and Adam for the other methods' recipes."""
+"""Optimizers: SGD as in the `main.py` of INTL's authors; LARS, Adam and AdamW for the recipes of other methods."""
 
 import itertools
 from collections.abc import Sequence
@@ -23,15 +23,18 @@ def build_optimizer(
     clip_trust: bool = False,
     constant_lr: Sequence[nn.Parameter] = (),
 ) -> torch.optim.Optimizer:
-    """The optimizer of the trainable parameters, learning rate 0 until the loop sets it to `group_lr`.
+    """Build the optimizer of the trainable parameters; its learning rate is 0 until the loop sets it to `group_lr`.
 
     Args:
+        module: the module with the parameters.
         name: one of `NAMES`.
-        momentum: of SGD and LARS.
-        decay_one_dimensional: whether biases and batch norms decay, and LARS scales them, like all others.
-        one_dimensional_lr_ratio: their learning rate, as a share of the others'.
+        momentum: momentum of SGD and LARS.
+        weight_decay: weight decay of the parameters.
+        decay_one_dimensional: whether one-dimensional parameters (biases, batch norms) have weight decay, and are
+            scaled by LARS.
+        one_dimensional_lr_ratio: learning rate of the one-dimensional parameters, relative to the other parameters.
         trust_coefficient, clip_trust: see `LARS`.
-        constant_lr: parameters whose learning rate follows no schedule.
+        constant_lr: parameters whose learning rate does not follow the schedule.
     """
     unscheduled = {id(parameter) for parameter in constant_lr}
     trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
@@ -53,7 +56,7 @@ def build_optimizer(
         optimizer: torch.optim.Optimizer = (torch.optim.Adam if name == "adam" else torch.optim.AdamW)(
             groups, lr=0.0, fused=True
         )
-        for parameter in trainable:  # from the start, so that a checkpoint has one size
+        for parameter in trainable:  # all checkpoints have the same size, also before the first step
             optimizer.state[parameter] = {
                 "step": torch.zeros((), device=parameter.device),
                 "exp_avg": torch.zeros_like(parameter),
@@ -63,45 +66,52 @@ def build_optimizer(
     if name == "lars":
         optimizer = LARS(groups, momentum=momentum, trust_coefficient=trust_coefficient, clip_trust=clip_trust)
     else:
-        # The fused kernel is the one that a gradient scaler does not have to wait for.
+        # With the fused kernel, a gradient scaler does not synchronize with the device.
         optimizer = torch.optim.SGD(groups, lr=0.0, momentum=momentum, fused=True)
-    # A first step that the scaler skips would leave PyTorch's momentum uninitialized; from zero it is the gradient.
+    # If the scaler skips the first step, PyTorch's momentum stays uninitialized. From zero, the first momentum is the
+    # gradient, as in PyTorch.
     for parameter in trainable:
         optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer
 
 
 def group_lr(group: dict[str, Any], *, scheduled: float, base: float) -> float:
-    """The learning rate of a group of `build_optimizer` where the schedule of `base` stands at `scheduled`."""
+    """Return the learning rate of a parameter group of `build_optimizer`.
+
+    Args:
+        scheduled: learning rate of the schedule at this step.
+        base: base learning rate of the schedule, used for the groups of `constant_lr`.
+    """
     return float(group["lr_ratio"] * (base if group["constant"] else scheduled))
 
 
 def set_lr(group: dict[str, Any], lr: float, *, in_tensor: bool) -> None:
-    """Sets a group's learning rate.
+    """Set the learning rate of a parameter group.
 
     Args:
-        in_tensor: it lives in one tensor on the parameters' device, where a recorded step reads it anew each time.
+        in_tensor: whether to keep it in one tensor on the device of the parameters. A recorded step (CUDA graph) reads
+            the tensor at each replay.
     """
     if not in_tensor:
         group["lr"] = lr
         return
     if not isinstance(group["lr"], torch.Tensor):
         weight = group["params"][0]
-        # A GPU's fused kernels read float32; a CPU's take the number out, of which float64 keeps all digits.
+        # Fused kernels read a float32 tensor on a GPU. On a CPU they read the number; float64 keeps all its digits.
         dtype = torch.float32 if weight.is_cuda else torch.float64
         group["lr"] = torch.zeros((), dtype=dtype, device=weight.device)
     group["lr"].fill_(lr)
 
 
 class LARS(torch.optim.Optimizer):
-    """SGD with momentum whose gradients are scaled tensor by tensor (You et al., arXiv 1708.03888, Eqn. 6).
+    """SGD with momentum and a scale of the gradient for each tensor (You et al., arXiv 1708.03888, Eqn. 6).
 
-    A gradient, weight decay included, is multiplied by trust |w| / (|g| + decay |w|); with `clip_trust` it never
-    moves a weight further than SGD would (solo-learn's `clip_lr`, solo/utils/lars.py). Groups without "scaled" are
-    left to SGD.
+    A gradient, including weight decay, is multiplied by trust |w| / (|g| + decay |w|). With `clip_trust`, a step never
+    moves a weight further than SGD (solo-learn's `clip_lr`, solo/utils/lars.py). Groups whose "scaled" is False use
+    plain SGD.
     """
 
-    # A gradient scaler then hands over whether a gradient overflowed, instead of waiting for the device to know it.
+    # A gradient scaler then passes its overflow flag to `step`, and does not synchronize with the device.
     _step_supports_amp_scaling = True
 
     def __init__(
@@ -112,7 +122,7 @@ class LARS(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One step; none where a gradient scaler found an overflow. Overwrites the gradients."""
+        """Do one step and overwrite the gradients; do nothing if a gradient scaler found an overflow."""
         scale = getattr(self, "grad_scale", None)
         for group in self.param_groups:
             weights = [p for p in group["params"] if p.grad is not None]
@@ -141,7 +151,7 @@ class LARS(torch.optim.Optimizer):
             )
 
     def _trusts(self, weights: Any, gradients: Any, decay: float, lr: float | torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Each tensor's factor, a scalar; all are computed at once, for one launch instead of one a tensor."""
+        """Return the scalar factor of each tensor; all are computed together, with one kernel launch per operation."""
         weight, gradient = torch.stack(torch._foreach_norm(weights)), torch.stack(torch._foreach_norm(gradients))
         trust = self.trust_coefficient * weight / (gradient + decay * weight + 1e-8)
         trust = (trust / lr).clamp_max(1) if self.clip_trust else trust

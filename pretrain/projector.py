@@ -7,7 +7,13 @@ from torch import nn
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ProjectorConfig:
-    """Widths of the projector; `out` is the embedding dimension d."""
+    """Settings of the projector.
+
+    Attributes:
+        hidden: width of the hidden layers.
+        out: dimension d of the embedding.
+        layers: number of linear layers.
+    """
 
     hidden: int = 8192
     out: int = 8192
@@ -16,12 +22,12 @@ class ProjectorConfig:
     def __post_init__(self) -> None:
         if min(self.hidden, self.out, self.layers) < 1:
             raise ValueError(
-                f"projector: hidden={self.hidden}, out={self.out}, layers={self.layers} must all be at least 1"
+                f"projector: hidden={self.hidden}, out={self.out}, layers={self.layers}: must all be at least 1"
             )
 
 
 def build_projector(num_features: int, config: ProjectorConfig) -> nn.Sequential:
-    """Features (N, num_features) -> embeddings (N, config.out)."""
+    """Build the projector: features (N, num_features) -> embeddings (N, config.out)."""
     layers: list[nn.Module] = []
     width = num_features
     for _ in range(config.layers - 1):

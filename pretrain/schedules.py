@@ -1,12 +1,20 @@
-"""Schedules as pure functions of the position in the run (the authors' `main.py`)."""
+"""Schedules as pure functions of the position in a run (the authors' `main.py`)."""
 
 import math
 
 
 def warmup_cosine(step: int, *, total: int, warmup: int, base: float, final_ratio: float = 0.001) -> float:
-    """Learning rate at `step` (0-based): linear warm-up to `base`, then cosine to `final_ratio` x `base`.
+    """Return the learning rate at `step`: linear warm-up to `base`, then a cosine to `final_ratio` x `base`.
 
-    As the authors count, step `warmup - 1` is the first at the full rate and the last step reaches the end exactly.
+    As in the authors' code, step `warmup - 1` is the first step with rate `base`, and the last step has exactly the
+    final rate.
+
+    Args:
+        step: number of the step, from 0.
+        total: number of steps of the run.
+        warmup: number of warm-up steps.
+        base: learning rate after the warm-up.
+        final_ratio: final learning rate relative to `base`.
     """
     if step < warmup:
         return base * (step + 1) / warmup
@@ -15,5 +23,8 @@ def warmup_cosine(step: int, *, total: int, warmup: int, base: float, final_rati
 
 
 def cosine_momentum(progress: float, base: float) -> float:
-    """Momentum of a moving average: from `base` at progress 0 along a cosine to 1 at progress 1 (BYOL, Section 3.2)."""
+    """Return the momentum of a moving average: a cosine from `base` at progress 0 to 1 at progress 1.
+
+    Source: BYOL, Section 3.2.
+    """
     return 1 - 0.5 * (1 + math.cos(math.pi * progress)) * (1 - base)

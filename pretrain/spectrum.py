@@ -1,7 +1,8 @@
-"""Spectra of features, of an embedding and of its transformed output, and what they say about collapse.
+"""Spectra of features, of an embedding and of its transformed output, and the collapse that they show.
 
-Eigenvalues come from the Gram matrix of samples or features, whichever is smaller, in float64: a quarter of the time of
-singular values of the matrix itself, and exact to 1e-13 of the largest, below what a float32 embedding resolves.
+Eigenvalues are computed in float64 from the Gram matrix of the samples or of the features, whichever is smaller. This
+takes a quarter of the time of a singular value decomposition of the matrix. The error is 1e-13 of the largest
+eigenvalue, which is less than the resolution of a float32 embedding.
 """
 
 import contextlib
@@ -16,10 +17,10 @@ from torch import nn
 from intl_bench.core import distributed
 from pretrain.precision import at_least_float32
 
-# Ranks of the fit of the power-law exponent, and its weights 1 / rank, are those of the authors' code (see `alpha`).
+# Ranks in the fit of the power-law exponent; they and the weights 1 / rank are those of the authors' code, see `alpha`.
 FIRST_RANK, LAST_RANK = 4, 100
-# An eigenvalue is called vanishing below this share of the mean eigenvalue: a direction with less than a hundredth of
-# the mean standard deviation.
+# An eigenvalue vanishes below this share of the mean eigenvalue: the direction has less than a hundredth of the mean
+# standard deviation.
 VANISHING = 1e-4
 # Complete collapse: the standard deviation of L2-normalized vectors, times sqrt(d), is below this.
 COMPLETE = 0.01
@@ -29,15 +30,16 @@ DIMENSIONAL = 0.5
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Spectrum:
-    """The spectrum of a matrix (m, d) of m samples' vectors.
+    """Spectrum of a matrix (m, d), the vectors of m samples.
 
     Attributes:
-        eigenvalues: of the covariance of the d features, those that are not zero by construction, (k,) float64 on the
-            CPU, descending; k = min(m - 1, d), for centring over the samples takes a direction, and another one of the
-            d where each vector sums to zero, as after whitening samples ("channel"). NaN where an entry is not finite.
-        singular_values: of the matrix itself, not centered, (min(m, d),), descending.
-        std: mean over the features of the standard deviation of the L2-normalized vectors, times sqrt(d): 1 where they
-            are spread out, 0 where all are the same.
+        eigenvalues: eigenvalues of the covariance of the d features without those that are zero by construction,
+            (k,) float64 on the CPU, descending. k = min(m - 1, d), because centering over the samples removes one
+            dimension; k = min(m - 1, d - 1) if each vector sums to zero, as after whitening of samples ("channel").
+            NaN if an entry of the matrix is not finite.
+        singular_values: singular values of the matrix without centering, (min(m, d),), descending.
+        std: mean over the features of the standard deviation of the L2-normalized vectors, times sqrt(d): 1 for
+            vectors in all directions, 0 for equal vectors.
         samples, dimension: m and d.
     """
 
@@ -48,37 +50,37 @@ class Spectrum:
     dimension: int
 
     def numbers(self) -> dict[str, float]:
-        """Those of the function `numbers`, the rank RankMe's own, and `std`."""
+        """Return the values of the function `numbers`, with the singular values for RankMe, and `std`."""
         return {**numbers(self.eigenvalues, self.singular_values), "std": self.std}
 
 
 @torch.no_grad()
 def compute_spectrum(z: torch.Tensor) -> Spectrum:
-    """The spectrum of a matrix of samples (m, d), on any device and in any precision.
+    """Compute the spectrum of a matrix of samples (m, d), on any device and in any precision.
 
     Raises:
-        ValueError: not a matrix of at least two samples.
+        ValueError: `z` is not a matrix of at least two samples.
     """
     if z.ndim != 2 or len(z) < 2 or z.shape[1] < 1:
         raise ValueError(f"expected a matrix of at least 2 samples, got {tuple(z.shape)}")
     z = at_least_float32(z)
     m, d = z.shape
-    if not z.isfinite().all():  # a diverged whitening, or one of an embedding that is the same for all samples
+    if not z.isfinite().all():  # whitening diverged, or all samples have the same embedding
         nothing = torch.full((min(m, d),), torch.nan, dtype=torch.float64)
         return Spectrum(eigenvalues=nothing, singular_values=nothing, std=float("nan"), samples=m, dimension=d)
     x = z.double()
     mean = x.mean(dim=0)
     x = x - mean
-    # Adding the mean to the centered products loses no digit, where taking it off the raw ones would.
+    # Adding the mean to the centered products loses no digits; subtracting it from the raw products would.
     if d < m:
         centered = x.T @ x
         raw = centered + m * mean.outer(mean)
     else:
         centered, cross = x @ x.T, x @ mean
         raw = centered + cross[:, None] + cross + mean @ mean
-    # Sorting out a few hundred rows takes a GPU longer than copying them.
+    # For a few hundred rows, an eigendecomposition on the GPU takes longer than the copy to the CPU.
     values, raw_values = (torch.linalg.eigvalsh(gram.cpu()).flip(0) for gram in (centered, raw))
-    # What float64 leaves in the place of zeros, by the products and by taking off the mean.
+    # Values below these bounds are zeros with the rounding errors of the products and of the centering.
     eps = len(values) * torch.finfo(torch.float64).eps
     values = values.where(values > max(eps * values[0], eps**2 * raw_values[0]), 0.0)
     raw_values = raw_values.where(raw_values > eps * raw_values[0], 0.0)
@@ -94,28 +96,34 @@ def compute_spectrum(z: torch.Tensor) -> Spectrum:
 
 
 def eigenvalues(z: torch.Tensor) -> torch.Tensor:
-    """`Spectrum.eigenvalues` of (m, d)."""
+    """Return `Spectrum.eigenvalues` of a matrix (m, d)."""
     return compute_spectrum(z).eigenvalues
 
 
 def _rank(s: torch.Tensor) -> float:
-    """RankMe (Garrido et al., ICML 2023, Eqn. 3): exp of the entropy of the normalized singular values."""
+    """Compute RankMe (Garrido et al., ICML 2023, Eqn. 3): exp of the entropy of the normalized singular values."""
     p = s / s.sum().clamp_min(1e-300) + 1e-7
     return float(torch.exp(-(p * p.log()).sum()))
 
 
 def condition_number(values: torch.Tensor) -> float:
-    """Largest over smallest of descending eigenvalues; infinite where the smallest is not positive."""
+    """Return the ratio of the largest and the smallest of descending eigenvalues.
+
+    The ratio is infinite if the smallest eigenvalue is not positive, and NaN if it is NaN.
+    """
     smallest = float(values[-1])
     return float(values[0]) / smallest if smallest > 0 else float("nan" if smallest != smallest else "inf")
 
 
 def alpha(values: torch.Tensor) -> float:
-    """The exponent a of eigenvalues ~ rank^-a (alpha-ReQ; Agrawal et al., NeurIPS 2022, Section 3).
+    """Fit the exponent a of eigenvalues ~ rank^-a (alpha-ReQ; Agrawal et al., NeurIPS 2022, Section 3).
 
-    The slope of log eigenvalue against log rank by least squares with weights 1 / rank, over ranks 4 to 100 counted
-    from 1, as in the authors' code (fastssl, `utils/powerlaw.py`, after Stringer et al., 2019); the paper states no
-    range. Fewer where there are fewer positive eigenvalues, NaN where these are fewer than 3.
+    -a is the slope of log eigenvalue against log rank by least squares with weights 1 / rank. The fit uses ranks 4 to
+    100, counted from 1, as in the authors' code (fastssl, `utils/powerlaw.py`, after Stringer et al., 2019); the paper
+    gives no range. Only positive eigenvalues are used; with fewer than 3 of them in this range, the result is NaN.
+
+    Args:
+        values: eigenvalues (k,), descending.
     """
     chosen = values[FIRST_RANK - 1 : LAST_RANK].double()
     chosen = chosen[chosen > 0]
@@ -128,16 +136,17 @@ def alpha(values: torch.Tensor) -> float:
 
 
 def numbers(eigenvalues: torch.Tensor, singular_values: torch.Tensor | None = None) -> dict[str, float]:
-    """What descending eigenvalues (k,) say.
+    """Compute the scalar summaries of a spectrum.
 
     Args:
-        singular_values: of the matrix that is not centered, as RankMe takes them; None takes the roots of the
-            eigenvalues, which are those of the centered one.
+        eigenvalues: (k,), descending.
+        singular_values: singular values of the matrix without centering, which RankMe uses. None uses the square roots
+            of the eigenvalues, which belong to the centered matrix.
 
     Returns:
-        `rank` (RankMe), `condition` and `inverse_condition` (the paper's Figure 2), `alpha`, `largest` (share of the
-        largest eigenvalue in the trace), `vanishing` (share of eigenvalues below `VANISHING` of their mean), `trace`.
-        NaN where they are not finite; `largest` too where all are zero.
+        `rank` (RankMe), `condition` and `inverse_condition` (Figure 2 of the paper), `alpha`, `largest` (share of the
+        largest eigenvalue in the trace), `vanishing` (share of eigenvalues not above `VANISHING` times their mean),
+        `trace`. All are NaN if the eigenvalues are not finite; `largest` is also NaN if all eigenvalues are zero.
     """
     values = eigenvalues.double()
     trace = values.sum()
@@ -155,20 +164,30 @@ def numbers(eigenvalues: torch.Tensor, singular_values: torch.Tensor | None = No
 
 @torch.no_grad()
 def summary(matrices: Mapping[str, torch.Tensor]) -> dict[str, float]:
-    """Numbers to watch while training: those of a batch's features, embedding and transformed output, (m, d) each.
+    """Compute `Spectrum.numbers` of several matrices, to monitor the training.
 
-    Their names are those of `Spectrum.numbers` after the matrix's, as `embedding/rank`.
+    Args:
+        matrices: the features, the embedding and the transformed output of a batch, (m, d) each, by name.
+
+    Returns:
+        Values by "matrix/number", such as "embedding/rank".
     """
     return {
-        f"{what}/{name}": value for what, x in matrices.items() for name, value in compute_spectrum(x).numbers().items()
+        f"{matrix}/{name}": value
+        for matrix, x in matrices.items()
+        for name, value in compute_spectrum(x).numbers().items()
     }
 
 
 def kind(numbers: Mapping[str, float]) -> str:
-    """The collapse that the numbers of a `Spectrum` say: "complete", "dimensional" or "none"; "undefined" for NaN.
+    """Return the kind of collapse: "complete", "dimensional" or "none"; "undefined" for NaN.
 
-    Complete: all vectors are nearly the same (`COMPLETE`). Dimensional: most directions are hardly used (`DIMENSIONAL`,
-    `VANISHING`; Hua et al., ICCV 2021, and Jing et al., ICLR 2022, who name it, give no threshold).
+    Complete collapse: all vectors are nearly equal (`COMPLETE`). Dimensional collapse: most directions have nearly no
+    variance (`DIMENSIONAL`, `VANISHING`). Hua et al. (ICCV 2021) and Jing et al. (ICLR 2022), who name it, give no
+    threshold.
+
+    Args:
+        numbers: the result of `Spectrum.numbers`.
     """
     if numbers["std"] != numbers["std"]:
         return "undefined"
@@ -178,20 +197,22 @@ def kind(numbers: Mapping[str, float]) -> str:
 
 
 def collapse(numbers: Mapping[str, float]) -> str | None:
-    """A plain sentence where the numbers of `summary` say that the embedding has collapsed, else None."""
+    """Return a sentence if the embedding has collapsed by the numbers of `summary`, else None."""
     of_embedding = {name: numbers[f"embedding/{name}"] for name in ("std", "vanishing")}
     found = kind(of_embedding)
     if found == "complete":
         return "complete collapse: all images get the same embedding"
     if found == "dimensional":
-        return f"dimensional collapse: {of_embedding['vanishing']:.0%} of the embedding's eigenvalues vanish"
+        return f"dimensional collapse: {of_embedding['vanishing']:.0%} of the eigenvalues of the embedding vanish"
     return None
 
 
 @contextlib.contextmanager
 def capture_first_output(module: nn.Module) -> Iterator[list[torch.Tensor]]:
-    """Within the block the list receives what `module` returns first: in a step, the features behind the embedding that
-    a method keeps."""
+    """Yield a list that receives the first output of `module` within the block.
+
+    In a training step, the first output of the backbone is the features of the embedding that the method keeps.
+    """
     outputs: list[torch.Tensor] = []
 
     def keep(module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
@@ -206,15 +227,24 @@ def capture_first_output(module: nn.Module) -> Iterator[list[torch.Tensor]]:
 
 
 def batch_spectra(method: Any, features: torch.Tensor, step: int) -> dict[str, float]:
-    """`summary` of the batch of all processes, on the first; nothing on the others. Warns of a collapse."""
+    """Return the `summary` of the batch of all processes, and print a warning if the embedding has collapsed.
+
+    Only the first process returns values; the other processes return {}.
+
+    Args:
+        method: the method after a step; its `embedding` is that of this process.
+        features: features of this process, (m, F).
+        step: number of the step, for the warning.
+    """
     parts = {"features": features, "embedding": method.embedding}
     matrices = {name: distributed.gather(part) for name, part in parts.items()}
     if not distributed.is_main_process():
         return {}
-    if hasattr(method, "transform"):
-        # Watching must not end a run: what cannot be transformed has no numbers.
-        with contextlib.suppress(ValueError, torch.linalg.LinAlgError), torch.no_grad():
-            matrices["transformed"] = method.transform(matrices["embedding"].float())
+    # Monitoring must not end a run: an embedding that cannot be transformed has no values.
+    with contextlib.suppress(ValueError, torch.linalg.LinAlgError), torch.no_grad():
+        transformed = method.transform(matrices["embedding"].float())
+        if transformed is not None:
+            matrices["transformed"] = transformed
     values = summary(matrices)
     sentence = collapse(values)
     if sentence:

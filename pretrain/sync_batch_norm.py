@@ -1,7 +1,7 @@
 """Batch normalization over the batch of all processes.
 
-PyTorch's own refuses CPUs, and looks for empty parts by a boolean index three times a layer, for each of which a GPU
-has to be waited for.
+`torch.nn.SyncBatchNorm` does not support CPUs. It also searches empty parts by a boolean index three times per layer,
+and each search synchronizes with the GPU.
 """
 
 from typing import Any
@@ -15,9 +15,9 @@ from intl_bench.core.distributed import stack, total
 
 
 class _Normalize(torch.autograd.Function):
-    """Normalizes by the statistics of all processes, with PyTorch's own kernels and one message each way.
+    """Normalization by the statistics of all processes, with PyTorch's kernels and one message in each pass.
 
-    Returns the output and the statistics: mean (C,), variance (C,) with divisor n, n ().
+    The results are the output and the statistics: mean (C,), variance (C,) with divisor n, and n ().
     """
 
     @staticmethod
@@ -25,23 +25,23 @@ class _Normalize(torch.autograd.Function):
         ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         channels, count = x.shape[1], x.numel() // x.shape[1]
-        # Half precision (autocast) is for the values alone; statistics are float32, as in PyTorch's own.
+        # Under autocast only the values are in half precision; the statistics are float32, as in PyTorch.
         part = x.new_zeros(2 * channels + 1, dtype=torch.promote_types(x.dtype, torch.float32))
         if count:
-            # A GPU's kernel adds half-precision values up in float32 itself.
+            # The GPU kernel accumulates half-precision values in float32.
             values = x if x.is_cuda else x.to(part.dtype)
             part[:channels], part[channels:-1] = torch.batch_norm_update_stats(values, None, None, 0.0)
-            part[-1:].fill_(count)  # an assignment to one element would be a copy from the host
+            part[-1:].fill_(count)  # an assignment to an element would copy from the host
         parts = stack(part)
         means, variances, counts = parts[:, :channels], parts[:, channels:-1], parts[:, -1:]
-        # The parts' own variances and the distances of their means keep the digits that a sum of squares loses where
-        # the mean is large (Chan, Golub & LeVeque, "Algorithms for computing the sample variance", 1983).
+        # The variance of each part and the distances of the means keep the digits that a sum of squares loses if the
+        # mean is large (Chan, Golub & LeVeque, "Algorithms for computing the sample variance", 1983).
         n = counts.sum()
         mean = (counts * means).sum(0) / n
         variance = (counts * (variances + (means - mean).square())).sum(0) / n
         ctx.save_for_backward(x, weight, mean, (variance + eps).rsqrt(), n)
         ctx.mark_non_differentiable(mean, variance, n)
-        # PyTorch's kernels divide by the number of samples, and crash where there are none.
+        # PyTorch's kernels divide by the number of samples, and crash if there are none.
         output = F.batch_norm(x, mean, variance, weight, bias, eps=eps) if count else torch.empty_like(x)
         return output, mean, variance, n
 
@@ -65,7 +65,10 @@ class _Normalize(torch.autograd.Function):
 
 
 class SyncBatchNorm(nn.BatchNorm2d):
-    """`torch.nn.SyncBatchNorm`, also for CPUs: (N, C) or (N, C, H, W); N may differ between the processes."""
+    """Replacement of `torch.nn.SyncBatchNorm` that supports CPUs: (N, C) or (N, C, H, W).
+
+    N may differ between the processes.
+    """
 
     def _check_input_dim(self, x: torch.Tensor) -> None:
         if x.ndim < 2:
@@ -89,12 +92,16 @@ class SyncBatchNorm(nn.BatchNorm2d):
 
 
 def synchronize(module: nn.Module) -> nn.Module:
-    """Replaces every batch norm of `module` by one over all processes; parameter names stay."""
+    """Replace every batch norm in `module` by one over all processes; parameter names do not change.
+
+    Returns:
+        `module`, changed in place.
+    """
     for name, child in module.named_children():
         if isinstance(child, _BatchNorm):
             norm = SyncBatchNorm(child.num_features, eps=child.eps, momentum=child.momentum, affine=child.affine)
             norm.load_state_dict(child.state_dict())
-            norm.weight, norm.bias = child.weight, child.bias  # what is frozen stays so
+            norm.weight, norm.bias = child.weight, child.bias  # the same parameters keep `requires_grad`
             setattr(module, name, norm)
         else:
             synchronize(child)

@@ -53,7 +53,7 @@ class Training:
     process: distributed.Process
     display: str
     labeled: bool
-    method: Any
+    method: methods.Method
     model: nn.Module
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
@@ -268,7 +268,7 @@ def build_training(
             one_dimensional_lr_ratio=recipe.one_dimensional_lr_ratio,
             trust_coefficient=recipe.trust_coefficient,
             clip_trust=recipe.clip_trust,
-            constant_lr=getattr(method, "constant_lr", ()),
+            constant_lr=method.constant_lr,
         ),
         scaler=torch.amp.GradScaler(process.device.type, enabled=autocast == torch.float16),
         autocast=autocast,

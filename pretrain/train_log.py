@@ -1,4 +1,4 @@
-"""What a pre-training run reports of itself while it trains."""
+"""Log of a pre-training run."""
 
 import typing
 from collections.abc import Mapping
@@ -14,9 +14,9 @@ if typing.TYPE_CHECKING:
 
 
 class Log:
-    """What a run says of itself: progress, `metrics.jsonl` and TensorBoard events, of the first process.
+    """Log of the first process: a progress line, `metrics.jsonl` and TensorBoard events.
 
-    On resume the files forget the steps that will be done again.
+    On resume, entries of steps that will be repeated are removed from the files.
     """
 
     def __init__(self, training: "Training") -> None:
@@ -36,10 +36,16 @@ class Log:
             )
 
     def write(self, metrics: StepMetrics, more: Mapping[str, float] | None = None) -> None:
-        """Counts a step, and logs every so many; once more for the same step does nothing.
+        """Count a step, and log it if it is due; a second call for the same step does nothing.
+
+        A step is due every `log_every` steps, at the end of an epoch, and if `more` is given.
+
+        Args:
+            metrics: metrics of the step.
+            more: further values to log, by name.
 
         Raises:
-            DivergedError: on every process.
+            DivergedError: a metric that must be finite is not; raised on every process.
         """
         values = metrics.values()
         if metrics.step == self.reported:
@@ -58,6 +64,7 @@ class Log:
                 self.board.add_scalar(name, value, metrics.step)
 
     def close(self) -> None:
+        """End the progress line and the TensorBoard events."""
         self.progress.close()
         if self.training.process.is_main:
             self.board.close()

@@ -1,1 +1,1 @@
-"""Ground floor: errors, files, config, seeding, distributed, progress. Imports nothing else of this project."""
+"""Ground floor: errors, files, config, seeding, distributed, progress. It imports nothing else of this project."""

@@ -1,7 +1,7 @@
 """Configuration: YAML files and `a.b=c` overrides into frozen keyword-only dataclasses, through OmegaConf.
 
-A file may start from another one with `base: other.yaml` (relative to itself). An unknown key is an error that names
-the nearest known one. Each dataclass checks its own values in `__post_init__` and raises `ValueError`.
+A file may inherit from another one with `base: other.yaml`, relative to itself. An unknown key is an error that names
+the nearest known key. Each dataclass checks its own values in `__post_init__` and raises `ValueError`.
 """
 
 import dataclasses
@@ -20,15 +20,15 @@ from intl_bench.core.errors import InputError, from_os_error
 T = TypeVar("T")
 
 _PACKAGE = Path(__file__).resolve().parents[1]
-# An installed wheel carries the files inside the package, a checkout has them beside it.
+# An installed wheel holds the files inside the package. A checkout holds them beside it.
 CONFIGS = _PACKAGE / "configs" if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent / "configs"
 
 
 def find(name: str, kind: str) -> Path:
-    """The config file meant by `name`: a path, or a packaged one such as `cifar10_r18_intl` in configs/`kind`/.
+    """Find a config file: a path, or the name of a file in configs/`kind`/ such as `cifar10_r18_intl`.
 
     Raises:
-        InputError: there is none; the message lists the packaged names.
+        InputError: there is no such file; the message lists the packaged names.
     """
     for candidate in (Path(name), CONFIGS / kind / f"{name}.yaml", CONFIGS.parent / name, CONFIGS / name):
         if candidate.is_file():
@@ -40,7 +40,11 @@ def find(name: str, kind: str) -> Path:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A YAML file as a plain dictionary, its `base` merged underneath."""
+    """Read a YAML file as a plain dictionary. Its values win over those of its `base`.
+
+    Raises:
+        InputError: the file cannot be read or is not valid.
+    """
     try:
         node = OmegaConf.load(path)
         content = OmegaConf.to_container(node, resolve=True)
@@ -55,7 +59,7 @@ def read(path: Path) -> dict[str, Any]:
     if base is None:
         return values
     below = read(path.parent / str(base))
-    # What a file sets holds for every checkpoint, also where its base has another value for some of them.
+    # A value of the file holds for every checkpoint, even if the base has another value for some checkpoints.
     for section in below.get("for_checkpoints", {}).values():
         _drop(section, values)
     merged = OmegaConf.merge(below, values)
@@ -63,20 +67,21 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def build(schema: type[T], values: Mapping[str, Any], where: str, overrides: Sequence[str] = ()) -> T:
-    """`values`, then `overrides` ("a.b=c"), as an instance of the dataclass `schema`.
+    """Build an instance of the dataclass `schema` from `values` and then `overrides` ("a.b=c").
 
     Raises:
-        InputError: an unknown key, a wrong type or a value that the dataclass refuses; the message starts with `where`.
+        InputError: a key is unknown, a type is wrong, or the dataclass refuses a value. The message starts with
+            `where`.
     """
     for override in overrides:
         if "=" not in override or override.startswith("="):
             raise InputError(f"override {override!r}: expected key=value, such as epochs=100")
     try:
-        # The schema's own nodes are frozen like the dataclass; they are thawed to be filled, the result is frozen anew.
+        # The nodes of the schema are frozen like the dataclass. They are thawed to be filled; the result is frozen.
         template = OmegaConf.structured(schema)
         _thaw(template)
         merged = OmegaConf.merge(template, dict(values))
-        _thaw(merged)  # list items made by the merge are frozen again
+        _thaw(merged)  # the merge makes new list items, which are frozen
         for override in overrides:
             key, _, value = override.partition("=")
             OmegaConf.update(merged, key, OmegaConf.from_dotlist([f"value={value}"]).value)
@@ -99,18 +104,18 @@ def build(schema: type[T], values: Mapping[str, Any], where: str, overrides: Seq
 
 
 def load(schema: type[T], name: str, kind: str, overrides: Sequence[str] = ()) -> T:
-    """Finds, reads and builds a config in one go; raises `InputError` as the three do."""
+    """Find, read and build a config; raises the errors of `find`, `read` and `build`."""
     path = find(name, kind)
     return build(schema, read(path), f"config {path.name}", overrides)
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """A config dataclass as plain JSON-able values."""
+    """Convert a config dataclass to plain JSON values."""
     return cast(dict[str, Any], json.loads(json.dumps(dataclasses.asdict(config))))
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Where two resolved configurations differ, as lines "key: old -> new"."""
+    """Return the differences of two resolved configurations, as lines "key: old -> new"."""
     found: list[str] = []
     for key in sorted({*old, *new}):
         a, b = old.get(key), new.get(key)
@@ -122,7 +127,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
 
 
 def _drop(section: dict[str, Any], own: Mapping[str, Any]) -> None:
-    """Removes from a section what a file sets itself, key by key."""
+    """Remove from a section the keys that a file sets itself."""
     for key, value in own.items():
         if isinstance(value, Mapping) and isinstance(section.get(key), dict):
             _drop(section[key], value)
@@ -131,7 +136,7 @@ def _drop(section: dict[str, Any], own: Mapping[str, Any]) -> None:
 
 
 def _with_tuples(value: Any) -> Any:
-    """A dataclass whose sequences, lists in OmegaConf, are the tuples that its fields are declared as."""
+    """Convert the lists of OmegaConf to tuples where a field of the dataclass is declared as a tuple."""
     if dataclasses.is_dataclass(value):
         for field in dataclasses.fields(value):
             part = _with_tuples(getattr(value, field.name))

@@ -1,4 +1,4 @@
-"""Copies between the host and its device that neither of the two waits for."""
+"""Copies between the host and its device. Neither of the two waits for them."""
 
 import dataclasses
 
@@ -7,12 +7,12 @@ from torch import Tensor
 
 
 def pinned(tensor: Tensor, device: torch.device) -> Tensor:
-    """`tensor` of the CPU; for a GPU in page-locked memory, from which alone it copies in the background."""
+    """Return a CPU tensor in memory from which the device copies in the background: page-locked memory for a GPU."""
     return tensor.pin_memory() if device.type == "cuda" else tensor
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:
-    """`tensor` of the CPU on `device`, without waiting."""
+    """Copy a CPU tensor to `device` without waiting."""
     return pinned(tensor, device).to(device, non_blocking=True)
 
 
@@ -21,22 +21,22 @@ class Fetched:
     """Numbers on their way to the host.
 
     Attributes:
-        host: the numbers; not to be looked at before `copied` has come.
-        copied: when they have arrived; None where they were on the host all the time.
+        host: the numbers. They are valid after the event `copied`.
+        copied: the end of the copy. None if the numbers were on the host.
     """
 
     host: Tensor
     copied: torch.cuda.Event | None
 
     def read(self) -> Tensor:
-        """The numbers; only this waits for the work before them, not for what the device was given later."""
+        """Return the numbers. This waits for the work before them, but not for later work of the device."""
         if self.copied is not None:
             self.copied.synchronize()
         return self.host
 
 
 def fetch(numbers: Tensor) -> Fetched:
-    """Starts the copy of `numbers` to the host."""
+    """Start the copy of `numbers` to the host."""
     if numbers.device.type != "cuda":
         return Fetched(host=numbers, copied=None)
     host = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True).copy_(numbers, non_blocking=True)

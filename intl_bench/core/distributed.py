@@ -1,4 +1,4 @@
-"""One code path from one process to many nodes: `torchrun` sets the environment, without it there is one process."""
+"""One code path from one process to many nodes. `torchrun` sets the environment; without it there is one process."""
 
 import contextlib
 import dataclasses
@@ -31,13 +31,13 @@ _GROUPS = itertools.count()
 _TIMEOUT = timedelta(hours=1)
 _PLAIN_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
-# What tells processes that their launcher keeps the store at MASTER_ADDR:MASTER_PORT, as torchrun does.
+# The variables by which torchrun tells its processes that it keeps the store at MASTER_ADDR:MASTER_PORT.
 LAUNCHER = {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Process:
-    """Where this process stands: its rank among `world_size`, and the device it computes on."""
+    """The rank of this process among `world_size` processes, and its device."""
 
     rank: int
     world_size: int
@@ -58,29 +58,29 @@ class Process:
                 dist.broadcast(buffer, 0)
 
     def parallel(self, module: nn.Module) -> nn.Module:
-        """`module` with its gradients averaged over all processes; itself where there is one process."""
+        """Wrap `module` so that gradients are averaged over all processes. With one process return `module` itself."""
         if self.world_size == 1:
             return module
         parallel = DistributedDataParallel(
             module,
             device_ids=[self.device.index] if self.device.type == "cuda" else None,
-            # Gradients live where they are averaged, instead of being copied there and back.
+            # Gradients are stored where they are averaged, instead of being copied there and back.
             gradient_as_bucket_view=True,
         )
-        # Plain batch norms have the statistics of their own part: all take the first process's. Synchronized ones are
-        # equal anyway. (An argument of this meaning has another name in each version of PyTorch.)
+        # Plain batch norms have statistics of their own part of the batch, so all processes take those of the first.
+        # Synchronized norms are equal anyway. (The argument for this has another name in each version of PyTorch.)
         parallel.broadcast_buffers = any(type(child) in _PLAIN_NORMS for child in module.modules())
         return parallel
 
 
 @contextlib.contextmanager
 def start(device: str = "auto", *, deterministic: bool = False, fixed_shapes: bool = False) -> Iterator[Process]:
-    """Joins the process group that `torchrun` describes (NCCL on GPUs, gloo on CPUs); leaves it at the end.
+    """Join the process group that `torchrun` describes (NCCL on GPUs, gloo on CPUs), and leave it at the end.
 
     Args:
         device: "auto" (GPU if there is one), "cpu" or "cuda".
-        deterministic: a GPU computes the same bits each time (see docs/gpu.md); a CPU does so anyway.
-        fixed_shapes: the work repeats the same shapes, for which a GPU tries out its convolutions' kernels.
+        deterministic: a GPU computes the same bits each time (see docs/gpu.md). A CPU always does.
+        fixed_shapes: the work repeats the same shapes. A GPU then times its convolution kernels once for each shape.
 
     Raises:
         InputError: an unknown device name.
@@ -94,12 +94,12 @@ def start(device: str = "auto", *, deterministic: bool = False, fixed_shapes: bo
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     if use_cuda:
-        # PyTorch reads it when the first tensor is made. Images of many sizes leave gaps that no other block fits.
+        # PyTorch reads it with the first tensor. Images of many sizes leave gaps that fit no other block.
         if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # the older name of the variable
             os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
         if local_rank >= torch.cuda.device_count():
             raise ResourceError(
-                f"process {local_rank} of this machine has no GPU of its own: {torch.cuda.device_count()} are visible; "
+                f"process {local_rank} of this machine has no GPU: {torch.cuda.device_count()} GPUs are visible; "
                 "start fewer processes with torchrun --nproc-per-node"
             )
         torch.cuda.set_device(local_rank)
@@ -112,7 +112,7 @@ def start(device: str = "auto", *, deterministic: bool = False, fixed_shapes: bo
             return
         dist.init_process_group(
             "nccl" if use_cuda else "gloo",
-            # The store outlives a group: a second one, for another seed, must not find the addresses of the first.
+            # The store outlives a group. A second group, for another seed, must not find the addresses of the first.
             store=dist.PrefixStore(f"group {next(_GROUPS)}", _store()),
             rank=rank,
             world_size=world_size,
@@ -120,20 +120,20 @@ def start(device: str = "auto", *, deterministic: bool = False, fixed_shapes: bo
             device_id=where if use_cuda else None,
         )
         yield Process(rank=rank, world_size=world_size, device=where)
-        # A thread of gloo's that still frees the tensors of the last message needs Python's lock to do so, which the
-        # end of a DistributedDataParallel's group would hold while it waits for that thread (seen with PyTorch 2.11).
+        # A thread of gloo may still free the tensors of the last message, and needs Python's lock for that. The end of
+        # the group of a DistributedDataParallel holds this lock while it waits for the thread (seen with PyTorch 2.11).
         time.sleep(0.0 if use_cuda else 0.1)
-        dist.destroy_process_group()  # not after an error: it would wait for the other processes
+        dist.destroy_process_group()  # not after an error, because it would wait for the other processes
 
 
 @contextlib.contextmanager
 def _kernels(deterministic: bool, fixed_shapes: bool) -> Iterator[None]:
-    """How a GPU's kernels are chosen within the block."""
+    """Set how a GPU chooses its kernels within the block."""
     before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
-    # Read at a process's first matrix product; without it deterministic ones are refused from then on.
+    # PyTorch reads it at the first matrix product of a process, and without it refuses deterministic products later.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(deterministic)
-    # Nothing reads such memory, and filling it is one more pass. (The types do not know this switch.)
+    # Nothing reads uninitialized memory, and filling it costs one more pass. (The type stubs lack this switch.)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = fixed_shapes and not deterministic
     try:
@@ -154,45 +154,45 @@ def _failure_key() -> str:
 
 
 def first_to_fail(exit_code: int) -> bool:
-    """Whether this process is the first of a run to fail, which has to say why; the exit code is noted.
+    """Return whether this process is the first of a run to fail, and store its exit code.
 
-    The others fail alike, or because this one does. Where no launcher keeps a store that can be asked, every process is
-    taken for the first.
+    The first one prints its error. The others fail for the same reason or because of the first. Without a launcher that
+    keeps a store, every process counts as the first.
     """
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return True
     note = f"{os.environ['RANK']} {exit_code}"
     try:
         where = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        socket.create_connection(where, timeout=10).close()  # where nobody answers, a TCPStore says much and tries long
+        socket.create_connection(where, timeout=10).close()  # without an answer a TCPStore prints much and tries long
         store = dist.TCPStore(*where, is_master=False, timeout=timedelta(seconds=10))
         return bool(store.compare_set(_failure_key(), "", note) == note.encode())
-    except (OSError, RuntimeError):  # it is gone
+    except (OSError, RuntimeError):  # the store is gone
         return True
 
 
 def reported_exit_code(store: dist.Store) -> int | None:
-    """The exit code of the first process that failed and said why, for the launcher that keeps the store."""
+    """Return the exit code of the first process that failed and printed its error, for the launcher."""
     return int(store.get(_failure_key()).split()[1]) if store.check([_failure_key()]) else None
 
 
 def is_main_process() -> bool:
-    """Whether this process is the first, also before `start`."""
+    """Return whether this process is the first. Works before `start`, too."""
     return int(os.environ.get("RANK", 0)) == 0
 
 
 def world_size() -> int:
-    """Number of processes; 1 outside a process group."""
+    """Return the number of processes; 1 outside a process group."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 class _Gather(torch.autograd.Function):
-    """Stacks the tensors of all processes; backwards each gets the sum over all processes of its part's gradient."""
+    """Stack the tensors of all processes. Backward, each gets the sum over all processes of its part's gradient."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
         parts = x.new_empty((world_size(), *x.shape))
-        dist.all_gather(list(parts), x)  # the call for one tensor has another name in each version of PyTorch
+        dist.all_gather(list(parts), x)  # the call for a single output has another name in each version of PyTorch
         return parts
 
     @staticmethod
@@ -201,16 +201,16 @@ class _Gather(torch.autograd.Function):
 
 
 def stack(x: torch.Tensor) -> torch.Tensor:
-    """Stacks `x`, of one shape everywhere, of every process: (processes, ...) in rank order, with gradients.
+    """Stack `x` of every process, of one shape everywhere: (processes, ...) in rank order, with gradients.
 
-    The gradient of each process's part is the sum over all processes of their losses' gradients. With a loss that all
-    processes compute alike, and DistributedDataParallel's averaging, this is the gradient of that one loss.
+    The gradient of a process's part is the sum over all processes of the gradients of their losses. If all processes
+    compute the same loss and DistributedDataParallel averages, this is the gradient of that loss.
     """
     return x[None] if world_size() == 1 else cast(torch.Tensor, _Gather.apply(x.contiguous()))
 
 
 class _Exchange(torch.autograd.Function):
-    """(parts, samples, d) -> (parts, samples of all, d / processes): columns of all instead of all columns of some."""
+    """(parts, samples, d) -> (parts, samples of all, d / processes): some columns of all samples."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
@@ -225,7 +225,7 @@ class _Exchange(torch.autograd.Function):
 
 
 def _swap(parts: torch.Tensor) -> torch.Tensor:
-    """Sends the p-th part to process p; returns what came from all, in rank order."""
+    """Send the p-th part to process p. Return what all processes sent here, in rank order."""
     sent = parts.contiguous()
     received = torch.empty_like(sent)
     dist.all_to_all_single(received, sent)
@@ -233,10 +233,10 @@ def _swap(parts: torch.Tensor) -> torch.Tensor:
 
 
 def exchange(x: torch.Tensor) -> torch.Tensor:
-    """Of every process's `x` (parts, samples, d), of one shape everywhere: (parts, samples of all, columns).
+    """Exchange samples for columns: `x` (parts, samples, d) of every process -> (parts, samples of all, columns).
 
-    Process p receives the p-th of equal runs of columns, filled up with zeros where d does not divide. With gradients,
-    each value's from where it went.
+    Process p receives the p-th of equal runs of columns. Zeros pad them if the number of processes does not divide d.
+    Gradients return to where the values came from.
     """
     return x if world_size() == 1 else cast(torch.Tensor, _Exchange.apply(x))
 
@@ -244,7 +244,7 @@ def exchange(x: torch.Tensor) -> torch.Tensor:
 class _Total(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
-        # Half precision would round the sum at every addition.
+        # Half precision would round at every addition.
         exact = torch.promote_types(x.dtype, torch.float32)
         summed = x.to(exact, copy=True, memory_format=torch.contiguous_format)
         dist.all_reduce(summed)
@@ -256,33 +256,33 @@ class _Total(torch.autograd.Function):
 
 
 def total(x: torch.Tensor) -> torch.Tensor:
-    """The sum of floating-point `x` over all processes, on each; gradients as in `stack`."""
+    """Sum floating-point `x` over all processes; gradients as in `stack`."""
     return x if world_size() == 1 else cast(torch.Tensor, _Total.apply(x))
 
 
 def gather(x: torch.Tensor, dim: int = 0) -> torch.Tensor:
-    """Concatenates `x` of every process along `dim`, in rank order; gradients as in `stack`."""
+    """Concatenate `x` of every process along `dim`, in rank order; gradients as in `stack`."""
     return torch.cat(tuple(stack(x)), dim=dim)
 
 
 def largest(x: torch.Tensor) -> torch.Tensor:
-    """The elementwise largest of all processes' `x`, which it overwrites; a GPU's host does not wait for it."""
+    """Overwrite `x` with the elementwise maximum over all processes. The host of a GPU does not wait for it."""
     if world_size() > 1:
         dist.all_reduce(x, op=dist.ReduceOp.MAX)
     return x
 
 
 def any_process(flag: bool, device: torch.device) -> bool:
-    """True on every process as soon as it is true on one."""
+    """Return on every process whether `flag` is true on at least one."""
     if world_size() == 1:
         return flag
     return bool(largest(torch.tensor(float(flag), device=device)))
 
 
 class StopVote:
-    """Which signal asks any process to stop, without waiting for the device.
+    """The signal by which any process was asked to stop, found without waiting for the device.
 
-    One process knows at once. Of several each learns in a step what any of them had received by the step before.
+    A single process knows it at once. Several processes learn in a step what any of them received before the last step.
     """
 
     def __init__(self, stop: StopRequest, device: torch.device) -> None:
@@ -290,7 +290,7 @@ class StopVote:
         self._before: Fetched | None = None
 
     def ask(self) -> int:
-        """The signal, 0 if none; the same on all processes, which have to call it equally often."""
+        """Return the signal, or 0. It is the same on all processes, which must call this equally often."""
         received = self.stop.received or 0
         if world_size() == 1:
             return received
@@ -334,7 +334,7 @@ def require_finite(values: Mapping[str, float], *, where: str, remedy: str, devi
 
 
 def union(items: set[str]) -> set[str]:
-    """The union of a small set over all processes."""
+    """Return the union of a small set over all processes."""
     if world_size() == 1:
         return items
     parts: list[set[str]] = [set()] * world_size()
@@ -343,7 +343,7 @@ def union(items: set[str]) -> set[str]:
 
 
 def collect(items: list[Any]) -> list[Any]:
-    """The items of all processes in rank order, on the first process; nothing on the others."""
+    """Return the items of all processes in rank order on the first process, and no items on the others."""
     if world_size() == 1:
         return items
     parts: list[Any] | None = [None] * world_size() if dist.get_rank() == 0 else None
@@ -352,7 +352,7 @@ def collect(items: list[Any]) -> list[Any]:
 
 
 def from_main(compute: Callable[[], T]) -> T:
-    """What `compute` returns, or raises of ours, on the first process, on every process; the others do not call it."""
+    """Call `compute` on the first process alone. Every process returns its result, or raises its `BenchError`."""
     if world_size() == 1:
         return compute()
     box: list[Any] = [None, None]
@@ -368,6 +368,6 @@ def from_main(compute: Callable[[], T]) -> T:
 
 
 def barrier() -> None:
-    """Waits for all processes."""
+    """Wait for all processes."""
     if world_size() > 1:
         dist.barrier()

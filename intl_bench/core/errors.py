@@ -1,6 +1,7 @@
 """The exit codes of the command line, as exceptions.
 
-Every error a user can cause ends in one line on stderr: what, which file, which field, what was expected, what to do.
+An error that a user can cause ends in one line on stderr: what is wrong, in which file and field, what was expected,
+and what to do.
 """
 
 import errno
@@ -18,13 +19,13 @@ class BenchError(Exception):
 
 
 class InputError(BenchError, ValueError):
-    """Bad input or configuration; the user can mend it (exit 2)."""
+    """Bad input or configuration, which the user can correct (exit 2)."""
 
     exit_code = 2
 
 
 class DivergedError(BenchError):
-    """Training produced a non-finite loss; the weights were left as they were before that step (exit 3)."""
+    """Training produced a loss that is not finite. The saved weights are of before that step (exit 3)."""
 
     exit_code = 3
 
@@ -36,7 +37,7 @@ class ResourceError(BenchError):
 
 
 class Preempted(BenchError):
-    """Stopped by a signal after writing a checkpoint; the same command resumes (exit 75, or 130 after Ctrl-C)."""
+    """A signal stopped the run after its state was saved. The same command resumes (exit 75, or 130 after Ctrl-C)."""
 
     exit_code = PREEMPTED
 
@@ -47,9 +48,9 @@ class Preempted(BenchError):
 
 
 def from_os_error(error: OSError, doing: str) -> BenchError:
-    """Translates an operating-system error met while `doing` something into one of ours.
+    """Translate an error of the operating system, which occurred while `doing` something.
 
-    A full disk or quota is a resource (exit 4), everything else is input (exit 2).
+    A full disk or quota becomes a `ResourceError`, every other error an `InputError`.
     """
     reason = error.strerror or str(error)
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
@@ -58,20 +59,20 @@ def from_os_error(error: OSError, doing: str) -> BenchError:
 
 
 def translate(error: Exception) -> BenchError | None:
-    """Errors of libraries that have an exit code of their own."""
+    """Translate an error of a library that has its own exit code. Return None for a bug."""
     if isinstance(error, BenchError):
         return error
     if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
         return ResourceError(
-            f"out of memory: {str(error).splitlines()[0] if str(error) else 'no more to give'}; "
-            "smaller batches need less; so do more GPUs, each with its part of a batch"
+            f"out of memory: {str(error).splitlines()[0] if str(error) else 'no more memory'}; "
+            "use smaller batches, or more GPUs, each with a part of the batch"
         )
     if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
-        # A worker that dies is noticed wherever the main process happens to be.
+        # The main process notices a dead worker at any line.
         return ResourceError(f"a data worker died: {error}; use fewer workers, or check memory and /dev/shm")
     if isinstance(error, RuntimeError) and ("gloo/" in str(error) or type(error).__name__.startswith("Dist")):
         reason = " ".join(str(error).split())[:200]
-        return ResourceError(f"lost another process, which ended or was killed, perhaps for its memory: {reason}")
+        return ResourceError(f"lost another process, which ended or was killed, possibly for lack of memory: {reason}")
     if isinstance(error, OSError):
         return from_os_error(error, f"cannot use {error.filename or 'a file'}")
     return None

@@ -1,7 +1,7 @@
-"""The only writer of files: atomic, and digested where a file is worth checking.
+"""The only module that writes files. Writing is atomic, and important files get a digest.
 
-A reader sees the old file or the new one, never half of one. A digested file has a side-car `NAME.sha256` in the
-format of `sha256sum`, so that a flipped bit is noticed (`torch.load` and safetensors notice almost none).
+A reader sees the old file or the new one, never a part of a file. A file with a digest has a side-car `NAME.sha256` in
+the format of `sha256sum`. The digest detects flipped bits, most of which `torch.load` and safetensors do not detect.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from typing import IO, Any
 
 from intl_bench.core.errors import InputError, from_os_error
 
-# Read once: the call changes the whole process's, and files are written in the background too.
+# Read once, because the call changes the mask of the whole process, and files are also written in the background.
 _UMASK = os.umask(0)
 os.umask(_UMASK)
 _NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
@@ -24,7 +24,7 @@ _NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, er
 
 @contextlib.contextmanager
 def _replacement(path: Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path` that is renamed onto it when the block succeeds, and removed when not."""
+    """Yield a temporary path beside `path`. It is renamed to `path` if the block succeeds, and else removed."""
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -45,7 +45,7 @@ def _replacement(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes `text` as UTF-8, atomically.
+    """Write `text` as UTF-8, atomically.
 
     Raises:
         ResourceError: the disk is full.
@@ -56,22 +56,22 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Writes `content`, atomically; raises as `write_text`."""
+    """Write `content` atomically; raises the errors of `write_text`."""
     with _replacement(path) as temporary:
         temporary.write_bytes(content)
 
 
 def write_stream(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Lets `write` fill a binary stream and puts the result at `path`, atomically; raises as `write_text`."""
+    """Let `write` fill a binary stream and put the result at `path` atomically; raises the errors of `write_text`."""
     with _replacement(path) as temporary, temporary.open("wb") as stream:
         write(stream)
 
 
 def create_json(path: Path, value: Any) -> bool:
-    """Writes indented JSON with sorted keys and no NaN, atomically, if `path` does not exist yet; else returns False.
+    """Write indented JSON with sorted keys atomically, unless `path` exists. Return whether it was written.
 
-    Safe with many processes writing at once: exactly one of them gets True for a path. On a file system without hard
-    links the file is empty for a moment.
+    Many processes may write at once; exactly one of them gets True for a path. On a file system without hard links the
+    file is empty for a moment.
     """
     temporary: str | None = None
     try:
@@ -100,16 +100,16 @@ def create_json(path: Path, value: Any) -> bool:
 
 
 def json_text(value: Any) -> str:
-    """Indented JSON with sorted keys; raises `ValueError` for a NaN."""
+    """Return indented JSON with sorted keys; raises `ValueError` for a NaN."""
     return json.dumps(value, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n"
 
 
 class JsonLines:
-    """A log of one JSON object a line, appended to.
+    """A log with one JSON object a line.
 
     Args:
-        path: the file; created with its folder if missing.
-        keep: decides which lines of an earlier session stay; a line cut short by a crash goes too.
+        path: the file. It and its folder are created if missing.
+        keep: returns whether a line of an earlier session stays. A line that a crash cut short is removed.
     """
 
     def __init__(self, path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
@@ -123,7 +123,7 @@ class JsonLines:
         write_text(path, "".join(kept))
 
     def append(self, row: dict[str, Any]) -> None:
-        """Adds one line; raises as `write_text`."""
+        """Append one line; raises the errors of `write_text`."""
         try:
             with self.path.open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps(row, allow_nan=False) + "\n")
@@ -132,7 +132,7 @@ class JsonLines:
 
 
 def sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, as 64 hex digits."""
+    """Return the SHA-256 of a file, as 64 hex digits."""
     try:
         with path.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
@@ -145,7 +145,7 @@ def _sidecar(path: Path) -> Path:
 
 
 class _Stream:
-    """Passes writes on and keeps the operating system's error, which `torch.save` replaces by one of its own."""
+    """A stream that keeps the error of the operating system, which `torch.save` replaces by its own error."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         self.stream = stream
@@ -163,10 +163,9 @@ class _Stream:
 
 
 def write_digested(path: Path, write: Callable[[Any], object]) -> str:
-    """Lets `write` fill a binary stream, puts the result at `path` atomically with its side-car; returns the SHA-256.
+    """Let `write` fill a binary stream, put the result at `path` atomically with its side-car, and return the SHA-256.
 
-    The side-car names the old and the new digest while the file changes, so that a crash in between leaves a pair
-    that still verifies.
+    The side-car holds both the old and the new digest while the file changes. A crash then leaves a pair that verifies.
     """
     with _replacement(path) as temporary:
         with temporary.open("wb") as raw:
@@ -188,16 +187,16 @@ def write_digested(path: Path, write: Callable[[Any], object]) -> str:
 
 
 def verify(path: Path) -> str:
-    """SHA-256 of a digested file after comparing it with its side-car; without a side-car just the SHA-256.
+    """Compare a file with its side-car, if it has one, and return the SHA-256 of the file.
 
     Raises:
-        InputError: the file is missing or its bytes are not the ones that were written.
+        InputError: the file is missing, or its content has changed since it was written.
     """
     digest = sha256(path)
     sidecar = _sidecar(path)
     if sidecar.exists() and digest not in sidecar.read_text(encoding="utf-8").split():
         raise InputError(
-            f"{path}: its bytes do not match {sidecar.name}: the file was damaged or replaced after it was written; "
-            "restore it from a copy, or start over with --fresh"
+            f"{path}: its content does not match {sidecar.name}; the file was damaged or replaced since it was "
+            "written; restore it from a copy, or add --fresh to start over"
         )
     return digest

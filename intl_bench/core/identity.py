@@ -1,7 +1,7 @@
 """Whether two configurations are the same experiment.
 
-Every field of a configuration decides the result, unless it is declared `runtime_only` where it is defined. So a new
-setting tells experiments apart from its first day, and no other module keeps a list of settings.
+Every field of a configuration determines the result, unless it is declared `runtime_only` where it is defined. A new
+setting therefore distinguishes experiments from its first day. No other module keeps a list of settings.
 """
 
 import dataclasses
@@ -18,23 +18,23 @@ _EVERY_VALUE_PUBLISHED = "every_value_published"
 
 
 def runtime_only(default: Any = dataclasses.MISSING) -> Any:
-    """Declares a field that changes no result: where data lie, how often a state is saved, on which device a run is."""
+    """Declare a field that changes no result, such as the place of the data or the device of a run."""
     return dataclasses.field(default=default, metadata={_RUNTIME_ONLY: True})
 
 
 def every_value_published(default: Any) -> Any:
-    """Declares a field that decides the result, but whose allowed values all belong to the published protocol.
+    """Declare a field that determines the result and whose allowed values all belong to the published protocol.
 
-    The share of labels of semi-supervised evaluation, 1% and 10%, is one.
+    An example is the percentage of labels of semi-supervised evaluation, 1 or 10.
     """
     return dataclasses.field(default=default, metadata={_EVERY_VALUE_PUBLISHED: True})
 
 
 def identity(config: Any) -> dict[str, Any]:
-    """What decides the result of a configuration dataclass, as plain JSON-able values, nested as the dataclass is.
+    """Return the values of a configuration dataclass that determine its result, as nested plain JSON values.
 
-    A dataclass may have a method `unused`: the names of the fields that nothing looks at beside its other values, such
-    as the temperature of a vote without weights.
+    A dataclass may have a method `unused`. It returns the names of fields that have no effect because of other values,
+    such as the temperature of a vote without weights.
     """
     unused = config.unused() if hasattr(config, "unused") else ()
     return {
@@ -45,19 +45,19 @@ def identity(config: Any) -> dict[str, Any]:
 
 
 def digest(values: Mapping[str, Any]) -> str:
-    """SHA-256 of an identity's canonical JSON, as 64 hex digits."""
+    """Return the SHA-256 of an identity's canonical JSON, as 64 hex digits."""
     return hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def same_protocol(one: Any, other: Any) -> bool:
-    """Whether two configurations of one dataclass differ at most in fields declared `every_value_published`."""
+    """Return whether two configurations of one dataclass differ at most in fields declared `every_value_published`."""
     free = {field.name for field in dataclasses.fields(one) if _EVERY_VALUE_PUBLISHED in field.metadata}
     first, second = ({k: v for k, v in identity(config).items() if k not in free} for config in (one, other))
     return first == second
 
 
 def is_runtime_only(schema: type, key: str) -> bool:
-    """Whether the field that a dotted key such as "data.root" names, of a dataclass, is declared `runtime_only`."""
+    """Return whether a dataclass declares the field of a dotted key such as "data.root" as `runtime_only`."""
     name, _, rest = key.partition(".")
     field = next((field for field in dataclasses.fields(schema) if field.name == name), None)
     if field is None or _RUNTIME_ONLY in field.metadata:

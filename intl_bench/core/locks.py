@@ -1,8 +1,8 @@
-"""A lock on a run's folder: one process tree at a time writes there.
+"""A lock on a run's folder. One process tree at a time writes there.
 
-The lock is a file beside the folder, so that `--fresh` may remove the folder while the lock is held. It needs nothing
-but an atomic create and works on a network file system. It names its process, so that a lock whose process is gone
-stops nobody; of processes that cannot be seen from here (another machine, another container) nobody can tell.
+The lock is a file beside the folder, so that `--fresh` may remove the folder while the lock is held. It requires only
+an atomic create and works on a network file system. It names its process, and a lock whose process has ended is taken
+over. Whether a process of another machine or container has ended is unknown here.
 """
 
 import contextlib
@@ -25,25 +25,25 @@ from typing import Any
 from intl_bench.core import files
 from intl_bench.core.errors import InputError, from_os_error
 
-_PATIENCE_S = 2.0  # where hard links are missing, a lock is empty between its creation and its writing
+_PATIENCE_S = 2.0  # without hard links, a lock is empty between its creation and its writing
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Holder:
-    """The content of a lock file. Text that the system does not tell (macOS has no /proc) is empty."""
+    """The content of a lock file. Text that the system does not provide (macOS has no /proc) is empty."""
 
     host: str
     process: int
-    process_start: str  # clock ticks since boot; a number is given to another process later, but not at the same tick
+    process_start: str  # clock ticks since boot; two processes with the same number start at different ticks
     boot_id: str
     pid_namespace: str
     machine_id: str
     since: str
     command: str
-    token: str  # tells two locks of one process apart
+    token: str  # distinguishes two locks of one process
 
     def is_gone(self, me: "_Holder") -> bool:
-        """Whether it was a process of this machine that runs no more; False where that cannot be known."""
+        """Return whether a process of this machine held the lock and has ended. False if that is unknown."""
         if self.host != me.host:
             return False
         if self.boot_id != me.boot_id:
@@ -59,7 +59,7 @@ def _read_text(path: str) -> str:
 
 
 def _state_and_start(process: int) -> tuple[str, str]:
-    """Fields 3 and 22 of /proc/PID/stat, empty where they cannot be read; field 2 may hold spaces and parentheses."""
+    """Return fields 3 and 22 of /proc/PID/stat, or empty text. Field 2 may hold spaces and parentheses."""
     fields = _read_text(f"/proc/{process}/stat").rpartition(")")[2].split()
     return (fields[0], fields[19]) if len(fields) > 19 else ("", "")
 
@@ -70,9 +70,9 @@ def _is_running(process: int, start: str) -> bool:
     except ProcessLookupError:
         return False
     except PermissionError:
-        pass  # another user's, and there
+        pass  # the process exists and belongs to another user
     state, now = _state_and_start(process)
-    # Z: a killed process that its parent has not noticed yet; it does nothing any more.
+    # Z: a process that was killed and whose parent has not collected it. It does nothing more.
     return state not in ("Z", "X") and (start == now or not start or not now)
 
 
@@ -89,17 +89,17 @@ def _me() -> _Holder:
         pid_namespace=namespace,
         machine_id=_read_text("/etc/machine-id"),
         since=datetime.now(UTC).isoformat(timespec="seconds"),
-        # An argument may hold bytes that are no text.
+        # An argument may hold bytes that are not text.
         command=" ".join(sys.argv)[:200].encode(errors="replace").decode(),
         token=secrets.token_hex(8),
     )
 
 
 def _parse(path: Path) -> _Holder:
-    """Raises FileNotFoundError without a file, ValueError where the file is no lock of ours."""
+    """Read a lock file; raises FileNotFoundError without a file, and ValueError if the file is not such a lock."""
     text = path.read_text(encoding="utf-8")
     try:
-        # One line each, whatever is in it: it goes into messages.
+        # Every value becomes one line, because it is printed in messages.
         values: dict[str, Any] = {key: " ".join(str(value).split()) for key, value in json.loads(text).items()}
         holder = _Holder(**values | {"process": int(values["process"])})
     except (AttributeError, KeyError, TypeError) as error:
@@ -110,7 +110,7 @@ def _parse(path: Path) -> _Holder:
 
 
 def _read(path: Path, folder: Path) -> _Holder | None:
-    """Who holds the lock; None if it was given back meanwhile."""
+    """Return the holder of the lock, or None if the lock was released in the meantime."""
     deadline = time.monotonic() + _PATIENCE_S
     while True:
         try:
@@ -118,7 +118,7 @@ def _read(path: Path, folder: Path) -> _Holder | None:
         except ValueError:
             if time.monotonic() > deadline:
                 raise InputError(
-                    f"{folder}: in use, but {path} does not say by whom; if no run uses the folder, delete {path}"
+                    f"{folder}: in use, but {path} does not name a process; if no run uses the folder, delete {path}"
                 ) from None
             time.sleep(0.05)
         except OSError as error:
@@ -128,9 +128,10 @@ def _read(path: Path, folder: Path) -> _Holder | None:
 
 
 def _take_over(path: Path, me: _Holder) -> bool:
-    """Makes the lock its own if its process is gone, looked up again where no other process of ours can come between.
+    """Take over the lock if its process has ended. Return whether this succeeded.
 
-    The old lock is replaced, not removed, so that nobody who has just arrived finds none.
+    The holder is read again under a second lock, which excludes other processes of this machine. The old file is
+    replaced, not removed, so that a process that arrives meanwhile finds a lock.
     """
     name = f"intl-bench-{os.getuid()}-{hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:16]}.lock"
     try:
@@ -140,7 +141,7 @@ def _take_over(path: Path, me: _Holder) -> bool:
             try:
                 gone = _parse(path).is_gone(me)
             except (FileNotFoundError, ValueError):
-                gone = False  # given back meanwhile, or another process is making its own
+                gone = False  # released in the meantime, or another process is writing its own lock
             if gone:
                 files.write_text(path, files.json_text(dataclasses.asdict(me)))
             return gone
@@ -164,16 +165,16 @@ def _refusal(folder: Path, path: Path, holder: _Holder, me: _Holder, otherwise: 
 
 @contextlib.contextmanager
 def lock(folder: Path, *, otherwise: str = "") -> Iterator[None]:
-    """Keeps every other process out of `folder`, which need not exist, until the block ends.
+    """Exclude every other process from `folder`, which need not exist, until the block ends.
 
-    The lock is the file `folder` + ".lock". One that was left by a process of this machine that is gone is taken over,
-    with one line on stderr. Child processes belong to their parent's block and must not take the lock themselves.
+    The lock is the file `folder` + ".lock". A lock of a process of this machine that has ended is taken over, with one
+    line on stderr. Child processes belong to the block of their parent and must not take the lock.
 
     Args:
-        otherwise: what the user may do instead of waiting, for the message.
+        otherwise: an alternative to waiting, for the message.
 
     Raises:
-        InputError: another block holds the lock, in this process or any other, or the lock cannot be written.
+        InputError: another block of this or another process holds the lock, or the lock cannot be written.
         ResourceError: the disk is full.
     """
     path = folder.absolute().with_name(folder.absolute().name + ".lock")
@@ -184,7 +185,7 @@ def lock(folder: Path, *, otherwise: str = "") -> Iterator[None]:
             if holder is None:
                 continue
             if holder.token == me.token:
-                break  # a network file system repeated the request, and it had succeeded the first time
+                break  # a network file system repeated the request, which had succeeded the first time
             if not holder.is_gone(me):
                 raise _refusal(folder, path, holder, me, otherwise)
             if _take_over(path, me):
@@ -193,7 +194,7 @@ def lock(folder: Path, *, otherwise: str = "") -> Iterator[None]:
                 break
         yield
     finally:
-        # Not in a forked child that leaves the block by its own way. What cannot be removed is taken over next time.
+        # Not in a forked child that leaves the block. A lock that cannot be removed is taken over next time.
         with contextlib.suppress(OSError, ValueError):
             if os.getpid() == me.process and _parse(path).token == me.token:
                 path.unlink()

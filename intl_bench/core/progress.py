@@ -1,4 +1,4 @@
-"""What a user sees while something long runs: a bar on a terminal, plain lines otherwise."""
+"""Progress of long work: a bar on a terminal, plain lines elsewhere."""
 
 import sys
 import time
@@ -8,14 +8,14 @@ from tqdm import tqdm
 
 
 class Progress:
-    """Steps done, time left, images per second and the share of time spent waiting for data.
+    """The steps done, the time left, the images per second and the share of time spent waiting for data.
 
     Args:
         total: number of steps of the whole job.
-        done: steps that an earlier session finished.
-        images_per_step: images a step handles over all processes; 0 leaves the rate out.
-        label: stands in front.
-        enabled: False prints nothing (processes other than the first).
+        done: number of steps that an earlier session finished.
+        images_per_step: images of a step over all processes; 0 omits the rate.
+        label: the beginning of a line.
+        enabled: False prints nothing, for all processes but the first.
         every: seconds between two plain lines.
     """
 
@@ -46,7 +46,7 @@ class Progress:
 
     @property
     def images_per_second(self) -> float:
-        """Mean rate since this session began, over all processes."""
+        """Mean rate of this session, over all processes."""
         elapsed = time.perf_counter() - self.started
         return (self.steps - self.first) * self.images_per_step / elapsed if elapsed > 0 else 0.0
 
@@ -57,7 +57,7 @@ class Progress:
         return self.waited / elapsed if elapsed > 0 else 0.0
 
     def step(self, waited: float = 0.0, values: Mapping[str, float] | None = None) -> None:
-        """Counts a step that waited `waited` seconds for its data; `values` are shown behind it."""
+        """Count a step that waited `waited` seconds for its data, and show `values`."""
         self.steps += 1
         self.waited += waited
         now = time.perf_counter()
@@ -71,7 +71,7 @@ class Progress:
             print(", ".join(filter(None, parts)), file=sys.stderr)
 
     def close(self) -> None:
-        """Leaves the bar as it stands."""
+        """End the bar and keep its last state on the terminal."""
         if self.bar is not None:
             self.bar.close()
 

@@ -1,9 +1,9 @@
-"""Counter-based randomness: every draw is a function of (seed, purpose, counters) and of nothing else.
+"""Counter-based randomness: every draw is a function of (seed, purpose, counters) alone.
 
-So the numbers do not depend on the worker count, the process count or on where a run was interrupted, and there is no
-generator state to save. The generator is Philox (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC
-2011), whose key is made of the seed and purpose and whose counter holds the position: NumPy's for one stream at a time,
-and a vectorized one for many samples at once.
+The numbers do not depend on the number of workers or processes, or on interruptions, and no generator state is saved.
+The generator is Philox (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011). Its key consists of the
+seed and the purpose. Its counter holds the position. NumPy's generator serves one stream at a time, and a vectorized
+one serves many samples at once.
 """
 
 import functools
@@ -17,36 +17,36 @@ _WORD = np.uint64(0xFFFFFFFF)
 
 
 def generator(seed: int, purpose: str, *counters: int) -> np.random.Generator:
-    """A generator for one position of one stream.
+    """Return a generator for one position of one stream.
 
     Args:
         seed: the run's seed, 0 <= seed < 2**63.
-        purpose: names the stream ("views", "order", ...), so that two uses of one seed are independent.
+        purpose: name of the stream ("views", "order", ...). Streams of one seed are independent.
         counters: at most three non-negative integers below 2**64, such as (epoch, sample index, view).
     """
     if seed < 0 or len(counters) > 3:
         raise ValueError(f"seed must be >= 0 and counters at most three, got seed={seed}, counters={counters}")
-    # The lowest counter word is left to the generator itself, which counts its own draws there.
+    # The generator counts its own draws in the lowest word.
     words = [0, *counters, *(0 for _ in range(3 - len(counters)))]
     key = [seed, zlib.crc32(purpose.encode())]
     return np.random.Generator(np.random.Philox(key=key, counter=words))
 
 
 def permutation(seed: int, purpose: str, epoch: int, n: int) -> np.ndarray:
-    """The order of n samples in one epoch, shape (n,) int64."""
+    """Return the order of n samples in one epoch, shape (n,) int64."""
     return generator(seed, purpose, epoch).permutation(n)
 
 
 def torch_seed(seed: int, purpose: str, *counters: int) -> int:
-    """A seed for `torch.Generator.manual_seed`, below 2**63."""
+    """Return a seed for `torch.Generator.manual_seed`, below 2**63."""
     return int(generator(seed, purpose, *counters).integers(2**63))
 
 
 def uniforms(seed: int, purpose: str, epoch: int, indices: np.ndarray, view: int, n: int) -> np.ndarray:
-    """Random numbers of many samples at once, each row a function of (seed, purpose, epoch, its index, view) alone.
+    """Draw numbers for many samples at once. Each row is a function of (seed, purpose, epoch, its index, view) alone.
 
     Args:
-        indices: (m,) numbers of the samples; like `epoch` and `view`, below 2**32.
+        indices: (m,) numbers of the samples. They, `epoch` and `view` are below 2**32.
 
     Returns:
         (m, n) float64, uniform in [0, 1), multiples of 2**-32. The first numbers of a row are the same for every n.
@@ -66,7 +66,7 @@ def _key(seed: int, purpose: str) -> tuple[int, int]:
 
 
 def philox(counters: np.ndarray, key: tuple[int, int]) -> np.ndarray:
-    """Philox4x32-10: four random words, (4, m), for each column of `counters`, (4, m); all are uint64 below 2**32."""
+    """Compute Philox4x32-10: four random words (4, m) for each column of `counters` (4, m), all uint64 below 2**32."""
     even, odd = counters[0::2], counters[1::2]
     keys = np.array(key, np.uint64)[:, None]
     for _ in range(10):

@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop: noted at once, acted upon at the next safe place."""
+"""Signals that ask a run to stop. They are recorded at once and handled at the next safe point."""
 
 import signal
 from types import FrameType, TracebackType
@@ -9,9 +9,9 @@ _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
 
 
 class StopRequest:
-    """Within the block signals only set `received`: SIGTERM, the warnings of Slurm and submitit, and Ctrl-C.
+    """A block in which signals only set `received`: SIGTERM, the warnings of Slurm and submitit, and Ctrl-C.
 
-    A second Ctrl-C kills.
+    A second Ctrl-C ends the process at once.
     """
 
     def __init__(self) -> None:
@@ -34,13 +34,13 @@ class StopRequest:
         self.received = number
 
     def error(self, what: str, number: int | None = None) -> Preempted:
-        """The exception to raise once everything is saved.
+        """Return the exception to raise after everything is saved.
 
         Args:
-            what: says where things stand.
-            number: of the signal; None means the one received here.
+            what: the state of the run, for the message.
+            number: of the signal. None means the signal received here.
         """
         name = signal.Signals(number or self.received or signal.SIGTERM)
         return Preempted(
-            f"stopped by {name.name} {what}; the same command goes on from there", interrupted=name == signal.SIGINT
+            f"stopped by {name.name} {what}; run the same command again to resume", interrupted=name == signal.SIGINT
         )

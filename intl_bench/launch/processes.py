@@ -1,7 +1,7 @@
-"""Starts the processes of a run on this machine, one for each GPU, and stays until they end.
+"""Start the processes of a run on this machine, one for each GPU, and wait for their end.
 
-This is `torchrun --standalone` without its restarts, and with what it lacks: every signal reaches the processes, they
-have all the time they need to save their state, the exit code is theirs, and one line says what went wrong.
+This is `torchrun --standalone` without restarts. In addition, every signal reaches the processes, they have all the
+time that they need to save their state, the exit code is that of the process that failed, and the error is one line.
 """
 
 import os
@@ -18,31 +18,31 @@ from intl_bench.core.signals import StopRequest
 
 _COMMAND = [sys.executable, "-m", "intl_bench"]
 _PARENT = "INTL_BENCH_PARENT"
-# What the others get to end by themselves once one has failed: they may be writing.
+# Seconds for the other processes to end after one has failed, because they may be writing.
 _PATIENCE = 30.0
 
 
 class UnfinishedError(BenchError):
-    """Some commands did not finish; the exit code is that of the first of them, whose own line stands above."""
+    """Some commands did not finish. The exit code is that of the first of them, which has printed its own error."""
 
     def __init__(self, codes: Mapping[str, int]) -> None:
         bad = {name: code for name, code in codes.items() if code}
         self.exit_code = next(iter(bad.values()))
         listed = ", ".join(f"{name} (exit {code})" for name, code in bad.items())
-        super().__init__(f"not finished: {listed}; what went wrong is said above; the same command goes on")
+        super().__init__(f"not finished: {listed}; see the errors above; run the same command again to resume")
 
 
 def start(arguments: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    """Starts `intl-bench ARGUMENTS`, which stops as on a signal when this process dies.
+    """Start `intl-bench ARGUMENTS`. It stops as on a signal when this process dies.
 
-    It has a session of its own: a Ctrl-C reaches it through us alone, once.
+    It has its own session, so that a Ctrl-C reaches it only once, through this process.
     """
     environment = {**environment, _PARENT: str(os.getpid())}
     return subprocess.Popen([*_COMMAND, *arguments], env=environment, start_new_session=True)
 
 
 def stop_with_parent() -> None:
-    """In a process that `start` started: from now on a dead parent stops it, so that nothing is left running."""
+    """Stop this process when the parent that started it by `start` dies, so that nothing is left running."""
     parent = os.environ.pop(_PARENT, None)
     if parent is not None:
         threading.Thread(target=_watch_parent, args=(int(parent),), daemon=True).start()
@@ -55,23 +55,23 @@ def _watch_parent(parent: int) -> None:
 
 
 def threads(processes: int) -> int:
-    """Computing threads for each of several processes that share this machine's cores."""
+    """Return the number of computing threads for each of several processes that share the cores of this machine."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cores // processes)
 
 
 def count(requested: int | None, *, device: str, batch_size: int) -> int:
-    """How many processes a run gets here: as many as requested, or one for each GPU; 1 means this one.
+    """Return the number of processes to start: as many as requested, or one for each GPU. 1 means this process.
 
-    Where a launcher has started this process there are as many as there are, and nothing more is started.
+    A process of a launcher starts no others.
 
     Args:
         device: "auto", "cpu" or "cuda".
         batch_size: over all processes.
 
     Raises:
-        InputError: fewer than one, or the batch does not divide evenly.
-        ResourceError: more processes than GPUs.
+        InputError: fewer than one process is requested, or the batch does not divide evenly.
+        ResourceError: there are fewer GPUs than processes.
     """
     if "RANK" in os.environ:
         return 1
@@ -90,19 +90,19 @@ def count(requested: int | None, *, device: str, batch_size: int) -> int:
 
 
 def run(arguments: Sequence[str], count: int) -> int:
-    """Runs `intl-bench ARGUMENTS` in `count` processes together; returns the exit code of the first that failed.
+    """Run `intl-bench ARGUMENTS` in `count` processes together; return the exit code of the first that failed.
 
-    That process has said why. A signal is passed on to all of them; one that fails ends the others.
+    That process has printed its error. A signal is passed on to all processes. A failure ends the others.
 
     Raises:
-        Preempted: a signal came before there was a state to save.
+        Preempted: a signal arrived before there was a state to save.
         ResourceError: a process was killed.
     """
     import torch.distributed as dist
 
     from intl_bench.core import distributed
 
-    # Bound here, on a free port, the store of their rendezvous cannot miss it, and outlives each of them.
+    # The store of the rendezvous is opened here on a free port. It outlives each of the processes.
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     environment = {
         "OMP_NUM_THREADS": str(threads(count)),
@@ -129,18 +129,18 @@ def run(arguments: Sequence[str], count: int) -> int:
     if reported is not None:
         return reported
     code = workers[failed].returncode
-    if stop.received is not None and code == -stop.received:  # it had not begun to heed signals
+    if stop.received is not None and code == -stop.received:  # it had not installed its signal handlers
         raise stop.error("before there was anything to save")
     if code > 0:
         return code
     raise ResourceError(
-        f"process {failed} of {count} was killed by {signal.Signals(-code).name}, perhaps for its memory; "
-        "the same command goes on from the last checkpoint"
+        f"process {failed} of {count} was killed by {signal.Signals(-code).name}, possibly for lack of memory; "
+        "run the same command again to resume from the last checkpoint"
     )
 
 
 def _wait(workers: Sequence["subprocess.Popen[bytes]"], stop: StopRequest) -> int | None:
-    """Until all have ended, or `_PATIENCE` after the first that failed, which ends the others; returns its number."""
+    """Wait until all have ended, or `_PATIENCE` after the first failure. Return the number of the first that failed."""
     passed_on: int | None = None
     failed: int | None = None
     deadline = float("inf")

@@ -13,21 +13,21 @@ from intl_bench.core.errors import PREEMPTED, InputError, Preempted
 from intl_bench.core.signals import StopRequest
 from intl_bench.launch import processes
 
-# How long a job that was told to stop waits for the signal that queues it again, which may follow.
+# How long a job that was asked to stop waits for the signal that queues it again.
 _REQUEUE_SECONDS = 60
 
 
 class Job:
-    """One command as a submitit job; preempted, it saves its state, is queued again and resumes."""
+    """One command as a submitit job. When it is preempted, it saves its state, is queued again and resumes."""
 
     def __init__(self, arguments: Sequence[str], folder: Path) -> None:
         self.arguments, self.folder = list(arguments), folder
 
     def __call__(self) -> int:
-        """Runs the command, all tasks of the job together where there are several (one a GPU); returns the exit code.
+        """Run the command and return its exit code. Several tasks of a job, one for each GPU, run it together.
 
         Raises:
-            SystemExit: stopped, in a task that has no say in what becomes of the job.
+            SystemExit: the command was stopped, and this is not the first task, which decides about the job.
         """
         import submitit
 
@@ -40,51 +40,53 @@ class Job:
             while self.process.poll() is None:
                 time.sleep(0.2)
         finally:
-            self.process.send_signal(signal.SIGTERM)  # canceled: it saves its state; nothing where it has ended
+            self.process.send_signal(
+                signal.SIGTERM
+            )  # after a cancellation it saves its state; if it has ended, nothing happens
         code = self.process.returncode
         if code == PREEMPTED:
-            time.sleep(_REQUEUE_SECONDS)  # a task that ends may take the first one along, which queues the job again
+            time.sleep(_REQUEUE_SECONDS)  # the end of a task may end the first task, which queues the job again
             if task.global_rank:
                 sys.exit(code)
         return code
 
     def checkpoint(self) -> Any:
-        """Called by submitit in the first task when the job is about to be preempted or timed out."""
+        """Queue the job again; submitit calls this in the first task before the job is preempted or times out."""
         import submitit
 
         self.process.send_signal(signal.SIGTERM)
-        with contextlib.suppress(ChildProcessError):  # it ended before
+        with contextlib.suppress(ChildProcessError):  # it has ended already
             os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)
-        again = [word for word in self.arguments if word != "--fresh"]  # what it has done since is kept
+        again = [word for word in self.arguments if word != "--fresh"]  # the work since the start is kept
         return submitit.helpers.DelayedSubmission(Job(again, self.folder))
 
 
 def run_on_cluster(commands: Mapping[str, Sequence[str]], options: str, logs: Path) -> None:
-    """Submits each command as a job through submitit and waits for all; interrupted, it cancels them.
+    """Submit each command as a job through submitit and wait for all. An interruption cancels them.
 
     Args:
-        commands: what each job is called here, and its arguments for `intl-bench`.
-        options: "name=value,name=value" of submitit's executor, such as "timeout_min=4320,slurm_partition=gpu,
-            nodes=2,gpus_per_node=8,tasks_per_node=8"; "cluster=local" runs the jobs on this machine. Several nodes have
-            one task for each GPU unless said otherwise.
-        logs: folder for the jobs' output.
+        commands: a name for messages, such as "seed 0", and the arguments of `intl-bench`.
+        options: "name=value,name=value" for submitit's executor, such as "timeout_min=4320,slurm_partition=gpu,
+            nodes=2,gpus_per_node=8,tasks_per_node=8". "cluster=local" runs the jobs on this machine. By default several
+            nodes have one task for each GPU.
+        logs: folder of the jobs' output.
 
     Raises:
-        InputError: submitit is not installed, no cluster here, or an option that it does not know.
+        InputError: submitit is not installed, there is no cluster, or submitit does not know an option.
         processes.UnfinishedError: a job failed.
-        Preempted: interrupted.
+        Preempted: a signal arrived.
     """
     try:
         import submitit
     except ImportError:
-        raise InputError("--slurm: submitit is not installed; pip install 'intl-bench[slurm]'") from None
+        raise InputError("--slurm: the package submitit is not installed; run pip install submitit") from None
     pairs = [option.partition("=") for option in options.split(",") if option]
     values: dict[str, Any] = {name: int(value) if value.isdigit() else value for name, _, value in pairs}
     if values.get("nodes", 1) != 1 and "gpus_per_node" in values:
         values.setdefault("tasks_per_node", values["gpus_per_node"])
     cluster = values.pop("cluster", "slurm")
     try:
-        # A long run is timed out many times, and gets on each time.
+        # A long run times out many times and makes progress each time.
         executor = submitit.AutoExecutor(folder=logs, cluster=cluster, **{f"{cluster}_max_num_timeout": 100})
         executor.update_parameters(name="intl-bench", **values)
     except (RuntimeError, ValueError, TypeError, NameError) as error:
@@ -109,14 +111,16 @@ def run_on_cluster(commands: Mapping[str, Sequence[str]], options: str, logs: Pa
 
 
 def _exit_code(name: str, job: Any) -> int:
-    """The exit code of a job that has ended; says what went wrong."""
+    """Return the exit code of a job that has ended, and print its error."""
     tasks = [job.task(number) for number in range(job.num_tasks)]
-    # An exception is the job's own, such as a lost machine; the command's errors are its exit code.
+    # An exception means a failure of the job, such as a lost machine. An error of the command is its exit code.
     failures = [task.exception() for task in tasks]
     codes = [1 if failure else task.result() for task, failure in zip(tasks, failures, strict=True)]
     if not any(codes):
         return 0
-    number, code = max(enumerate(codes), key=lambda item: (item[1] > 1, item[1] > 0))  # 1 may follow from another's
+    number, code = max(
+        enumerate(codes), key=lambda item: (item[1] > 1, item[1] > 0)
+    )  # an exit code of 1 may follow from another task
     path = tasks[number].paths.stderr
     lines = path.read_text().splitlines() if path.exists() else []
     ours = [line for line in lines if line.startswith("intl-bench: ")] or lines or [failures[number]]

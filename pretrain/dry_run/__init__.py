@@ -1,1 +1,1 @@
-"""The cost of a run, estimated before it starts: `intl-bench pretrain --dry-run`."""
+"""Estimate of the cost of a run before it starts: `intl-bench pretrain --dry-run`."""

@@ -1,9 +1,8 @@
-"""What a forward and backward pass costs, counted operation by operation on tensors without data.
+"""Cost of a forward and backward pass, counted operation by operation on tensors without data.
 
-Under PyTorch's `FakeTensorMode` every operation yields the shape, type and layout of its result and computes nothing,
-so that a pass of any size is counted in a second or two. What is counted is what PyTorch would do: the multiplications
-of autocast's half-precision copies, the gradients that are needed and no others, and the memory that is in use at each
-moment.
+Under PyTorch's `FakeTensorMode` every operation returns the shape, type and layout of its result and computes nothing.
+A pass of any size is counted in a second or two. The count covers what PyTorch does: the half-precision copies of
+autocast, only the gradients that are needed, and the memory in use at each time.
 """
 
 import collections
@@ -21,8 +20,9 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 _aten = torch.ops.aten
-# An operation reads its operands and writes its results once, these aside: the batch norm needs its input for the
-# statistics and again for the output, its gradient likewise; a convolution's two gradients both read the output's.
+# An operation reads its operands and writes its results once, with these exceptions (factors of the memory traffic). A
+# batch norm reads its input for the statistics and again for the output, and its gradient does likewise. The two
+# gradients of a convolution both read the gradient of the output.
 _PASSES: dict[Any, float] = {
     _aten.native_batch_norm: 3 / 2,
     _aten.native_batch_norm_backward: 5 / 3,
@@ -30,8 +30,8 @@ _PASSES: dict[Any, float] = {
 }
 _NO_WORK = {_aten.empty, _aten.empty_like, _aten.empty_strided, _aten.new_empty, _aten.new_empty_strided}
 
-
-# What training is assumed to reach of a data sheet's rates: products and convolutions, and memory traffic.
+# Shares of the rates of a data sheet that training is assumed to reach: arithmetic of products and convolutions, and
+# memory traffic.
 PRODUCT_SHARE = 0.6
 MEMORY_SHARE = 0.7
 
@@ -40,9 +40,10 @@ class Operation(NamedTuple):
     """One operation on a device.
 
     Attributes:
-        flops: floating-point operations of products and convolutions, a multiply-add counting as two.
-        unit: what they run on: "half" (bf16 or fp16 operands), "conv32" (a float32 convolution) or "matmul32".
-        bytes: what it reads and writes.
+        flops: floating-point operations of products and convolutions; a multiply-add counts as two.
+        unit: arithmetic that they use: "half" (bf16 or fp16 operands), "conv32" (float32 convolutions) or "matmul32"
+            (other float32 operations).
+        bytes: bytes that the operation reads and writes.
     """
 
     flops: int
@@ -52,12 +53,12 @@ class Operation(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What was counted of a forward and backward pass.
+    """Cost of a forward and backward pass.
 
     Attributes:
-        operations: how often each operation was done.
-        saved: bytes that the forward pass leaves for the backward pass, what was there before it aside.
-        peak: the most bytes in use at one time during both passes, what was there before them aside.
+        operations: number of executions of each operation.
+        saved: bytes that the forward pass leaves for the backward pass, without memory allocated earlier.
+        peak: maximum of the bytes in use during both passes, without memory allocated earlier.
     """
 
     operations: collections.Counter[Operation]
@@ -66,20 +67,22 @@ class Cost:
 
     @property
     def flops(self) -> int:
+        """FLOPs of all operations."""
         return sum(operation.flops * n for operation, n in self.operations.items())
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Device:
-    """The rates of a processor, and what training is taken to reach of them.
+    """Rates of a processor, and the shares of them that training is assumed to reach.
 
     Attributes:
-        flops: a second, of products and convolutions, for each `Operation.unit`.
-        bandwidth: bytes a second of its memory, read and written.
+        name: name of the processor.
+        flops: FLOP/s of products and convolutions, for each `Operation.unit`.
+        bandwidth: bytes per second that the memory reads and writes.
         memory: bytes.
-        link: bytes a second to another one, in one direction.
-        launch: seconds that starting one operation from Python takes.
-        product_share, memory_share: of `flops`, and of `bandwidth` and `link`.
+        link: bytes per second to another device, in one direction.
+        launch: seconds to start one operation from Python.
+        product_share, memory_share: shares reached of `flops`, and of `bandwidth` and `link`.
     """
 
     name: str
@@ -93,7 +96,10 @@ class Device:
 
 
 def _gpu(name: str, *, half: float, tf32: float, fp32: float, bandwidth: float, gib: float, link: float) -> Device:
-    """A GPU from its data sheet, in TFLOP/s and TB/s. PyTorch lets a float32 convolution use TF32, a product not."""
+    """Build a GPU from its data sheet, in TFLOP/s and TB/s.
+
+    By default, PyTorch uses TF32 for float32 convolutions but not for float32 products.
+    """
     rates = {"half": half, "conv32": tf32, "matmul32": fp32}
     return Device(
         name=name,
@@ -106,8 +112,8 @@ def _gpu(name: str, *, half: float, tf32: float, fp32: float, bandwidth: float, 
     )
 
 
-# Dense rates and bandwidths of NVIDIA's data sheets for the A100 80GB, H100 and H200 (SXM), and of the Ada
-# architecture's white paper for the RTX 4090 (half precision with float32 sums). The link is one direction of NVLink,
+# Dense rates and bandwidths. Sources: NVIDIA's data sheets of the A100 80GB, H100 and H200 (SXM), and the white paper
+# of the Ada architecture for the RTX 4090 (half precision with float32 sums). The link is one direction of NVLink, or
 # of PCIe 4.0 x16 for the RTX 4090.
 GPUS = (
     _gpu("A100 80GB", half=312, tf32=156, fp32=19.5, bandwidth=2.039, gib=80, link=0.3),
@@ -118,16 +124,18 @@ GPUS = (
 
 
 def step_seconds(cost: Cost, device: Device, *, trained: int = 0, target: int = 0, processes: int = 1) -> float:
-    """Estimated time of a training step of one of several processes, each with a device of its own.
+    """Estimate the seconds of a training step with one device per process.
 
-    Each operation takes as long as its arithmetic or its memory traffic, whichever is longer. The gradients'
-    norm reads them; the optimizer reads weights, gradients and momentum and writes two of them; a moving average reads
-    two and writes one. All of it takes at least as long as starting the operations one by one. Then the gradients are
-    averaged around a ring, nothing of which is hidden behind the backward pass. Loading, augmentation and logging are
-    left out.
+    Each operation takes the time of its arithmetic or of its memory traffic, whichever is longer. Further traffic: the
+    norm of the gradients reads the gradients; the optimizer reads weights, gradients and momentum and writes two of
+    them; a moving average reads two tensors and writes one. The total is at least the time to start the operations one
+    by one. The average of the gradients over a ring of processes comes on top; the backward pass hides nothing of it.
+    Loading, augmentation and logging are left out.
 
     Args:
-        trained, target: bytes of the trained parameters and of a momentum target's.
+        cost: cost of one process.
+        trained: bytes of the trained parameters.
+        target: bytes of the parameters of a momentum target.
     """
     bandwidth = device.memory_share * device.bandwidth
     computing = sum(
@@ -141,19 +149,20 @@ def step_seconds(cost: Cost, device: Device, *, trained: int = 0, target: int = 
 
 
 def roofline_seconds(cost: Cost, device: Device, *, trained: int = 0, target: int = 0) -> float:
-    """The least time of the same operations, one by one, at the device's full rates; starting them takes none.
+    """Return the minimum seconds of the same operations, one by one, at the full rates and without launch times.
 
-    Only fused operations, which move less memory, are faster (Williams, Waterman & Patterson, "Roofline", 2009).
+    Only fused operations can be faster, because they move less memory (Williams, Waterman & Patterson, "Roofline",
+    2009).
 
     Args:
-        trained, target: as for `step_seconds`.
+        cost, trained, target: as for `step_seconds`.
     """
     ideal = dataclasses.replace(device, product_share=1.0, memory_share=1.0, launch=0.0)
     return step_seconds(cost, ideal, trained=trained, target=target)
 
 
 class _Tally(TorchDispatchMode):
-    """Counts the operations that pass through, and the memory of their results."""
+    """Count of the operations within the block, and of the memory of their results."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -173,7 +182,7 @@ class _Tally(TorchDispatchMode):
                 self._known.add(storage)
                 self._use(storage.nbytes())
                 weakref.finalize(storage, self._use, -storage.nbytes()).atexit = False
-        kind: Any = getattr(_aten, func.overloadpacket.__name__.removesuffix("_"), None)  # of an in-place one its twin
+        kind: Any = getattr(_aten, func.overloadpacket.__name__.removesuffix("_"), None)  # out-of-place variant
         if results and kind not in _NO_WORK and not _is_view(func):
             flops = int(flop_registry[kind](*args, **(kwargs or {}), out_val=result)) if kind in flop_registry else 0
             moved = sum(tensor.numel() * tensor.element_size() for tensor in (*operands, *results))
@@ -200,9 +209,9 @@ def _unit(kind: Any, operands: list[torch.Tensor]) -> str:
 
 
 def count(forward: Callable[[], torch.Tensor]) -> Cost:
-    """The cost of `forward`, which returns a scalar, and of its gradients.
+    """Count the cost of `forward`, which returns a scalar, and of its backward pass.
 
-    To be called where tensors have no data (`without_data`), or with real ones, which is as slow as the computation.
+    Call it within `without_data`. It also works with real tensors, but then takes the time of the computation.
     """
     with _Tally() as tally:
         loss = forward()
@@ -213,15 +222,15 @@ def count(forward: Callable[[], torch.Tensor]) -> Cost:
 
 @contextlib.contextmanager
 def without_data() -> Iterator[None]:
-    """Within it new tensors have a shape, a type and a layout, but no memory and no values."""
+    """Create new tensors with shape, type and layout only within the block, without memory and values."""
     with FakeTensorMode():
         yield
 
 
 def strip(module: nn.Module) -> None:
-    """Replaces the parameters and buffers of `module`, on whatever device, by CPU ones as `without_data` makes them.
+    """Replace the parameters and buffers of `module`, on any device, by CPU tensors without data.
 
-    To be called inside of it. Gradients are lost.
+    Call it within `without_data`. Gradients are lost.
     """
     for part in module.modules():
         for name, parameter in part.named_parameters(recurse=False):

@@ -1,7 +1,7 @@
-"""What a recipe will cost, before anything is computed or written: `intl-bench pretrain --dry-run`.
+"""Cost of a recipe before anything is computed or written: `intl-bench pretrain --dry-run`.
 
-Parameters, FLOPs, memory and the checkpoint's size are counted. Hours on a GPU are estimated by a model
-(`costs.step_seconds`) whose errors against measurements are printed beside them.
+Parameters, FLOPs, memory and the size of the checkpoint are counted. Hours on a GPU are estimated by a model
+(`costs.step_seconds`), whose errors against measurements are printed with them.
 """
 
 import copy
@@ -17,9 +17,10 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_map_only
 
-from intl_bench.core.datasets import PAPER
+from intl_bench.core.datasets import DATASETS
 from intl_bench.core.distributed import Process
-from intl_bench.core.errors import BenchError, InputError
+from intl_bench.core.errors import BenchError
+from intl_bench.core.sharing import require_even_batch
 from pretrain import train
 from pretrain.dry_run import costs
 from pretrain.dry_run.costs import Cost, Device
@@ -28,32 +29,34 @@ from pretrain.methods.intl import INTLLoss
 from pretrain.recipe import Recipe
 
 _MODEL = (
-    "The estimate is a model, not a measurement: an operation takes as long as its arithmetic at "
-    f"{costs.PRODUCT_SHARE:.0%} or its memory traffic at {costs.MEMORY_SHARE:.0%} of the data sheet's dense rate, "
-    "whichever is longer (float32: TF32 for convolutions alone), all of them at least 10 us each; the gradients' "
-    "all-reduce comes on top. It leaves out augmentation, and waiting for data: loaders have to deliver these img/s. "
-    "The roofline is the same at the full rates of the data sheet, without the starts and the all-reduce."
+    "The estimate is a model, not a measurement. An operation takes the time of its arithmetic at "
+    f"{costs.PRODUCT_SHARE:.0%} or of its memory traffic at {costs.MEMORY_SHARE:.0%} of the dense rate of the data "
+    "sheet, whichever is longer (float32: TF32 for convolutions only). All operations together take at least 10 us "
+    "each. The all-reduce of the gradients is added. Augmentation and waiting for data are left out: the loaders must "
+    "deliver these img/s. The roofline is the same model at the full rates of the data sheet, without launch times and "
+    "all-reduce."
 )
-# As benchmarks/plan.py found them.
+# Measured by benchmarks/plan.py.
 _ERRORS = (
-    "Its errors: predicted img/s of small runs on two CPU cores whose rates were measured (no GPU was at hand) -17% to "
-    "-1%, but +64% where 16 images meet a projector of 151 M parameters; predicted peak memory there -3% to -1%. "
-    "Against img/s that NVIDIA published for a supervised ResNet-50 on one A100: +1% in mixed precision, from which "
-    "the two shares were chosen, and +34% in TF32."
+    "Errors of the model: for small runs on two CPU cores with measured rates (not on a GPU), predicted img/s -17% to "
+    "-1%, but +64% for 16 images and a projector of 151 M parameters; predicted peak memory -3% to -1%. Against img/s "
+    "that NVIDIA published for a supervised ResNet-50 on one A100: +1% in mixed precision, from which the two shares "
+    "were chosen, and +34% in TF32."
 )
-_RESERVED = 2**30  # bytes of a GPU that CUDA, its libraries and the gaps between tensors take
+_RESERVED = 2**30  # bytes of a GPU for CUDA, its libraries and gaps between tensors
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """The time of a run on as many devices of one kind as there are processes, by `costs.step_seconds`.
+    """Estimated time of a run with one device of the same kind per process, by `costs.step_seconds`.
 
     Attributes:
+        device: the device.
         step: seconds of a step.
-        roofline: seconds of the same operations at the device's full rates, see `costs.roofline_seconds`.
-        images_per_second: over all processes; what the data loaders have to deliver.
-        hours: of all epochs; None where the number of images is not known.
-        fits: whether the device's memory is enough.
+        roofline: seconds of the same operations at the full rates of the device, see `costs.roofline_seconds`.
+        images_per_second: rate over all processes, which the data loaders must deliver.
+        hours: hours of all epochs; None if the number of images is not known.
+        fits: whether the memory of the device is large enough.
     """
 
     device: Device
@@ -66,22 +69,24 @@ class Estimate:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CostPlan:
-    """What a run will cost.
+    """Cost of a run.
 
     Attributes:
-        processes: that share a batch.
-        images: of an epoch; None where they are not known.
-        images_from: where that number is from.
-        steps_per_epoch: None where the number of images is not known.
-        parameters: of the "backbone", the "projector" (and whatever other heads), all that is "trained", and the
-            momentum "target" (0: none).
-        view_flops: of the forward pass of one view of one image, by its size; a multiply-add counts as two.
-        forward_flops: of all views of one image, the loss aside.
-        loss_flops: of the loss and its gradient, an image's part; None where they are not told apart.
-        flops: of an image in all: three forward passes for a trained view, one for a target's, and the loss. Of a
-            method other than INTL: counted, operation by operation.
-        memory: bytes of one process, by part; the peak is their sum.
-        checkpoint: bytes of the file.
+        recipe: the recipe of the run.
+        processes: number of processes that share a batch.
+        images: number of training images; None if it is not known.
+        images_from: source of the number of images.
+        steps_per_epoch: number of steps; None if the number of images is not known.
+        parameters: numbers of parameters: "backbone", "projector" (and other heads), "trained" (both together), and the
+            momentum "target" (0: no target).
+        view_flops: FLOPs of the forward pass of one view of one image, by view size; a multiply-add counts as two.
+        forward_flops: FLOPs of the forward passes of all views of one image, without the loss.
+        loss_flops: FLOPs of the loss and its gradient per image; None if they are not counted separately.
+        flops: all FLOPs per image. For INTL: three forward passes for a trained view, one for a view of the target, and
+            the loss. For other methods: counted operation by operation.
+        memory: bytes of one process, by part; the peak is the sum.
+        checkpoint: bytes of the checkpoint file.
+        estimates: one estimate for each device.
     """
 
     recipe: Recipe
@@ -100,24 +105,27 @@ class CostPlan:
 
     @property
     def peak(self) -> int:
+        """Peak memory of one process in bytes."""
         return sum(self.memory.values())
 
     @property
     def total_steps(self) -> int | None:
+        """Number of steps of all epochs; None if the number of images is not known."""
         return None if self.steps_per_epoch is None else self.steps_per_epoch * self.recipe.epochs
 
 
 def make_plan(recipe: Recipe, *, processes: int = 1, devices: Sequence[Device] = costs.GPUS) -> CostPlan:
-    """What a run of `recipe` by so many processes, each with a device of its own, will cost.
+    """Plan the cost of a run.
+
+    Args:
+        recipe: the recipe of the run.
+        processes: number of processes, each with its own device.
+        devices: kinds of devices to estimate the time for.
 
     Raises:
         InputError: the batch does not fit the data set, the method or the number of processes.
     """
-    if processes < 1 or recipe.batch_size % processes:
-        raise InputError(
-            f"batch_size={recipe.batch_size}: cannot be shared out evenly among {processes} processes; "
-            f"set batch_size to a multiple of their number, or plan for a divisor of {recipe.batch_size}"
-        )
+    require_even_batch(recipe.batch_size, processes)
     images, classes, images_from = _images(recipe.data)
     meta = torch.device("meta")
     with meta:
@@ -137,14 +145,14 @@ def make_plan(recipe: Recipe, *, processes: int = 1, devices: Sequence[Device] =
         "gradients": _bytes(trained),
         "momentum": _bytes(value for state in training.optimizer.state.values() for value in state.values()),
     }
-    cost, loss = _count_step(training, processes)  # takes the tensors away
+    cost, loss = _count_step(training, processes)  # removes the data of the method's tensors
     share = recipe.batch_size // processes
     memory = persistent | {
         "pictures": sum(share * 3 * view.size**2 * 4 for view in recipe.views),
         "activations": cost.saved - (loss.saved if loss else 0),
         "loss": loss.saved if loss else 0,
-        # What the backward pass needs at its worst moment beyond what the forward pass leaves. While that lasts the
-        # gradients of the step before are there; the counted peak holds the new ones as far as they were made.
+        # Additional memory of the backward pass at its peak. At that time the gradients of the previous step exist; the
+        # counted peak contains the new gradients computed so far.
         "temporary": max(0, cost.peak - cost.saved - persistent["gradients"]),
     }
 
@@ -187,11 +195,13 @@ def make_plan(recipe: Recipe, *, processes: int = 1, devices: Sequence[Device] =
 
 
 def _count_step(training: train.Training, processes: int = 1) -> tuple[Cost, Cost | None]:
-    """The cost of one process's forward and backward pass, and what of it is the loss's; takes the method's data away.
+    """Count the cost of a forward and backward pass of one process, and the part of the loss.
 
-    A process makes the embeddings of its part of a batch, and is charged with INTL's loss of the whole batch, which it
-    really shares with the others. Other methods' losses are those of the part, and not told apart. A loss that needs
-    values, or more than a part (W-MSE's), is left out.
+    A process computes the embeddings of its part of a batch. For INTL, the cost includes the loss of the whole batch,
+    although the processes share this work. For other methods it includes the loss of the part, and the second result is
+    None. A loss that needs values or more than a part (as that of W-MSE) is left out.
+
+    The parameters and buffers of `training.method` lose their data.
     """
     method, recipe = training.method, training.recipe
     share = recipe.batch_size // processes
@@ -201,7 +211,7 @@ def _count_step(training: train.Training, processes: int = 1) -> tuple[Cost, Cos
         embeddings.extend((z.shape[1], z.dtype, z.requires_grad) for z in inputs[0])
 
     def forward() -> torch.Tensor:
-        # bf16 stands for fp16 too: the same operations in the same number of bytes.
+        # bf16 also represents fp16: the operations and the numbers of bytes are the same.
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=recipe.precision != "fp32"):
             return _total(method(views, labels) if training.labeled else method(views))
 
@@ -209,20 +219,22 @@ def _count_step(training: train.Training, processes: int = 1) -> tuple[Cost, Cos
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=recipe.precision != "fp32"):
             return torch.stack([method.projector(method.backbone(view)).float().sum() for view in views]).sum()
 
+    intl_loss: Any = getattr(method, "loss", None)
+
     def loss(batch: int) -> Cost:
         z = [torch.empty(batch, d, dtype=dtype, requires_grad=grad) for d, dtype, grad in embeddings]
-        return costs.count(lambda: _total(method.loss(z)))
+        return costs.count(lambda: _total(intl_loss(z)))
 
     with costs.without_data():
         costs.strip(method)
         views = [torch.empty(share, 3, view.size, view.size) for view in recipe.views]
         labels = torch.empty(share, dtype=torch.int64)
-        if not isinstance(getattr(method, "loss", None), INTLLoss):
+        if not isinstance(intl_loss, INTLLoss):
             try:
                 return costs.count(forward), None
             except (RuntimeError, ValueError):
                 return costs.count(encode), None
-        hook = method.loss.register_forward_pre_hook(look)
+        hook = intl_loss.register_forward_pre_hook(look)
         whole = costs.count(forward)
         hook.remove()
         part = loss(share)
@@ -235,16 +247,16 @@ def _count_step(training: train.Training, processes: int = 1) -> tuple[Cost, Cos
 
 
 def format_plan(plan: CostPlan) -> str:
-    """The plan as aligned text, what is estimated apart from what is counted."""
+    """Format a plan as aligned text: first the counted values, then the estimates."""
     recipe, parameters = plan.recipe, plan.parameters
-    target = f"{_millions(parameters['target'])} of a momentum target" if parameters["target"] else "no momentum target"
-    passes = "3 forward passes for a trained view, 1 for the target's" if parameters["target"] else "3 forward passes"
+    target = f"momentum target {_millions(parameters['target'])}" if parameters["target"] else "no momentum target"
+    passes = "3 forward passes of trained views, 1 of the target" if parameters["target"] else "3 forward passes"
     step = "counted" if plan.loss_flops is None else f"{passes}, and {plan.loss_flops / 1e9:.3f} for the loss"
     sizes = [view.size for view in recipe.views]
     lines = [
         f"parameters           {_millions(parameters['trained'])} trained: backbone "
         f"{_millions(parameters['backbone'])}, projector {_millions(parameters['projector'])}; {target}",
-        "FLOPs an image       in G; a multiply-add, which is what fvcore counts, is two",
+        "GFLOPs per image     a multiply-add counts as two (fvcore counts it as one)",
         *(
             f"  {size:4} px forward    {flops / 1e9:8.3f} x {sizes.count(size)}"
             for size, flops in plan.view_flops.items()
@@ -264,7 +276,7 @@ def format_plan(plan: CostPlan) -> str:
             else f"{plan.total_steps:,} = {plan.steps_per_epoch:,} x {recipe.epochs:,} epochs"
         )
         + f", {recipe.batch_size} images each",
-        f"memory a process     GiB, for {recipe.batch_size // plan.processes} images",
+        f"memory per process   GiB, for {recipe.batch_size // plan.processes} images",
         *(f"  {part:18} {size / 2**30:8.3f}" for part, size in plan.memory.items() if size),
         f"  peak               {plan.peak / 2**30:8.3f}",
         f"checkpoint           {plan.checkpoint / 2**30:8.3f} GiB",
@@ -280,7 +292,7 @@ def _estimated(estimate: Estimate, peak: int) -> str:
     return (
         f"  {estimate.device.name:18} {1000 * estimate.step:5.0f} ms  {1000 * estimate.roofline:5.0f} ms  "
         f"{estimate.images_per_second:8,.0f}  {hours}  {peak / 2**30:.1f} of {estimate.device.memory / 2**30:.0f} GiB"
-        + ("" if estimate.fits else ": too little")
+        + ("" if estimate.fits else ": too small")
     )
 
 
@@ -293,12 +305,12 @@ def _total(terms: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 def _images(config: DataConfig) -> tuple[int | None, int, str]:
-    """Images and classes of the training set, and where their number is from."""
+    """Return the numbers of images and classes of the training set, and the source of the number of images."""
     try:
         source = open_source(config, "train")
         return len(source), len(source.class_names), "counted"
     except BenchError as error:
-        facts = PAPER.get(config.dataset)
+        facts = DATASETS.get(config.dataset)
         known = facts.train if facts is not None else None
         reason = f"cannot count them: {' '.join(str(error).split())}"
         classes = facts.classes if facts is not None else 1000
@@ -306,16 +318,16 @@ def _images(config: DataConfig) -> tuple[int | None, int, str]:
 
 
 def _forward_flops(method: Any, recipe: Recipe) -> dict[int, int]:
-    """FLOPs of backbone and projector for one view of each size.
+    """Count the FLOPs of backbone and projector for one view of each size.
 
-    fvcore counts multiply-adds; those of convolutions and products are taken, as papers do, the few operations of batch
-    norms and pooling left aside. It follows a real pass, here of one image with whatever weights the memory holds.
+    fvcore counts multiply-adds. As in papers, only those of convolutions and linear layers are used; batch norms and
+    pooling have few. fvcore traces a real pass, here of one image and uninitialized weights.
     """
     encoder = copy.deepcopy(nn.Sequential(method.backbone, method.projector)).eval().to_empty(device="cpu")
     found = {}
     logging.getLogger("fvcore").setLevel(logging.ERROR)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about tracing, which PyTorch would rather see replaced
+        warnings.simplefilter("ignore")  # tracing is deprecated in PyTorch
         from fvcore.nn import FlopCountAnalysis
 
         for size in dict.fromkeys(view.size for view in recipe.views):
@@ -329,7 +341,7 @@ def _bytes(tensors: Iterable[torch.Tensor]) -> int:
 
 
 def _file_bytes(state: dict[str, Any]) -> int:
-    """Size of the file that `torch.save` makes of `state`, whose tensors need no data."""
+    """Return the size in bytes of the file that `torch.save` writes for `state`; its tensors need no data."""
     sizes: list[int] = []
 
     def hollow(tensor: torch.Tensor) -> torch.Tensor:
@@ -338,4 +350,4 @@ def _file_bytes(state: dict[str, Any]) -> int:
 
     stream = io.BytesIO()
     torch.save(tree_map_only(torch.Tensor, hollow, state), stream)
-    return len(stream.getvalue()) + sum(-(-size // 64) * 64 for size in sizes)  # each begins at a multiple of 64
+    return len(stream.getvalue()) + sum(-(-size // 64) * 64 for size in sizes)  # each tensor begins at a multiple of 64

@@ -1,1 +1,1 @@
-"""Images: the data sets, the loader, the views, and what they are packed in."""
+"""Images: data sets, packs of image files, the loader, crops and random views."""

@@ -1,4 +1,4 @@
-"""The next batch's host work, done by a thread while the device is given this one's."""
+"""Prepare the next batch in a thread while the main thread gives work to the device."""
 
 import functools
 from collections.abc import Iterator
@@ -11,15 +11,16 @@ T = TypeVar("T")
 
 
 def ahead(items: Iterator[T], device: torch.device) -> Iterator[T]:
-    """The same items in the same order, each made by another thread while the one before it is used.
+    """Yield `items` in order; a thread computes each item while the caller uses the previous one.
 
     Args:
-        device: which the items are for. Page-locked memory asks the thread's own GPU, which would be the first one.
+        device: the device that uses the items. Page-locked memory is allocated for the current GPU of the thread, which
+            would otherwise be the first GPU.
     """
-    own_gpu = functools.partial(torch.cuda.set_device, device) if device.type == "cuda" else None
-    with ThreadPoolExecutor(max_workers=1, initializer=own_gpu) as thread:
+    select_gpu = functools.partial(torch.cuda.set_device, device) if device.type == "cuda" else None
+    with ThreadPoolExecutor(max_workers=1, initializer=select_gpu) as thread:
         end = object()
-        coming = thread.submit(next, items, end)
-        while (item := coming.result()) is not end:
-            coming = thread.submit(next, items, end)
+        upcoming = thread.submit(next, items, end)
+        while (item := upcoming.result()) is not end:
+            upcoming = thread.submit(next, items, end)
             yield item  # type: ignore[misc]

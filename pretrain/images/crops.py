@@ -1,7 +1,7 @@
-"""From an image to the uint8 square that a view starts from: random boxes, and antialiased resizing of what they hold.
+"""Crop images to the uint8 squares that become views: random boxes, and antialiased resizing of their content.
 
 `crop` cuts one image, in a data worker. `ResidentImages` cuts a whole batch of small images on the device that holds
-them all; both give the same pixels, bit for bit.
+all images. Both give the same pixels, bit for bit.
 """
 
 import functools
@@ -19,18 +19,18 @@ from pretrain.images.views import ViewConfig
 
 _RATIO = (3 / 4, 4 / 3)
 _TRIES = 10
-BOX_DRAWS = 2 * _TRIES + 2  # random numbers that a box is made of
+BOX_DRAWS = 2 * _TRIES + 2  # random numbers per box
 
 
 def draw_shapes(config: ViewConfig, uniform: np.ndarray) -> np.ndarray:
-    """What can be known of random boxes without the images' sizes.
+    """Draw the part of random boxes that does not depend on the size of an image.
 
     Args:
         uniform: (m, BOX_DRAWS), in [0, 1).
 
     Returns:
-        (m, BOX_DRAWS): the heights of ten boxes, then their widths, relative to the root of the image's area, and how
-        far down and to the right the one that is taken lies within its room, 0 to 1.
+        (m, BOX_DRAWS): the heights of ten boxes and then their widths, relative to the square root of the image area;
+        then the vertical and the horizontal position of the chosen box within the image, 0 to 1.
     """
     share = config.min_scale + (config.max_scale - config.min_scale) * uniform[:, :_TRIES]
     low, high = math.log(_RATIO[0]), math.log(_RATIO[1])
@@ -39,10 +39,10 @@ def draw_shapes(config: ViewConfig, uniform: np.ndarray) -> np.ndarray:
 
 
 def fit_boxes(shapes: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Boxes in images of one size, distributed as torchvision's `RandomResizedCrop` draws them.
+    """Choose boxes in images of one size, with the distribution of torchvision's `RandomResizedCrop`.
 
-    The area is uniform, the logarithm of the aspect ratio is uniform between 3/4 and 4/3; of ten boxes the first that
-    fits is taken, and where none does, the largest central one with such a ratio.
+    The area is uniform. The logarithm of the aspect ratio is uniform between the logarithms of 3/4 and 4/3. The first
+    of ten boxes that fits is chosen. If no box fits, the result is the largest central box with an allowed ratio.
 
     Args:
         shapes: (m, BOX_DRAWS) of `draw_shapes`.
@@ -65,22 +65,23 @@ def fit_boxes(shapes: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def crop(image: np.ndarray, box: Sequence[int], size: int, interpolation: str = "bicubic") -> Tensor:
-    """Cuts `box` (top, left, height, width) out of a uint8 image (H, W, 3) and resizes it to (3, size, size) uint8.
+    """Cut `box` (top, left, height, width) out of a uint8 image (H, W, 3) and resize it to (3, size, size) uint8.
 
-    With antialiasing, as PIL: of many photos' pixels, one or two in 100,000 differ by more than two levels (bicubic).
+    The resize is antialiased, as in PIL. For bicubic interpolation of photos, one or two pixels in 100,000 differ from
+    PIL by more than two levels.
     """
     top, left, height, width = box
-    # The picture stays in channels-last order, which torch resizes without unpacking it.
+    # The pixels stay in channels-last order, which torch resizes without a copy to another layout.
     pixels = torch.from_numpy(image[top : top + height, left : left + width])[None].permute(0, 3, 1, 2)
     return F.interpolate(pixels, (size, size), mode=interpolation, antialias=True)[0]
 
 
 def center(image: np.ndarray, resize: int | None, crop: int | None) -> Tensor:
-    """The one view of a uint8 image (H, W, 3) that is tested on, (3, height, width) uint8, without randomness.
+    """Return the test view (3, height, width) uint8 of a uint8 image (H, W, 3), without randomness.
 
     Args:
-        resize: length of the shorter side after torchvision's antialiased bilinear `Resize`; None leaves the image's.
-        crop: side of torchvision's `CenterCrop`; None leaves the whole.
+        resize: length of the shorter side after torchvision's antialiased bilinear `Resize`; None keeps the size.
+        crop: side of torchvision's `CenterCrop`; None keeps the whole image.
     """
     pixels = torch.from_numpy(image).permute(2, 0, 1)
     if resize is not None:
@@ -89,10 +90,10 @@ def center(image: np.ndarray, resize: int | None, crop: int | None) -> Tensor:
 
 
 class ResidentImages:
-    """Small images of one size that stay on a device, where a batch's crops are made without waiting for it.
+    """Small images of one size that stay on a device, which crops them without a synchronization with the host.
 
-    A resize is two products with matrices, one for each direction. These hold the 16-bit integers with which PyTorch's
-    kernel for uint8 on a CPU weighs the pixels, so that sums are exact in float64 and the results that kernel's.
+    A resize is two matrix products, one for each direction. The matrices hold the 16-bit integer weights of PyTorch's
+    uint8 CPU kernel. Therefore the sums are exact in float64, and the results are those of that kernel.
 
     Args:
         images: (n, H, W, 3) uint8.
@@ -103,12 +104,18 @@ class ResidentImages:
         self.weights = functools.lru_cache(functools.partial(_weights, max(images.shape[1:3]), device))
 
     def crops(self, places: Tensor, size: int, interpolation: str = "bicubic") -> Tensor:
-        """`crop` of images (b,) by boxes (b, 4), side by side in `places` (b, 5) int64: (b, 3, size, size) uint8."""
+        """Return the crops (b, 3, size, size) uint8 that `crop` would give.
+
+        Args:
+            places: (b, 5) int64, the index of an image and then its box (top, left, height, width).
+            size: side of a crop in pixels.
+            interpolation: "bicubic" or "bilinear".
+        """
         _, height, width, _ = self.images.shape
         weights = self.weights(size, interpolation)
         sent = send(places, self.images.device)
         which, top, left, h, w = sent[:, :, None, None].unbind(1)
-        # Beyond the box there are other pixels of the image, or its last ones again: their weight is 0.
+        # The indices go beyond the box. Pixels outside of it have weight 0; `clamp_` keeps the indices valid.
         rows = (top + torch.arange(height, device=sent.device)[:, None]).clamp_(max=height - 1)
         columns = (left + torch.arange(width, device=sent.device)).clamp_(max=width - 1)
         pixels = self.images[which, rows, columns].movedim(3, 1).to(torch.float64).flatten(1, 2)  # (b, 3 H, W)
@@ -123,12 +130,13 @@ def _levels(sums: Tensor) -> Tensor:
 
 
 def _weights(longest: int, device: torch.device, size: int, interpolation: str) -> Tensor:
-    """What each pixel of 0, 1, ..., `longest` in a row counts for in `size` new ones: (longest + 1, longest, size)."""
+    """Return the weights that resize rows of 0, 1, ..., `longest` pixels to `size`, (longest + 1, longest, size)."""
     weights = torch.zeros(longest + 1, longest, size, dtype=torch.float64)
     for length in range(1, longest + 1):
         pixels = torch.eye(length, dtype=torch.float64)[None, None]
         exact = F.interpolate(pixels, (length, size), mode=interpolation, antialias=True)[0, 0]
-        # As many bits after the point as leave the largest weight below 2**15 when rounded, halves away from 0.
+        # The number of fractional bits is the largest that keeps every rounded weight below 2**15. Halves are rounded
+        # away from 0.
         unit = 2.0 ** math.floor(math.log2((2**15 - 0.5) / float(exact.max())))
         weights[length, :length] = (exact.abs() * unit + 0.5).floor().copysign(exact) / unit
     return weights.to(device)

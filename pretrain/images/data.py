@@ -1,6 +1,6 @@
-"""Labeled images by number: CIFAR's own files, an .npz archive, a folder a class (ImageNet), or generated shapes.
+"""Labeled images by index: the CIFAR files, an .npz archive, one folder per class (ImageNet), or generated shapes.
 
-A packed image folder (see pack.py) is read wherever the folder itself could be.
+A packed image folder (`pretrain.images.pack`) can replace the folder.
 """
 
 import abc
@@ -24,39 +24,39 @@ from pretrain.images import shapes
 from pretrain.images.decode import decode
 from pretrain.images.pack import Pack, index_of
 
-FOLDERS = {"train": "train", "test": "val"}  # of an imagefolder's splits
+FOLDERS = {"train": "train", "test": "val"}  # split: folder of an imagefolder
 
 IMAGENET_NORMALIZATION = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-_NORMALIZATION = {
-    "imagefolder": IMAGENET_NORMALIZATION,
-    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
-    "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
-    "shapes": ((0.5, 0.5, 0.5), (0.29, 0.29, 0.29)),
-}
+_SHAPES_NORMALIZATION = ((0.5, 0.5, 0.5), (0.29, 0.29, 0.29))
+
+# Errors of `np.load` and of array access for damaged or unsupported archives.
+_NPZ_ERRORS = (ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error, NotImplementedError)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Which images, and where.
+    """Settings of a data set.
 
     Attributes:
-        kind: "imagefolder" (`train/CLASS/*.jpg`, `val/CLASS/*.jpg`, or these packed), "cifar10" or "cifar100" (the
-            Python version's files, unpacked), "npz" (arrays train_x, train_y, test_x, test_y) or "shapes" (generated).
-        root: the folder that holds them, or the .npz file.
-        name: the data set's name in results; None means the name of an imagefolder's folder or of an .npz file
-            without its ending, else the kind. The names of the paper's data sets are kept for their images.
-        classes: a file with one class folder a line, to use those only (imagefolder).
-        on_bad_image: "stop" at an image that cannot be decoded, or "skip" it while training: the next one stands in.
-            A pack whose bytes have changed always stops.
-        mean, std: per channel, for pixels in 0..1; None means the data set's own, or ImageNet's where it is not known.
-        size: number of training images (shapes); a quarter as many are for testing.
+        kind: "imagefolder" (`train/CLASS/*.jpg` and `val/CLASS/*.jpg`, or packs of these folders), "cifar10" or
+            "cifar100" (unpacked files of the Python version), "npz" (arrays train_x, train_y, test_x, test_y), or
+            "shapes" (generated images).
+        root: the folder that holds the images, or the .npz file.
+        name: name of the data set in results. None stands for the folder name of an imagefolder or the file name of
+            an .npz file without its suffix; for the other kinds it stands for the kind. The names of the paper's data
+            sets are reserved: `open_source` rejects other images under such a name.
+        classes: a text file with one class folder per line; only these classes are used (imagefolder).
+        on_bad_image: what to do with an image that cannot be decoded. "stop" ends the run; "skip" replaces the image by
+            the next one during training. Changed bytes in a pack always end the run.
+        mean, std: three values each, for pixels in 0..1; None selects those of `normalization`.
+        size: number of training images (shapes); the test split has a quarter of this number.
     """
 
     kind: str = "imagefolder"
     root: str = runtime_only("")
     name: str | None = runtime_only(None)
-    classes: str | None = runtime_only(None)  # a path; what it selects is in the data's fingerprint
-    on_bad_image: str = runtime_only("stop")  # a run that met a bad image ends with "skip" alone
+    classes: str | None = runtime_only(None)  # the fingerprint of the data covers the selection
+    on_bad_image: str = runtime_only("stop")  # with "stop", a run that finishes had no bad image
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     size: int = 2048
@@ -69,49 +69,54 @@ class DataConfig:
         if self.on_bad_image not in ("stop", "skip"):
             raise ValueError(f"data.on_bad_image={self.on_bad_image}: expected stop or skip")
         if self.classes is not None and self.kind != "imagefolder":
-            raise ValueError(f"data.classes={self.classes}: only data.kind=imagefolder has folders to choose from")
+            raise ValueError(f"data.classes={self.classes}: data.kind={self.kind} has no class folders; remove it")
         for field, values in (("mean", self.mean), ("std", self.std)):
             if values is not None and (len(values) != 3 or not np.isfinite(values).all()):
-                raise ValueError(f"data.{field}={values}: expected three numbers, for red, green and blue")
+                raise ValueError(f"data.{field}={values}: expected three finite numbers (red, green, blue)")
         if self.std is not None and min(self.std) <= 0:
             raise ValueError(f"data.std={self.std}: expected positive numbers")
         if self.size < 40:
-            raise ValueError(f"data.size={self.size}: expected at least 40, so that the test images have ten classes")
+            raise ValueError(f"data.size={self.size}: expected at least 40, for one test image of each class")
 
     def unused(self) -> set[str]:
-        """See `intl_bench.core.identity.identity`."""
+        """Return the fields that this kind does not use; see `intl_bench.core.identity.identity`."""
         return set() if self.kind == "shapes" else {"size"}
 
     @property
     def dataset(self) -> str:
-        """The data set's name in results."""
+        """Name of the data set in results."""
         name = self.name
         if name is None and self.root and self.kind in ("imagefolder", "npz"):
-            place = Path(os.path.abspath(os.path.expanduser(self.root)))
-            name = place.name if self.kind == "imagefolder" else place.stem
+            root = Path(os.path.abspath(os.path.expanduser(self.root)))
+            name = root.name if self.kind == "imagefolder" else root.stem
         return datasets.canonical(name or self.kind)
 
 
 def normalization(config: DataConfig) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of red, green and blue, for pixels in 0..1.
+    """Return the mean and the standard deviation of red, green and blue, for pixels in 0..1.
 
-    What the configuration leaves out is that of its kind, else of the data set that it names, else ImageNet's.
+    A value that `config` does not set comes from its kind, else from the data set that it names, else from ImageNet.
     """
-    own = _NORMALIZATION.get(config.kind) or _NORMALIZATION.get(config.dataset, IMAGENET_NORMALIZATION)
+    facts = datasets.DATASETS.get(config.kind) or datasets.DATASETS.get(config.dataset)
+    own = (facts and facts.normalization) or IMAGENET_NORMALIZATION
+    if config.kind == "shapes":
+        own = _SHAPES_NORMALIZATION
+    elif config.kind == "imagefolder" and facts and facts.side:
+        own = IMAGENET_NORMALIZATION  # earlier runs on CIFAR as a folder used these values under the same identity
     return tuple(config.mean or own[0]), tuple(config.std or own[1])
 
 
 class BadImageError(InputError):
-    """An image file that is there but cannot be decoded."""
+    """Error for an image file that exists but cannot be decoded."""
 
 
 class ImageSource(abc.ABC):
-    """Labeled images by number.
+    """Labeled images by index.
 
     Attributes:
         labels: (n,) int64.
         class_names: the name of each label.
-        skip_bad: whether another image may stand in for one that cannot be decoded.
+        skip_bad: whether another image may replace one that cannot be decoded.
     """
 
     skip_bad = False
@@ -125,15 +130,15 @@ class ImageSource(abc.ABC):
 
     @abc.abstractmethod
     def file(self, index: int) -> str:
-        """Where image `index` is, for messages."""
+        """Return the location of image `index`, for messages."""
 
     @abc.abstractmethod
     def image(self, index: int) -> np.ndarray:
-        """Image `index`, (H, W, 3) uint8 RGB, to be left unchanged.
+        """Return image `index`, (H, W, 3) uint8 RGB; the caller must not change it.
 
         Raises:
-            BadImageError: it cannot be decoded.
-            InputError: its file cannot be read.
+            BadImageError: the image cannot be decoded.
+            InputError: the image file cannot be read.
         """
 
 
@@ -151,16 +156,16 @@ class ArraySource(ImageSource):
         return self.images[index]
 
     def choose(self, indices: np.ndarray) -> Self:
-        """The images of these numbers alone, in this order."""
+        """Return a source of only the images `indices`, in this order."""
         return type(self)(self.images[indices], self.labels[indices], self.class_names, self.where)
 
 
 class FileSource(ImageSource):
-    """Image files, decoded when they are asked for; as torchvision's `ImageFolder`, EXIF orientation is not applied.
+    """Image files that are decoded on access. As in torchvision's `ImageFolder`, EXIF orientation is not applied.
 
     Attributes:
-        files: (n,) bytes, the name of each below the split's folder.
-        place: that folder, or the pack that they are in.
+        files: (n,) bytes, the name of each file relative to the folder of the split.
+        place: the folder of the split, or the pack that holds the files.
     """
 
     files: np.ndarray
@@ -169,23 +174,23 @@ class FileSource(ImageSource):
     @property
     @abc.abstractmethod
     def sizes(self) -> np.ndarray:
-        """(n,) int64, the bytes of each image file.
+        """Sizes of the image files in bytes, (n,) int64.
 
         Raises:
-            InputError: a file is not there any more.
+            InputError: a file no longer exists.
         """
 
     @abc.abstractmethod
     def content(self, index: int) -> bytes:
-        """The bytes of image file `index`.
+        """Return the bytes of image file `index`.
 
         Raises:
-            InputError: they cannot be read.
+            InputError: the bytes cannot be read.
         """
 
     @abc.abstractmethod
     def choose(self, indices: np.ndarray) -> Self:
-        """The images of these numbers alone, in this order."""
+        """Return a source of only the images `indices`, in this order."""
 
     def image(self, index: int) -> np.ndarray:
         content = self.content(index)
@@ -193,21 +198,21 @@ class FileSource(ImageSource):
             return decode(content)
         except MemoryError:
             raise
-        except Exception as error:  # Pillow's decoders raise many kinds on damaged bytes
+        except Exception as error:  # the decoders of Pillow raise many types of errors for damaged bytes
             raise BadImageError(
                 f"{self.file(index)}: not a readable image ({' '.join(str(error).split())}); replace it, "
-                "or pre-train with data.on_bad_image=skip to let the next image stand in"
+                "or pre-train with data.on_bad_image=skip to use the next image instead"
             ) from error
 
 
 class FolderSource(FileSource):
-    """The files of an image folder."""
+    """Images of an image folder."""
 
     def __init__(
         self, folder: Path, files: np.ndarray, labels: np.ndarray, class_names: list[str], skip_bad: bool
     ) -> None:
         super().__init__(labels, class_names)
-        # One array instead of a million strings, whose reference counts would copy their memory into every worker.
+        # A list of a million strings would be copied into every worker as soon as reference counts change.
         self.place, self.files, self.skip_bad = folder, files, skip_bad
 
     @property
@@ -223,7 +228,7 @@ class FolderSource(FileSource):
     def content(self, index: int) -> bytes:
         file = self.file(index)
         try:
-            with open(file, "rb", buffering=0) as stream:  # a buffer would only copy
+            with open(file, "rb", buffering=0) as stream:  # a buffer would add a copy
                 return stream.read()
         except OSError as error:
             raise from_os_error(error, f"cannot read {file}") from error
@@ -233,7 +238,7 @@ class FolderSource(FileSource):
 
 
 class PackedSource(FileSource):
-    """The images of a pack, or some of them: `rows` says which of its records each one is."""
+    """Images of a pack, all or some; `rows` (n,) holds the record number of each image in the pack."""
 
     def __init__(
         self, pack: Pack, rows: np.ndarray, labels: np.ndarray, class_names: list[str], skip_bad: bool
@@ -260,20 +265,23 @@ class PackedSource(FileSource):
 
 
 def open_source(config: DataConfig, split: str) -> ArraySource | FileSource:
-    """The images of a split, "train" or "test" (the folder `val/` of an imagefolder).
+    """Open the images of a split.
+
+    Args:
+        split: "train" or "test"; "test" is the folder `val/` of an imagefolder.
 
     Raises:
-        InputError: they are not there, not complete, not in the expected form, or not those of the paper's data set
-            that they are named after.
+        InputError: the images are missing, incomplete or in another format, or the data set has the name of one of the
+            paper's data sets but other images.
     """
     if split not in ("train", "test"):
         raise ValueError(f"split={split}: expected train or test")
     if not config.root and config.kind != "shapes":
-        raise InputError(f"data.root is not set: expected where the {config.kind} images are, such as data.root=PATH")
+        raise InputError(f"data.root is not set: expected the location of the {config.kind} images; set data.root=PATH")
     source = _SOURCES[config.kind](config, split)
-    if config.dataset in datasets.PAPER:
+    if config.dataset in datasets.DATASETS:
         size = None
-        with contextlib.suppress(BadImageError):  # is said where the image is asked for
+        with contextlib.suppress(BadImageError):  # reported when the image is used
             size = source.image(0).shape[:2]
         datasets.check_images(
             config.dataset, config.kind, config.root, source.class_names, split, images=len(source), size=size
@@ -293,7 +301,7 @@ def _open_cifar(config: DataConfig, split: str) -> ArraySource:
         data = dataset(folder.parent, train=split == "train")
     except (RuntimeError, OSError) as error:
         raise InputError(
-            f"{folder}: {config.kind}'s Python files are missing or damaged; download {dataset.url} "
+            f"{folder}: the Python files of {config.kind} are missing or damaged; download {dataset.url} "
             f"and unpack it in {folder.parent}, or set data.root to the folder that holds {dataset.base_folder}"
         ) from error
     return ArraySource(data.data, np.array(data.targets), list(data.classes), f"{folder}, {split}")
@@ -303,29 +311,21 @@ def _open_npz(config: DataConfig, split: str) -> ArraySource:
     path = Path(config.root).expanduser()
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
-            known = archive["train_y"]
+            train_labels = archive["train_y"]
             images, labels = archive[f"{split}_x"], archive[f"{split}_y"]
     except OSError as error:
         raise from_os_error(error, f"cannot read data.root={path}") from error
     except KeyError as error:
         raise InputError(f"{path}: no array {error}; expected train_x, train_y, test_x, test_y") from error
-    except (
-        ValueError,
-        EOFError,
-        TypeError,
-        AttributeError,
-        zipfile.BadZipFile,
-        zlib.error,
-        NotImplementedError,
-    ) as error:
+    except _NPZ_ERRORS as error:
         raise InputError(f"{path}: not a complete .npz archive of plain arrays ({error})") from error
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or 0 in images.shape:
         raise InputError(f"{path}: {split}_x is {images.dtype} {images.shape}; expected uint8 (n, height, width, 3)")
     if not np.issubdtype(labels.dtype, np.integer) or labels.shape != images.shape[:1]:
         raise InputError(f"{path}: {split}_y is {labels.dtype} {labels.shape}; expected integers ({len(images)},)")
-    classes = np.unique(known)
+    classes = np.unique(train_labels)
     if not np.array_equal(classes, np.arange(len(classes))) or not np.isin(labels, classes).all():
-        raise InputError(f"{path}: {split}_y: expected labels 0 to K - 1, all K of them in train_y")
+        raise InputError(f"{path}: {split}_y has unexpected labels; expected 0 to K - 1, and each of them in train_y")
     return ArraySource(images, labels, [str(label) for label in classes], f"{path}, {split}")
 
 
@@ -336,17 +336,17 @@ def _open_folder(config: DataConfig, split: str) -> FileSource:
         return _open_pack(config, root, split, packs)
     folder = root / FOLDERS[split]
     present = _class_folders(folder)
-    # Labels are numbered by the training folders, so that a class without validation images shifts none of them.
+    # The training folders define the labels: a class without validation images must not shift other labels.
     expected = _class_folders(root / "train") if (root / "train").is_dir() else present
     class_names = expected if config.classes is None else _listed_classes(Path(config.classes), expected)
     if config.classes is None and (unknown := sorted({*present} - {*expected})):
-        raise InputError(f"{folder / unknown[0]}: not one of the class folders in {root / 'train'}")
+        raise InputError(f"{folder / unknown[0]}: unknown class; expected the class folders of {root / 'train'}")
     numbers = {name: number for number, name in enumerate(class_names)}
     samples = make_dataset(folder, numbers, extensions=IMG_EXTENSIONS, allow_empty=True)
     labels = np.array([label for _, label in samples], np.int64)
     for number in np.flatnonzero(np.bincount(labels, minlength=len(class_names)) == 0):
         raise InputError(
-            f"{folder / class_names[number]}: no images of this class; expected files that end in "
+            f"{folder / class_names[number]}: no images of this class; expected files with the suffix "
             f"{', '.join(IMG_EXTENSIONS)}"
         )
     files = np.array([os.fsencode(file.removeprefix(f"{folder}{os.sep}")) for file, _ in samples])
@@ -355,15 +355,15 @@ def _open_folder(config: DataConfig, split: str) -> FileSource:
 
 def _open_pack(config: DataConfig, root: Path, split: str, packs: list[Path]) -> PackedSource:
     if folder := next((root / name for name in FOLDERS.values() if (root / name).is_dir()), None):
-        raise InputError(f"{root}: holds {packs[0].name} and the folder {folder.name}; expected only one of the two")
+        raise InputError(f"{root}: contains {packs[0].name} and the folder {folder.name}; expected only one of them")
     pack = Pack(root / f"{FOLDERS[split]}.pack")
-    # As in folders, labels are numbered by the training images' classes.
+    # The classes of the training images define the labels, as for folders.
     expected = (pack if pack.path == packs[0] else Pack(packs[0])).class_names
     if pack.class_names != expected:
         raise InputError(f"{pack.path}: its classes are not those of {packs[0].name}; expected packs of one data set")
     class_names = expected if config.classes is None else _listed_classes(Path(config.classes), expected)
     numbers = np.full(len(expected), -1)
-    numbers[np.isin(expected, class_names)] = np.arange(len(class_names))  # both are in alphabetical order
+    numbers[np.isin(expected, class_names)] = np.arange(len(class_names))  # both lists are sorted
     labels = numbers[pack.images["label"]]
     rows = np.flatnonzero(labels >= 0)
     return PackedSource(pack, rows, labels[rows], class_names, skip_bad=config.on_bad_image == "skip")
@@ -375,7 +375,7 @@ def _class_folders(folder: Path) -> list[str]:
     except OSError as error:
         raise from_os_error(error, f"cannot read the image folder {folder} of data.root") from error
     if not names:
-        raise InputError(f"{folder}: no class folders in it; expected one folder of images for each class")
+        raise InputError(f"{folder}: contains no class folders; expected one folder of images per class")
     return names
 
 
@@ -385,7 +385,7 @@ def _listed_classes(path: Path, expected: list[str]) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"data.classes={path}: cannot read it as text ({error})") from error
     if not names:
-        raise InputError(f"data.classes={path}: empty; expected one class folder a line")
+        raise InputError(f"data.classes={path}: empty; expected one class folder per line")
     if unknown := sorted({*names} - {*expected}):
         raise InputError(f"data.classes={path}: {unknown[0]} is not a class folder of the training images")
     return names

@@ -1,4 +1,7 @@
-"""Image files to pixels: bit for bit Pillow's, and by libjpeg-turbo directly where simplejpeg is installed."""
+"""Decode image files to pixels.
+
+The pixels are those of Pillow, bit for bit. If simplejpeg is installed, libjpeg-turbo decodes JPEG files directly.
+"""
 
 import importlib
 import io
@@ -15,16 +18,16 @@ def _optional(name: str) -> ModuleType | None:
         return None
 
 
-turbo = _optional("simplejpeg")  # of the optional extra `fast`; None means that Pillow decodes everything
-# What Pillow leaves to libjpeg as a whole. It converts CMYK by itself, with other rounding.
+turbo = _optional("simplejpeg")  # installed by the optional extra `fast`; None: Pillow decodes all files
+# Color spaces that Pillow lets libjpeg convert. Pillow converts CMYK itself, with different rounding.
 _SAME_AS_PILLOW = ("YCbCr", "RGB", "Gray")
 
 
 def decode(content: bytes) -> np.ndarray:
-    """The pixels of an image file's bytes, (H, W, 3) uint8 RGB; EXIF orientation is not applied.
+    """Decode the bytes of an image file to pixels, (H, W, 3) uint8 RGB; EXIF orientation is not applied.
 
     Raises:
-        Exception: what Pillow raises for bytes that it cannot decode, of whatever kind.
+        Exception: any error that Pillow raises for bytes that it cannot decode.
     """
     pixels = _by_turbo(content) if turbo is not None and content.startswith(b"\xff\xd8\xff") else None
     if pixels is not None:
@@ -34,7 +37,7 @@ def decode(content: bytes) -> np.ndarray:
 
 
 def _by_turbo(content: bytes) -> np.ndarray | None:
-    """The pixels of a flawless JPEG; None where Pillow has to say what becomes of it."""
+    """Decode an intact JPEG with libjpeg-turbo; return None if Pillow has to decode the bytes."""
     assert turbo is not None
     try:
         height, width, colors, _ = turbo.decode_jpeg_header(content)
@@ -43,5 +46,5 @@ def _by_turbo(content: bytes) -> np.ndarray | None:
             return None
         pixels: np.ndarray = turbo.decode_jpeg(content, colorspace="RGB", fastdct=False, fastupsample=False)
         return pixels
-    except ValueError:  # every warning of libjpeg: damaged bytes, of which Pillow mends some and refuses others
+    except ValueError:  # any warning of libjpeg: Pillow repairs some damaged files and rejects others
         return None

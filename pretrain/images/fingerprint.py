@@ -1,4 +1,4 @@
-"""What a data set is: a digest of its images' content, in their order, with their labels."""
+"""Fingerprint of a data set: a digest of the content, the order and the labels of its images."""
 
 import hashlib
 import json
@@ -20,28 +20,29 @@ from pretrain.images.data import ArraySource, FolderSource, ImageSource, PackedS
 T = TypeVar("T")
 
 FOLDER = Path("runs") / "fingerprints"
-_FORMAT = b"intl-bench fingerprint 1\n"  # another number where other bytes are hashed
-_WHOLE = 2 * 2**30  # bytes of a split up to which every image is read
-_SAMPLE = 2048  # images that are read of a larger split
-_YOUNG = 2_000_000_000  # nanoseconds in which a file may change once more without another time of change
+_FORMAT = b"intl-bench fingerprint 1\n"  # the number changes with the bytes that are hashed
+_WHOLE = 2 * 2**30  # bytes: every image of a split up to this size is read
+_SAMPLE = 2048  # number of images that are read of a larger split
+_YOUNG = 2_000_000_000  # nanoseconds: a file this young can change again without a new change time
 _THREADS = 16
-_PART = 128  # files of one thread's turn
-_SLOW = 1e-4  # seconds a file
+_PART = 128  # files per call of a thread
+_SLOW = 1e-4  # seconds per file: from here on, threads are used
 
 
 def fingerprint(source: ImageSource) -> str:
-    """SHA-256, as 64 hex digits, of the images of a split, their order, their labels and the names of the classes.
+    """Return the SHA-256, as 64 hex digits, of the images of a split, their order, their labels and the class names.
 
-    Of images in memory every pixel is hashed. Of image files it is their names below the split's folder, their sizes
-    and their bytes: all bytes where the split has at most 2 GiB, else those of 2,048 images, the same ones every time.
-    So a folder, a copy of it and a pack of it have one fingerprint. In a split of more than 2 GiB a file that was
-    replaced by another one of the same size is noticed only where it is one of the 2,048.
+    For images in memory, every pixel is hashed. For image files, the hash covers their names relative to the folder of
+    the split, their sizes and their bytes. A split of at most 2 GiB is hashed completely. Of a larger split, only the
+    bytes of 2,048 images are hashed, always the same ones: a file that was replaced by another one of the same size is
+    detected only if it is among them. A folder, a copy of it and a pack of it have the same fingerprint.
 
-    A folder's fingerprint is kept under runs/fingerprints/ while no file has another size, inode, time of modification
-    or time of change; no program can set the last one back.
+    The fingerprint of a folder is cached under runs/fingerprints/. The cached value is used while every file has the
+    same size, inode, modification time and change time. No program can set the change time back.
 
-    Measured on two busy cores, disk near: 9,469 files of 55 MB take 0.3 s, and 0.1 s when their fingerprint is kept;
-    1,281,000 files take 10 s (4 s of processor time) either way, and 1 GiB of memory. Content takes 0.5 s a GB to hash.
+    Measured on two busy cores with a local disk: 9,469 files (55 MB) take 0.3 s, or 0.1 s with a cached fingerprint;
+    1,281,000 files take 10 s (4 s of processor time) in both cases and need 1 GiB of memory. Hashing of content takes
+    0.5 s per GB.
 
     Raises:
         InputError: an image file cannot be read.
@@ -58,11 +59,12 @@ def fingerprint(source: ImageSource) -> str:
 
 
 def of_files(folder: Path, names: np.ndarray, about: bytes) -> str:
-    """SHA-256, as 64 hex digits, of image files as `fingerprint` hashes them, and of what else is said `about` them.
+    """Return the SHA-256, as 64 hex digits, of image files as in `fingerprint`.
 
     Args:
-        folder: where their names start.
-        names: (n,) bytes, in the order that counts.
+        folder: the folder that `names` are relative to.
+        names: (n,) bytes, the file names in order.
+        about: further bytes to hash, such as the labels.
 
     Raises:
         InputError: a file cannot be read.
@@ -89,9 +91,9 @@ def of_files(folder: Path, names: np.ndarray, about: bytes) -> str:
     if (known := _read(kept)) is not None:
         return known
     found = _hash(names, np.array(sizes), content, about)
-    # As in git: a file changed again within the clock's step would keep the times that the key was made of.
+    # A file that changes again within the resolution of the clock keeps its times, and so its key (as in git).
     if newest < now - _YOUNG:
-        with suppress(BenchError):  # a cache that cannot be written only costs time
+        with suppress(BenchError):  # without the cache, only the next run is slower
             files.write_text(kept, _line(kept, found))
     return found
 
@@ -110,7 +112,7 @@ def _hash(names: np.ndarray, sizes: np.ndarray, content: Callable[[int], bytes],
 
 
 def _state(path: bytes) -> tuple[int, int, int, int]:
-    """Size, times of modification and of change in nanoseconds, inode."""
+    """Return the size in bytes, the modification and change times in nanoseconds, and the inode of a file."""
     try:
         status = os.stat(path)
     except OSError as error:
@@ -119,9 +121,9 @@ def _state(path: bytes) -> tuple[int, int, int, int]:
 
 
 def _in_parts(function: Callable[[Sequence[int]], T], numbers: Sequence[int]) -> Iterator[T]:
-    """`function` of some of the numbers after the other.
+    """Yield the results of `function` for consecutive parts of `numbers`.
 
-    A disk that is far away takes many requests at once. With a near one threads only wait for each other.
+    A network disk serves many requests at once and needs threads. With a local disk, threads only wait for each other.
     """
     parts = [numbers[first : first + _PART] for first in range(0, len(numbers), _PART)]
     start = time.perf_counter()
@@ -138,12 +140,12 @@ def _json(values: dict[str, Any]) -> bytes:
 
 
 def _line(kept: Path, value: str) -> str:
-    """What a file of the cache holds: the fingerprint, and a checksum of it and of the file's name."""
+    """Return the content of a cache file: the fingerprint, and a checksum of the fingerprint and the file name."""
     return f"{value} {hashlib.sha256(f'{kept.name} {value}'.encode()).hexdigest()}\n"
 
 
 def _read(kept: Path) -> str | None:
-    """The fingerprint in a file of the cache; None where there is none or it is damaged."""
+    """Return the fingerprint in a cache file; None if the file is missing or damaged."""
     try:
         text = kept.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):

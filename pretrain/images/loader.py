@@ -1,8 +1,8 @@
-"""Batches of images: one loader for a whole run, whose worker processes each make whole batches.
+"""Batches of images: one loader for a whole run; each worker process makes whole batches.
 
-What a batch holds is a function of the seed and the step alone, the same for any number of workers and processes, and
-for a run that starts anywhere in between. Small images in memory are sent to a GPU once and cut into views there, which
-gives the same pixels and needs no workers.
+The content of a batch depends on the seed and the step only. It is the same for any number of workers and processes,
+and for a run that resumes at any step. Small images in memory are copied to a GPU once and cropped there, which gives
+the same pixels and needs no workers.
 """
 
 import dataclasses
@@ -24,28 +24,29 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from intl_bench.core.copies import pinned
 from intl_bench.core.errors import BenchError, InputError, ResourceError
 from intl_bench.core.seeding import permutation, uniforms
+from intl_bench.core.sharing import require_even_batch
 from pretrain.images import crops
 from pretrain.images.ahead import ahead
 from pretrain.images.data import ArraySource, BadImageError, ImageSource
 from pretrain.images.views import PARAMETER_DRAWS, Prepared, ViewConfig, draw_parameters, normalize, prepare
 
-# On a CPU, resizing small images one by one is faster than by the matrices of `crops.ResidentImages`; on a GPU these
-# grow with the square of the side, and larger images are no burden for workers.
+# Limits of the images that `crops.ResidentImages` crops on a GPU. Its matrices grow with the square of the side, and
+# workers can crop larger images. On a CPU, it is slower than resizing image by image.
 _RESIDENT_SIDE = 128  # pixels
 _RESIDENT_BYTES = 4 * 2**30
 _CPU = torch.device("cpu")
 
 
 class Batch(NamedTuple):
-    """One process's part of a training batch of b images.
+    """The part of a training batch that one process gets, b images.
 
     Attributes:
-        step: number of the batch, from 0 on over all epochs.
-        crops: for each view (b, 3, S, S) uint8, in channels-last order; on the GPU already if its images are.
-        parameters: for each view (b, PARAMETERS) float32 on the CPU, for `views.augment`; of images that stay on a GPU
-            as `views.prepare` makes them.
+        step: number of the batch, from 0, over all epochs.
+        crops: for each view (b, 3, S, S) uint8, in channels-last order; on the GPU if the images stay there.
+        parameters: for each view, the parameters of `views.augment`: (b, PARAMETERS) float32 on the CPU, or the result
+            of `views.prepare` for images that stay on a GPU.
         labels: (b,) int64 on the CPU.
-        bad_files: files of this batch that could not be decoded, in whose place the next image stands.
+        bad_files: files that could not be decoded; each was replaced by the next image.
     """
 
     step: int
@@ -56,14 +57,14 @@ class Batch(NamedTuple):
 
 
 def steps_per_epoch(images: int, batch_size: int) -> int:
-    """Number of whole batches in one pass over the images; the rest is left out of that pass.
+    """Return the number of whole batches in one epoch; the epoch leaves out the remaining images.
 
     Raises:
-        InputError: there are fewer images than a batch holds.
+        InputError: there are fewer images than in a batch.
     """
     if batch_size > images:
         raise InputError(
-            f"batch_size={batch_size}: the data set has {images} images only; set batch_size to at most {images}"
+            f"batch_size={batch_size}: the data set has only {images} images; set batch_size to at most {images}"
         )
     return images // batch_size
 
@@ -81,27 +82,24 @@ def training_batches(
     workers: int = 0,
     device: torch.device = _CPU,
 ) -> Iterator[Batch]:
-    """The batches first_step, ..., last_step - 1 of a run.
+    """Return an iterator over the batches first_step, ..., last_step - 1 of a run.
 
-    Each epoch takes the images in a new order; process `rank` gets the rank-th part of each batch, in order.
+    Each epoch takes the images in a new order. Process `rank` gets part number `rank` of each batch.
 
     Args:
-        views: how to make each view; an image is decoded once for all of them.
-        batch_size: images in a batch over all processes.
-        workers: processes that make batches; 0 makes them here.
-        device: where the batches will be used. For a GPU they come in page-locked memory, from which it copies without
-            waiting; small images of an `ArraySource` are kept on it, and workers are not started.
+        views: settings of each view; an image is decoded once for all views.
+        seed: seed of the order and of the random views.
+        batch_size: number of images in a batch over all processes.
+        workers: number of worker processes; 0 makes the batches in this process.
+        device: the device that uses the batches. For a GPU, the batches are in page-locked memory, which can be copied
+            without a synchronization. Small images of an `ArraySource` stay on the GPU, without workers.
 
     Raises:
-        InputError: the data set is smaller than a batch, a batch cannot be shared out evenly, or (while iterating) an
+        InputError: the data set is smaller than a batch, a batch does not divide evenly, or (while iterating) an
             image cannot be read.
         ResourceError: (while iterating) a worker died.
     """
-    if batch_size % world_size:
-        raise InputError(
-            f"batch_size={batch_size}: cannot be shared out evenly among {world_size} processes; "
-            f"set batch_size to a multiple of {world_size}"
-        )
+    require_even_batch(batch_size, world_size)
     sampler = _Sampler(
         images=len(source),
         views=tuple(views),
@@ -130,19 +128,20 @@ def evaluation_batches(
     workers: int = 0,
     device: torch.device = _CPU,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Images first, ..., last - 1 in order and without randomness, with their labels: (b, 3, H, W) float32, (b,) int64.
+    """Yield images first, ..., last - 1 (b, 3, H, W) float32 and their labels (b,) int64, in order, without randomness.
 
     Args:
-        resize: the shorter side's length after an antialiased bilinear resize (256 for ImageNet); None leaves it.
-        crop: side of the square that is cut from the middle (224 for ImageNet); None leaves the whole.
+        resize: length of the shorter side after an antialiased bilinear resize (256 for ImageNet); None keeps the size.
+        crop: side of the central square crop (224 for ImageNet); None keeps the whole image.
         mean, std: three values each, for pixels in 0..1.
-        batch_size: images in a batch; the last one holds what is left.
+        batch_size: number of images in a batch; the last batch may be smaller.
         workers: as for `training_batches`.
-        device: where the images are normalized and handed out; they travel as bytes. The labels stay on the CPU.
+        device: the device of the yielded images, which are copied there as uint8 and then normalized. The labels stay
+            on the CPU.
 
     Raises:
-        InputError: (while iterating) an image cannot be read, whatever `data.on_bad_image` says, for a score must not
-            count stand-ins; or the images of a batch differ in size.
+        InputError: (while iterating) an image cannot be read, or the images of a batch differ in size.
+            `data.on_bad_image` is not used here, because a score must not count replaced images.
         ResourceError: (while iterating) a worker died.
     """
     indices = range(len(source))[first:last]
@@ -154,9 +153,9 @@ def evaluation_batches(
 
 
 class _Steps(Dataset[Any]):
-    """What `make` returns for each step; one of our errors is returned too.
+    """The result of `make` for each step; a `BenchError` is returned instead of raised.
 
-    A DataLoader would raise an exception again with the worker's traceback in its text, instead of one line.
+    A DataLoader raises an exception of a worker again with the traceback in its text, instead of in one line.
     """
 
     def __init__(self, make: Callable[[int], Any]) -> None:
@@ -170,20 +169,20 @@ class _Steps(Dataset[Any]):
 
 
 def _unchanged(item: Any) -> Any:
-    """Instead of the DataLoader's own conversion, which would make a tensor of every array."""
+    """Return `item`; this replaces the conversion of a DataLoader, which makes a tensor of every array."""
     return item
 
 
 def iterate(make: Callable[[int], Any], steps: range, workers: int, pin: bool) -> Iterator[Any]:
-    """make(step) for each of the steps, in their order.
+    """Yield make(step) for each step, in order.
 
     Args:
-        make: runs in the workers, or here where there are none.
-        workers: processes.
-        pin: puts the tensors of what was made into page-locked memory.
+        make: a function that runs in the workers, or in this process if there are no workers.
+        workers: number of worker processes.
+        pin: whether to put the tensors of the results into page-locked memory.
 
     Raises:
-        BenchError: what `make` raised.
+        BenchError: `make` raised it.
         ResourceError: a worker died.
     """
     loader = DataLoader(
@@ -193,8 +192,8 @@ def iterate(make: Callable[[int], Any], steps: range, workers: int, pin: bool) -
         sampler=steps,
         num_workers=workers,
         pin_memory=pin,
-        worker_init_fn=_heed_parent_only,
-        generator=torch.Generator(),  # its own, so that the process's generator is left as it is
+        worker_init_fn=_ignore_signals,
+        generator=torch.Generator(),  # without it, the loader would draw from the global generator
     )
     try:
         for item in _transferred(loader):
@@ -214,20 +213,24 @@ def _transferred(loader: DataLoader[Any]) -> Iterator[Any]:
     try:
         yield from loader
     except (EOFError, ConnectionError):
-        time.sleep(1)  # where a worker's death breaks off a transfer, PyTorch's RuntimeError about it follows at once
+        time.sleep(1)  # PyTorch raises a RuntimeError about a dead worker a moment after the broken transfer
         raise
 
 
-def _heed_parent_only(_: int) -> None:
-    """A terminal's Ctrl-C and a cluster's warning reach every process; the main one decides when its workers end."""
+def _ignore_signals(_: int) -> None:
+    """Ignore stop signals, except SIGTERM of the parent process.
+
+    Ctrl-C in a terminal and the warning of a cluster reach every process. The parent decides when its workers end.
+    """
     for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):  # macOS has no way to tell who sent a signal
+    if hasattr(signal, "sigwaitinfo"):  # macOS does not tell which process sent a signal
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
+    """Wait for SIGTERM of the parent process, and end this process."""
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
         continue
     os._exit(0)
@@ -240,7 +243,7 @@ def _order(seed: int, epoch: int, images: int) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Sampler:
-    """Which images a process's part of a batch is made of, and the random numbers of their views."""
+    """The images in the part of a batch that a process gets, and the random parameters of their views."""
 
     images: int
     views: tuple[ViewConfig, ...]
@@ -251,7 +254,7 @@ class _Sampler:
     world_size: int
 
     def draw(self, step: int) -> tuple[np.ndarray, list[np.ndarray], list[np.ndarray]]:
-        """Numbers of the images (share,); for each view its shapes (share, BOX_DRAWS) and rows (share, PARAMETERS)."""
+        """Draw the image indices (share,), and for each view (share, BOX_DRAWS) shapes and (share, PARAMETERS) rows."""
         epoch, position = divmod(step, self.steps)
         start = (position * self.world_size + self.rank) * self.share
         indices = _order(self.seed, epoch, self.images)[start : start + self.share]
@@ -281,7 +284,7 @@ def _decoded_batch(source: ImageSource, sampler: _Sampler, step: int) -> Batch:
 def _resident_batches(
     source: ArraySource, sampler: _Sampler, steps: Iterable[int], device: torch.device
 ) -> Iterator[Batch]:
-    """Batches of images that stay on a GPU; a thread draws the next one's crops and parameters meanwhile."""
+    """Yield batches of images that stay on a GPU; a thread draws the random numbers of the next batch."""
     images = crops.ResidentImages(source.images, device)
 
     def draw(step: int) -> tuple[int, list[Tensor], list[Prepared], Tensor]:
@@ -304,7 +307,7 @@ def _is_small(images: np.ndarray) -> bool:
 
 
 def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """A new tensor; a worker's is in the memory that it shares with the main process, which gets it without a copy."""
+    """Create a tensor; in a worker, it is in shared memory, which the main process receives without a copy."""
     if get_worker_info() is None:
         return torch.empty(shape, dtype=dtype)
     try:
@@ -312,13 +315,18 @@ def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     except RuntimeError as error:
         raise ResourceError(
             f"a data worker cannot share its batch ({' '.join(str(error).split())[:150]}); /dev/shm may be too small: "
-            "give it more room, or use fewer workers or a smaller batch"
+            "enlarge it, or use fewer workers or a smaller batch"
         ) from error
     return torch.empty(0, dtype=torch.uint8).set_(storage).view(dtype).view(shape)
 
 
 def _readable(source: ImageSource, index: int) -> tuple[np.ndarray, int, list[str]]:
-    """Image `index`, its label and no bad files; or the first readable one that follows, and the bad ones before it."""
+    """Return the first readable image from `index` on, its label, and the bad files before it.
+
+    Raises:
+        BadImageError: image `index` cannot be decoded, and `source.skip_bad` is False.
+        InputError: no image can be decoded.
+    """
     bad: list[str] = []
     for candidate in itertools.chain(range(index, len(source)), range(index)):
         try:
@@ -327,7 +335,7 @@ def _readable(source: ImageSource, index: int) -> tuple[np.ndarray, int, list[st
             if not source.skip_bad:
                 raise
             bad.append(source.file(candidate))
-    raise InputError(f"{source.file(index)}: neither this image nor any other of the data set can be read")
+    raise InputError(f"{source.file(index)}: no image of the data set can be decoded; check data.root")
 
 
 def _evaluation_batch(
@@ -336,6 +344,6 @@ def _evaluation_batch(
     some = indices[step * batch_size : (step + 1) * batch_size]
     images = [crops.center(source.image(index), resize, crop) for index in some]
     if len({image.shape for image in images}) > 1:
-        raise InputError(f"{source.file(some[0])} and the images after it differ in size; set resize and crop")
+        raise InputError(f"{source.file(some[0])}: the next images have other sizes; set resize and crop")
     labels = _empty((len(some),), torch.int64).copy_(torch.from_numpy(source.labels[some.start : some.stop]))
     return torch.stack(images, out=_empty((len(some), *images[0].shape), torch.uint8)), labels

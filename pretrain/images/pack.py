@@ -1,9 +1,10 @@
-"""A split of an image folder as one large file: the images' bytes as they were, one after the other, and an index.
+"""Pack of image files: the unchanged bytes of all images of a split in one large file, and an index.
 
-NAME.index begins with one line of JSON (format, classes, images, width of the longest file name) and goes on with a
-record for each image: where its bytes are in NAME.pack, their CRC-32, its class and its file name. The index is
-digested; of it every process maps the same memory. Images are read by position instead: a mapped file that is cut
-short or on a failing disk kills the process that looks at it, where a read reports an error.
+NAME.index begins with one line of JSON (format, classes, number of images, length of the longest file name in bytes).
+One record per image follows: the position of its bytes in NAME.pack, their CRC-32, the class and the file name. The
+index has a SHA-256 file. All processes map the index into memory and share its pages. Images are read by position
+instead of mapped: an access to a mapped file that is truncated or on a failing disk kills the process, but a read
+reports an error.
 """
 
 import json
@@ -20,7 +21,7 @@ from intl_bench.core import files
 from intl_bench.core.errors import InputError, from_os_error
 
 _FORMAT = "intl-bench pack 1"
-_AGAIN = "restore it from a copy, or remove it and run `intl-bench data pack` again"
+_REMEDY = "restore it from a copy, or remove it and run `intl-bench data pack` again"
 
 
 def _record(name_bytes: int) -> np.dtype[Any]:
@@ -34,25 +35,25 @@ class Pack:
 
     Attributes:
         path: NAME.pack.
-        sha256: of the index, which holds a checksum of every image.
+        sha256: SHA-256 of the index, which holds a checksum of every image.
         class_names: the name of each label.
-        images: (n,) records with the fields offset, size, crc, label and name (of the file, below the split's folder).
+        images: (n,) records with the fields offset, size, crc, label and name (relative to the folder of the split).
 
     Raises:
-        InputError: a file is missing, was cut short, or is not what was written.
+        InputError: a file is missing, truncated or changed.
     """
 
     def __init__(self, path: Path) -> None:
         self.path, index = path, index_of(path)
         for file in (path, index):
             if not file.is_file():
-                raise InputError(f"{file}: not there; expected {path.name} and {index.name} of `intl-bench data pack`")
+                raise InputError(f"{file}: missing; expected {path.name} and {index.name} of `intl-bench data pack`")
         try:
             self.sha256 = files.verify(index)
         except InputError as error:
-            if isinstance(error.__cause__, OSError):  # it could not be read at all
+            if isinstance(error.__cause__, OSError):  # the file is unreadable, not changed
                 raise
-            raise InputError(f"{index}: not the bytes that were written; {_AGAIN}") from error
+            raise InputError(f"{index}: its bytes have changed since it was written; {_REMEDY}") from error
         try:
             with index.open("rb") as stream:
                 header = json.loads(stream.readline())
@@ -65,10 +66,10 @@ class Pack:
         except OSError as error:
             raise from_os_error(error, f"cannot read {index}") from error
         except (ValueError, TypeError, KeyError) as error:
-            raise InputError(f"{index}: not an index of this version ({error}); {_AGAIN}") from error
+            raise InputError(f"{index}: not an index of this version ({error}); {_REMEDY}") from error
         size, expected = path.stat().st_size, int(self.images[-1]["offset"] + self.images[-1]["size"])
         if size != expected:
-            raise InputError(f"{path}: {size} bytes, expected {expected}: it was cut short or replaced; {_AGAIN}")
+            raise InputError(f"{path}: {size} bytes, expected {expected}: it was truncated or replaced; {_REMEDY}")
         try:
             self._handle = os.open(path, os.O_RDONLY)
         except OSError as error:
@@ -76,13 +77,13 @@ class Pack:
         weakref.finalize(self, os.close, self._handle)
 
     def __reduce__(self) -> tuple[type["Pack"], tuple[Path]]:
-        return Pack, (self.path,)  # another process opens the files itself
+        return Pack, (self.path,)  # a worker process opens the files itself
 
     def read(self, row: int) -> bytes:
-        """The bytes of the image file in a record.
+        """Return the bytes of the image file of record `row`.
 
         Raises:
-            InputError: they cannot be read or are not the ones that were packed.
+            InputError: the bytes cannot be read, or they have changed since they were packed.
         """
         offset, size, crc, _, name = self.images[row].item()
         try:
@@ -90,24 +91,26 @@ class Pack:
         except OSError as error:
             raise from_os_error(error, f"cannot read {self.path}") from error
         if len(content) != size or zlib.crc32(content) != crc:
-            raise InputError(f"{self.path}: the bytes of {os.fsdecode(name)} are not the ones packed; {_AGAIN}")
+            raise InputError(f"{self.path}: the bytes of {os.fsdecode(name)} have changed; {_REMEDY}")
         return content
 
 
 def index_of(path: Path) -> Path:
-    """The index of a packed split's NAME.pack."""
+    """Return the path of the index of `path`, NAME.pack."""
     return path.with_suffix(".index")
 
 
 def write(
     path: Path, contents: Iterable[bytes], names: np.ndarray, labels: np.ndarray, class_names: Sequence[str]
 ) -> None:
-    """Writes NAME.pack and then, as the sign that it is complete, NAME.index.
+    """Write NAME.pack, and then NAME.index, whose presence shows that the pack is complete.
 
     Args:
-        contents: the bytes of each image file, asked for one at a time.
-        names: (n,) bytes, the name of each.
-        labels: (n,) integers, the class of each.
+        path: NAME.pack.
+        contents: the bytes of each image file; read one at a time.
+        names: (n,) bytes, the name of each image file relative to the folder of the split.
+        labels: (n,) integers, the class of each image.
+        class_names: the name of each label.
 
     Raises:
         ResourceError: the disk is full.

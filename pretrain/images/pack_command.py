@@ -1,4 +1,4 @@
-"""`intl-bench data pack`: an image folder becomes a few large files, which `data.root` names in its place."""
+"""`intl-bench data pack`: pack an image folder into a few large files, which `data.root` can name instead."""
 
 import dataclasses
 import shutil
@@ -15,13 +15,13 @@ from pretrain.images.data import FOLDERS, DataConfig, FolderSource, open_source
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Part:
-    """One split on its way into a pack.
+    """One split and its pack.
 
     Attributes:
-        path: where the pack goes.
+        path: path of the pack.
         source: the images of the split.
-        size: their bytes together.
-        complete: whether the pack is there already.
+        size: bytes of all image files.
+        complete: whether the pack exists already.
     """
 
     path: Path
@@ -32,43 +32,47 @@ class Part:
     def __str__(self) -> str:
         return (
             f"{self.path}: {len(self.source)} images of {len(self.source.class_names)} classes, "
-            f"{self.size / 1e9:.3g} GB" + (", there already" if self.complete else "")
+            f"{self.size / 1e9:.3g} GB" + (", exists already" if self.complete else "")
         )
 
 
 def prepare(source: Path, out: Path) -> list[Part]:
-    """What there is to pack in `source`: train/ and val/, or the one of them that it has.
+    """List the splits to pack of the folder `source`: train/ and val/, or the only one that exists.
+
+    Args:
+        source: the image folder.
+        out: the folder of the packs.
 
     Raises:
-        InputError: nothing to pack, or `out` holds a folder of images or a pack of other images.
+        InputError: there is nothing to pack, or `out` contains an image folder or a pack of other images.
     """
     if folder := next((out / name for name in FOLDERS.values() if (out / name).is_dir()), None):
-        raise InputError(f"{folder}: a folder of images; choose another place for the packed ones")
+        raise InputError(f"{folder}: a folder of images; choose another folder for the packs")
     splits = [split for split, name in FOLDERS.items() if (source / name).is_dir()]
     return [_part(source, out / f"{FOLDERS[split]}.pack", split) for split in splits or ["train"]]
 
 
 def _part(root: Path, path: Path, split: str) -> Part:
-    source = open_source(DataConfig(root=str(root), name="packed"), split)  # any images may be packed
+    source = open_source(DataConfig(root=str(root), name="packed"), split)  # the name "packed" accepts any images
     if not isinstance(source, FolderSource):
-        raise InputError(f"{root}: packed already; expected a folder with a folder of images for each class")
+        raise InputError(f"{root}: packed already; expected one folder of images per class")
     sizes = source.sizes.tolist()
     complete = pack.index_of(path).exists()
     if complete:
-        there = pack.Pack(path)
+        existing = pack.Pack(path)
         wanted = {"name": source.files.tolist(), "label": source.labels.tolist(), "size": sizes}
-        same = all(there.images[field].tolist() == values for field, values in wanted.items())
-        if not same or there.class_names != source.class_names:
-            raise InputError(f"{path}: holds other images than {source.place}; remove it, or choose another place")
+        same = all(existing.images[field].tolist() == values for field, values in wanted.items())
+        if not same or existing.class_names != source.class_names:
+            raise InputError(f"{path}: contains other images than {source.place}; remove it, or choose another folder")
     return Part(path=path, source=source, size=sum(sizes), complete=complete)
 
 
 def write(parts: Sequence[Part]) -> None:
-    """Writes the packs that are not complete; a pack has its name only when it is whole.
+    """Write the packs that are not complete; a pack gets its name when it is complete.
 
     Raises:
         InputError: an image file cannot be read, or a pack cannot be written.
-        ResourceError: there is too little space.
+        ResourceError: the free disk space is too small.
         Preempted: a signal asked to stop.
     """
     missing = [part for part in parts if not part.complete]
@@ -82,8 +86,8 @@ def write(parts: Sequence[Part]) -> None:
 
 def _check_space(parts: Sequence[Part]) -> None:
     folder = parts[0].path.absolute().parent
-    there = next(place for place in (folder, *folder.parents) if place.exists())
-    needed, free = sum(part.size for part in parts), shutil.disk_usage(there).free
+    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    needed, free = sum(part.size for part in parts), shutil.disk_usage(existing).free
     if needed > free:
         raise ResourceError(f"cannot write {folder}: {needed / 1e9:.3g} GB needed, {free / 1e9:.3g} GB free")
 
@@ -93,8 +97,8 @@ def _contents(part: Part, stop: StopRequest) -> Iterator[bytes]:
     for index in range(len(part.source)):
         if stop.received is not None:
             raise Preempted(
-                f"stopped by {signal.Signals(stop.received).name} before {part.path} was whole: nothing of it is kept, "
-                "and the same command starts it again",
+                f"stopped by {signal.Signals(stop.received).name} before {part.path} was complete: it was removed; "
+                "run the same command again",
                 interrupted=stop.received == signal.SIGINT,
             )
         yield part.source.content(index)

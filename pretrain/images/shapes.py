@@ -1,7 +1,7 @@
-"""Generated pictures for a demonstration without any download: colored figures on colored grounds, ten classes.
+"""Generated images for a demonstration without a download: colored figures on colored backgrounds, ten classes.
 
-A class is a figure with a surface (see `CLASS_NAMES`). Place, size, angle and all colors are random and alike for all
-classes, so that neither a mean color nor a single pixel tells the class: a network has to see the form.
+A class is a figure with a surface (see `CLASS_NAMES`). Position, size, angle and all colors are random, with the same
+distribution for all classes. Neither a mean color nor a single pixel shows the class; a network has to use the form.
 """
 
 import itertools
@@ -15,14 +15,14 @@ FIGURES = ("disc", "square", "triangle", "ring", "cross")
 _SURFACES = ("plain", "striped")
 CLASS_NAMES = [f"{surface} {figure}" for surface, figure in itertools.product(_SURFACES, FIGURES)]
 
-_DRAWS = 17  # random numbers of an image, besides its noise
+_DRAWS = 17  # random numbers per image, without the noise
 _PART = 1024  # images drawn at once
 
 
 def make(n: int, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """The first `n` images of a split: (n, SIZE, SIZE, 3) uint8, and their labels (n,) int64, all classes in turn.
+    """Generate the first `n` images of a split, (n, SIZE, SIZE, 3) uint8, and their labels (n,) int64.
 
-    Image i is a function of (split, i) alone.
+    The labels repeat 0, 1, ..., 9. Image i depends on `split` and i only.
     """
     labels = np.arange(n) % len(CLASS_NAMES)
     images = np.empty((n, SIZE, SIZE, 3), np.uint8)
@@ -37,14 +37,14 @@ def _draw(indices: range, labels: np.ndarray, split: str) -> np.ndarray:
     u = np.stack([stream.random(_DRAWS, np.float32) for stream in streams])[:, None, None]
     noise = np.stack([stream.standard_normal((SIZE, SIZE, 3), np.float32) for stream in streams])
     line = np.linspace(-1, 1, SIZE, dtype=np.float32)
-    # The figure's own coordinates, in which it reaches about 1 from its center; the picture is 2 wide.
+    # Coordinates of the figure, whose radius is about 1 in them; before `scale`, the image is 2 wide.
     scale, angle = 0.45 + 0.3 * u[..., 0], 2 * np.pi * u[..., 1]
     right, down = (line - 0.7 * (u[..., 2] - 0.5)) / scale, (line[:, None] - 0.7 * (u[..., 3] - 0.5)) / scale
     x, y = np.cos(angle) * right + np.sin(angle) * down, np.cos(angle) * down - np.sin(angle) * right
     surface, figure = np.divmod(labels[:, None, None], len(FIGURES))
     inside = cover(np.choose(figure, distances(x, y)) * scale * SIZE / 2)
     stripes = surface * cover(np.sin((7 + 4 * u[..., 4]) * y) / 8 * SIZE / 2)
-    # Each color is uniform, and apart from the one beneath it in every channel.
+    # Each color is uniform and differs in every channel from the color below it.
     ground = u[..., 5:8]
     fill = (ground + 0.35 + 0.3 * u[..., 8:11]) % 1
     stripe = (fill + 0.35 + 0.3 * u[..., 11:14]) % 1
@@ -54,9 +54,9 @@ def _draw(indices: range, labels: np.ndarray, split: str) -> np.ndarray:
 
 
 def distances(x: np.ndarray, y: np.ndarray) -> list[np.ndarray]:
-    """How far each point lies outside each figure (negative: inside), in the order of `FIGURES`.
+    """Return the distance of each point to the edge of each figure (negative inside), in the order of `FIGURES`.
 
-    A figure's center is at 0, and it reaches about 1 from there.
+    The center of a figure is 0, and its radius is about 1.
     """
     radius, across, along = np.hypot(x, y), np.abs(x), np.abs(y)
     return [
@@ -69,10 +69,14 @@ def distances(x: np.ndarray, y: np.ndarray) -> list[np.ndarray]:
 
 
 def cover(distance: np.ndarray) -> np.ndarray:
-    """Share of a pixel that a form covers, from its center's distance to the form's edge in pixels."""
+    """Return the share of a pixel that a form covers.
+
+    Args:
+        distance: from the edge of the form to the center of the pixel, in pixels; negative inside the form.
+    """
     return (0.5 - distance).clip(0, 1)
 
 
 def mix(below: np.ndarray, above: np.ndarray, share: np.ndarray) -> np.ndarray:
-    """One color over another, which it covers by a share."""
+    """Blend the color `above` over the color `below`; it covers the share `share`."""
     return below + (above - below) * share[..., None]

@@ -1,8 +1,8 @@
-"""Random views of an image: a crop (`pretrain.images.crops`), and the operations of a whole batch on the device.
+"""Random views of images: crops (`pretrain.images.crops`), then operations on a whole batch on the device.
 
-A crop comes as uint8 with a row of parameters (`draw_parameters`); `augment` applies these on the device: color
-jitter, grayscale, blur, solarization, flip and normalization, in the order of the authors' src/transform.py and with
-torchvision's definitions.
+Each crop is uint8 and has a row of parameters (`draw_parameters`), which `augment` applies on the device: color jitter,
+grayscale, blur, solarization, flip and normalization. The order is that of the authors' src/transform.py; the
+definitions are those of torchvision.
 """
 
 import dataclasses
@@ -17,28 +17,28 @@ from torch.nn import functional as F
 
 from intl_bench.core.copies import pinned, send
 
-# The columns of a row of parameters. FACTORS are brightness, contrast, saturation and hue; ORDER says which of these
-# four comes first, second, ...; SIGMA is 0 where there is no blur; the others are flags, 0 or 1.
+# Columns of a row of parameters. FACTORS are brightness, contrast, saturation and hue. ORDER holds the numbers of these
+# four in the order of their application. SIGMA is 0 for no blur. The others are flags, 0 or 1.
 JITTER, FACTORS, ORDER, GRAY, SIGMA, SOLARIZE, FLIP = 0, slice(1, 5), slice(5, 9), 9, 10, 11, 12
 PARAMETERS = 13
-PARAMETER_DRAWS = PARAMETERS + 1  # random numbers that a row is made of
+PARAMETER_DRAWS = PARAMETERS + 1  # random numbers per row
 
-_CONTRAST, _SATURATION, _HUE = 1, 2, 3  # numbers of factors
-_PART = 8 * 224 * 224  # pixels; a CPU takes a batch in parts of this size, whose intermediate results fit its cache
+_CONTRAST, _SATURATION, _HUE = 1, 2, 3  # positions within FACTORS
+_PART = 8 * 224 * 224  # pixels: a CPU processes a batch in parts of this size, whose intermediate results fit its cache
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ViewConfig:
-    """How one view of an image is made; the defaults are the CIFAR recipe's but for the size.
+    """Settings of one view of an image; except for the size, the defaults are those of the CIFAR recipe.
 
     Attributes:
-        size: side of the square view, in pixels.
-        min_scale, max_scale: range of the crop's area, as a share of the image's.
-        interpolation: how a crop gets its size, "bicubic" or "bilinear".
+        size: side of the square view in pixels.
+        min_scale, max_scale: range of the area of the crop, as a share of the area of the image.
+        interpolation: interpolation of the resize, "bicubic" or "bilinear".
         jitter_p: probability of color jitter.
-        brightness, contrast, saturation, hue: its strengths, as torchvision's `ColorJitter` takes them.
-        grayscale_p, blur_p, solarize_p, flip_p: probabilities.
-        blur_sigma_min, blur_sigma_max: range of the Gaussian's standard deviation, in pixels of the view.
+        brightness, contrast, saturation, hue: strengths of the color jitter, as in torchvision's `ColorJitter`.
+        grayscale_p, blur_p, solarize_p, flip_p: probabilities of these operations.
+        blur_sigma_min, blur_sigma_max: range of the standard deviation of the Gaussian blur, in pixels of the view.
     """
 
     size: int = 224
@@ -79,19 +79,19 @@ class ViewConfig:
             )
         if self.blur_p > 0 and self.size <= math.ceil(4 * self.blur_sigma_max):
             raise ValueError(
-                f"view size={self.size}: expected more pixels than the blur reaches, 4 x blur_sigma_max="
+                f"view size={self.size}: expected more pixels than the reach of the blur, 4 x blur_sigma_max="
                 f"{4 * self.blur_sigma_max}"
             )
 
 
 def draw_parameters(config: ViewConfig, uniform: np.ndarray) -> np.ndarray:
-    """Random parameters for `augment`, with torchvision's distributions.
+    """Draw random parameters for `augment`, with the distributions of torchvision.
 
     Args:
         uniform: (m, PARAMETER_DRAWS), in [0, 1).
 
     Returns:
-        (m, PARAMETERS) float32, a row for each view.
+        (m, PARAMETERS) float32, one row for each view.
     """
     rows = np.empty((len(uniform), PARAMETERS), np.float32)
     strengths = np.array([config.brightness, config.contrast, config.saturation, config.hue])
@@ -108,12 +108,12 @@ def draw_parameters(config: ViewConfig, uniform: np.ndarray) -> np.ndarray:
 
 @torch.no_grad()
 def augment(crops: Tensor, parameters: "Tensor | Prepared", mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """The part of the views' making that runs on the device, without waiting for it.
+    """Make views of crops on their device, without a synchronization with the host.
 
     Args:
         crops: (B, 3, S, S) uint8, on any device.
-        parameters: (B, PARAMETERS) float32 on the CPU, a row of `draw_parameters` for each crop; or what `prepare`
-            made of them.
+        parameters: (B, PARAMETERS) float32 on the CPU, a row of `draw_parameters` for each crop; or the result of
+            `prepare` for these rows.
         mean, std: three values each, for pixels in 0..1.
 
     Returns:
@@ -130,28 +130,29 @@ def augment(crops: Tensor, parameters: "Tensor | Prepared", mean: Sequence[float
 
 
 def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """`images` (B, 3, H, W) minus `mean`, divided by `std`, in place."""
+    """Subtract `mean` from `images` (B, 3, H, W) and divide by `std`, in place; return `images`."""
     for channel in range(3):
         images[:, channel].sub_(mean[channel]).div_(std[channel])
     return images
 
 
 class Prepared(NamedTuple):
-    """Parameters of a batch in the order in which it is worked on: by the turn at which a sample's hue comes.
+    """Parameters of a batch, sorted by the position of the hue change among the four jitter operations of a sample.
 
-    Brightness, contrast and saturation are one operation with different numbers, `_blend`. Of these three, a sample's
-    first, second and third come before its hue or after it: so all samples' first blends are two runs of neighbors.
+    Brightness, contrast and saturation are one operation with different values, `_blend`. Each sample has three blends;
+    each comes before or after the hue change. In the sorted batch, the samples whose first blend comes after the hue
+    change are consecutive, and so are the others. The same holds for the second and the third blend.
 
     Attributes:
-        numbers: int64, the runs of samples' numbers that the device needs, in one tensor that is sent in one go.
-        lengths: of these runs.
-        values: (B, 11), sorted: the arguments of each sample's three blends, its turn of the hue, its blur's sigma.
-        jittered: number of samples with jitter; those without come last.
-        blended_after: for the first, second and third blend, the number of samples for which it comes after the hue.
-        blur_radius: where the widest blur ends, in pixels.
+        indices: int64, several lists of sample indices for the device, concatenated for a single copy.
+        lengths: the lengths of these lists.
+        values: (B, 11), sorted: the arguments of the three blends of a sample, its hue change, the sigma of its blur.
+        jittered: number of samples with color jitter; the samples without it come last.
+        blended_after: for the first, second and third blend, the number of samples in which it follows the hue change.
+        blur_radius: reach of the widest blur in pixels.
     """
 
-    numbers: Tensor
+    indices: Tensor
     lengths: list[int]
     values: Tensor
     jittered: int
@@ -160,7 +161,12 @@ class Prepared(NamedTuple):
 
 
 def prepare(parameters: Tensor, device: torch.device) -> Prepared:
-    """The host's part of `augment` on a device, for rows (B, PARAMETERS) of `draw_parameters`."""
+    """Do the part of `augment` that runs on the host.
+
+    Args:
+        parameters: (B, PARAMETERS), rows of `draw_parameters`.
+        device: the device of the crops.
+    """
     turn = (parameters[:, ORDER] == _HUE).int().argmax(dim=1).where(parameters[:, JITTER] > 0, 4)
     order = turn.argsort(stable=True)
     rows = parameters[order]
@@ -168,14 +174,14 @@ def prepare(parameters: Tensor, device: torch.device) -> Prepared:
     own = rows[:, FACTORS].gather(1, numbers)
     blends = torch.stack([own, (1 - own) * (numbers == _CONTRAST), (1 - own) * (numbers == _SATURATION)], dim=2)
     *blended_after, jittered = [int((turn <= last).sum()) for last in range(4)]
-    # Which samples a step changes is known here and sent in one go, so that the device is never waited for.
+    # The host selects the samples of each operation and sends them in one copy: no operation waits for the device.
     flipped, *chosen = ((rows[:, column] > 0).nonzero().flatten() for column in (FLIP, GRAY, SIGMA, SOLARIZE))
     origin = order.clone()
-    origin[flipped] = len(order) + torch.arange(len(flipped))  # the flipped crops are put behind all others
-    runs = [order[flipped], origin, order.argsort(), *chosen]
+    origin[flipped] = len(order) + torch.arange(len(flipped))  # flipped crops are appended to the batch
+    lists = [order[flipped], origin, order.argsort(), *chosen]
     return Prepared(
-        numbers=pinned(torch.cat(runs), device),
-        lengths=[len(run) for run in runs],
+        indices=pinned(torch.cat(lists), device),
+        lengths=[len(part) for part in lists],
         values=pinned(torch.cat([blends.flatten(1), rows[:, [FACTORS.start + _HUE, SIGMA]]], dim=1), device),
         jittered=jittered,
         blended_after=blended_after,
@@ -184,8 +190,8 @@ def prepare(parameters: Tensor, device: torch.device) -> Prepared:
 
 
 def _augment(crops: Tensor, prepared: Prepared, mean: Sequence[float], std: Sequence[float], views: Tensor) -> None:
-    """Everything between the crops (B, 3, S, S) and the `views` that it writes, (B, 3, S, S)."""
-    flipped, origin, back, gray, blurred, solarized = send(prepared.numbers, crops.device).split(prepared.lengths)
+    """Apply all operations to the crops (B, 3, S, S), and write the result to `views` (B, 3, S, S)."""
+    flipped, origin, back, gray, blurred, solarized = send(prepared.indices, crops.device).split(prepared.lengths)
     values = send(prepared.values, crops.device)[..., None, None, None]
     blends, turn, sigma = values[:, :9].unflatten(1, (3, 3)), values[:, 9], values[:, 10]
     jittered, blended_after = prepared.jittered, prepared.blended_after
@@ -206,14 +212,14 @@ def _augment(crops: Tensor, prepared: Prepared, mean: Sequence[float], std: Sequ
         some, sigmas = images.index_select(0, blurred), sigma.index_select(0, blurred)
         _replace(images, blurred, _blur(some, sigmas, radius=prepared.blur_radius))
     if len(solarized):
-        # What is brighter than its negative becomes that: torchvision's threshold is the first level above one half.
+        # A value above 1/2 is inverted, as with torchvision's threshold, the first uint8 level above one half.
         some = images.index_select(0, solarized)
         _replace(images, solarized, torch.minimum(some, 1 - some))
     torch.index_select(normalize(images, mean, std), 0, back, out=views)
 
 
 def _replace(images: Tensor, rows: Tensor, changed: Tensor) -> None:
-    """Writes `changed` over images `rows`."""
+    """Overwrite the images with the indices `rows` by `changed`."""
     if images.is_cuda:
         images.index_copy_(0, rows, changed)
         return
@@ -222,11 +228,14 @@ def _replace(images: Tensor, rows: Tensor, changed: Tensor) -> None:
 
 
 def _blend(images: Tensor, own: Tensor, mean: Tensor, luma: Tensor) -> None:
-    """`own` of the pixel, `mean` of the image's mean brightness, `luma` of the pixel's, cut off at 0 and 1, in place.
+    """Replace each pixel by a weighted sum, clamped to 0..1, in place.
+
+    The sum is own x pixel + mean x mean brightness of the image + luma x brightness of the pixel.
 
     Args:
         images: (b, 3, S, S).
-        own, mean, luma: (b, 1, 1, 1), torchvision's factor and one minus it (contrast: mean, saturation: luma).
+        own: (b, 1, 1, 1), the factor of torchvision.
+        mean, luma: (b, 1, 1, 1), one minus the factor: `mean` for contrast, `luma` for saturation; otherwise 0.
     """
     target = _luma(images)
     mean = target.mean(dim=(2, 3), keepdim=True).mul_(mean)
@@ -234,18 +243,19 @@ def _blend(images: Tensor, own: Tensor, mean: Tensor, luma: Tensor) -> None:
 
 
 def _turn_hue(images: Tensor, turn: Tensor) -> None:
-    """Turns the hue of `images` (b, 3, S, S) by `turn` circles (b, 1, 1, 1), in place.
+    """Rotate the hue of `images` (b, 3, S, S) by `turn` circles (b, 1, 1, 1), in place.
 
-    Each pixel keeps its largest and smallest channel. Red is largest where the hue is within a sixth of the circle of
-    0, and falls to the smallest within the next sixth; green is so around one third, and blue around two.
+    Each pixel keeps the values of its largest and its smallest channel. Red is the largest channel for a hue within a
+    sixth of the circle around 0, and falls to the smallest within the next sixth. Green does so around one third of the
+    circle, and blue around two thirds.
     """
     red, green, blue = images.split(1, dim=1)
     high, low = images.amax(1, keepdim=True), images.amin(1, keepdim=True)
     chroma = high - low
     scale = chroma.clamp(min=1e-12).reciprocal_()
     redness, side = (red - low).mul_(scale), (green - blue).mul_(scale)
-    # The distance from red is (2 - redness + (1 - |side|) (1 - 2 redness)) / 6, for `side` is 1 or -1 where red is
-    # neither the largest nor the smallest; its sign says whether green or blue is the larger.
+    # The distance of the hue from red is (2 - redness + (1 - |side|) (1 - 2 redness)) / 6, because |side| is 1 if red
+    # is neither the largest nor the smallest channel. The sign of `side` tells which of green and blue is larger.
     even = side.abs()
     hue = torch.rsub(even, 1 / 2, alpha=1 / 6).addcmul_(redness, torch.rsub(even, 1 / 2, alpha=1 / 3), value=-1)
     peaks = torch.arange(3, device=images.device).view(3, 1, 1) / 3
@@ -254,13 +264,14 @@ def _turn_hue(images: Tensor, turn: Tensor) -> None:
 
 
 def _blur(images: Tensor, sigma: Tensor, *, radius: int) -> Tensor:
-    """Gaussian of standard deviation `sigma` pixels (PIL's `radius` is that too), edges mirrored.
+    """Blur by Gaussians, with mirrored edges.
 
-    Each is cut at 4 sigma, so that it does not depend on what else is in the batch; `radius` is where the widest ends.
+    Each Gaussian ends at 4 sigma, so the result does not depend on the other images of the batch.
 
     Args:
         images: (b, 3, S, S).
-        sigma: (b, 1, 1, 1).
+        sigma: (b, 1, 1, 1), standard deviations in pixels (the `radius` of PIL).
+        radius: reach of the widest Gaussian in pixels.
     """
     b, c, height, width = images.shape
     offsets = torch.arange(-radius, radius + 1, device=images.device)
@@ -273,6 +284,6 @@ def _blur(images: Tensor, sigma: Tensor, *, radius: int) -> Tensor:
 
 
 def _luma(images: Tensor) -> Tensor:
-    """Brightness (b, 1, S, S) with torchvision's weights."""
+    """Return the brightness (b, 1, S, S) with the weights of torchvision."""
     red, green, blue = images.split(1, dim=1)
     return red.mul(0.2989).add_(green, alpha=0.587).add_(blue, alpha=0.114)

@@ -1,1 +1,1 @@
-"""Whitening: products of embeddings, eigendecomposition and Cholesky decomposition."""
+"""Whitening: Gram matrices of embeddings, and matrix functions by eigendecomposition and Cholesky decomposition."""

@@ -1,8 +1,8 @@
-"""Products of centered embeddings, samples by samples: all that channel whitening and its loss need to know of them.
+"""Gram matrices of centered embeddings: the only quantities that channel whitening and its loss need.
 
-With X_a the embedding of view a, each sample centered over its d features: the Gram matrices X_a X_a^T and the cross
-products X_a X_0^T. An embedding (m, d) is far larger than its products (m, m), so none of its size is kept for the
-gradient or held beside it: columns are centered a few at a time, and once more for the gradient.
+X_a is the embedding of view a, with each sample centered over its d features. The products are the Gram matrices
+X_a X_a^T and the cross products X_a X_0^T. An embedding (m, d) is far larger than a product (m, m). To save memory, no
+centered copy of an embedding is made: a few columns are centered at a time, and again in the backward pass.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,24 +13,25 @@ from torch.autograd.function import once_differentiable
 
 from intl_bench.core.distributed import exchange, total, world_size
 
-# Columns centered at a time: on a CPU they stay in its cache, on a GPU a product should be worth its launch.
+# Columns centered at a time. On a CPU they fit its cache; on a GPU each product needs enough work for a kernel launch.
 _COLUMNS, _CPU_COLUMNS = 4096, 1024
-# Rows of a Gram matrix computed at a time, up to the diagonal: the rest follows by symmetry. A GPU loses by it.
+# Rows of a Gram matrix computed at a time, up to the diagonal; symmetry gives the rest. On a GPU this is slower.
 _CPU_ROWS = 64
 
 
 def gram_products(views: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """X_a X_a^T of all views, (views, m, m), and X_a X_0^T of all but the first, (views - 1, m, m).
+    """Compute X_a X_a^T of all views, (views, m, m), and X_a X_0^T of all views but the first, (views - 1, m, m).
 
-    Over all processes, in float32 or better, with gradients as those of `core.distributed.stack`.
+    The products are over the samples of all processes, in float32 or float64. The gradients follow the convention of
+    `core.distributed.stack`.
 
     Args:
-        views: embeddings (m_local, d) of this process, of one shape everywhere.
+        views: embeddings (m_local, d) of this process; all views and processes have the same shape.
     """
     if world_size() == 1:
         gram, cross = _Products.apply(True, *views)
         return gram, cross
-    # Each process takes some columns of all samples instead of all columns of some: its share of the work, too.
+    # To divide the work, each process gets some columns of all samples instead of all columns of some samples.
     x = torch.stack(tuple(views))
     x = x if x.dtype == torch.float64 else x.float()
     columns = exchange(x - x.mean(dim=2, keepdim=True))
@@ -39,7 +40,7 @@ def gram_products(views: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Te
 
 
 class _Products(torch.autograd.Function):
-    """Of embeddings, centered on the way, or of columns of centered ones."""
+    """Products of embeddings (centering=True), or of columns of centered embeddings (centering=False)."""
 
     @staticmethod
     def forward(ctx: Any, centering: bool, *views: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -66,9 +67,9 @@ class _Products(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (*views, means, left), (gram, cross) = ctx.saved_tensors, gradients
-        # View a has the gradient (G + G^T) X_a + C_a X_0; view 0 gathers the C_a^T X_a of all. As the rows of X sum
-        # to zero so do those of the gradient, and centring needs no gradient of its own. What the rounding of large
-        # means left in X, harmless to the products, would show here.
+        # View a has the gradient (G + G^T) X_a + C_a X_0; view 0 also gets the sum of all C_a^T X_a. The rows of X sum
+        # to zero, and so do the rows of the gradient; therefore centering needs no gradient of its own. Rounding of
+        # large means leaves a remainder in X. It does not matter in the products but does here, and is subtracted.
         own = gram + gram.mT
         first = torch.cat([own[:1], cross.mT]).transpose(0, 1).flatten(1)
         needed = zip(views, ctx.needs_input_grad[1:], strict=True)
@@ -89,7 +90,7 @@ class _Products(torch.autograd.Function):
 
 
 def _centered(views: Sequence[torch.Tensor], means: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
-    """Column slices of the embeddings and their centered values (views, m, columns), in one buffer used again."""
+    """Yield slices of columns and their centered values (views, m, columns), in a buffer that is reused."""
     m, d = views[0].shape
     width = min(_CPU_COLUMNS if means.device.type == "cpu" else _COLUMNS, d)
     buffer = means.new_empty(len(views), m, width)

@@ -36,6 +36,7 @@ def run(installed: Path, folder: Path, *words: str) -> subprocess.CompletedProce
     )
 
 
+@pytest.mark.slow
 def test_recipes_are_found_from_an_empty_folder(installed: Path, tmp_path: Path) -> None:
     done = run(installed, tmp_path, "pretrain", "--dry-run")
     assert done.returncode == 0, done.stderr

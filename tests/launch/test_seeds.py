@@ -39,6 +39,7 @@ def seeds(results: Path) -> list[int]:
     return sorted(record.transfer_seed for record in RecordStore(results / "records").load())
 
 
+@pytest.mark.slow
 def test_seeds_side_by_side_give_the_records_of_one_after_the_other(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -54,6 +55,33 @@ def test_seeds_side_by_side_give_the_records_of_one_after_the_other(
     assert [seed for seed, _ in values[0]] == [0, 2]
 
 
+def test_a_seed_gets_the_arguments_as_the_user_typed_them(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every option, in the user's order, also options that are added to a command later."""
+    started: list[dict[str, list[str]]] = []
+    monkeypatch.setattr("intl_bench.launch.seeds.run_in_parallel", started.append)
+    monkeypatch.setattr("intl_bench.launch.slurm.run_on_cluster", lambda commands, *rest: started.append(commands))
+    monkeypatch.chdir(folder)
+    task = ["checkpoint.pt", "--init", "random", "k=3", "--method", "A B", "--seeds", "0,2", "--debug"]
+    assert cli.main(["knn", *task, "--parallel"]) == 0
+    assert started.pop() == {f"seed {n}": ["knn", "--only-seed", str(n), *task, "--parallel"] for n in (0, 2)}
+    assert cli.main(["knn", *task, "--slurm"]) == 0
+    assert started.pop() == {f"seed {n}": ["knn", "--only-seed", str(n), *task, "--slurm"] for n in (0, 2)}
+    words = ["power_reduced", "--seeds", "1", "--parallel", "data.kind=shapes", "data.name=s"]
+    assert cli.main(["ablation", *words]) == 0
+    assert started.pop() == {"seed 0": ["ablation", "--only-seed", "0", *words]}
+    assert cli.main(["pretrain", "demo", "--fresh", "--slurm=timeout_min=5", "epochs=1"]) == 0
+    assert started.pop() == {
+        "pretrain": ["pretrain", "--in-job", "demo", "--fresh", "--slurm=timeout_min=5", "epochs=1"]
+    }
+    # The started command runs its one seed itself.
+    assert cli.main(["knn", "--only-seed", "2", *task, "--parallel", "--results", "one"]) == 0
+    assert not started
+    assert seeds(Path("one")) == [2]
+
+
+@pytest.mark.slow
 def test_a_failing_seed_decides_the_exit_code_and_the_others_are_kept(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -65,6 +93,7 @@ def test_a_failing_seed_decides_the_exit_code_and_the_others_are_kept(
     assert "seed 0 (exit 2), seed 1 (exit 2)" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "files", "said"),
     [
@@ -85,9 +114,10 @@ def test_a_signal_is_passed_on(folder: Path, tmp_path: Path, settings: list[str]
     process.send_signal(signal.SIGTERM)
     *_, last = process.communicate(timeout=300)[1].splitlines()
     assert process.returncode == 75
-    assert last == f"intl-bench: stopped by SIGTERM {said}; the same command goes on from there"
+    assert last == f"intl-bench: stopped by SIGTERM {said}; run the same command again to resume"
 
 
+@pytest.mark.slow
 def test_two_processes_score_one_seed_after_the_other(folder: Path) -> None:
     """A second process group must not meet what is left of the first."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -97,6 +127,7 @@ def test_two_processes_score_one_seed_after_the_other(folder: Path) -> None:
     assert seeds(folder / "together") == [0, 1, 2]
 
 
+@pytest.mark.slow
 def test_jobs_of_the_local_executor(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -116,6 +147,7 @@ def test_bad_options_are_one_line(folder: Path, options: str, monkeypatch: pytes
         run_on_cluster({"seed 0": ["knn", "checkpoint.pt"]}, options, folder / "logs")
 
 
+@pytest.mark.slow
 def test_a_failed_job_says_why(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,4 +1,4 @@
-"""Compiled networks and recorded steps: the same training, or one line that says why they are not used."""
+"""Test that compiled networks and recorded steps train as eager ones, or that one line says why they are not used."""
 
 import copy
 import dataclasses
@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from authors import noise
-from method_cases import CAPTURABLE, marked, needs_lightly
+from method_cases import CAPTURABLE, marked, mostly_slow, needs_lightly
 from recorded_twin import recorder
 from tiny_runs import tiny, train_build
 from torch import Tensor
@@ -25,7 +25,7 @@ OTHERS = sorted({*methods.names()} - {*CAPTURABLE})
 
 
 def steps(training: Training, numbers: range) -> list[dict[str, float]]:
-    """Steps on views and labels of their own; what each of them measured."""
+    """Do one step per number, each on its own views and labels; return the metrics of the steps."""
     metrics = []
     for number in numbers:
         views = [noise(f"{number}/{i}", 32, 3, view.size, view.size) for i, view in enumerate(training.recipe.views)]
@@ -48,10 +48,10 @@ def test_which_methods_can_be_recorded() -> None:
     ] == CAPTURABLE
 
 
-@pytest.mark.parametrize("name", marked(CAPTURABLE))
+@pytest.mark.parametrize("name", mostly_slow(CAPTURABLE, checked=("intl",)))
 @pytest.mark.parametrize("more", ["", "optimizer=lars weight_decay=0.1", "optimizer=adamw precision=bf16"])
 def test_recorded_is_eager_bit_for_bit(name: str, more: str) -> None:
-    """Weights, momentum, running statistics, the numbers of every step and what is watched; a schedule all along."""
+    """Compare weights, momentum, running statistics, metrics of every step and monitored tensors, with a schedule."""
     eager, recorded = (train_build(tiny(name, *more.split())) for _ in range(2))
     recorded.recorded = accelerate.Recorded(recorded.work, recorded.optimizer, recorder(recorded))
     assert steps(eager, range(8)) == steps(recorded, range(8))
@@ -71,15 +71,15 @@ def test_recorded_multi_crop(more: list[str]) -> None:
 
 
 @pytest.mark.parametrize("name", ["cw_rgp", "shuffled_dbn"])
-def test_the_twin_notices_what_the_host_draws(name: str) -> None:
-    """These are not recorded: a graph would hold the permutations of one step for ever."""
+def test_the_recorder_detects_numbers_drawn_by_the_host(name: str) -> None:
+    """These methods are not recorded, because a graph would repeat the permutations of one step."""
     eager, recorded = (train_build(tiny(name)) for _ in range(2))
     recorded.recorded = accelerate.Recorded(recorded.work, recorded.optimizer, recorder(recorded))
     assert steps(eager, range(6)) != steps(recorded, range(6))
 
 
 def test_a_recorded_run_resumes_exactly() -> None:
-    """The steps after a resumption are ordinary ones until the next recording."""
+    """After a resume, steps are eager until the next recording."""
     whole, first, second = (train_build(tiny("intl")) for _ in range(3))
     for training in (whole, first, second):
         training.recorded = accelerate.Recorded(training.work, training.optimizer, recorder(training))
@@ -92,7 +92,7 @@ def test_a_recorded_run_resumes_exactly() -> None:
 
 
 def test_adam_of_any_checkpoint_can_be_recorded() -> None:
-    """PyTorch refuses to record an Adam whose groups, which a checkpoint restores, do not say that they allow it."""
+    """PyTorch cannot record Adam if a group is not `capturable`; groups are restored from a checkpoint."""
     asked, state = list[list[bool]](), dict[str, Any]()
     for _ in range(2):
         training = train_build(tiny("intl", "optimizer=adamw"))
@@ -111,7 +111,7 @@ def test_adam_of_any_checkpoint_can_be_recorded() -> None:
     assert asked == [[True] * len(asked[0])] * 2
 
 
-def test_a_cpu_records_nothing_and_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_cpu_does_not_record_and_prints_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     training = train_build(tiny("intl", "graph=true"))
     accelerate.apply(training)
     assert training.recorded is None
@@ -121,7 +121,8 @@ def test_a_cpu_records_nothing_and_says_so(capsys: pytest.CaptureFixture[str]) -
     assert capsys.readouterr().err == ""
 
 
-def test_without_a_compiler_a_run_says_so_and_goes_on(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_without_a_compiler_a_run_prints_a_line_and_continues(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "intl_bench", "pretrain", "demo", "device=cpu", "compile=true", "epochs=1"]
     command += ["data.size=64", "batch_size=32"]
     environment = os.environ | {"CXX": str(tmp_path / "none"), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
@@ -133,16 +134,18 @@ def test_without_a_compiler_a_run_says_so_and_goes_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", marked(OTHERS))
-def test_a_gpu_too_refuses_to_record_what_depends_on_the_host(name: str) -> None:
+def test_a_gpu_does_not_record_steps_that_depend_on_the_host(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     training = train_build(tiny(name, "graph=true"))
     training.process = copy.copy(training.process)
     object.__setattr__(training.process, "device", torch.device("cuda", 0))
-    reason = accelerate._why_not_recorded(training)
-    assert reason == f"a step of {training.display} depends on numbers that the host draws or counts"
+    accelerate.apply(training)
+    assert training.recorded is None
+    reason = f"a step of {training.display} depends on numbers that the host draws or counts"
+    assert capsys.readouterr().err == f"graph=true: not used here, {reason}\n"
 
 
 @pytest.mark.slow
-def test_compiled_networks_train_alike_and_exactly_so_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiled_networks_train_alike_and_reproducibly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     small = ["device=cpu", "epochs=1", "warmup_epochs=0", "batch_size=16", "data.size=64", "base_lr=0.05"]
 

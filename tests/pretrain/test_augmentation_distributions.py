@@ -1,4 +1,4 @@
-"""The distribution of each random parameter against what torchvision's own classes draw, 10,000 times each."""
+"""Test the distribution of each random parameter against 10,000 draws of the classes of torchvision."""
 
 import math
 
@@ -21,7 +21,7 @@ def parameters(config: ViewConfig, count: int = DRAWS) -> np.ndarray:
 
 
 def p_value(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """Of the two-sample Kolmogorov-Smirnov test, by Kolmogorov's asymptotic series."""
+    """Return the p-value of the two-sample Kolmogorov-Smirnov test, by Kolmogorov's asymptotic series."""
     a, b = np.sort(np.float32(ours)), np.sort(np.float32(theirs))
     points = np.concatenate([a, b])
     distance = np.abs(np.searchsorted(a, points, "right") / len(a) - np.searchsorted(b, points, "right") / len(b)).max()
@@ -32,11 +32,11 @@ def p_value(ours: np.ndarray, theirs: np.ndarray) -> float:
 
 
 def chances(ours: np.ndarray, p: float) -> float:
-    """The two-sided p-value of a count of flags, by the normal approximation of the binomial distribution."""
+    """Return the two-sided p-value of a count of flags, by the normal approximation of the binomial distribution."""
     return math.erfc(abs(ours.mean() - p) / math.sqrt(2 * p * (1 - p) / len(ours)))
 
 
-def test_the_test_itself_notices_small_differences() -> None:
+def test_the_statistical_test_detects_small_differences() -> None:
     uniform = uniforms(1, "test", 0, np.arange(DRAWS), 0, 2)
     assert p_value(uniform[:, 0], uniform[:, 1]) > 0.01
     assert p_value(uniform[:, 0], uniform[:, 1] ** 1.1) < 0.01
@@ -57,7 +57,7 @@ def test_boxes(height: int, width: int, scale: tuple[float, float]) -> None:
 
     def measures(boxes: np.ndarray) -> dict[str, np.ndarray]:
         top, left, h, w = boxes.T
-        # Rounding to whole pixels is the same on both sides; where there is no room, there is no relative position.
+        # Both sides round to whole pixels in the same way. A box as large as the image has no relative position.
         down, right = top / np.maximum(height - h, 1), left / np.maximum(width - w, 1)
         names = ("top", "left", "height", "width", "area", "log ratio", "down", "right")
         return dict(zip(names, (top, left, h, w, h * w, np.log(w / h), down, right), strict=True))
@@ -70,7 +70,7 @@ def test_boxes(height: int, width: int, scale: tuple[float, float]) -> None:
 
 @pytest.mark.parametrize("strengths", [(0.4, 0.4, 0.2, 0.1), (1.5, 0.8, 0.0, 0.5), (0.8, 0.8, 0.8, 0.2)])
 def test_factors_of_the_jitter(strengths: tuple[float, float, float, float]) -> None:
-    torch.manual_seed(1)  # with 0, what torchvision draws is itself far from uniform, by chance
+    torch.manual_seed(1)  # with seed 0, the draws of torchvision happen to be far from uniform
     jitter = ColorJitter(*strengths)
     theirs = [
         ColorJitter.get_params(jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue) for _ in range(DRAWS)
@@ -105,11 +105,11 @@ def test_probabilities(p: tuple[float, ...]) -> None:
     rows = parameters(ViewConfig(**dict(zip(names, p, strict=True))))
     flags = rows[:, FLAGS] > 0
     assert [chances(flags[:, number], p[number]) > 0.01 for number in range(5)] == [True] * 5
-    # No two of the decisions go together, nor any with a factor.
+    # The decisions are uncorrelated with each other and with the factors.
     columns = np.concatenate([flags, rows[:, views.FACTORS], rows[:, views.ORDER]], axis=1)
     correlation = np.corrcoef(columns.T)[:9, :9] - np.eye(9)
     assert np.abs(correlation).max() < 4 / math.sqrt(DRAWS)
-    # The width of the blur does not go with the decision to blur.
+    # The width of the blur is uncorrelated with the decision to blur.
     sigma = rows[flags[:, 2], views.SIGMA]
     assert p_value(sigma, np.linspace(0.1, 2.0, DRAWS)) > 0.01
 
@@ -121,7 +121,7 @@ def test_certain_and_impossible(p: float, flag: bool) -> None:
 
 
 def test_views_epochs_and_boxes_are_independent() -> None:
-    """Boxes and parameters of one view, and those of other views and epochs, do not go together."""
+    """Boxes and parameters of one view are uncorrelated with each other and with those of other views and epochs."""
     draws = PARAMETER_DRAWS + BOX_DRAWS
     columns = [uniforms(0, "views", epoch, np.arange(DRAWS), view, draws) for epoch, view in ((0, 0), (0, 1), (1, 0))]
     correlation = np.corrcoef(np.concatenate(columns, axis=1).T) - np.eye(3 * draws)

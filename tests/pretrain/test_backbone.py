@@ -1,4 +1,4 @@
-"""Backbones and projector against torchvision's and the authors' networks."""
+"""Test backbones and projector against the networks of torchvision and of the authors."""
 
 import hashlib
 
@@ -33,8 +33,8 @@ def test_features_and_keys_are_those_of_the_authors_network(case: str) -> None:
     for mode in ("eval", "train"):
         features = backbone.train(mode == "train")(images)
         assert features.shape == (4, golden["width"])
-        # Batch statistics of a few pixels amplify rounding: in float64 the golden numbers are off by 5e-5 themselves,
-        # and other processors' by as much.
+        # Batch statistics of a few pixels amplify rounding: the golden numbers differ from float64 by 5e-5, and so do
+        # those of other processors.
         tolerance = 1e-5 if mode == "eval" else 1e-3
         assert relative(features[:, :: golden["width"] // 8], golden[mode]) <= tolerance
         assert float(features.double().norm()) == pytest.approx(golden[f"{mode}_norm"], rel=tolerance)
@@ -64,8 +64,10 @@ def test_cifar_stem_keeps_the_resolution_of_34() -> None:
 
 
 def test_initialization_is_the_authors() -> None:
-    """Residual branches that start at zero for ResNet-50 (theirs has 16 such weights) and not for 18; the CIFAR
-    convolution with PyTorch's default, all others with He's normal initialization."""
+    """Residual branches start at zero for ResNet-50 (16 such weights in the authors' network) but not for ResNet-18.
+
+    The convolution of the CIFAR stem has PyTorch's default initialization; all others have He's normal initialization.
+    """
     golden = {case: entry["zero_weights"] for case, entry in GOLDEN["backbones"].items()}
     for name, zero in (("resnet18", False), ("resnet50", True)):
         backbone = build_backbone(name, zero_init_residual=zero)
@@ -81,7 +83,7 @@ def test_initialization_is_the_authors() -> None:
 
 @pytest.mark.parametrize("stem", ["imagenet", "cifar"])
 def test_narrow_backbone(stem: str) -> None:
-    """The one that is ours: 32 to 256 channels, trained like the others."""
+    """Check the small ResNet of this project: 32 to 256 channels."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         backbone = build_backbone("resnet10_narrow", stem=stem, zero_init_residual=True)

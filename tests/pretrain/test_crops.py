@@ -1,4 +1,4 @@
-"""Crops against torchvision and PIL, and those of a whole batch at once against those of each image."""
+"""Test crops against torchvision and PIL, and crops of a whole batch against crops of single images."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ RATIO = [3 / 4, 4 / 3]
 
 
 def drawn(config: ViewConfig, count: int, height: int, width: int, seed: int = 0) -> np.ndarray:
-    """Boxes (count, 4)."""
+    """Draw boxes (count, 4)."""
     uniform = uniforms(seed, "test", 0, np.arange(count), 0, BOX_DRAWS)
     return fit_boxes(draw_shapes(config, uniform), height, width)
 
@@ -48,7 +48,7 @@ def test_photos_as_pil(test_data) -> None:
 
 
 @pytest.mark.data
-def test_test_view_of_photos_as_pil(test_data) -> None:
+def test_center_view_of_photos_as_pil(test_data) -> None:
     for file in sorted((test_data / "imagenet_sample").glob("val/*/*.JPEG")):
         with Image.open(file) as photo:
             image = photo.convert("RGB")
@@ -74,8 +74,8 @@ def places(indices: np.ndarray, boxes: np.ndarray) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("height", "width", "size"), [(32, 32, 32), (32, 40, 16), (41, 23, 48), (1, 5, 3), (96, 64, 12), (128, 96, 4)]
 )
-def test_a_batch_at_once_equals_each_alone(height: int, width: int, size: int, interpolation: str) -> None:
-    """Bit for bit, enlarged and reduced, whatever part of a batch and whatever the precision of float32 products."""
+def test_crops_of_a_batch_equal_crops_of_single_images(height: int, width: int, size: int, interpolation: str) -> None:
+    """Compare bit for bit: enlarged and reduced crops, any part of a batch, any precision of float32 products."""
     images, indices = noise(50, height, width), np.arange(120) * 7 % 50
     boxes = drawn(ViewConfig(size=size, min_scale=0.01), 120, height, width)
     boxes[0] = 0, 0, height, width
@@ -91,8 +91,8 @@ def test_a_batch_at_once_equals_each_alone(height: int, width: int, size: int, i
 
 
 @pytest.mark.parametrize("size", [16, 32, 48])
-def test_a_batch_at_once_as_pil(size: int) -> None:
-    """PIL's two passes come in the other order and round, or cut off at 0 and 255, in between: no extreme values."""
+def test_crops_of_a_batch_as_pil(size: int) -> None:
+    """PIL does the two passes in the other order, and rounds and clamps between them: avoid extreme values."""
     images = noise(60, 32, 40) // 2 + 64
     boxes = drawn(ViewConfig(size=size), 60, 32, 40)
     ours = ResidentImages(images, CPU).crops(places(np.arange(60), boxes), size)
@@ -128,7 +128,7 @@ def test_boxes_reach_every_edge() -> None:
 
 
 @pytest.mark.parametrize(("height", "width"), [(10, 1000), (1000, 11), (1, 1), (30, 45), (1, 7)])
-def test_central_crop_where_none_fits(height: int, width: int) -> None:
+def test_central_crop_if_no_box_fits(height: int, width: int) -> None:
     theirs = RandomResizedCrop.get_params(torch.empty(3, height, width), [1.0, 1.0], RATIO)
     config = ViewConfig(min_scale=1.0, max_scale=1.0)
     assert drawn(config, 3, height, width).tolist() == [list(theirs)] * 3

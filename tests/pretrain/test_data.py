@@ -1,4 +1,4 @@
-"""Data sets: what is read, in which order, and the one line that says what is wrong with them."""
+"""Test data sets: content, order and one-line errors."""
 
 import hashlib
 import io
@@ -20,7 +20,7 @@ from pretrain.images.data import ArraySource, BadImageError, DataConfig, FolderS
 
 
 def picture(seed: int = 0, height: int = 40, width: int = 60) -> Image.Image:
-    """A smooth colorful picture, brighter on the right."""
+    """Create a smooth colorful picture, brighter on the right."""
     coarse = np.random.default_rng(seed).integers(0, 100, (4, 6, 3))
     coarse[:, 3:] += 120
     return Image.fromarray(coarse.astype(np.uint8)).resize((width, height), Image.Resampling.BICUBIC)
@@ -28,7 +28,7 @@ def picture(seed: int = 0, height: int = 40, width: int = 60) -> Image.Image:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """train/ and val/ with classes b and a, three images each in training, one in validation."""
+    """Create train/ and val/ with the classes b and a: three images per class in train/, one in val/."""
     for split, count in (("train", 3), ("val", 1)):
         for name in ("b", "a"):
             (tmp_path / split / name).mkdir(parents=True)
@@ -48,7 +48,7 @@ def one_line(error: pytest.ExceptionInfo[InputError]) -> str:
 # Image folders
 
 
-def test_folder_as_torchvisions(folder: Path) -> None:
+def test_folder_as_torchvision(folder: Path) -> None:
     (folder / "train" / "a" / "deeper").mkdir()
     picture(9).save(folder / "train" / "a" / "deeper" / "z.png")
     source = open_source(DataConfig(root=str(folder)), "train")
@@ -62,7 +62,7 @@ def test_folder_as_torchvisions(folder: Path) -> None:
 
 
 @pytest.mark.data
-def test_imagenet_sample_as_torchvisions(test_data: Path) -> None:
+def test_imagenet_sample_as_torchvision(test_data: Path) -> None:
     for split, part in (("train", "train"), ("test", "val")):
         source = open_source(DataConfig(root=str(test_data / "imagenet_sample")), split)
         theirs = datasets.ImageFolder(test_data / "imagenet_sample" / part)
@@ -118,7 +118,7 @@ def test_class_without_images_is_named(folder: Path, split: str) -> None:
 
 
 def test_validation_labels_are_the_training_ones(folder: Path) -> None:
-    """A class that validation lacks would shift the labels of all that follow; one that training lacks has none."""
+    """A class missing in val/ must not shift the labels of the next classes; a class missing in train/ is an error."""
     shutil.rmtree(folder / "val" / "a")
     with pytest.raises(InputError, match="no images") as error:
         open_source(DataConfig(root=str(folder)), "test")
@@ -152,7 +152,7 @@ def test_every_mode_becomes_rgb(folder: Path, mode: str, suffix: str) -> None:
 
 def test_exif_orientation_is_not_applied(folder: Path) -> None:
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be shown turned by 90 degrees
+    exif[0x0112] = 6  # viewers rotate the image by 90 degrees
     picture().save(folder / "train" / "a" / "a0.JPEG", exif=exif, quality=95)
     pixels = open_source(DataConfig(root=str(folder)), "train").image(0)
     assert pixels.shape == (40, 60, 3)
@@ -269,13 +269,13 @@ def test_damaged_npz_is_named(tmp_path: Path, arrays: dict[str, np.ndarray]) -> 
         open_source(config, "train")
 
 
-# CIFAR's own files
+# CIFAR files
 
 
-def test_cifar_in_its_own_layout(
+def test_cifar_in_its_file_layout(
     tmp_path: Path, arrays: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A small data set in the files' real layout; torchvision's list of files and checksums is set to match."""
+    """Read a small data set in the real file layout, with torchvision's list of files and checksums patched."""
     (tmp_path / "cifar-100-python").mkdir()
 
     def write(name: str, content: dict[str, Any]) -> str:
@@ -304,7 +304,7 @@ def test_cifar_in_its_own_layout(
 
 
 @pytest.mark.parametrize(("kind", "base"), [("cifar10", "cifar-10-batches-py"), ("cifar100", "cifar-100-python")])
-def test_missing_cifar_says_where_and_how(tmp_path: Path, kind: str, base: str) -> None:
+def test_missing_cifar_error_names_folder_and_download(tmp_path: Path, kind: str, base: str) -> None:
     with pytest.raises(InputError, match="download https://") as error:
         open_source(DataConfig(kind=kind, root=str(tmp_path)), "train")
     assert str(tmp_path / base) in one_line(error)
@@ -313,7 +313,7 @@ def test_missing_cifar_says_where_and_how(tmp_path: Path, kind: str, base: str) 
 # Generated shapes
 
 
-def test_shapes_are_a_function_of_their_number() -> None:
+def test_shapes_depend_on_their_index_only() -> None:
     images, labels = shapes.make(1100, "train")
     assert images.shape == (1100, 32, 32, 3)
     assert images.dtype == np.uint8
@@ -327,7 +327,7 @@ def test_shapes_are_a_function_of_their_number() -> None:
 
 
 def ridge_accuracy(train: np.ndarray, train_y: np.ndarray, test: np.ndarray, test_y: np.ndarray) -> float:
-    """Accuracy of a ridge regression onto the ten classes."""
+    """Return the test accuracy of a ridge regression to the ten classes."""
     mean, std = train.mean(axis=0), train.std(axis=0) + 1e-6
     train, test = (np.c_[(x - mean) / std, np.ones(len(x))] for x in (train, test))
     weights = np.linalg.solve(train.T @ train + len(train) / 2 * np.eye(train.shape[1]), train.T @ np.eye(10)[train_y])
@@ -349,7 +349,7 @@ def test_colors_and_pixels_do_not_tell_the_shape() -> None:
 
 
 def test_edges_tell_the_shape() -> None:
-    """The strength of edges by direction and scale, a crude stand-in for a network's features, beats three chances."""
+    """Edge strengths by direction and scale, a crude model of network features, give three times the chance level."""
     (images, labels), (test_images, test_labels) = shapes.make(2048, "train"), shapes.make(512, "test")
 
     def edges(x: np.ndarray) -> np.ndarray:
@@ -395,7 +395,7 @@ def test_wrong_values_are_named(wrong: dict[str, Any], field: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["imagefolder", "cifar10", "npz"])
-def test_root_is_asked_for(kind: str) -> None:
+def test_missing_root_is_named(kind: str) -> None:
     with pytest.raises(InputError, match=r"data\.root"):
         open_source(DataConfig(kind=kind), "train")
 

@@ -1,4 +1,4 @@
-"""Decoding: Pillow's pixels, bit for bit, and Pillow's errors, with simplejpeg and without it."""
+"""Test that decoding gives the pixels and the errors of Pillow, with simplejpeg and without it."""
 
 import io
 import struct
@@ -29,7 +29,7 @@ def pillow(content: bytes) -> np.ndarray:
 
 
 def outcome(function: Callable[[bytes], np.ndarray], content: bytes) -> tuple[Any, ...]:
-    """Pixels, or the kind of error and its words."""
+    """Return the pixels, or the type and the text of the error."""
     try:
         pixels = function(content)
     except Exception as error:
@@ -38,7 +38,7 @@ def outcome(function: Callable[[bytes], np.ndarray], content: bytes) -> tuple[An
 
 
 def photo(height: int, width: int, seed: int = 0) -> Image.Image:
-    """Smooth colors with noise on them, so that neither chroma nor fine detail is without effect."""
+    """Create smooth colors with noise, so that both chroma and fine detail have an effect."""
     random = np.random.default_rng(seed)
     coarse = Image.fromarray(random.integers(0, 256, (height // 8 + 1, width // 8 + 1, 3), np.uint8))
     smooth = np.array(coarse.resize((width, height), Image.Resampling.BICUBIC), int)
@@ -52,9 +52,9 @@ def saved(image: Image.Image, form: str = "JPEG", **options: Any) -> bytes:
 
 
 def every_kind() -> dict[str, bytes]:
-    """A small picture in every way of storing it that a data set may hold."""
+    """Return a small picture in every file format and mode that a data set may contain."""
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be shown turned by 90 degrees
+    exif[0x0112] = 6  # viewers rotate the image by 90 degrees
     rgba = photo(33, 47).convert("RGBA")
     rgba.putalpha(photo(33, 47, 1).convert("L"))
     kinds = {
@@ -76,18 +76,19 @@ def every_kind() -> dict[str, bytes]:
         "webp": saved(photo(33, 47), "WEBP"),
         "webp alpha": saved(rgba, "WEBP", lossless=True),
     }
-    # The marker of Adobe with transform 2 says that the four channels are YCCK.
+    # In the Adobe marker, transform 2 means that the four channels are YCCK.
     kinds["ycck"] = kinds["cmyk"].replace(b"Adobe\0d\0\0\0\0\0", b"Adobe\0d\0\0\0\0\2")
     assert kinds["ycck"] != kinds["cmyk"]
     return kinds
 
 
-@pytest.fixture(params=["simplejpeg", "pillow alone"])
+needs_simplejpeg = pytest.mark.skipif(module.turbo is None, reason="simplejpeg is not installed")
+
+
+@pytest.fixture(params=[pytest.param("simplejpeg", marks=needs_simplejpeg), "pillow alone"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param == "pillow alone":
         monkeypatch.setattr(module, "turbo", None)
-    else:
-        assert module.turbo is not None, "the extra `dev` brings simplejpeg"
 
 
 @pytest.mark.data
@@ -107,9 +108,9 @@ def test_jpegs_as_pillow(height: int, width: int) -> None:
         assert outcome(decode, content) == outcome(pillow, content), options
 
 
+@needs_simplejpeg
 @pytest.mark.parametrize("subsampling", ["444", "422", "420", "440", "411", "Gray"])
 def test_jpegs_of_another_encoder_as_pillow(subsampling: str) -> None:
-    assert module.turbo is not None
     for height, width in SIZES:
         content = module.turbo.encode_jpeg(np.array(photo(height, width)), quality=80, colorsubsampling=subsampling)
         assert outcome(decode, content) == outcome(pillow, content), (height, width)
@@ -125,6 +126,7 @@ def test_every_kind_as_pillow(kind: str) -> None:
     assert pixels.flags.c_contiguous
 
 
+@needs_simplejpeg
 def test_a_plain_jpeg_does_not_need_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
     content = {kind: every_kind()[kind] for kind in ("exif", "gray", "rgb stored as rgb", "cmyk")}
     monkeypatch.setattr(Image, "open", lambda *_: (_ for _ in ()).throw(AssertionError("Pillow was asked")))
@@ -135,7 +137,7 @@ def test_a_plain_jpeg_does_not_need_pillow(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_damaged_files_as_pillow() -> None:
-    """Cut, bits turned over, zeros: the same pixels where Pillow still gives some, else the same error."""
+    """Truncated files, flipped bits and zeros give the pixels of Pillow, or the error of Pillow."""
     random = np.random.default_rng(0)
     whole = [
         saved(photo(100, 75, seed), quality=60, progressive=progressive, subsampling=subsampling)

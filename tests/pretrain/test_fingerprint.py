@@ -1,4 +1,4 @@
-"""The fingerprint of data: another one for whatever changes them, the same one wherever they lie."""
+"""Test that the fingerprint changes with every change of the data, and does not depend on their location."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from voc_cases import LISTS
 from intl_bench.core.errors import InputError
 from pretrain.images import fingerprint as fingerprints
 from pretrain.images import pack_command
-from pretrain.images.data import AnnotatedDataConfig, ArraySource, FileSource, open_source
+from pretrain.images.data import ArraySource, DataConfig, FileSource, open_source
 from pretrain.images.fingerprint import fingerprint
 from transfer.detection.annotations import generated
 from transfer.detection.annotations.split import read_split
@@ -35,17 +35,17 @@ def folder(tmp_path: Path) -> Path:
 
 
 def of(root: Path, split: str = "train", **options: Any) -> str:
-    return fingerprint(open_source(AnnotatedDataConfig(root=str(root), **options), split))
+    return fingerprint(open_source(DataConfig(root=str(root), **options), split))
 
 
 def chosen(root: Path, indices: list[int]) -> FileSource:
-    source = open_source(AnnotatedDataConfig(root=str(root)), "train")
+    source = open_source(DataConfig(root=str(root)), "train")
     assert isinstance(source, FileSource)
     return source.choose(np.array(indices))
 
 
 def replace(file: Path, kept: bool = True) -> None:
-    """Another byte at its end, in place; with `kept` its time of modification is that of before."""
+    """Change the last byte of a file in place; `kept` restores the modification time."""
     before = file.stat()
     with file.open("r+b") as stream:
         stream.seek(-1, os.SEEK_END)
@@ -63,13 +63,13 @@ def first(folder: Path) -> Path:
 
 @pytest.fixture
 def old(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if every file had been written long ago, so that fingerprints are kept."""
+    """Treat every file as old, so that fingerprints are cached."""
     monkeypatch.setattr(fingerprints, "_YOUNG", -(10**12))
 
 
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """One entry for every time that content is hashed."""
+    """Return a list that gets an entry each time content is hashed."""
     found, hashed = list[int](), fingerprints._hash
 
     def counted(names: np.ndarray, *rest: Any) -> str:
@@ -83,29 +83,29 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 # Image folders and packs
 
 
-def test_a_copy_has_the_same(folder: Path, tmp_path: Path) -> None:
+def test_a_copy_has_the_same_fingerprint(folder: Path, tmp_path: Path) -> None:
     assert of(folder) == of(Path(shutil.copytree(folder, tmp_path / "copy")))
     assert len(of(folder)) == 64
     assert of(folder) != of(folder, "test")
 
 
-def test_a_pack_has_the_same(folder: Path, tmp_path: Path) -> None:
+def test_a_pack_has_the_same_fingerprint(folder: Path, tmp_path: Path) -> None:
     pack_command.write(pack_command.prepare(folder, tmp_path / "packed"))
     for split in ("train", "test"):
         assert of(tmp_path / "packed", split) == of(folder, split)
     assert fingerprint(chosen(tmp_path / "packed", [7, 2])) == fingerprint(chosen(folder, [7, 2]))
-    source = open_source(AnnotatedDataConfig(root=str(tmp_path / "packed")), "train")
+    source = open_source(DataConfig(root=str(tmp_path / "packed")), "train")
     assert isinstance(source, FileSource)
     assert source.sizes.tolist() == [Path(file).stat().st_size for file in sorted((folder / "train").rglob("*.png"))]
 
 
-def test_a_replaced_image_of_the_same_size_and_time(folder: Path) -> None:
+def test_a_replaced_image_of_the_same_size_and_modification_time(folder: Path) -> None:
     before = of(folder)
     replace(first(folder))
     assert of(folder) != before
 
 
-def test_a_replaced_image_is_noticed_by_its_time_of_change(folder: Path, old: None) -> None:
+def test_a_replaced_image_is_detected_by_its_change_time(folder: Path, old: None) -> None:
     before = of(folder)
     assert len([*Path("runs/fingerprints").iterdir()]) == 1
     replace(first(folder))
@@ -130,20 +130,20 @@ def exchange(one: Path, other: Path) -> None:
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_what_else_changes_it(folder: Path, change: str, old: None) -> None:
+def test_further_changes_give_other_fingerprints(folder: Path, change: str, old: None) -> None:
     before = of(folder)
     CHANGES[change](folder)
     assert of(folder) != before
 
 
-def test_listed_classes_change_it_and_their_file_does_not(folder: Path, tmp_path: Path) -> None:
+def test_it_depends_on_the_listed_classes_but_not_on_their_file(folder: Path, tmp_path: Path) -> None:
     for name, text in (("one", "n00000000\nn00000002\n"), ("two", "n00000002\n\nn00000000\n")):
         (tmp_path / name).write_text(text)
     one, two = (of(folder, classes=str(tmp_path / name)) for name in ("one", "two"))
     assert one == two != of(folder)
 
 
-def test_a_part_has_its_own(folder: Path) -> None:
+def test_a_subset_has_another_fingerprint(folder: Path) -> None:
     some = [[1, 2, 3], [3, 2, 1], [1, 2], [4, 2, 3], list(range(24))]
     found = [fingerprint(chosen(folder, indices)) for indices in some]
     assert len({*found}) == len(some)
@@ -153,8 +153,8 @@ def test_a_part_has_its_own(folder: Path) -> None:
     assert fingerprint(chosen(folder, [4, 2, 3])) == found[3]
 
 
-def test_of_a_large_split_some_images_are_read(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All sizes count, and the bytes of a sample that is always the same."""
+def test_a_large_split_is_sampled(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All sizes count, and the bytes of a fixed sample."""
     whole = of(folder)
     monkeypatch.setattr(fingerprints, "_WHOLE", 1000)
     monkeypatch.setattr(fingerprints, "_SAMPLE", 9)
@@ -174,7 +174,7 @@ def test_of_a_large_split_some_images_are_read(folder: Path, tmp_path: Path, mon
     assert of(folder) != before
 
 
-def test_it_is_kept(folder: Path, old: None, reads: list[int]) -> None:
+def test_a_fingerprint_is_cached(folder: Path, old: None, reads: list[int]) -> None:
     before = of(folder)
     assert (of(folder), reads) == (before, [24])
     assert not [path for path in folder.rglob("*") if path.suffix not in ("", ".png")]
@@ -189,18 +189,18 @@ def test_it_is_kept(folder: Path, old: None, reads: list[int]) -> None:
         assert (of(folder), reads) == (before, [24])
 
 
-def test_of_files_just_written_it_is_not_kept(folder: Path, reads: list[int]) -> None:
+def test_a_fingerprint_of_new_files_is_not_cached(folder: Path, reads: list[int]) -> None:
     assert of(folder) == of(folder)
     assert reads == [24, 24]
     assert not Path("runs").exists()
 
 
-def test_without_a_place_to_keep_it(folder: Path, old: None) -> None:
+def test_without_a_writable_cache(folder: Path, old: None) -> None:
     Path("runs").write_text("not a folder")
     assert of(folder) == of(folder)
 
 
-def test_a_far_disk_gives_the_same(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_disk_gives_the_same_fingerprint(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = of(folder)
     monkeypatch.setattr(fingerprints, "_SLOW", 0.0)
     monkeypatch.setattr(fingerprints, "_PART", 5)
@@ -208,7 +208,7 @@ def test_a_far_disk_gives_the_same(folder: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_vanished_file_is_named(folder: Path) -> None:
-    source = open_source(AnnotatedDataConfig(root=str(folder)), "train")
+    source = open_source(DataConfig(root=str(folder)), "train")
     first(folder).unlink()
     with pytest.raises(InputError, match=first(folder).parent.name):
         fingerprint(source)
@@ -242,16 +242,14 @@ def test_of_arrays(tmp_path: Path) -> None:
         fingerprint(ArraySource(arrays["train_x"], arrays["train_y"], ["a", "b", "c"], "here")),
     ]
     assert len({before, *changed}) == 6
-    source = open_source(AnnotatedDataConfig(kind="npz", root=str(tmp_path / "a.npz")), "train")
+    source = open_source(DataConfig(kind="npz", root=str(tmp_path / "a.npz")), "train")
     assert isinstance(source, ArraySource)
     assert fingerprint(source.choose(np.arange(12))) == before
     assert fingerprint(source.choose(order)) == changed[2]
 
 
 def test_of_shapes() -> None:
-    one, same, other = (
-        fingerprint(open_source(AnnotatedDataConfig(kind="shapes", size=n), "train")) for n in (40, 40, 44)
-    )
+    one, same, other = (fingerprint(open_source(DataConfig(kind="shapes", size=n), "train")) for n in (40, 40, 44))
     assert one == same != other
 
 
@@ -281,7 +279,7 @@ def test_of_coco(coco: Path, tmp_path: Path) -> None:
     assert of_coco(tmp_path / "copy") != before
 
 
-def test_of_large_coco_some_images_are_read(coco: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_coco_is_sampled(coco: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fingerprints, "_WHOLE", 1000)
     monkeypatch.setattr(fingerprints, "_SAMPLE", 1)
     before, noticed = of_coco(coco, "test"), []

@@ -1,4 +1,4 @@
-"""The samples' products: against their formulas, in what they keep, and over processes."""
+"""Test Gram matrices: values and gradients, memory, and several processes."""
 
 import authors
 import distributed_worker
@@ -12,7 +12,7 @@ from pretrain.whiten.gram import gram_products
 
 
 def views_of(count: int, m: int, d: int, mean: float = 1.0) -> list[torch.Tensor]:
-    """float64 embeddings of standard deviation 1 / sqrt(3) whose samples have means of the size of `mean`."""
+    """Return float64 embeddings with standard deviation 1 / sqrt(3) whose sample means are of the order of `mean`."""
     offset = mean * authors.noise("offset", m, 1).double()
     return [authors.noise(f"view{a}", m, d).double() + offset for a in range(count)]
 
@@ -27,7 +27,7 @@ def relative(value: torch.Tensor, reference: torch.Tensor) -> float:
 
 
 def gradients(products: list[torch.Tensor], views: list[torch.Tensor]) -> list[torch.Tensor]:
-    """Of an arbitrary, unsymmetric combination of the products."""
+    """Return the gradients of an arbitrary, unsymmetric combination of the products."""
     weights = [authors.noise(f"weights{i}", *p.shape).to(p) for i, p in enumerate(products)]
     return list(torch.autograd.grad(products, [z for z in views if z.requires_grad], weights))
 
@@ -41,7 +41,7 @@ def test_gradient_is_right() -> None:
 @pytest.mark.parametrize("d", [2, 1024, 2500])
 @pytest.mark.parametrize("count", [2, 3])
 def test_products_are_those_of_the_formula(count: int, m: int, d: int) -> None:
-    """At sizes around the blocks that they are computed in."""
+    """Test sizes around the block sizes of the computation."""
     views = [z.requires_grad_() for z in views_of(count, m, d)]
     ours, expected = list(gram_products(views)), plain(views)
     for a, b in zip(ours, expected, strict=True):
@@ -53,7 +53,7 @@ def test_products_are_those_of_the_formula(count: int, m: int, d: int) -> None:
 
 
 @pytest.mark.parametrize("mean", [1.0, 100.0])
-def test_large_means_cost_no_precision(mean: float) -> None:
+def test_large_means_do_not_lower_the_precision(mean: float) -> None:
     views = [z.float() for z in views_of(3, 80, 1500, mean)]
     rounded, exact = ([z.to(dtype).requires_grad_() for z in views] for dtype in (torch.float32, torch.float64))
     ours, expected = list(gram_products(rounded)), plain(exact)
@@ -65,7 +65,7 @@ def test_large_means_cost_no_precision(mean: float) -> None:
         assert float(a.mean(dim=1).norm() / a.std(dim=1).norm()) <= 1e-6
 
 
-def test_a_view_without_gradient_gets_none_and_changes_nothing() -> None:
+def test_a_view_without_gradient() -> None:
     views = [z.requires_grad_(a > 0) for a, z in enumerate(views_of(3, 20, 30))]
     ours, expected = gradients(list(gram_products(views)), views), gradients(plain(views), views)
     assert len(ours) == 2
@@ -86,7 +86,7 @@ def test_half_precision_is_computed_in_float32(dtype: torch.dtype) -> None:
 
 
 def test_backward_inside_autocast() -> None:
-    """Not recommended, yet often done."""
+    """backward() inside autocast is not recommended, but common."""
     views = [z.float().requires_grad_() for z in views_of(2, 20, 30)]
     outside = torch.autograd.grad(sum(INTLLoss()(views).values()), views)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -99,7 +99,7 @@ def test_backward_inside_autocast() -> None:
 
 
 class LargeTensors(TorchDispatchMode):
-    """Counts the new tensors of at least `least` elements."""
+    """A list of the new tensors of at least `least` elements."""
 
     def __init__(self, least: int) -> None:
         super().__init__()
@@ -111,14 +111,14 @@ class LargeTensors(TorchDispatchMode):
         for tensor in output if isinstance(output, (tuple, list)) else [output]:
             if isinstance(tensor, torch.Tensor) and tensor.numel() >= self.least:
                 storage = tensor.untyped_storage()
-                self.found[storage.data_ptr()] = storage  # held, so that no other takes its place
+                self.found[storage.data_ptr()] = storage  # a reference, so that the address is not reused
         return output
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("count", [2, 4])
 def test_only_embeddings_and_their_gradients_are_large(count: int, variant: str) -> None:
-    """Nothing of the size of an embedding is kept but the embeddings, or made but their gradients."""
+    """Of the size of an embedding, only the embeddings are saved, and only their gradients are created."""
     m, d = 32, 8192
     views = [z.float().requires_grad_() for z in views_of(count, m, d)]
     inputs, kept = {z.data_ptr() for z in views}, {}
@@ -143,12 +143,12 @@ def test_only_embeddings_and_their_gradients_are_large(count: int, variant: str)
 
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_processes_share_the_products(world_size: int) -> None:
-    """Also where the columns do not divide by the number of processes."""
+    """Include numbers of columns that the number of processes does not divide."""
     alone = distributed_worker.products()
     for rank, together in enumerate(distributed_worker.results(world_size)):
         for name in ("gram", "cross"):
             assert relative(together[f"products/{name}"], alone[name]) <= 1e-14
         for name in ("gradient0", "gradient1", "gradient2"):
-            # Every process computes the same function of the products, and the gradients of all of them add up.
+            # Every process computes the same function of the products; the gradients of all processes are summed.
             expected = world_size * distributed_worker.my_part(alone[name], rank, world_size)
             assert relative(together[f"products/{name}"], expected) <= 1e-14

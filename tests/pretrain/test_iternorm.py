@@ -1,4 +1,4 @@
-"""IterNorm: against the paper's equations written out, against exact whitening, and where it must fail."""
+"""Test IterNorm against the equations of the paper, against exact whitening, and for its known failures."""
 
 import math
 from collections.abc import Callable
@@ -27,7 +27,7 @@ def covariance_with(eigenvalues: torch.Tensor, seed: int = 0) -> torch.Tensor:
 
 
 def equation_3(z: torch.Tensor, iterations: int, axis: str) -> torch.Tensor:
-    """The whitened output as the paper prints it: samples are columns, and the whitened axis comes first."""
+    """Return the whitened output by the equations of the paper: samples are columns, the whitened axis comes first."""
     x = z.T if axis == "batch" else z
     x = x - x.mean(dim=1, keepdim=True)
     sigma = x @ x.T / (x.shape[1] - 1)
@@ -76,10 +76,10 @@ def test_variances_are_those_of_the_output(axis: str, variant: str) -> None:
 
 
 def float32_error(iterations: int, variant: str) -> float:
-    """Largest error of the whitened output in float32 at condition number 1e4, against the map of its eigenvalues."""
+    """Return the largest error of the whitened output in float32 at condition number 1e4, by exact eigenvalues."""
     eigenvalues = torch.logspace(0, -4, 64, dtype=torch.float64)
     u, v = orthogonal(4, 64), orthogonal(5, 64)
-    x = u * eigenvalues.sqrt() @ v.T  # x x^T has the eigenvalues wanted
+    x = u * eigenvalues.sqrt() @ v.T  # x x^T has these eigenvalues
     s = eigenvalues / eigenvalues.sum()
     f = torch.ones_like(s)
     for _ in range(iterations):
@@ -97,7 +97,7 @@ def test_coupled_iteration_is_stable_in_float32(iterations: int) -> None:
 
 @pytest.mark.parametrize("iterations", [14, 20, 30])
 def test_iteration_as_printed_diverges_in_float32(iterations: int) -> None:
-    """Figure 3(d); the reason why the coupled iteration is the default."""
+    """Reproduce Figure 3(d), the reason for the coupled iteration as the default."""
     assert float32_error(4, "paper") <= 1e-5
     assert float32_error(iterations, "paper") > 0.1
 
@@ -125,7 +125,7 @@ def test_permuted_samples_give_permuted_outputs(axis: str) -> None:
 
 
 def test_rotated_features_give_rotated_outputs() -> None:
-    """Batch whitening commutes with every rotation of features; channel whitening with those that keep their mean."""
+    """Batch whitening commutes with all rotations of features, channel whitening with those that keep their mean."""
     z, rotation = normal(10, 16, 10), orthogonal(11, 10)
     torch.testing.assert_close(
         iter_norm(z @ rotation, axis="batch"), iter_norm(z, axis="batch") @ rotation, rtol=0, atol=1e-12
@@ -145,7 +145,7 @@ def test_rotated_features_give_rotated_outputs() -> None:
 @both_axes
 @pytest.mark.parametrize("shape", [(40, 5), (5, 40)])
 def test_singular_covariance(axis: str, shape: tuple[int, int]) -> None:
-    """The null directions of a rounded covariance grow by 1.5 a step: T = 16 is safe in float32, T = 30 is not."""
+    """Null directions of a rounded covariance grow by 1.5 per step: in float32, T = 16 is safe and T = 30 is not."""
     z = normal(14, *shape)
     exact, rounded = (iter_norm(x, iterations=16, axis=axis) for x in (z, z.float()))
     torch.testing.assert_close(rounded.double(), exact, rtol=0, atol=1e-3)
@@ -164,7 +164,7 @@ def test_autocast_does_not_lower_the_precision(axis: str, dtype: torch.dtype) ->
     assert iter_norm(z.double(), axis=axis).dtype == torch.float64
 
 
-def test_input_is_left_alone() -> None:
+def test_input_is_not_changed() -> None:
     z = normal(16, 8, 8)
     before = z.clone()
     iter_norm(z)
@@ -183,6 +183,6 @@ def test_input_is_left_alone() -> None:
         ((2, 8, 8), {}, r"\(2, 8, 8\)"),
     ],
 )
-def test_bad_arguments_are_refused(shape: tuple[int, ...], settings: dict, message: str) -> None:
+def test_bad_arguments_are_rejected(shape: tuple[int, ...], settings: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         iter_norm(torch.ones(shape), **settings)

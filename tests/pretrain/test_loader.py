@@ -1,4 +1,4 @@
-"""Batches: the same from any number of workers, processes and starts; what happens to images that cannot be read."""
+"""Test that batches do not depend on workers, processes and the first step, and how bad images are handled."""
 
 import os
 import signal
@@ -29,14 +29,14 @@ VIEWS = [ViewConfig(size=16), ViewConfig(size=24, blur_p=0.5, solarize_p=0.2)]
 
 
 def arrays(n: int = 22) -> ArraySource:
-    """Random images, each with its own number as its label."""
+    """Return random images; the label of an image is its index."""
     images = np.random.default_rng(0).integers(0, 256, (n, 32, 40, 3), np.uint8)
     return ArraySource(images, np.arange(n), [str(number) for number in range(n)], "random images")
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Ten images of different sizes in train/, five for each of two classes, and as many in val/."""
+    """Create ten images of different sizes in train/ and in val/, five for each of two classes."""
     random = np.random.default_rng(0)
     for split in ("train", "val"):
         for number in range(10):
@@ -61,7 +61,7 @@ def assert_identical(ours: Iterable[Batch], theirs: Iterable[Batch]) -> None:
                 assert left == right
 
 
-def test_what_a_batch_holds() -> None:
+def test_content_of_a_batch() -> None:
     source = arrays()
     batches = list(training_batches(source, VIEWS, seed=3, batch_size=8, last_step=4))
     assert [batch.step for batch in batches] == [0, 1, 2, 3]
@@ -73,7 +73,7 @@ def test_what_a_batch_holds() -> None:
         assert all(rows.dtype == torch.float32 for rows in batch.parameters)
         assert batch.labels.dtype == torch.int64
         assert batch.bad_files == []
-    # The third batch is the first of epoch 1; its sample 5 is made by hand.
+    # The third batch is the first of epoch 1. Its sample 5 is computed here step by step.
     index = int(permutation(3, "order", 1, 22)[5])
     assert batches[2].labels[5] == index
     for number, view in enumerate(VIEWS):
@@ -85,13 +85,13 @@ def test_what_a_batch_holds() -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 4])
-def test_same_from_any_number_of_workers(workers: int) -> None:
+def test_same_batches_from_any_number_of_workers(workers: int) -> None:
     here = training_batches(arrays(), VIEWS, seed=1, batch_size=4, last_step=13)
     assert_identical(here, training_batches(arrays(), VIEWS, seed=1, batch_size=4, last_step=13, workers=workers))
 
 
 @pytest.mark.parametrize(("first", "workers"), [(1, 0), (5, 0), (7, 2), (12, 0)])
-def test_same_from_any_first_step(first: int, workers: int) -> None:
+def test_same_batches_from_any_first_step(first: int, workers: int) -> None:
     whole = list(training_batches(arrays(), VIEWS, seed=1, batch_size=4, last_step=13))
     rest = training_batches(arrays(), VIEWS, seed=1, batch_size=4, first_step=first, last_step=13, workers=workers)
     assert_identical(whole[first:], rest)
@@ -139,7 +139,7 @@ def test_views_are_independent_of_each_other() -> None:
     assert (made(VIEWS, seed=2).parameters[0] != both.parameters[0]).any()
 
 
-def test_the_images_and_the_global_generator_stay_as_they_are() -> None:
+def test_images_and_global_generator_do_not_change() -> None:
     source = arrays()
     before = source.images.copy()
     state = torch.get_rng_state()
@@ -150,7 +150,7 @@ def test_the_images_and_the_global_generator_stay_as_they_are() -> None:
 
 
 def test_a_worker_makes_its_batch_in_shared_memory(folder: Path) -> None:
-    """So that handing it over copies nothing."""
+    """Shared memory reaches the main process without a copy."""
     source = open_source(DataConfig(root=str(folder)), "train")
     steps = steps_per_epoch(10, 5)
     sampler = loader._Sampler(images=10, views=tuple(VIEWS), seed=1, steps=steps, share=5, rank=0, world_size=1)
@@ -180,11 +180,11 @@ def test_resident_images_make_the_same_batches() -> None:
 
 
 def prepared(batches: list[Batch]) -> list[Batch]:
-    """Batches of decoded images with their parameters as those of resident images have them."""
+    """Return the batches with prepared parameters, as for resident images."""
     return [batch._replace(parameters=[prepare(rows, CPU) for rows in batch.parameters]) for batch in batches]
 
 
-def test_what_goes_wrong_while_the_next_batch_is_drawn_is_raised_in_its_turn() -> None:
+def test_an_error_in_the_next_batch_is_raised_when_it_is_used() -> None:
     def draws() -> Iterator[int]:
         yield from (0, 1)
         raise InputError("the third")
@@ -212,7 +212,7 @@ def test_the_next_batch_is_drawn_while_one_is_used() -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("side", [32, 200])
 def test_a_gpu_gets_the_same_batches_without_waiting(side: int) -> None:
-    """From images that are kept there, and from those too large for that, by workers."""
+    """Test images that stay on the GPU (32 pixels), and images that are too large for that and need workers (200)."""
     images = np.random.default_rng(0).integers(0, 256, (22, side, 40, 3), np.uint8)
     source = ArraySource(images, np.arange(22), ["none"], "random images")
     options = {"seed": 1, "batch_size": 8, "last_step": 5}
@@ -230,13 +230,13 @@ def test_a_gpu_gets_the_same_batches_without_waiting(side: int) -> None:
 
 
 def test_batch_larger_than_the_data_set() -> None:
-    with pytest.raises(InputError, match=r"batch_size=32: .* 22 images .* at most 22"):
+    with pytest.raises(InputError, match=r"batch_size=32: .* only 22 images; .* at most 22"):
         training_batches(arrays(), VIEWS, seed=1, batch_size=32, last_step=5)
     assert steps_per_epoch(22, 22) == 1
     assert steps_per_epoch(22, 4) == 5
 
 
-def test_batch_that_cannot_be_shared_out() -> None:
+def test_batch_that_does_not_divide_evenly() -> None:
     with pytest.raises(InputError, match=r"batch_size=8: .* 3 processes; .* multiple of 3"):
         training_batches(arrays(), VIEWS, seed=1, batch_size=8, last_step=5, world_size=3)
 
@@ -262,29 +262,29 @@ def test_damaged_image_stops_with_its_name(folder: Path, workers: int) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_the_next_image_stands_in_for_a_damaged_one(folder: Path, workers: int) -> None:
+def test_the_next_image_replaces_a_damaged_one(folder: Path, workers: int) -> None:
     clean = open_source(DataConfig(root=str(folder)), "train")
     (before,) = training_batches(clean, VIEWS, seed=1, batch_size=10, last_step=1)
     bad = [truncate(folder / "train" / name) for name in ("a/4.JPEG", "b/9.JPEG", "a/0.JPEG")]
     source = open_source(DataConfig(root=str(folder), on_bad_image="skip"), "train")
     batches = list(training_batches(source, VIEWS, seed=1, batch_size=10, last_step=3, workers=workers))
     order = permutation(1, "order", 0, 10)
-    # 4 and 9 are the last of their classes: 5 and, past the end and past 0, 1 stand in, with their labels.
-    stands_in = {4: 5, 9: 1, 0: 1}
-    assert batches[0].labels.tolist() == [int(stands_in.get(index, index) >= 5) for index in order]
+    # Images 4, 9 and 0 are damaged. The next readable images, 5 and 1, replace them, with their own labels.
+    replacement = {4: 5, 9: 1, 0: 1}
+    assert batches[0].labels.tolist() == [int(replacement.get(index, index) >= 5) for index in order]
     for row, index in enumerate(order):
         same = torch.equal(batches[0].crops[1][row], before.crops[1][row])
-        assert same == (index not in stands_in)
+        assert same == (index not in replacement)
     for batch in batches:
         assert set(batch.bad_files) == set(bad)
     assert_identical(batches, training_batches(source, VIEWS, seed=1, batch_size=10, last_step=3))
 
 
-def test_nothing_can_be_read(folder: Path) -> None:
+def test_no_readable_image_is_an_error(folder: Path) -> None:
     for file in (folder / "train").glob("*/*"):
         truncate(file)
     source = open_source(DataConfig(root=str(folder), on_bad_image="skip"), "train")
-    with pytest.raises(InputError, match="nor any other"):
+    with pytest.raises(InputError, match="no image of the data set can be decoded"):
         next(training_batches(source, VIEWS, seed=1, batch_size=10, last_step=1))
 
 
@@ -292,7 +292,7 @@ def test_nothing_can_be_read(folder: Path) -> None:
 
 
 class Deadly(ImageSource):
-    """Ends the process that asks for its image 5, or fails with a bug there."""
+    """Images of which image 5 ends the process or raises an unexpected error."""
 
     def __init__(self, bug: Exception | None) -> None:
         super().__init__(np.zeros(40), ["none"])
@@ -309,15 +309,15 @@ class Deadly(ImageSource):
         return np.zeros((32, 32, 3), np.uint8)
 
 
-def test_death_of_a_worker_is_one_line() -> None:
-    for _ in range(5):  # it is noticed in more than one way
+def test_death_of_a_worker_is_reported_in_one_line() -> None:
+    for _ in range(5):  # PyTorch detects it in different ways
         with pytest.raises(ResourceError, match="a data worker died") as error:
             list(training_batches(Deadly(None), VIEWS[:1], seed=1, batch_size=4, last_step=99, workers=2))
         assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("bug", [RuntimeError("oops"), EOFError("oops"), KeyError("oops")])
-def test_bug_in_a_worker_stays_a_bug(bug: Exception) -> None:
+def test_unexpected_error_in_a_worker_keeps_its_type(bug: Exception) -> None:
     with pytest.raises(type(bug), match="oops"):
         list(training_batches(Deadly(bug), VIEWS[:1], seed=1, batch_size=4, last_step=99, workers=1))
 
@@ -331,7 +331,7 @@ from pretrain.images.views import ViewConfig
 received = []
 source = open_source(DataConfig(kind="shapes", size=40), "train")
 batches = training_batches(source, [ViewConfig(size=16)], seed=0, batch_size=20, last_step=10**6, workers=2)
-for _ in range(2):  # one of each worker: both have started, and inherit no handlers
+for _ in range(2):  # one batch of each worker: both have started, and inherit no handlers
     next(batches)
 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
     signal.signal(number, lambda number, frame: received.append(number))
@@ -344,8 +344,9 @@ sys.exit(75)
 """
 
 
-def test_signals_to_the_whole_group_leave_the_workers_alone() -> None:
-    """A terminal and a cluster signal all processes: the main one decides, goes on as long as it needs, and ends."""
+@pytest.mark.slow
+def test_signals_to_the_process_group_do_not_end_workers() -> None:
+    """A terminal and a cluster signal all processes; workers continue until the main process ends."""
     repository = Path(__file__).resolve().parents[2]
     process = subprocess.Popen(
         [sys.executable, "-c", SIGNALLED], stdout=subprocess.PIPE, cwd=repository, start_new_session=True
@@ -389,7 +390,7 @@ def test_evaluation_view_as_torchvision(folder: Path) -> None:
         assert (image * 255 - reference.pil_to_tensor(theirs)).abs().max() < 2.01
 
 
-def test_evaluation_never_takes_a_stand_in(folder: Path) -> None:
+def test_evaluation_never_replaces_an_image(folder: Path) -> None:
     bad = truncate(folder / "val" / "a" / "3.JPEG")
     source = open_source(DataConfig(root=str(folder), on_bad_image="skip"), "test")
     with pytest.raises(InputError) as error:

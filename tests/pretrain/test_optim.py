@@ -1,4 +1,4 @@
-"""LARS and Adam of the methods' recipes: against formulas, lightly and PyTorch; groups; a constant learning rate."""
+"""Test LARS and Adam against formulas, lightly and PyTorch; parameter groups and constant learning rates."""
 
 import authors
 import pytest
@@ -14,7 +14,7 @@ def network() -> nn.Sequential:
 
 
 def train(module: nn.Module, optimizer: torch.optim.Optimizer, lr: float, steps: int = 4) -> list[torch.Tensor]:
-    """The weights after some steps on one batch."""
+    """Return the weights after some steps on one batch."""
     x = authors.noise("optim/x", 16, 5).double()
     for _ in range(steps):
         for group in optimizer.param_groups:
@@ -27,8 +27,8 @@ def train(module: nn.Module, optimizer: torch.optim.Optimizer, lr: float, steps:
 
 @pytest.mark.parametrize("clip", [False, True])
 @pytest.mark.parametrize("scale_all", [False, True])
-def test_lars_is_its_equation(clip: bool, scale_all: bool) -> None:
-    """v <- m v + trust (g + decay w) and w <- w - lr v, one tensor after the other."""
+def test_lars_follows_its_equation(clip: bool, scale_all: bool) -> None:
+    """Update tensor by tensor: v <- m v + trust (g + decay w), w <- w - lr v."""
     lr, momentum, decay, trust = 0.5, 0.9, 0.1, 0.3
     theirs, moments = network(), {}
     x = authors.noise("optim/x", 16, 5).double()
@@ -57,7 +57,7 @@ def test_lars_is_its_equation(clip: bool, scale_all: bool) -> None:
         torch.testing.assert_close(a, b.detach(), rtol=1e-10, atol=1e-12)
 
 
-def test_lars_is_lightlys() -> None:
+def test_lars_as_lightly() -> None:
     lars = pytest.importorskip("lightly.utils.lars").LARS
     ours, theirs = network(), network()
     optimizer = build_optimizer(ours, name="lars", momentum=0.9, weight_decay=0.1, decay_one_dimensional=False)
@@ -70,7 +70,7 @@ def test_lars_is_lightlys() -> None:
 
 
 @pytest.mark.parametrize("name", ["adam", "adamw"])
-def test_adam_is_pytorchs(name: str) -> None:
+def test_adam_as_pytorch(name: str) -> None:
     ours, theirs = network(), network()
     optimizer = build_optimizer(ours, name=name, momentum=0.9, weight_decay=0.1, decay_one_dimensional=True)
     reference = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[name](theirs.parameters(), weight_decay=0.1)
@@ -79,7 +79,7 @@ def test_adam_is_pytorchs(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_state_has_its_size_from_the_start_and_resumes(name: str) -> None:
+def test_state_has_its_final_size_from_the_start_and_resumes(name: str) -> None:
     def make(module: nn.Module) -> torch.optim.Optimizer:
         return build_optimizer(module, name=name, momentum=0.9, weight_decay=0.1, decay_one_dimensional=False)
 
@@ -155,7 +155,7 @@ def test_learning_rates_of_groups() -> None:
     assert [rates[id(p)] for p in (predictor.weight, predictor.bias)] == [2.0, 0.5]
 
 
-def test_bad_settings_are_refused() -> None:
+def test_bad_settings_are_rejected() -> None:
     with pytest.raises(ValueError, match=r"optimizer='lamb': expected one of sgd, lars, adam, adamw"):
         load_recipe("demo", ["optimizer=lamb"])
     with pytest.raises(ValueError, match="trust_coefficient=-1"):

@@ -1,4 +1,4 @@
-"""Packed image folders: what the folder gives, the pack gives; what is damaged, missing or stopped is said."""
+"""Test that a pack gives the results of its folder, and errors for damaged, missing and incomplete packs."""
 
 import json
 import os
@@ -32,7 +32,7 @@ VIEWS = [ViewConfig(size=16), ViewConfig(size=24, blur_p=0.5)]
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Photo-like JPEGs and PNGs of many sizes in three classes, one of them in a folder below its class."""
+    """Create photo-like JPEGs and PNGs of many sizes in three classes; one image is in a subfolder of its class."""
     random = np.random.default_rng(0)
     for split, count in (("train", 4), ("val", 2)):
         for name in ("n2", "n0", "n1"):
@@ -87,7 +87,7 @@ def one_line(error: pytest.ExceptionInfo[InputError]) -> str:
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_the_images_of_the_folder(folder: Path, packed: Path, split: str) -> None:
+def test_images_equal_those_of_the_folder(folder: Path, packed: Path, split: str) -> None:
     assert_same_images(opened(packed, split), opened(folder, split))
 
 
@@ -99,7 +99,7 @@ def test_photos(test_data: Path, tmp_path: Path) -> None:
         assert_same_images(opened(tmp_path, split), opened(root, split))
 
 
-def test_the_bytes_of_the_files(folder: Path, packed: Path) -> None:
+def test_bytes_equal_those_of_the_files(folder: Path, packed: Path) -> None:
     source = opened(folder)
     assert (packed / "train.pack").read_bytes() == b"".join(source.content(index) for index in range(len(source)))
     assert sorted(path.name for path in packed.iterdir()) == sorted(
@@ -108,14 +108,14 @@ def test_the_bytes_of_the_files(folder: Path, packed: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_the_same_batches(folder: Path, packed: Path, workers: int) -> None:
+def test_batches_equal_those_of_the_folder(folder: Path, packed: Path, workers: int) -> None:
     for a, b in zip(batches(opened(packed), workers), batches(opened(folder)), strict=True):
         assert torch.equal(a.labels, b.labels)
         for mine, other in zip([*a.crops, *a.parameters], [*b.crops, *b.parameters], strict=True):
             assert torch.equal(mine, other)
 
 
-def test_some_classes(folder: Path, packed: Path) -> None:
+def test_listed_classes(folder: Path, packed: Path) -> None:
     listing = folder.parent / "classes.txt"
     listing.write_text("n2\nn1\n")
     for split in ("train", "test"):
@@ -127,15 +127,15 @@ def test_some_classes(folder: Path, packed: Path) -> None:
         opened(packed, classes=str(listing))
 
 
-def test_one_split_alone(folder: Path, tmp_path: Path) -> None:
+def test_a_single_split(folder: Path, tmp_path: Path) -> None:
     shutil.rmtree(folder / "train")
     pack_command.write(pack_command.prepare(folder, tmp_path / "packed"))
     assert_same_images(opened(tmp_path / "packed", "test"), opened(folder, "test"))
-    with pytest.raises(InputError, match=r"train\.pack: not there"):
+    with pytest.raises(InputError, match=r"train\.pack: missing"):
         opened(tmp_path / "packed")
 
 
-def test_another_process_gets_it_without_the_names(folder: Path, packed: Path) -> None:
+def test_another_process_opens_the_pack_itself(folder: Path, packed: Path) -> None:
     source = opened(packed)
     sent = pickle.dumps(source)
     assert b"n1_0.JPEG" not in sent
@@ -143,7 +143,7 @@ def test_another_process_gets_it_without_the_names(folder: Path, packed: Path) -
     assert_same_images(source, opened(folder))
 
 
-def test_a_run_goes_on_with_the_pack(folder: Path, packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_resumes_with_the_pack(folder: Path, packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder.parent)
 
     def recipe(name: str, root: Path) -> Recipe:
@@ -201,10 +201,10 @@ def test_a_file_list_names_images_of_a_pack(tmp_path: Path, monkeypatch: pytest.
         finetune.listed_images(opened(tmp_path / "packed"), tmp_path / "l.txt", 10)
 
 
-def test_features_are_known_by_the_images_of_a_pack(
+def test_cached_features_depend_on_the_images_of_a_pack(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Those of the pack are the folder's, and are taken from the cache for the same images alone."""
+    """Features of pack and folder are equal; they come from the cache only for the same images."""
     monkeypatch.chdir(tmp_path)
     root = make_folder(tmp_path / "folder", classes=2, train=6, test=2)
     pack_command.write(pack_command.prepare(root, tmp_path / "packed"))
@@ -215,7 +215,7 @@ def test_features_are_known_by_the_images_of_a_pack(
         data = DataConfig(root=place, **options)  # type: ignore[arg-type]
         config = knn.KnnConfig(data=data, workers=0, resize=18, crop=16)
         _, test = features.extract_both(make_checkpoint(), config, CPU)
-        return test.features.clone(), capsys.readouterr().err.count("there already") == 2
+        return test.features.clone(), capsys.readouterr().err.count("read from the cache") == 2
 
     first, cached = test_features("packed")
     assert not cached
@@ -266,7 +266,7 @@ def test_an_image_that_cannot_be_decoded_is_a_bad_image(folder: Path, tmp_path: 
 
 
 def header(packed: Path, change: Callable[[dict[str, object]], None]) -> None:
-    """Changes the index's first line, side-car removed as by somebody who copied only the large files."""
+    """Change the first line of the index and remove its SHA-256 file, as if only the large files had been copied."""
     line, _, rest = (packed / "train.index").read_bytes().partition(b"\n")
     values = json.loads(line)
     change(values)
@@ -277,16 +277,16 @@ def header(packed: Path, change: Callable[[dict[str, object]], None]) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda p: os.truncate(p / "train.pack", 5000), r"train\.pack: 5000 bytes, expected \d+: it was cut short"),
-        (lambda p: flip(p / "train.index", 10), r"train\.index: not the bytes that were written"),
-        (lambda p: flip(p / "train.index", -40), r"train\.index: not the bytes that were written"),
-        (lambda p: os.truncate(p / "train.index", 100), r"train\.index: not the bytes that were written"),
+        (lambda p: os.truncate(p / "train.pack", 5000), r"train\.pack: 5000 bytes, expected \d+: it was truncated"),
+        (lambda p: flip(p / "train.index", 10), r"train\.index: its bytes have changed"),
+        (lambda p: flip(p / "train.index", -40), r"train\.index: its bytes have changed"),
+        (lambda p: os.truncate(p / "train.index", 100), r"train\.index: its bytes have changed"),
         (lambda p: header(p, lambda values: values.update(format="x")), r"train\.index: not an index of this version"),
         (lambda p: header(p, lambda values: values.update(images=12)), r"train\.index: not an index of this version"),
         (lambda p: header(p, lambda values: values.pop("classes")), r"train\.index: not an index of this version"),
-        (lambda p: (p / "train.index").unlink(), r"train\.index: not there; expected train\.pack and train\.index"),
-        (lambda p: (p / "train.pack").unlink(), r"train\.pack: not there"),
-        (lambda p: (p / "train").mkdir(), r"holds train\.pack and the folder train; expected only one"),
+        (lambda p: (p / "train.index").unlink(), r"train\.index: missing; expected train\.pack and train\.index"),
+        (lambda p: (p / "train.pack").unlink(), r"train\.pack: missing"),
+        (lambda p: (p / "train").mkdir(), r"contains train\.pack and the folder train; expected only one"),
     ],
 )
 def test_a_wrong_file_is_named(packed: Path, damage: Callable[[Path], object], message: str) -> None:
@@ -296,10 +296,10 @@ def test_a_wrong_file_is_named(packed: Path, damage: Callable[[Path], object], m
     one_line(error)
 
 
-def test_a_split_that_is_not_there(folder: Path, packed: Path) -> None:
+def test_a_missing_split(folder: Path, packed: Path) -> None:
     for file in packed.glob("val.*"):
         file.unlink()
-    with pytest.raises(InputError, match=r"val\.pack: not there; expected val\.pack and val\.index of") as error:
+    with pytest.raises(InputError, match=r"val\.pack: missing; expected val\.pack and val\.index of") as error:
         opened(packed, "test")
     one_line(error)
     assert_same_images(opened(packed), opened(folder))
@@ -319,13 +319,13 @@ def test_packs_of_two_data_sets(folder: Path, packed: Path) -> None:
 # The command
 
 
-def test_a_pack_of_an_image_since_replaced_is_not_taken_for_complete(
+def test_a_pack_with_a_replaced_image_is_not_complete(
     folder: Path, packed: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     image = next((folder / "train").glob("*/*"))
     image.write_bytes(image.read_bytes() + b"more")
     assert main(["data", "pack", str(folder), str(packed)]) == 2
-    assert "train.pack: holds other images" in capsys.readouterr().err
+    assert "train.pack: contains other images" in capsys.readouterr().err
 
 
 def test_the_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -339,8 +339,8 @@ def test_the_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == planned
     written = {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in out.iterdir()}
     assert main(words) == 0
-    assert capsys.readouterr().out.count("there already") == 2
-    (out / "val.index").unlink()  # as if it had been stopped
+    assert capsys.readouterr().out.count("exists already") == 2
+    (out / "val.index").unlink()  # as after an interrupted command
     assert main(words) == 0
     assert {path.name: path.read_bytes() for path in out.iterdir()} == {
         name: content for name, (content, _) in written.items()
@@ -351,7 +351,7 @@ def test_the_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda folder: (folder / "val/n0/n0_0.JPEG").rename(folder / "val/n0/new.JPEG"), "val.pack: holds other"),
+        (lambda folder: (folder / "val/n0/n0_0.JPEG").rename(folder / "val/n0/new.JPEG"), "val.pack: contains other"),
         (lambda folder: os.truncate(folder.parent / "packed/val.pack", 99), "val.pack: 99 bytes, expected"),
         (lambda folder: (folder.parent / "packed/val").mkdir(), "packed/val: a folder of images"),
         (lambda folder: shutil.rmtree(folder / "val/n0"), "val/n0: no images of this class"),
@@ -366,7 +366,7 @@ def test_the_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ),
     ],
 )
-def test_what_is_refused(
+def test_invalid_folders_are_rejected(
     folder: Path, packed: Path, change: Callable[[Path], object], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = {path.name: path.stat().st_mtime_ns for path in packed.iterdir()}
@@ -377,7 +377,9 @@ def test_what_is_refused(
     assert before.keys() == after.keys()
 
 
-def test_too_little_space_is_known_at_once(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_too_little_space_is_an_error_before_writing(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     try:
         os.truncate(folder / "train/n0/n0_0.JPEG", shutil.disk_usage(tmp_path).free + 2**30)
     except OSError:
@@ -387,8 +389,8 @@ def test_too_little_space_is_known_at_once(folder: Path, tmp_path: Path, capsys:
     assert not (tmp_path / "packed").exists()
 
 
-def test_a_full_disk_leaves_no_half_pack(folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """The largest file that this process may write is smaller than the pack, as on a full disk."""
+def test_a_full_disk_leaves_no_incomplete_pack(folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Simulate a full disk by a file size limit below the size of the pack."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (9000, hard))
     try:
@@ -403,17 +405,17 @@ def test_a_full_disk_leaves_no_half_pack(folder: Path, tmp_path: Path, capfd: py
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
-def test_stopped_in_the_middle(
+def test_an_interrupted_command_keeps_only_complete_packs(
     folder: Path, tmp_path: Path, number: signal.Signals, code: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One image is a pipe, at which the command waits for as long as nobody writes into it."""
+    """One image is a pipe: the command waits until the test writes to it."""
     out, pipe = tmp_path / "packed", folder / "val/n1/n1_0.JPEG"
     content = pipe.read_bytes()
     pipe.unlink()
     os.mkfifo(pipe)
 
     def stop() -> None:
-        with pipe.open("wb") as writer:  # once the command has opened it to read
+        with pipe.open("wb") as writer:  # blocks until the command opens it to read
             os.kill(os.getpid(), number)
             writer.write(content)
 
@@ -421,7 +423,8 @@ def test_stopped_in_the_middle(
     thread.start()
     assert main(["data", "pack", str(folder), str(out)]) == code
     thread.join()
-    assert f"stopped by {number.name} before {out / 'val.pack'} was whole" in capsys.readouterr().err.splitlines()[-1]
+    last_line = capsys.readouterr().err.splitlines()[-1]
+    assert f"stopped by {number.name} before {out / 'val.pack'} was complete" in last_line
     assert sorted(path.name for path in out.iterdir()) == ["train.index", "train.index.sha256", "train.pack"]
     pipe.unlink()
     pipe.write_bytes(content)
@@ -430,7 +433,7 @@ def test_stopped_in_the_middle(
 
 
 def test_an_index_maps_its_records(packed: Path) -> None:
-    """The records are not read into each process's own memory."""
+    """Processes share the memory of the records."""
     images = pack.Pack(packed / "train.pack").images
     base = images
     while isinstance(base, np.ndarray) and not isinstance(base, np.memmap):

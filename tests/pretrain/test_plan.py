@@ -1,4 +1,4 @@
-"""The plan of a run: what is counted, against independent formulas, real passes and real files; the estimate."""
+"""Test the counts of a plan against independent formulas, real passes and real files; test its estimates."""
 
 import dataclasses
 import functools
@@ -50,8 +50,9 @@ def default_plan() -> plan.CostPlan:
     return plan.make_plan(load_recipe("imagenet_r50_intl"))
 
 
+@pytest.mark.slow
 def test_flops_of_the_published_recipes() -> None:
-    """The arithmetic of the reference: R50 8.17 GFLOP at 224 px, the projector 0.30 a view; 50.9 and 80.7 in all."""
+    """Reference values in GFLOP: ResNet-50 at 224 px 8.17, projector 0.30 per view; 50.9 and 80.7 in total."""
     two = default_plan()
     assert two.flops / 1e9 == pytest.approx(50.9, abs=0.05)
     six = plan.make_plan(load_recipe("imagenet_r50_intl_multicrop_100ep"))
@@ -72,7 +73,7 @@ def test_flops_of_the_published_recipes() -> None:
 
 @pytest.mark.parametrize(("stem", "size"), [("imagenet", 32), ("cifar", 24)])
 def test_flops_by_hand(stem: str, size: int) -> None:
-    """Multiply-adds of the small ResNet, layer by layer."""
+    """Count the multiply-adds of the small ResNet layer by layer."""
     kernel, stride, padding, pool = STEMS[stem]
     _, blocks, width = ARCHITECTURES["resnet10_narrow"]
 
@@ -100,7 +101,7 @@ def test_flops_by_hand(stem: str, size: int) -> None:
 
 
 def test_flops_of_the_loss() -> None:
-    """Grams and cross product of m x d, T - 1 iterations of m x m; forwards and backwards at most four times that."""
+    """The forward pass has Gram matrices and T - 1 iterations; both passes together take at most four times as much."""
     m, d, iterations = 32, 48, 5
     made = planned(f"method.iterations={iterations}")
     forward = 2 * (3 * m * m * d + 2 * 3 * (iterations - 1) * m**3 + 2 * m**3)
@@ -115,7 +116,7 @@ def test_passes_of_a_momentum_target() -> None:
 
 
 @pytest.mark.parametrize("momentum_target", [False, True])
-def test_parameters_and_what_persists(momentum_target: bool) -> None:
+def test_parameters_and_persistent_memory(momentum_target: bool) -> None:
     made = planned(f"method.momentum_target={momentum_target}")
     training = built(made.recipe)
     parameters = list(training.method.parameters())
@@ -136,13 +137,13 @@ def test_checkpoint_is_as_large_as_a_saved_one(momentum_target: bool) -> None:
     made = planned(f"method.momentum_target={momentum_target}")
     size = train.run(made.recipe).stat().st_size
     tensors = len(checkpoint.load(made.recipe.checkpoint)[0]["method"])
-    assert abs(made.checkpoint - size) < 64 * 2 * tensors + 1024  # paddings, and the digits of counters
+    assert abs(made.checkpoint - size) < 64 * 2 * tensors + 1024  # padding, and the digits of counters
     assert made.checkpoint == pytest.approx(size, rel=0.005)
 
 
 @pytest.mark.parametrize("overrides", [[], ["precision=bf16"], ["method.momentum_target=True"], ["method.axis=batch"]])
-def test_activations_are_what_a_real_pass_saves(overrides: list[str]) -> None:
-    """Everything that autograd keeps for the backward pass, found by its own hooks, each storage once."""
+def test_activations_equal_those_of_a_real_pass(overrides: list[str]) -> None:
+    """Collect all storages that autograd saves for the backward pass, by its hooks."""
     if "method.axis=batch" in overrides:
         overrides = [*overrides, "projector.out=16"]
     made = planned(*overrides)
@@ -165,12 +166,12 @@ def test_activations_are_what_a_real_pass_saves(overrides: list[str]) -> None:
             terms = training.method(views)
     assert all(term.requires_grad for term in terms.values())
     real = sum(storage.nbytes() for storage in saved.values())
-    # The plan counts what is in use when the pass ends: the loss's own terms too, which are scalars.
+    # The plan counts the memory in use at the end of the pass, including the terms of the loss, which are scalars.
     assert abs(made.memory["activations"] + made.memory["loss"] - real) < made.memory["loss"] / 4
 
 
-def test_the_peak_is_what_real_tensors_reach() -> None:
-    """The same count over a pass with real tensors, where a backward pass frees what it has used."""
+def test_the_peak_equals_that_of_real_tensors() -> None:
+    """Compare with the count of a pass with real tensors, whose backward pass frees memory."""
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 1))
     x = torch.randn(512, 64)
@@ -181,12 +182,12 @@ def test_the_peak_is_what_real_tensors_reach() -> None:
         counted = costs.count(lambda: network(x).square().mean())
     assert counted == real
     hidden, weights = 512 * 256 * 4, sum(p.numel() * 4 for p in network.parameters())
-    assert 2 * hidden < counted.saved < 4 * hidden + 2**16  # a linear layer's output and its ReLU's
+    assert 2 * hidden < counted.saved < 4 * hidden + 2**16  # the outputs of a linear layer and of its ReLU
     assert counted.saved < counted.peak < counted.saved + 2 * hidden + weights
     assert counted.flops == 2 * 512 * (3 * (64 * 256 + 256 * 256 + 256) - 64 * 256)  # the input needs no gradient
 
 
-def test_processes_share_the_batch_and_are_each_charged_with_the_loss() -> None:
+def test_processes_share_the_batch_but_each_counts_the_whole_loss() -> None:
     one, two = planned("method.momentum_target=False"), planned(processes=2)
     assert two.flops == one.flops
     assert two.steps_per_epoch == one.steps_per_epoch
@@ -194,12 +195,12 @@ def test_processes_share_the_batch_and_are_each_charged_with_the_loss() -> None:
     assert two.memory["activations"] == pytest.approx(one.memory["activations"] / 2, rel=0.05)
     assert two.memory["loss"] == one.memory["loss"]
     for processes in (3, 0):
-        with pytest.raises(InputError, match="cannot be shared out evenly"):
+        with pytest.raises(InputError, match="cannot be divided evenly"):
             plan.make_plan(tiny(), processes=processes)
 
 
 def test_estimates_follow_the_stated_model() -> None:
-    """A device that is short of one thing alone takes that long."""
+    """A device with a single limited rate takes the time of that rate."""
     endless = costs.Device(
         name="any",
         flops=dict.fromkeys(("half", "conv32", "matmul32"), math.inf),
@@ -220,7 +221,7 @@ def test_estimates_follow_the_stated_model() -> None:
     assert seconds(flops=rates) == pytest.approx(3e-3)
     memory = 3e-3 + 0.2 + (6 * 4 + 3) * 1e-3
     assert seconds(bandwidth=1e9) == pytest.approx(memory)
-    assert seconds(bandwidth=1e9, flops=rates) == pytest.approx(memory)  # an operation waits for the slower of the two
+    assert seconds(bandwidth=1e9, flops=rates) == pytest.approx(memory)  # the slower of the two counts
     assert seconds(launch=1e-3) == pytest.approx(5e-3)
     assert seconds(launch=1e-3, flops=rates) == pytest.approx(5e-3)
     assert seconds(processes=4, link=1e9) == pytest.approx(2 * 3 / 4 * 4e-3)
@@ -231,7 +232,7 @@ def test_estimates_follow_the_stated_model() -> None:
     def roofline(**changes: object) -> float:
         return costs.roofline_seconds(cost, dataclasses.replace(endless, **changes), trained=4 * 10**6, target=10**6)
 
-    slow = {"product_share": 0.5, "memory_share": 0.5, "launch": 1.0, "link": 1.0}  # which a roofline does not know
+    slow = {"product_share": 0.5, "memory_share": 0.5, "launch": 1.0, "link": 1.0}  # ignored by the roofline
     assert roofline(flops=rates, **slow) == pytest.approx(3e-3)
     assert roofline(bandwidth=1e9, **slow) == pytest.approx(memory)
 
@@ -278,7 +279,7 @@ def test_dry_run_prints_the_plan_and_writes_nothing(capsys: pytest.CaptureFixtur
         (["batch_size=4096"], "batch_size=4096"),
         (["batch_size=8"], "0.01 (log2 8 - 3) = 0"),
         (["epochs=three"], "wrong value for 'epochs'"),
-        (["--processes", "5"], "cannot be shared out evenly"),
+        (["--processes", "5"], "cannot be divided evenly"),
     ],
 )
 def test_a_bad_configuration_is_refused(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,5 +1,6 @@
 """The training loop on generated images: exact resume, refusals, distribution."""
 
+import contextlib
 import json
 import os
 import resource
@@ -15,6 +16,7 @@ import torch
 from PIL import Image
 from stopped_run import stop_after, wait
 
+from intl_bench import cli
 from intl_bench.core import distributed
 from intl_bench.core.errors import DivergedError, InputError
 from pretrain import checkpoint, train
@@ -53,7 +55,7 @@ def command(*words: str, **options: object) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("momentum_target", [False, True])
+@pytest.mark.parametrize("momentum_target", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_resumes_bit_for_bit_from_any_step_with_any_workers(momentum_target: bool) -> None:
     target = f"method.momentum_target={momentum_target}"
     whole = weights(train.run(tiny("name=whole", target)))
@@ -66,17 +68,16 @@ def test_resumes_bit_for_bit_from_any_step_with_any_workers(momentum_target: boo
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
-    """Final weights of six epochs that nothing stopped."""
+    """Return the final weights of six epochs without interruption."""
     folder = tmp_path_factory.mktemp("uninterrupted")
-    done = command("pretrain", "demo", *TINY, "epochs=6", "workers=0", cwd=folder)
-    assert done.returncode == 0, done.stderr
+    with contextlib.chdir(folder):
+        assert cli.main(["pretrain", "demo", *TINY, "epochs=6", "workers=0"]) == 0
     return weights(folder / "runs/pretrain/demo/seed0/checkpoint.pt")
 
 
-@pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130), (signal.SIGKILL, -9)]
-)
-def test_signals_save_and_the_same_command_goes_on(
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130), (signal.SIGKILL, -9)])
+def test_signals_save_and_the_same_command_resumes(
     number: signal.Signals, code: int, uninterrupted: dict[str, torch.Tensor]
 ) -> None:
     words = ["pretrain", "demo", *TINY, "epochs=6", "workers=1", "name=broken", "save_minutes=0"]
@@ -93,16 +94,16 @@ def test_signals_save_and_the_same_command_goes_on(
     assert process.returncode == code, stderr
     if code > 0:
         assert len(stderr.strip().splitlines()[-1:]) == 1
-        assert "the same command goes on from there" in stderr
+        assert "run the same command again to resume" in stderr
     state, _ = checkpoint.load(Path("runs/pretrain/broken/seed0/checkpoint.pt"))
     assert 6 <= state["step"] < 36
-    assert command(*words).returncode == 0
+    assert cli.main(words) == 0
     assert_same(weights(Path("runs/pretrain/broken/seed0/checkpoint.pt")), uninterrupted)
     steps = [json.loads(line)["step"] for line in log.read_text().splitlines()]
     assert steps == list(range(1, 37))
 
 
-def test_finished_run_is_left_alone() -> None:
+def test_finished_run_is_not_repeated() -> None:
     path = train.run(tiny())
     before = path.stat().st_mtime_ns
     assert train.run(tiny()) == path
@@ -119,10 +120,10 @@ def test_another_configuration_is_not_continued() -> None:
     train.run(tiny())
     with pytest.raises(InputError, match=r"base_lr: 0\.6 -> 0\.5.*--fresh"):
         train.run(tiny("base_lr=0.5"))
-    train.run(tiny("workers=1"))  # does not change what is learned
+    train.run(tiny("workers=1"))  # must not change the result
 
 
-def test_damaged_checkpoint_is_noticed() -> None:
+def test_damaged_checkpoint_is_detected() -> None:
     path = train.run(tiny())
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
@@ -156,16 +157,16 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
             checkpoint.load(tmp_path / name)
 
 
-def test_divergence_leaves_the_weights(capsys: pytest.CaptureFixture[str]) -> None:
+def test_divergence_keeps_the_last_weights(capsys: pytest.CaptureFixture[str]) -> None:
     recipe = tiny("base_lr=1e30", "warmup_epochs=0")
     with pytest.raises(DivergedError, match=r"step \d+ \(epoch \d\).*(alignment|trace|gradient norm) = (nan|inf)"):
         train.run(recipe)
-    done = command("pretrain", "demo", *TINY, "base_lr=1e30", "warmup_epochs=0")
-    assert done.returncode == 3
-    assert len(done.stderr.strip().splitlines()) == 1
+    capsys.readouterr()
+    assert cli.main(["pretrain", "demo", *TINY, "base_lr=1e30", "warmup_epochs=0", "name=again"]) == 3
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
 
 
-def test_the_numbers_of_a_diverged_step_are_refused() -> None:
+def test_metrics_of_a_diverged_step_are_an_error() -> None:
     recipe = tiny()
     with distributed.start("cpu") as process:
         source = open_source(recipe.data, "train")
@@ -186,7 +187,7 @@ def test_a_diverged_state_is_never_saved() -> None:
     assert all(torch.isfinite(value).all() for value in state["method"].values() if value.is_floating_point())
 
 
-def test_a_state_is_saved_as_it_was_when_it_was_handed_over(tmp_path: Path) -> None:
+def test_later_changes_of_a_state_are_not_saved(tmp_path: Path) -> None:
     state = {"method": {"a": torch.zeros(1 << 20)}, "optimizer": {"groups": [{"b": torch.ones(3)}]}, "step": 1}
     with checkpoint.Writer() as writer:
         writer.save(tmp_path / "x.pt", state)
@@ -197,7 +198,7 @@ def test_a_state_is_saved_as_it_was_when_it_was_handed_over(tmp_path: Path) -> N
     assert saved["optimizer"]["groups"][0]["b"].all()
 
 
-def test_a_state_that_could_not_be_saved_is_told_of(tmp_path: Path) -> None:
+def test_a_failed_save_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(InputError, match="cannot write"), checkpoint.Writer() as writer:
         writer.save(tmp_path / "file" / "x.pt", {"step": 1})
@@ -219,16 +220,18 @@ def test_a_state_that_could_not_be_saved_is_told_of(tmp_path: Path) -> None:
         (["backbone.name=resnet51"], 2, "resnet50"),
     ],
 )
-def test_mistakes_end_in_one_line(overrides: list[str], code: int, message: str) -> None:
-    done = command("pretrain", "demo", *TINY, *overrides)
-    assert done.returncode == code, done.stderr
-    (line,) = done.stderr.strip().splitlines()
+def test_mistakes_end_in_one_line(
+    overrides: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["pretrain", "demo", *TINY, *overrides]) == code
+    (line,) = capsys.readouterr().err.strip().splitlines()
     assert message in line
     assert not Path("runs").exists(), "a refused run leaves nothing behind"
 
 
+@pytest.mark.slow
 def test_full_disk_keeps_the_last_checkpoint() -> None:
-    """The largest file this process may write is smaller than the second checkpoint, as on a full disk."""
+    """Simulate a full disk by a file size limit below the size of the second checkpoint."""
     recipe = tiny()
     stop_after(recipe, 6)
     before = recipe.checkpoint.read_bytes()
@@ -239,7 +242,7 @@ def test_full_disk_keeps_the_last_checkpoint() -> None:
     assert done.returncode == 4, done.stderr
     assert "cannot write" in done.stderr.splitlines()[-1]
     assert recipe.checkpoint.read_bytes() == before
-    assert command("pretrain", "demo", *TINY).returncode == 0
+    assert cli.main(["pretrain", "demo", *TINY]) == 0
 
 
 def torchrun(processes: int, words: Sequence[str]) -> None:
@@ -254,12 +257,13 @@ def losses(name: str) -> list[float]:
     return [json.loads(line)["loss"] for line in lines]
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one() -> None:
     words = ["pretrain", "demo", *TINY, "device=cpu", "base_lr=0.05"]
-    assert command(*words, "name=one").returncode == 0
+    assert cli.main([*words, "name=one"]) == 0
     torchrun(2, [*words, "name=two"])
-    # Sums are formed in another order, and training amplifies the last digit from step to step; that the gradients
-    # are equal is shown in test_intl.py.
+    # The order of summation differs, and training amplifies the rounding errors from step to step. test_intl.py tests
+    # that the gradients are equal.
     one, two = losses("one"), losses("two")
     assert len(one) == len(two) == 12
     assert two[:3] == pytest.approx(one[:3], rel=1e-4)
@@ -292,7 +296,7 @@ def test_export_is_the_backbone() -> None:
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """Forty small JPEG files in two class folders, one of them cut short."""
+    """Create forty small JPEG files in two class folders; one file is truncated."""
     noise = np.random.default_rng(0)
     for number in range(40):
         folder = tmp_path / "photos" / "train" / f"class{number % 2}"
@@ -304,11 +308,10 @@ def photos(tmp_path: Path) -> Path:
     return tmp_path / "photos"
 
 
-def test_a_truncated_image_stops_with_its_name_or_is_counted(photos: Path) -> None:
+def test_a_truncated_image_stops_with_its_name_or_is_counted(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = [*TINY, "data.kind=imagefolder", f"data.root={photos}"]
-    done = command("pretrain", "demo", *words)
-    assert done.returncode == 2
-    assert "class1/7.jpg" in done.stderr.splitlines()[-1]
+    assert cli.main(["pretrain", "demo", *words]) == 2
+    assert "class1/7.jpg" in capsys.readouterr().err.splitlines()[-1]
     path = train.run(tiny("data.kind=imagefolder", f"data.root={photos}", "data.on_bad_image=skip", "epochs=3"))
     details = read(path).details
     assert details["bad_images"] == 1

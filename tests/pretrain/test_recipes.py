@@ -1,4 +1,4 @@
-"""The recipes of all methods: what their heads say, what their sources say, and that a run can be built from each."""
+"""Test the recipes of all methods: their header comments, the values of their sources, and that runs can be built."""
 
 import csv
 import functools
@@ -10,7 +10,7 @@ import torch
 from method_cases import marked
 
 from intl_bench.core import config as configs
-from intl_bench.core.datasets import PAPER
+from intl_bench.core.datasets import DATASETS
 from intl_bench.core.distributed import Process
 from intl_bench.core.errors import InputError
 from pretrain import methods, train
@@ -33,7 +33,7 @@ def name_of(method: str, data: str) -> str:
 
 
 def head(path: Path) -> dict[str, str]:
-    """The lines `#   key: text` at the top of a recipe, each with what continues it."""
+    """Read the lines `#   key: text` at the top of a recipe, with their continuation lines."""
     found: dict[str, str] = {}
     key = ""
     for line in path.read_text(encoding="utf-8").splitlines():
@@ -48,25 +48,25 @@ def head(path: Path) -> dict[str, str]:
 
 
 def table(number: int) -> dict[str, dict[str, str]]:
-    """A published table, by lower-case method; the marks of the best values taken away."""
+    """Return a published table by lower-case method, without the marks of the best values."""
     with (ROOT / "intl_bench" / "published" / f"table{number}.csv").open(encoding="utf-8") as stream:
         rows = [{key: value.replace("*", "") for key, value in row.items()} for row in csv.DictReader(stream)]
     return {row["method"].lower(): row for row in rows}
 
 
-def test_every_recipe_says_where_it_is_from() -> None:
+def test_every_recipe_states_its_source() -> None:
     paths = sorted(FOLDER.glob("*.yaml"))
     assert {name_of(method, data) for method in METHODS for data in CLASSES} <= {path.stem for path in paths}
     for path in paths:
         said = head(path)
         assert {"command", "source", "published", "cost"} <= said.keys(), path.name
         assert all(said.values()), path.name
-        if path.stem not in ("demo", "imagenet_r50_intl"):  # `demo` has a command of its own, the other is the default
+        if path.stem not in ("demo", "imagenet_r50_intl"):  # `demo` has its own command, and the other is the default
             assert f"intl-bench pretrain {path.stem} data.root=" in said["command"]
 
 
-def test_the_scale_is_the_papers_only_where_nothing_differs() -> None:
-    """A head that states a difference from its source, or has no source, makes the recipe an adapted one."""
+def test_the_scale_is_that_of_the_paper_only_without_differences() -> None:
+    """A recipe counts as adapted if its header states a difference from the source, or no source."""
     scales = {path.stem: load(path.stem).scale for path in sorted(FOLDER.glob("*.yaml"))}
     smaller = {name: scale for name, scale in scales.items() if scale not in ("paper", "adapted")}
     assert smaller == {"cifar10_small_intl": "reduced", "demo": "demo"}
@@ -76,16 +76,16 @@ def test_the_scale_is_the_papers_only_where_nothing_differs() -> None:
         assert scales[name] == ("adapted" if adapted else "paper"), name
 
 
-def test_a_difference_by_reference_is_there() -> None:
-    """Where a head says that it differs as another recipe does, that recipe's head says how."""
+def test_a_referenced_difference_exists() -> None:
+    """If a header refers to the differences of another recipe, the header of that recipe states them."""
     for path in sorted(FOLDER.glob("*.yaml")):
         if reference := re.match(r"as (\w+)", head(path).get("differs", "")):
             assert "differs" in head(FOLDER / f"{reference[1]}.yaml"), path.name
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_the_published_score_is_the_tables(method: str) -> None:
-    """A head states exactly the values of the paper's row, or says that there is none."""
+def test_the_published_score_is_that_of_the_table(method: str) -> None:
+    """A header states exactly the values in the row of the paper, or that there is none."""
     display = methods.find(method).DISPLAY.lower()
     for data in CLASSES:
         number, prefix = (1, "linear/") if data == "imagenet" else (2, f"{data}/")
@@ -102,7 +102,7 @@ def test_the_published_score_is_the_tables(method: str) -> None:
 
 @pytest.mark.parametrize("method", marked(METHODS))
 def test_a_run_can_be_built_from_every_recipe(method: str) -> None:
-    """On the meta device, with the data set's published size: no data and no memory; epochs as Table 2 has them."""
+    """Build each run on the meta device with the published size of the data set; check the epochs of Table 2."""
     meta = torch.device("meta")
     for data, classes in CLASSES.items():
         recipe = load(name_of(method, data))
@@ -113,14 +113,14 @@ def test_a_run_can_be_built_from_every_recipe(method: str) -> None:
         assert {view.size for view in recipe.views} <= ({32} if data.startswith("cifar") else {224, 96})
         with meta:
             training = train.build_training(
-                recipe, Process(rank=0, world_size=1, device=meta), PAPER[data].train, classes
+                recipe, Process(rank=0, world_size=1, device=meta), DATASETS[data].train, classes
             )
-        assert training.total_steps == PAPER[data].train // recipe.batch_size * recipe.epochs
+        assert training.total_steps == DATASETS[data].train // recipe.batch_size * recipe.epochs
         if data != "imagenet" and training.display.lower() in table(2):
             assert recipe.epochs == (400 if data == "imagenet100" else 1000)
 
 
-# Of the sources: learning rate at the recipe's batch size, weight decay, and what else a slip would change unnoticed.
+# Values of the sources: learning rate at the batch size of the recipe, weight decay, and values without another test.
 SOURCES = {
     # solo-learn's shell scripts
     "cifar10_r18_simclr": {
@@ -138,7 +138,7 @@ SOURCES = {
     "imagenet100_r18_mocov2": {"lr": 0.3, "weight_decay": 1e-4, "batch_size": 256, "warmup_epochs": 0},
     "imagenet100_r18_byol": {"lr": 0.5, "weight_decay": 1e-5, "batch_size": 256, "optimizer": "lars"},
     "imagenet100_r18_wmse": {"lr": 2e-3, "weight_decay": 1e-6, "optimizer": "adam"},
-    # the methods' authors: papers and code as in the recipes' heads
+    # the authors of the methods: papers and code as in the headers of the recipes
     "imagenet_r50_simclr": {
         "lr": 4.8,
         "weight_decay": 1e-6,
@@ -155,7 +155,7 @@ SOURCES = {
     "imagenet_r50_vicreg": {"lr": 1.6, "lr_1d": 1.6, "final_lr": 0.0016, "weight_decay": 1e-6, "epochs": 1000},
     "imagenet_r50_cw_rgp": {"lr": 0.1, "weight_decay": 1e-4, "epochs": 200, "batch_size": 512, "optimizer": "sgd"},
     "imagenet_r50_shuffled_dbn": {"lr": 0.02, "weight_decay": 5e-4, "epochs": 200, "warmup_epochs": 5},
-    # whitening relatives on small images
+    # whitening methods on small images
     "cifar10_r18_cw_rgp": {"lr": 3e-3, "weight_decay": 1e-6, "batch_size": 256, "optimizer": "adam"},
     "cifar100_r18_cw_rgp": {"lr": 3e-3, "weight_decay": 1e-6, "batch_size": 512, "optimizer": "adam"},
     "cifar10_r18_shuffled_dbn": {"lr": 0.005, "weight_decay": 1e-3, "epochs": 800, "batch_size": 64},
@@ -179,7 +179,7 @@ def test_optimization_is_as_in_the_source(name: str) -> None:
         assert found == (pytest.approx(value, rel=5e-3) if isinstance(value, float) else value), key
 
 
-# Likewise, of the methods' own sections.
+# The same for the section "method".
 SETTINGS = {
     "cifar100_r18_simclr": {"temperature": 0.2, "batch_norm": False},
     "imagenet_r50_simclr": {"temperature": 0.1, "batch_norm": True},
@@ -217,7 +217,7 @@ def test_method_settings_are_as_in_the_source(name: str) -> None:
 
 
 def changed(a: Recipe, b: Recipe) -> set[str]:
-    """The keys in which two recipes differ, down to the second level."""
+    """Return the keys in which two recipes differ, down to the second level."""
     return {line.split(":")[0] for line in configs.differences(configs.to_dict(a), configs.to_dict(b))}
 
 
@@ -230,7 +230,7 @@ def test_cifar_100_is_cifar_10_with_other_images(method: str) -> None:
 
 @pytest.mark.parametrize("method", ["spectral", "iternorm"])
 @pytest.mark.parametrize("data", CLASSES)
-def test_only_the_loss_is_not_intls(method: str, data: str) -> None:
+def test_only_the_loss_differs_from_intl(method: str, data: str) -> None:
     ours = load(name_of(method, data))
     intl = load(name_of("intl", data))
     different = changed(ours, intl)
@@ -238,7 +238,7 @@ def test_only_the_loss_is_not_intls(method: str, data: str) -> None:
 
 
 def test_views_are_as_in_the_source() -> None:
-    """Strengths of the three families of augmentation, and the small crops of SwAV and DINO."""
+    """Check the strengths of the three families of augmentation, and the small crops of SwAV and DINO."""
 
     def jitter(name: str) -> list[tuple[float, ...]]:
         return [(v.brightness, v.contrast, v.saturation, v.hue) for v in load(name).views]

@@ -1,4 +1,4 @@
-"""Learning rate and momentum at every step of a run against the authors' code, and the optimizer's groups."""
+"""Test learning rate and momentum at every step of a run against the authors' code; test parameter groups."""
 
 import authors
 import pytest
@@ -24,7 +24,7 @@ def test_learning_rate_is_the_authors_at_every_step() -> None:
 
 
 def test_momentum_is_the_authors_at_every_step() -> None:
-    """Theirs belongs to the update before forward number s, ours to that after step s - 1, when s / total is done."""
+    """Compare the momentum: theirs for the update before forward pass s, ours for the update after step s - 1."""
     momenta = [cosine_momentum(step / TOTAL, authors.BASE_MOMENTUM) for step in range(TOTAL)]
     assert momenta == pytest.approx(GOLDEN["momentum"], rel=1e-14)
     assert momenta[0] == pytest.approx(authors.BASE_MOMENTUM)
@@ -63,7 +63,7 @@ def test_one_dimensional_parameters_have_no_decay() -> None:
 
 
 def test_all_parameters_decay_where_asked() -> None:
-    """The authors' CIFAR runs."""
+    """Check the learning rates of the authors' CIFAR runs."""
     module = network()
     groups = build_optimizer(module, momentum=0.9, weight_decay=0.1, decay_one_dimensional=True).param_groups
     assert {id(p) for group in groups for p in group["params"]} == {id(p) for p in module.parameters()}
@@ -81,7 +81,7 @@ def test_frozen_parameters_are_not_optimized(decay_one_dimensional: bool) -> Non
 
 
 def test_step_is_sgds_with_decay_on_matrices_only() -> None:
-    """w <- w - lr (g + decay w) for matrices, without the decay for biases."""
+    """Matrices follow w <- w - lr (g + decay w); biases have no decay."""
     linear = authors.fill(nn.Linear(3, 2), "linear").double()
     before = {name: p.detach().clone() for name, p in linear.named_parameters()}
     optimizer = build_optimizer(linear, momentum=0.9, weight_decay=0.1, decay_one_dimensional=False)
@@ -104,7 +104,7 @@ def test_a_first_step_that_the_scaler_skips_changes_nothing() -> None:
     before = [parameter.clone() for parameter in skipping.parameters()]
     for parameter in skipping.parameters():
         parameter.grad = torch.full_like(parameter, torch.inf)
-    optimizer.found_inf = torch.ones(())  # as torch.amp.GradScaler hands it over
+    optimizer.found_inf = torch.ones(())  # set by torch.amp.GradScaler
     optimizer.step()
     del optimizer.found_inf
     assert all(torch.equal(a, b) for a, b in zip(before, skipping.parameters(), strict=True))

@@ -1,4 +1,4 @@
-"""Spectra against NumPy and known spectra, the power law's exponent, and the names of collapse."""
+"""Test spectra against NumPy and known spectra, the exponent of the power law, and the kinds of collapse."""
 
 import math
 
@@ -11,11 +11,11 @@ from pretrain.iternorm import AXES, iter_norm
 from pretrain.spectrum import (
     alpha,
     collapse,
+    compute_spectrum,
     condition_number,
     eigenvalues,
     kind,
     numbers,
-    of,
     summary,
 )
 
@@ -25,13 +25,13 @@ def normal(*shape: int) -> torch.Tensor:
 
 
 def with_spectrum(values: list[float], m: int = 40, d: int = 20) -> torch.Tensor:
-    """An (m, d) matrix with these singular values, its other ones zero."""
+    """Return an (m, d) matrix with these singular values; the others are zero."""
     u, v = torch.linalg.qr(normal(m, m)).Q[:, : len(values)], torch.linalg.qr(normal(d, d)).Q[:, : len(values)]
     return u * torch.tensor(values, dtype=torch.float64) @ v.T
 
 
 @pytest.mark.parametrize("shape", [(50, 8), (8, 50), (9, 9)])
-def test_eigenvalues_are_numpys(shape: tuple[int, int]) -> None:
+def test_eigenvalues_as_numpy(shape: tuple[int, int]) -> None:
     m, d = shape
     z = normal(m, d) + 10
     expected = np.linalg.eigvalsh(np.cov(z.numpy(), rowvar=False))[::-1]
@@ -39,12 +39,14 @@ def test_eigenvalues_are_numpys(shape: tuple[int, int]) -> None:
     assert values.shape == (min(m - 1, d),)
     np.testing.assert_allclose(values, expected[: len(values)], rtol=1e-9)
     np.testing.assert_allclose(expected[len(values) :], 0, atol=1e-12)
-    np.testing.assert_allclose(of(z).singular_values.numpy(), np.linalg.svd(z.numpy(), compute_uv=False), rtol=1e-9)
+    np.testing.assert_allclose(
+        compute_spectrum(z).singular_values.numpy(), np.linalg.svd(z.numpy(), compute_uv=False), rtol=1e-9
+    )
 
 
 @pytest.mark.parametrize("shape", [(64, 32), (32, 64)])
-def test_a_large_mean_costs_no_digits(shape: tuple[int, int]) -> None:
-    """The embedding of a nearly collapsed network: small differences on top of a large common part, in float32."""
+def test_a_large_mean_does_not_lower_the_precision(shape: tuple[int, int]) -> None:
+    """Test the embedding of a nearly collapsed network: small differences and a large common part, in float32."""
     z = (100 + 0.01 * normal(*shape)).float()
     expected = np.linalg.svd((z.double() - z.double().mean(dim=0)).numpy(), compute_uv=False) ** 2 / (shape[0] - 1)
     values = eigenvalues(z)
@@ -52,7 +54,7 @@ def test_a_large_mean_costs_no_digits(shape: tuple[int, int]) -> None:
 
 
 def test_zeros_by_construction_are_left_out() -> None:
-    """Whitening samples centers each over its features: a direction of the features is gone, whatever the embedding."""
+    """Whitening of samples centers each sample over its features, which removes one dimension of the features."""
     z = normal(60, 20)
     assert len(eigenvalues(z)) == 20
     white = iter_norm(z.float(), axis="channel")
@@ -70,9 +72,9 @@ def test_exact_zeros_stay_zero() -> None:
 
 
 @pytest.mark.parametrize("shape", [(1, 8), (0, 8), (8,), (2, 3, 4)])
-def test_what_is_no_matrix_of_samples_is_refused(shape: tuple[int, ...]) -> None:
+def test_invalid_matrices_are_rejected(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="expected a matrix of at least 2 samples"):
-        of(torch.zeros(shape))
+        compute_spectrum(torch.zeros(shape))
 
 
 @pytest.mark.parametrize("exponent", [0.5, 1.0, 2.0])
@@ -85,7 +87,7 @@ def test_alpha_recovers_a_power_law(exponent: float) -> None:
 
 
 def test_alpha_is_weighted_least_squares() -> None:
-    """Against NumPy's, whose weights multiply the residuals before they are squared."""
+    """Compare with NumPy, whose weights multiply the residuals before they are squared."""
     values = np.sort(generator(2, "test_spectrum").exponential(size=150))[::-1].copy()
     rank = np.arange(4, 101)
     slope = np.polyfit(np.log(rank), np.log(values[3:100]), 1, w=rank**-0.5)[0]
@@ -109,19 +111,19 @@ def test_numbers_of_equal_eigenvalues() -> None:
 
 
 def test_numbers_of_a_matrix_are_those_of_its_eigenvalues() -> None:
-    """RankMe aside, which is of the matrix as it is: with a common part it is lower."""
+    """A common part changes RankMe only, which does not center: it becomes lower."""
     z = normal(50, 12) + 5
-    found, alone = of(z).numbers(), numbers(eigenvalues(z))
+    found, alone = compute_spectrum(z).numbers(), numbers(eigenvalues(z))
     shares = np.linalg.svd(z.numpy(), compute_uv=False)
     shares = shares / shares.sum() + 1e-7
     assert found["rank"] == pytest.approx(math.exp(-(shares * np.log(shares)).sum()), rel=1e-9)
     assert found["rank"] < 0.5 * alone["rank"]
-    centered = of(z - z.mean(dim=0)).numbers()
+    centered = compute_spectrum(z - z.mean(dim=0)).numbers()
     assert centered["rank"] == pytest.approx(alone["rank"], rel=1e-5)
     assert {key: found[key] for key in alone if key != "rank"} == {key: alone[key] for key in alone if key != "rank"}
 
 
-def test_condition_number_is_numpys() -> None:
+def test_condition_number_as_numpy() -> None:
     z = normal(50, 8)
     expected = np.linalg.cond(np.cov(z.numpy(), rowvar=False))
     assert condition_number(eigenvalues(z)) == pytest.approx(expected, rel=1e-9)
@@ -130,20 +132,22 @@ def test_condition_number_is_numpys() -> None:
 
 @pytest.mark.parametrize("rank", [1, 3, 20])
 def test_effective_rank_of_equal_singular_values_is_their_number(rank: int) -> None:
-    assert of(with_spectrum([2.5] * rank)).numbers()["rank"] == pytest.approx(rank, rel=1e-4)
+    assert compute_spectrum(with_spectrum([2.5] * rank)).numbers()["rank"] == pytest.approx(rank, rel=1e-4)
 
 
-def test_effective_rank_is_rankmes_formula() -> None:
+def test_effective_rank_follows_the_formula_of_rankme() -> None:
     values = [5.0, 3.0, 1.0, 0.5, 0.01]
     p = np.array([*values, *[0.0] * 15]) / sum(values) + 1e-7
-    assert of(with_spectrum(values)).numbers()["rank"] == pytest.approx(math.exp(-(p * np.log(p)).sum()), rel=1e-9)
-    assert of(1000 * with_spectrum(values)).numbers()["rank"] == pytest.approx(
-        of(with_spectrum(values)).numbers()["rank"], rel=1e-9
+    assert compute_spectrum(with_spectrum(values)).numbers()["rank"] == pytest.approx(
+        math.exp(-(p * np.log(p)).sum()), rel=1e-9
+    )
+    assert compute_spectrum(1000 * with_spectrum(values)).numbers()["rank"] == pytest.approx(
+        compute_spectrum(with_spectrum(values)).numbers()["rank"], rel=1e-9
     )
 
 
-def test_singular_values_are_those_put_in() -> None:
-    values = of(with_spectrum([3, 2, 1]).float()).singular_values
+def test_singular_values_of_a_known_matrix() -> None:
+    values = compute_spectrum(with_spectrum([3, 2, 1]).float()).singular_values
     assert values.dtype == torch.float64
     assert values.tolist() == pytest.approx([3, 2, 1, *[0] * 17], abs=1e-6)
 
@@ -174,47 +178,47 @@ def test_whitening_raises_the_rank(axis: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("value", [0.0, 1.0, None])
 def test_complete_collapse(value: float | None, dtype: torch.dtype) -> None:
-    """Also where whitening has nothing left to whiten."""
+    """Include embeddings for which whitening fails."""
     z = normal(1, 16).expand(32, 16) if value is None else torch.full((32, 16), value)
     z = z.to(dtype)
     found = summary({"embedding": z, "transformed": iter_norm(z)})
     assert found["embedding/std"] == pytest.approx(0, abs=1e-6)
     assert found["embedding/trace"] == pytest.approx(0, abs=1e-25)
-    assert kind(of(z).numbers()) == "complete"
+    assert kind(compute_spectrum(z).numbers()) == "complete"
     assert collapse(found) == "complete collapse: all images get the same embedding"
 
 
-def test_a_little_noise_is_complete_collapse_still() -> None:
+def test_complete_collapse_with_a_little_noise() -> None:
     common = normal(1, 16)
     noise = torch.from_numpy(generator(3, "test_spectrum").standard_normal((64, 16)))
-    assert kind(of(common + 0.005 * noise).numbers()) == "complete"
-    assert kind(of(common + 0.05 * noise).numbers()) == "none"
+    assert kind(compute_spectrum(common + 0.005 * noise).numbers()) == "complete"
+    assert kind(compute_spectrum(common + 0.05 * noise).numbers()) == "none"
 
 
 @pytest.mark.parametrize(("kept", "name"), [(1, "dimensional"), (8, "dimensional"), (11, "none"), (20, "none")])
-def test_dimensional_collapse_is_most_directions_gone(kept: int, name: str) -> None:
-    """`kept` of 20 directions, the others a thousandth as strong."""
+def test_dimensional_collapse_if_most_directions_vanish(kept: int, name: str) -> None:
+    """Keep `kept` of 20 directions; scale the others by a thousandth."""
     z = normal(200, 20) * torch.tensor([1.0] * kept + [1e-3] * (20 - kept))
-    found = of(z).numbers()
+    found = compute_spectrum(z).numbers()
     assert found["vanishing"] == (20 - kept) / 20
     assert kind(found) == name
     sentence = collapse(summary({"embedding": z}))
     if name == "none":
         assert sentence is None
     else:
-        assert sentence == f"dimensional collapse: {100 - 5 * kept}% of the embedding's eigenvalues vanish"
+        assert sentence == f"dimensional collapse: {100 - 5 * kept}% of the eigenvalues of the embedding vanish"
 
 
 def test_a_steep_power_law_is_not_collapse() -> None:
     rank = torch.arange(1, 61, dtype=torch.float64)
-    assert kind(of(normal(500, 60) / rank).numbers()) == "none"  # alpha 2
-    assert kind(of(normal(500, 60) / rank**3).numbers()) == "dimensional"
+    assert kind(compute_spectrum(normal(500, 60) / rank).numbers()) == "none"  # alpha 2
+    assert kind(compute_spectrum(normal(500, 60) / rank**3).numbers()) == "dimensional"
 
 
-def test_what_is_not_finite_is_undefined() -> None:
+def test_nonfinite_values_are_undefined() -> None:
     z = normal(32, 16)
     z[3, 4] = math.inf
-    found = of(z).numbers()
+    found = compute_spectrum(z).numbers()
     assert all(math.isnan(value) for value in found.values())
     assert kind(found) == "undefined"
     assert collapse(summary({"embedding": normal(32, 16), "transformed": z})) is None

@@ -1,4 +1,4 @@
-"""Batch norm over all processes on CPUs against PyTorch's own on the whole batch; gathering across processes."""
+"""Test batch norm over all processes on CPUs against PyTorch's batch norm on the whole batch; test gathering."""
 
 import signal
 
@@ -12,7 +12,7 @@ from pretrain.backbone import build_backbone
 from pretrain.sync_batch_norm import SyncBatchNorm, synchronize
 
 world_sizes = pytest.mark.parametrize("world_size", [2, 4])
-TOLERANCES = {torch.float32: 5e-5, torch.float64: 1e-12}  # of values of 100 with a standard deviation of 2
+TOLERANCES = {torch.float32: 5e-5, torch.float64: 1e-12}  # for values around 100 with a standard deviation of 2
 
 
 def agree(value: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> None:
@@ -25,7 +25,7 @@ def agree(value: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> No
 @pytest.mark.parametrize("dtype", list(TOLERANCES))
 @pytest.mark.parametrize("case", NORMS)
 def test_equals_the_norm_of_the_whole_batch(world_size: int, dtype: torch.dtype, case: str) -> None:
-    """Outputs, gradients and running statistics of three steps, then an evaluation."""
+    """Compare outputs, gradients and running statistics of three steps, and then an evaluation."""
     whole = distributed_worker.batch_norm(case, dtype)
     for rank, results in enumerate(distributed_worker.results(world_size)):
         for name, expected in whole.items():
@@ -45,7 +45,7 @@ def test_parts_of_different_sizes_also_none_at_all(world_size: int) -> None:
 
 @world_sizes
 def test_half_precision_is_for_the_values_alone(world_size: int) -> None:
-    """Under autocast as PyTorch's: bfloat16 in and out, float32 statistics of the values as they came in."""
+    """As in PyTorch, autocast has bfloat16 inputs and outputs, and float32 statistics of the inputs."""
     whole = distributed_worker.batch_norm("images", torch.bfloat16)
     for rank, results in enumerate(distributed_worker.results(world_size)):
         for name, expected in whole.items():
@@ -72,17 +72,17 @@ def test_gather_is_in_rank_order_and_sends_gradients_back(world_size: int) -> No
     parts = [results["gather/x"] for results in everyone]
     half_gradients = torch.stack([results["gather/half_gradients"] for results in everyone]).double().sum(dim=0)
     for results, part, half in zip(everyone, parts, half_gradients, strict=True):
-        # Of numbers in half precision the sum is rounded once.
+        # A sum of half-precision numbers is rounded once.
         assert torch.equal(results["gather/half_gradient"], half[None].to(torch.bfloat16))
         for dim in (0, 1):
             assert torch.equal(results[f"gather/whole{dim}"], torch.cat(parts, dim=dim))
-            # Every process computes sum(whole^2) / 2, and the gradients of all of them add up.
+            # Every process computes sum(whole^2) / 2; the gradients of all processes are summed.
             assert torch.equal(results[f"gather/gradient{dim}"], world_size * part)
         assert results["gather/any_process"].tolist() == [False, True, True]
         assert results["gather/stop_vote"].tolist() == [0, 0, signal.SIGUSR2]
 
 
-def test_synchronize_keeps_names_values_and_what_is_frozen() -> None:
+def test_synchronize_keeps_names_values_and_frozen_parameters() -> None:
     plain = build_backbone("resnet10_narrow", stem="cifar")
     plain.layer4.requires_grad_(False)
     plain.layer3[0].bn1.bias.requires_grad_(False)

@@ -1,4 +1,4 @@
-"""What is done with crops against torchvision and PIL: each operation, all together, what a batch must not change."""
+"""Test the operations on crops against torchvision and PIL, one by one and together; test independence of the batch."""
 
 import itertools
 import math
@@ -23,7 +23,7 @@ AS_IS = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
 
 
 def pictures(count: int, size: int = 48) -> torch.Tensor:
-    """Smooth random colors with gray, black and white patches: (count, 3, size, size) uint8."""
+    """Return smooth random colors with gray, black and white patches, (count, 3, size, size) uint8."""
     coarse = torch.rand(count, 3, 6, 6, generator=torch.Generator().manual_seed(count)) * 1.6 - 0.3
     images = torch.nn.functional.interpolate(coarse, (size, size), mode="bilinear").clamp(0, 1).mul(255).to(torch.uint8)
     images[:, :, :4] = images[:, :1, :4]
@@ -32,7 +32,7 @@ def pictures(count: int, size: int = 48) -> torch.Tensor:
 
 
 def rows(count: int) -> torch.Tensor:
-    """Parameters that change nothing."""
+    """Return parameters that change nothing."""
     parameters = torch.zeros(count, views.PARAMETERS)
     parameters[:, views.FACTORS] = torch.tensor([1.0, 1.0, 1.0, 0.0])
     parameters[:, views.ORDER] = torch.arange(4.0)
@@ -40,7 +40,7 @@ def rows(count: int) -> torch.Tensor:
 
 
 def one_by_one(crops: torch.Tensor, parameters: torch.Tensor) -> torch.Tensor:
-    """What torchvision's functions make of each sample."""
+    """Apply the functions of torchvision to each sample."""
     results = []
     for image, row in zip(crops.float().div(255), parameters, strict=True):
         if row[views.JITTER]:
@@ -62,7 +62,7 @@ def assert_same(ours: torch.Tensor, theirs: torch.Tensor, most: float = 2e-5) ->
     assert (ours - theirs).abs().max() <= most
 
 
-def test_no_change_is_no_change() -> None:
+def test_neutral_parameters_change_nothing() -> None:
     crops = pictures(3)
     assert torch.equal(augment(crops, rows(3), **AS_IS), crops.float().div(255))
 
@@ -110,7 +110,7 @@ def test_channels_last_as_channels_first() -> None:
     assert torch.equal(augment(last, parameters, **AS_IS), augment(crops, parameters, **AS_IS))
 
 
-def test_solarization_turns_level_128_and_above() -> None:
+def test_solarization_inverts_level_128_and_above() -> None:
     crops = torch.tensor([127, 128, 255], dtype=torch.uint8).view(1, 1, 1, 3).expand(1, 3, 3, 3)
     parameters = rows(1)
     parameters[0, views.SOLARIZE] = 1
@@ -127,7 +127,7 @@ def test_blur_as_torchvision() -> None:
 
 @pytest.mark.parametrize("sigma", [0.5, 1.0, 1.5, 2.0])
 def test_blur_as_pil_inside(sigma: float) -> None:
-    """PIL takes three box blurs of whole levels for a Gaussian: on noise 5 levels apart at most, 1 on average."""
+    """PIL approximates a Gaussian by three box blurs with rounding: noise differs by at most 5 levels, 1 on average."""
     noise = torch.randint(0, 256, (1, 3, 64, 64), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     blurred = reference.to_pil_image(noise[0]).filter(ImageFilter.GaussianBlur(radius=sigma))
 
@@ -151,7 +151,7 @@ def drawn(count: int, size: int = 48) -> torch.Tensor:
 def test_everything_together_as_torchvision() -> None:
     crops, parameters = pictures(64), drawn(64)
     ours, theirs = augment(crops, parameters, **AS_IS), one_by_one(crops, parameters)
-    # A value within rounding of the solarization threshold may fall on its other side: one level.
+    # Rounding may move a value across the solarization threshold, which changes it by one level.
     assert_same(ours, theirs, most=1.01 / 255)
     assert (ours - theirs).abs().mean() < 1e-5
 
@@ -164,7 +164,7 @@ def test_normalization() -> None:
 
 
 def test_a_sample_does_not_depend_on_its_batch() -> None:
-    """Nor on the parts that a CPU takes a batch in: 400 of these pictures are more than one part."""
+    """The result does not depend on the parts that a CPU processes either: 400 pictures are more than one part."""
     crops, parameters = pictures(400), drawn(400)
     assert crops[:, 0].numel() > views._PART
     before = crops.clone(), parameters.clone()
