@@ -1,14 +1,21 @@
-# make demo: the whole path on generated images; make test: lint, types and tests. Both set up .venv themselves.
+# make demo: the whole path on generated images. make check: lint, types and the fast tests, in two minutes on two cores.
+# make test: lint, types and all tests, in ten minutes on two cores. Each of them sets up .venv.
 PYTHON ?= python3
 BIN := .venv/bin
+# One worker for each core; each takes up to 1.5 GB of memory.
+WORKERS ?= auto
+PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 8
 
-.PHONY: demo test lint
+.PHONY: demo check test lint
 
 demo: .venv/installed
 	$(BIN)/intl-bench demo
 
+check: lint
+	$(PYTEST) -m "not slow"
+
 test: lint
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -7,6 +7,8 @@ import hypothesis
 import pytest
 import torch
 
+pytest_plugins = ["slow_tests", "side_by_side"]
+
 # The same examples everywhere, however slow the machine.
 hypothesis.settings.register_profile("same", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("same")

@@ -1,7 +1,7 @@
-"""Checkpoints of others to and from the canonical backbone: torchvision's names, float32, no classifier.
+"""Read and convert checkpoints of all projects: torchvision's names, float32, no classifier.
 
-`load_backbone` and `read` take any layout of `transfer.formats.layouts`; `convert` writes for Detectron2,
-torchvision, timm, or as safetensors, and checks the written file by reading it back through the inverse of its names.
+`load_backbone` and `read` take every layout of `transfer.formats.layouts`. `convert` writes a file for Detectron2,
+torchvision or timm, or safetensors. It reads the written file back and compares features.
 """
 
 import dataclasses
@@ -29,6 +29,7 @@ from transfer.formats.layouts import LAYOUTS, Layout
 from transfer.formats.match import Extracted, Found, extract, find
 from transfer.formats.names import DETECTRON2, TORCHVISION, Names, names
 
+__all__ = ["TARGETS", "Conversion", "convert", "from_detectron2", "interpret", "load_backbone", "read", "to_detectron2"]
 TARGETS = ("detectron2", "torchvision", "timm", "safetensors")
 _TOLERANCE = 1e-6
 _DEPTHS = {"resnet18": 18, "resnet34": 34, "resnet50": 50}
@@ -36,12 +37,14 @@ _DEPTHS = {"resnet18": 18, "resnet34": 34, "resnet50": 50}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Conversion:
-    """What `convert` did; `lines` is for people.
+    """Result of `convert`.
 
     Attributes:
-        about: what is stored beside the result: `pretrain.checkpoint.about` and digests.
-        left_aside: keys of the source that are no part of the backbone.
-        difference: largest difference of features, written file against source, relative to the largest feature.
+        lines: a description for people.
+        about: the facts stored beside the written file: `pretrain.checkpoint.about` and digests.
+        left_aside: keys of the source that are not part of the backbone.
+        difference: the largest difference between features of the written file and of the source, relative to the
+            largest feature.
     """
 
     lines: list[str]
@@ -52,11 +55,11 @@ class Conversion:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Loaded:
-    """A file's backbone.
+    """A backbone with the facts of its file.
 
     Attributes:
-        facts: of its layout, beside what `checkpoint` says: what its network does otherwise, what was assumed.
-        note: what else its layout says about preprocessing.
+        facts: facts that `checkpoint` does not hold: digest of the source, differences of its network, assumptions.
+        note: the note of its layout about preprocessing; "" for none.
     """
 
     found: Found
@@ -67,6 +70,7 @@ class _Loaded:
 
     @property
     def about(self) -> dict[str, Any]:
+        """Return the facts to store beside the weights."""
         values = checkpoints.about(self.checkpoint) | self.facts
         if self.note and values["preprocessing"]:
             values["preprocessing"]["note"] = self.note
@@ -74,31 +78,31 @@ class _Loaded:
 
     @property
     def bottleneck_stride(self) -> bool:
-        """Whether its network has strides that ours does not: basic blocks have no 1x1 convolution to move them to."""
+        """Tell whether the strides of its bottleneck blocks are in other convolutions than ours."""
         return bool(self.facts.get("stride_in_1x1"))
 
     def warnings(self) -> list[str]:
+        """Return the differences of its network and the assumptions, one a line."""
         found = []
         if self.facts.get("differs"):
-            found.append(
-                f"its network uses {self.facts['differs']}; without that, features are only similar to its own"
-            )
+            found.append(f"its network uses {self.facts['differs']}, which ours does not: features are only similar")
         if self.facts.get("assumed"):
             found.append(self.facts["assumed"])
         return found
 
 
 def load_backbone(path: str | Path, source: str = "auto") -> dict[str, torch.Tensor]:
-    """The backbone in a checkpoint, under torchvision's names: float32, contiguous, no fc, every tensor accounted for.
+    """Read the backbone of a checkpoint with torchvision's names: float32, contiguous, without fc.
 
-    What its network does differently from torchvision's with the same weights goes to stderr as a warning.
+    A warning on stderr tells how the network of the checkpoint differs from torchvision's with the same weights.
 
     Args:
-        path: a PyTorch file, safetensors, or a Detectron2 or haiku pickle; code in it is refused, not run.
-        source: "auto", a layout such as "moco", or a copy in it such as "moco:momentum".
+        path: a PyTorch file, safetensors, or a pickle of Detectron2 or haiku. Code in the file is not run.
+        source: "auto", a layout such as "moco", or a branch of it such as "moco:momentum".
 
     Raises:
-        InputError: unreadable, no backbone, several that nothing tells apart, or a tensor missing, extra or misshapen.
+        InputError: the file is unreadable, or has no backbone, or several and no default among them; or a tensor is
+            missing, unexpected, of another shape, or not finite.
     """
     loaded = _interpret(safe_load.read(Path(path)), source)
     _warn(loaded)
@@ -106,43 +110,48 @@ def load_backbone(path: str | Path, source: str = "auto") -> dict[str, torch.Ten
 
 
 def read(path: str | Path, source: str = "auto") -> Checkpoint:
-    """Any checkpoint as the tasks take it; one of ours with all that it knows about its training.
+    """Read a checkpoint for a task. A checkpoint of this project also has the facts of its training.
 
     Raises:
-        InputError: as `load_backbone`, and where our backbone would compute something else with these weights.
+        InputError: see `load_backbone`; or the strides of the network differ from those of our backbone.
     """
     return interpret(safe_load.read(Path(path)), source)
 
 
 def interpret(content: safe_load.Content, source: str = "auto") -> Checkpoint:
-    """`read` for a file that `transfer.formats.safe_load.read` has read."""
+    """Do the same as `read` for a file that `transfer.formats.safe_load.read` has read."""
     loaded, path = _interpret(content, source), content.path
     if loaded.bottleneck_stride:
         raise InputError(
-            f"checkpoint {path}: its network has its {loaded.facts['differs']}: with our backbone these weights would "
-            "give other features; use weights trained with the stride in the 3x3, such as torchvision's"
+            f"checkpoint {path}: its network has the {loaded.facts['differs']}: our backbone gives other features with "
+            "these weights; use weights trained with the stride in the 3x3, such as torchvision's"
         )
     _warn(loaded)
     return loaded.checkpoint
 
 
 def to_detectron2(backbone: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Torchvision's names to Detectron2's: `stem.conv1.weight`, `res2.0.conv1.norm.bias`, ..., without a prefix.
+    """Rename tensors from torchvision to Detectron2: `stem.conv1.weight`, `res2.0.conv1.norm.bias`, ..., no prefix.
 
     Raises:
-        InputError: a tensor is missing, extra or misshapen.
+        InputError: a tensor is missing, unexpected or of another shape.
     """
     extracted = _given(backbone, TORCHVISION)
-    theirs = names(DETECTRON2, extracted.architecture)
-    return {theirs[name]: tensor for name, tensor in extracted.state.items()}
+    renamed = names(DETECTRON2, extracted.architecture)
+    return {renamed[name]: tensor for name, tensor in extracted.state.items()}
 
 
 def from_detectron2(backbone: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The inverse of `to_detectron2`; absent `num_batches_tracked` are 0."""
+    """Rename tensors from Detectron2 to torchvision. A missing `num_batches_tracked` becomes 0.
+
+    Raises:
+        InputError: see `to_detectron2`.
+    """
     return _given(backbone, DETECTRON2).state
 
 
 def _given(backbone: Mapping[str, torch.Tensor], table: Names) -> Extracted:
+    """Check tensors in memory, which have the names of `table` and no heads."""
     layout = next(
         layout for layout in LAYOUTS if layout.tables == (table,) and layout.name in ("torchvision", "detectron2")
     )
@@ -152,36 +161,36 @@ def _given(backbone: Mapping[str, torch.Tensor], table: Names) -> Extracted:
         container="",
         prefix="",
         table=table,
-        rest=dict(backbone),
-        others=[],
+        stored=dict(backbone),
+        other_keys=[],
     )
     return extract(found, Path("(weights in memory)"))
 
 
 def convert(path: str | Path, out: str | Path, to: str, source: str = "auto") -> Conversion:
-    """Writes the backbone of `path` to `out` in the layout `to`, and `out`.json with what its keys cannot tell.
+    """Write the backbone of `path` to `out` in the layout `to`, and facts that its keys do not tell to `out`.json.
 
     Args:
-        to: one of `TARGETS`. For Detectron2 `out` is a pickle of arrays if it ends in .pkl, else a PyTorch file; both
-            are what its `MODEL.WEIGHTS` takes.
-        source: as for `load_backbone`.
+        to: one of `TARGETS`. For Detectron2, `out` is a pickle of arrays if it ends in .pkl, otherwise a PyTorch file;
+            `MODEL.WEIGHTS` takes both.
+        source: see `load_backbone`.
 
     Raises:
-        InputError: as `load_backbone`; an unknown target; a stem that the target's network does not have.
+        InputError: see `load_backbone`; or the target is unknown, or its networks do not have the stem.
         ResourceError: the disk is full.
-        BenchError: the written file does not give the source's features.
+        BenchError: features of the written file differ from those of the source.
     """
     path, out = Path(path), Path(out)
     if to not in TARGETS:
         raise InputError(f"--to {to}: expected one of {', '.join(TARGETS)}")
     if out.is_dir() or (out.exists() and out.samefile(path)):
-        raise InputError(f"cannot write {out}: it is {'a folder' if out.is_dir() else 'the source itself'}")
+        raise InputError(f"cannot write {out}: it is {'a folder' if out.is_dir() else 'the source'}; give another file")
     loaded = _interpret(safe_load.read(path), source)
     about, state, stem = loaded.about, loaded.extracted.state, loaded.checkpoint.architecture.stem
     if to != "safetensors" and stem != "imagenet":
         raise InputError(
-            f"checkpoint {path}: it has the {stem} stem (3x3), networks of {to} have a 7x7 one: "
-            "use --to safetensors, which keeps the stem's name"
+            f"checkpoint {path}: it has the {stem} stem (3x3); networks of {to} expect a stem of 7x7; "
+            "use --to safetensors, which keeps the name of the stem"
         )
     count = len(state)
     if to == "safetensors":
@@ -189,7 +198,7 @@ def convert(path: str | Path, out: str | Path, to: str, source: str = "auto") ->
     else:
         content: dict[str, Any] = state
         if to == "detectron2":
-            # Detectron2's converters leave the counters out, and so do its frozen batch norms.
+            # Detectron2's converters and frozen batch norms have no counters.
             model = {k: v for k, v in to_detectron2(state).items() if not k.endswith("num_batches_tracked")}
             count = len(model)
             content = {"model": model, "__author__": "intl-bench", "matching_heuristics": True}
@@ -201,15 +210,15 @@ def convert(path: str | Path, out: str | Path, to: str, source: str = "auto") ->
     difference, against = _difference(loaded, written, to)
     if not difference <= _TOLERANCE:
         raise BenchError(
-            f"{out}: its features differ from those of {path} by {difference:.1e}, more than {_TOLERANCE:.0e}: do not "
-            "use it"
+            f"{out}: its features differ from those of {path} by {difference:.1e}; expected at most {_TOLERANCE:.0e}; "
+            "do not use it"
         )
     files.write_text(
         out.with_name(f"{out.name}.json"), json.dumps({**about, "sha256": written.sha256}, indent=2) + "\n"
     )
     lines = [
         *_describe(loaded),
-        f"{out}: {to}, {count} tensors, sha256 {written.sha256}; features equal to {difference:.0e} ({against})",
+        f"{out}: {to}, {count} tensors, sha256 {written.sha256}; features equal within {difference:.0e} ({against})",
     ]
     if to == "detectron2":
         lines.append(_detectron2_settings(loaded))
@@ -218,6 +227,7 @@ def convert(path: str | Path, out: str | Path, to: str, source: str = "auto") ->
 
 
 def _interpret(content: safe_load.Content, source: str) -> _Loaded:
+    """Find and convert the backbone of a file, with the facts that the file, its layout or its JSON file tell."""
     path = content.path
     found = find(content, source)
     extracted = extract(found, path)
@@ -238,8 +248,9 @@ def _interpret(content: safe_load.Content, source: str) -> _Loaded:
 
 
 def _foreign(content: safe_load.Content, found: Found, extracted: Extracted) -> Checkpoint:
+    """Describe a foreign checkpoint by the facts of its layout."""
     layout, small = found.layout, extracted.kernel != 7
-    look = layout.preprocessing
+    pixels = Preprocessing(mean=layout.preprocessing["mean"], std=layout.preprocessing["std"])
     return Checkpoint(
         path=content.path,
         sha256=content.sha256,
@@ -247,8 +258,8 @@ def _foreign(content: safe_load.Content, found: Found, extracted: Extracted) -> 
         origin=Origin.FOREIGN,
         method=layout.display,
         architecture=BackboneConfig(name=extracted.architecture, stem=layout.small_stem if small else "imagenet"),
-        # What is trained on small images is trained with the mean and std of its data set, which keys do not tell.
-        preprocessing=None if small and layout.per_data_set else Preprocessing(mean=look["mean"], std=look["std"]),
+        # On small images most projects use the mean and std of the data set, which keys do not tell.
+        preprocessing=None if small and layout.per_data_set else pixels,
         seed=None,
         source=layout.name if found.branch == next(iter(layout.branches)) else f"{layout.name}:{found.branch}",
         epoch=_epochs(content.data),
@@ -256,7 +267,10 @@ def _foreign(content: safe_load.Content, found: Found, extracted: Extracted) -> 
 
 
 def _epochs(root: Mapping[str, Any]) -> int | None:
-    """Completed epochs: some store the number of the last one from 0, others how many there were."""
+    """Return the number of completed epochs; None if it is unknown.
+
+    Some projects store this number, others the index of the last epoch, from 0.
+    """
     meta = root.get("meta")
     epoch = root.get("epoch", meta.get("epoch") if isinstance(meta, dict) else None)
     if not isinstance(epoch, int) or isinstance(epoch, bool) or epoch < 0:
@@ -270,21 +284,24 @@ def _epochs(root: Mapping[str, Any]) -> int | None:
 
 
 def _facts(layout: Layout, extracted: Extracted) -> dict[str, Any]:
+    """Return the differences of a foreign network from ours, and the assumptions about its stem."""
     facts: dict[str, Any] = {}
     if layout.differs and not (layout.stride_in_1x1 and extracted.architecture != "resnet50"):
         facts |= {"differs": layout.differs, "stride_in_1x1": layout.stride_in_1x1}
     if extracted.kernel != 7:
         facts["assumed"] = (
-            "keys do not tell the padding of the 3x3 stem nor whether a max-pool follows: taken as "
+            "keys tell neither the padding of the 3x3 stem nor whether a max-pool follows: assumed "
             f"{layout.small_stem}, as in the code of {layout.display}"
         )
         if layout.per_data_set:
-            facts["assumed"] += "; nor the mean and std of the pixels: the protocol's or the data set's own are taken"
+            facts["assumed"] += (
+                "; keys do not tell the mean and std of the pixels: assumed those of the protocol or data set"
+            )
     return facts
 
 
 def _stored(content: safe_load.Content) -> dict[str, Any] | None:
-    """What `convert` or `intl-bench pretrain` stored about a backbone: in its header, or in the file beside it."""
+    """Return the facts that this project stored in a backbone's header or JSON file; None if there are none."""
     beside = content.path.with_name(f"{content.path.name}.json")
     try:
         if "config" in content.metadata:
@@ -307,12 +324,13 @@ def _warn(loaded: _Loaded) -> None:
 
 
 def _describe(loaded: _Loaded) -> list[str]:
+    """Return lines for people: the backbone, its preprocessing, and the keys that are not part of it."""
     checkpoint, extracted = loaded.checkpoint, loaded.extracted
-    look = _look(checkpoint)
-    mean, std = (" ".join(f"{value:g}" for value in values) for values in (look.mean, look.std))
-    origin = "by its authors' code" if checkpoint.origin is Origin.FOREIGN else "as pre-trained"
+    preprocessing = _preprocessing(checkpoint)
+    mean, std = (" ".join(f"{value:g}" for value in values) for values in (preprocessing.mean, preprocessing.std))
+    origin = "as in the code of its project" if checkpoint.origin is Origin.FOREIGN else "as pre-trained"
     if checkpoint.preprocessing is None:
-        origin = "assumed; on small images the data set's own are usual"
+        origin = "assumed; on small images those of the data set are usual"
     lines = [
         f"{checkpoint.path}: {checkpoint.source}, {extracted.architecture} ({checkpoint.architecture.stem} stem) at "
         f"{loaded.found.place}, stored as {', '.join(extracted.dtypes)}",
@@ -320,18 +338,19 @@ def _describe(loaded: _Loaded) -> list[str]:
         *extracted.notes,
     ]
     if extracted.counters:
-        lines.append(f"{extracted.counters} num_batches_tracked are not in it: 0")
+        lines.append(f"{extracted.counters} num_batches_tracked are missing and become 0")
     if extracted.left_aside:
         lines.append(f"left aside: {_grouped(extracted.left_aside)}")
     return lines
 
 
-def _look(checkpoint: Checkpoint) -> Preprocessing:
+def _preprocessing(checkpoint: Checkpoint) -> Preprocessing:
+    """Return the preprocessing of a checkpoint, or the default if it is unknown."""
     return checkpoint.preprocessing or Preprocessing.of(DataConfig())
 
 
 def _grouped(keys: list[str]) -> str:
-    """Keys by their first names, with counts: `module.encoder_k.* (161), optimizer`."""
+    """Join keys, grouped by their first names with counts: `module.encoder_k.* (161), optimizer`."""
     groups: dict[str, list[str]] = {}
     for key in keys:
         wrapped = re.match(r"(?:(?:_orig_mod|module|model|backbone)\.)*[^.]+", key)
@@ -341,8 +360,9 @@ def _grouped(keys: list[str]) -> str:
 
 
 def _detectron2_settings(loaded: _Loaded) -> str:
-    look = _look(loaded.checkpoint)
-    mean, std = ([round(255 * value, 3) for value in values] for values in (look.mean, look.std))
+    """Return the settings of Detectron2 for a converted backbone."""
+    preprocessing = _preprocessing(loaded.checkpoint)
+    mean, std = ([round(255 * value, 3) for value in values] for values in (preprocessing.mean, preprocessing.std))
     return (
         f"in Detectron2 set INPUT.FORMAT RGB, MODEL.PIXEL_MEAN {mean}, MODEL.PIXEL_STD {std}, MODEL.RESNETS.DEPTH "
         f"{_DEPTHS.get(loaded.extracted.architecture, 'none')}, MODEL.RESNETS.STRIDE_IN_1X1 {loaded.bottleneck_stride}"
@@ -350,25 +370,30 @@ def _detectron2_settings(loaded: _Loaded) -> str:
 
 
 def _difference(loaded: _Loaded, written: safe_load.Content, to: str) -> tuple[float, str]:
-    """How far features from the written file are from the source's, and by which networks that was found."""
+    """Compare features of the written file with those of the source.
+
+    Returns:
+        The largest difference relative to the largest feature, and the comparisons in words.
+    """
     architecture = loaded.extracted.architecture
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     features = functools.partial(_features, architecture, loaded.checkpoint.architecture.stem, images=images)
-    back = extract(find(written, "detectron2" if to == "detectron2" else "torchvision"), written.path).state
+    read_back = extract(find(written, "detectron2" if to == "detectron2" else "torchvision"), written.path).state
     expected = features(loaded.extracted.state)
-    differences = [(features(back) - expected).abs().max() / expected.abs().max()]
-    against = "read back through the inverse names"
+    differences = [(features(read_back) - expected).abs().max() / expected.abs().max()]
+    against = "the written file read back"
     if to == "detectron2" and architecture in _DEPTHS and importlib.util.find_spec("detectron2") is not None:
         detectron2 = importlib.import_module("transfer.detection.engines.detectron2")
         state = safe_load.tensors(written.data["model"])
-        theirs = detectron2.backbone_features(state, images, _DEPTHS[architecture])
-        differences.append((theirs - expected).abs().max() / expected.abs().max())
+        found = detectron2.backbone_features(state, images, _DEPTHS[architecture])
+        differences.append((found - expected).abs().max() / expected.abs().max())
         against += ", and Detectron2's own ResNet"
     return max(float(value) for value in differences), against
 
 
 @torch.inference_mode()
 def _features(name: str, stem: str, state: dict[str, torch.Tensor], *, images: torch.Tensor) -> torch.Tensor:
+    """Compute features (N, F) of images (N, 3, H, W) with our backbone."""
     with torch.device("meta"):
         model = Backbone(BackboneConfig(name=name, stem=stem)).eval()
     model.load_state_dict(state, assign=True)

@@ -153,7 +153,7 @@ class _Run:
         for images, labels in batches:
             logits = self.classifier(images.contiguous(memory_format=torch.channels_last))
             counts += correct(logits, send(labels, process.device))
-        counts = distributed.total(counts.double()).long()  # exact below 2^53
+        distributed.sum_counts(counts)
         self.classifier.train()
         return percentages(counts.tolist(), len(source), self.classifier.fc.out_features)
 

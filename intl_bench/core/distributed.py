@@ -272,6 +272,13 @@ def largest(x: torch.Tensor) -> torch.Tensor:
     return x
 
 
+def sum_counts(x: torch.Tensor) -> torch.Tensor:
+    """Overwrite integers `x` with their sum over all processes."""
+    if world_size() > 1:
+        dist.all_reduce(x)
+    return x
+
+
 def any_process(flag: bool, device: torch.device) -> bool:
     """Return on every process whether `flag` is true on at least one."""
     if world_size() == 1:

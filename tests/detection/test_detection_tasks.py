@@ -151,7 +151,7 @@ def test_a_killed_and_resumed_run_ends_with_the_same_detector() -> None:
         if number == signal.SIGTERM:
             last = errors.splitlines()[-1]
             assert last.startswith("intl-bench: stopped by SIGTERM")
-            assert last.endswith("the same command goes on from there")
+            assert last.endswith("run the same command again to resume")
         assert cli.main([*command, "--results", number.name]) == 0
         (record,) = records(number.name)
         assert record.metrics == whole.metrics
@@ -230,7 +230,7 @@ def write_invalid_files() -> None:
         (words("coco", OURS, "--visualize", "-1"), 2, "visualize=-1: expected at least 0"),
         (words("coco", OURS, "--from", "moco"), 2, "no moco backbone"),
         (words("coco", OURS, "--config", "r50_c4_3x"), 2, "config r50_c4_3x: no such file; did you mean r50_c4"),
-        (words("coco", "code.pth"), 2, "could run code; nothing of it was run"),
+        (words("coco", "code.pth"), 2, "could run code; no code was run"),
         (words("coco", "nowhere.pt"), 2, "checkpoint nowhere.pt: no such file"),
         (words("coco", OURS, "lr=1e30"), 3, "not finite; lower lr"),
         (words("voc", data="nowhere"), 2, "nowhere/VOC2007/ImageSets/Main/trainval.txt: No such file"),

@@ -16,6 +16,7 @@ from fake_cuda_cases import CASES
 from fake_cuda_measure import COMMITTED, KINDS, SEEN, committed_form
 from places import SUPPORT
 
+pytestmark = pytest.mark.slow  # all of them need `measured`
 MEASURE = SUPPORT / "fake_cuda_measure.py"
 # A step of these is launched without the host ever waiting, in every precision.
 NEVER_WAIT = [

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from places import ROOT, SUPPORT
 
-ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "benchmarks" / "gpu_day.sh"
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
@@ -22,6 +22,13 @@ CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 def step(out: Path, *words: str) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"OUT": str(out), "PYTHON": sys.executable, "TMPDIR": str(out.parent)}
     return subprocess.run([SCRIPT, *words], env=environment, capture_output=True, text=True)
+
+
+def in_one_process(*words: str) -> subprocess.CompletedProcess[str]:
+    """Run a step as `gpu_day_at_once` does, with the environment that the script gives to its jobs on a CPU."""
+    environment = {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "TORCHDYNAMO_DISABLE": "1"}
+    command = [sys.executable, SUPPORT / "gpu_day_at_once.py", *words, "--device", "cpu", "--small"]
+    return subprocess.run(command, env=os.environ | environment, capture_output=True, text=True)
 
 
 def assert_can_be_fetched(out: Path) -> None:
@@ -38,7 +45,7 @@ def test_correctness(tmp_path: Path) -> None:
     done = step(tmp_path / "out", "correctness", "--device", "cpu", "--small")
     assert done.returncode == 0, done.stdout[-3000:]
     (suite,) = xml.parse(tmp_path / "out" / "correctness.xml").getroot().iter("testsuite")
-    cases = [case for case in suite.iter("testcase") if case.get("classname") == "tests.test_gpu"]
+    cases = [case for case in suite.iter("testcase") if case.get("classname") == "tests.end_to_end.test_gpu"]
     passed = [case for case in cases if case.find("skipped") is None]
     assert len(passed) >= 60
     assert len(cases) - len(passed) == 2  # what a CPU cannot stand in for
@@ -46,12 +53,24 @@ def test_correctness(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_speed_as_on_the_day(tmp_path: Path) -> None:
+    """Each job is a process; `test_speed` runs all of them."""
+    jobs = ["knn", "expandable-segments-off"]
+    done = step(tmp_path / "out", "speed", "--device", "cpu", "--small", "--only", *jobs)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr
+    assert re.findall(r"^\*\*(\S+)\*\*: ", done.stdout, re.MULTILINE) == ["rates", *jobs]
+    assert "not measured" not in done.stdout
+    assert_can_be_fetched(tmp_path / "out")
+
+
+@pytest.mark.slow
 def test_speed(tmp_path: Path) -> None:
-    done = step(tmp_path / "out", "speed", "--device", "cpu", "--small")
+    done = in_one_process("gpu_speed", "--out", str(tmp_path / "out"))
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr
     rows = [json.loads(line) for line in (tmp_path / "out" / "speed.jsonl").read_text().splitlines()]
     names = re.findall(r"^\*\*(\S+)\*\*: ", done.stdout, re.MULTILINE)
     assert names[0] == "rates"
+    assert len(names) >= 19
     assert {row["job"] for row in rows} | {"knn", "probe"} == {*names}
     for row in rows:
         if "img/s" in row:
@@ -85,13 +104,16 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 @pytest.mark.slow
 def test_accuracy(tmp_path: Path, images: list[str]) -> None:
     out, runs = tmp_path / "out", tmp_path / "runs"
-    words = ["accuracy", "--device", "cpu", "--small", "--runs", str(runs), *images]
+    words = ["--runs", str(runs), *images]
     # The time is up at once: nothing is trained yet.
-    done = step(out, *words, "--seconds", "1")
+    done = step(out, "accuracy", "--device", "cpu", "--small", *words, "--seconds", "1")
     assert done.returncode == 0, done.stdout
-    assert "subset_intl: the time is up; the same command goes on" in done.stdout
-    done = step(out, *words)
+    assert "subset_intl: the time is over; run the same command again" in done.stdout
+    done = step(out, "accuracy", "--device", "cpu", "--small", *words, "--only", "subset")
     assert done.returncode == 0, done.stdout[-3000:]
+    assert "the time is over" not in done.stdout
+    done = in_one_process("gpu_accuracy", "--out", str(out), *words)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr
     with tarfile.open(out / "accuracy.tar.gz") as archive:
         texts = {name: archive.extractfile(name).read().decode() for name in archive.getnames()}
     records = [json.loads(text) for name, text in texts.items() if name.startswith("results/records/")]
@@ -104,6 +126,7 @@ def test_accuracy(tmp_path: Path, images: list[str]) -> None:
     assert_can_be_fetched(out)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_done_is_one_line(tmp_path: Path) -> None:
     done = step(tmp_path, "speed")
     assert done.returncode == 4
@@ -116,7 +139,8 @@ def test_what_cannot_be_done_is_one_line(tmp_path: Path) -> None:
     done = step(tmp_path, "accuracy", "--device", "cpu", "--small", "--data", str(tmp_path), "--runs", str(tmp_path))
     assert done.returncode == 2
     assert done.stdout.strip().splitlines() == [
-        f"{tmp_path / 'cifar10_subset.npz'}: not there, part subset needs it (docs/gpu_day.md); --only names the other"
+        f"{tmp_path / 'cifar10_subset.npz'}: missing, but needed by part subset (docs/gpu_day.md); "
+        "use --only for the other part"
     ]
 
 
@@ -132,4 +156,4 @@ def test_a_measurement_has_a_limit_and_what_it_printed_stays(tmp_path: Path, mon
     assert gpu_speed.run("slow", slow, options) == ("so far\n", "ended after 3 s")
     assert gpu_speed.run("bad", bad, options) == ("so far\n", "failed: not like this")
     options.seconds = 1
-    assert gpu_speed.run("slow", slow, options) == ("", "not measured, the time is up; --only slow does")
+    assert gpu_speed.run("slow", slow, options) == ("", "not measured, the time is over; run again with --only slow")

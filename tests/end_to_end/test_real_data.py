@@ -8,7 +8,7 @@ from intl_bench import cli
 from intl_bench.records import RecordStore
 from transfer.convert import read
 
-pytestmark = pytest.mark.data
+pytestmark = [pytest.mark.data, pytest.mark.slow]
 SMALL = ["backbone.name=resnet10_narrow", "projector.hidden=64", "projector.out=64", "epochs=1", "workers=1"]
 
 

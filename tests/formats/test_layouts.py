@@ -1,4 +1,4 @@
-"""Recognition: every project's files, what is wrong with them named, and copies that must not be taken."""
+"""Recognition of the files of every project, errors that name a tensor, and the choice of a branch."""
 
 from collections import OrderedDict
 from pathlib import Path
@@ -53,7 +53,7 @@ def assert_same(state: State, expected: State, *, counters: bool) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_every_layout_is_told_by_its_keys(name: str, small: tuple[State, State]) -> None:
+def test_every_layout_is_recognized_by_its_keys(name: str, small: tuple[State, State]) -> None:
     case = CASES[name](*small)
     found, extracted = recognize(case.root)
     assert found.layout.name == case.layout
@@ -66,7 +66,7 @@ def test_every_layout_is_told_by_its_keys(name: str, small: tuple[State, State])
     assert (named.container, named.prefix, named.branch) == (found.container, found.prefix, found.branch)
 
 
-# Those whose names of bottleneck blocks are not torchvision's.
+# Layouts with other names of bottleneck blocks than torchvision's.
 @pytest.mark.parametrize(
     "name",
     [
@@ -96,7 +96,7 @@ def test_architectures_are_told_apart(name: str) -> None:
 
 
 def every_key(case: Case, extracted: Extracted) -> int:
-    """Tensors of the backbone and keys left aside, against everything in the file at the backbone's level."""
+    """Count the tensors of the backbone and the keys left aside that are next to them."""
     used = sum(not key.endswith("num_batches_tracked") for key in extracted.state)
     return used + sum(key in case.tensors for key in extracted.left_aside)
 
@@ -112,11 +112,10 @@ def test_every_tensor_is_used_once_or_left_aside(name: str, small: tuple[State, 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name != "byol deepmind"])
 def test_a_missing_extra_or_misshapen_tensor_is_named(name: str, small: tuple[State, State]) -> None:
-    """No other copy in the file steps in for a damaged one."""
+    """Another copy in the file does not replace a damaged one."""
     case = CASES[name](*small)
     found, _ = recognize(case.root)
-    theirs = names(found.table, "resnet10_narrow")
-    victim = found.prefix + theirs["layer3.0.conv2.weight"]
+    victim = found.prefix + names(found.table, "resnet10_narrow")["layer3.0.conv2.weight"]
     kept = case.tensors[victim]
 
     del case.tensors[victim]
@@ -125,14 +124,14 @@ def test_a_missing_extra_or_misshapen_tensor_is_named(name: str, small: tuple[St
     assert victim in str(caught.value)
 
     case.tensors[victim] = kept[:-1]
-    with pytest.raises(InputError, match=r"is \(127, 128, 3, 3\), expected \(128, 128, 3, 3\)") as caught:
+    with pytest.raises(InputError, match=r"has the shape \(127, 128, 3, 3\); expected \(128, 128, 3, 3\)") as caught:
         recognize(case.root)
     assert victim in str(caught.value)
 
     case.tensors[victim] = kept
     extra = victim.replace("2.weight", "9.weight").replace("branch2b", "branch9") + ".extra"
     case.tensors[extra] = kept
-    with pytest.raises(InputError, match="is not part of it") as caught:
+    with pytest.raises(InputError, match="is not part of the backbone") as caught:
         recognize(case.root)
     assert extra in str(caught.value)
 
@@ -150,7 +149,7 @@ def test_splits_of_a_batch_norm_that_differ_are_averaged(small: tuple[State, Sta
     case.tensors["backbone.1.running_mean"] = torch.cat([mean + shift for shift in torch.arange(8.0)])
     _, extracted = recognize(case.root)
     assert torch.allclose(extracted.state["bn1.running_mean"], mean + 3.5)
-    assert extracted.notes == ["running statistics of SplitBatchNorm averaged over its splits"]
+    assert extracted.notes == ["the running statistics of SplitBatchNorm averaged over the splits"]
 
 
 @pytest.mark.parametrize(
@@ -172,37 +171,40 @@ def test_splits_of_a_batch_norm_that_differ_are_averaged(small: tuple[State, Sta
         ("moco v1", "torchvision:module.encoder_k."),
     ],
 )
-def test_another_copy_is_taken_where_it_is_named(name: str, source: str, small: tuple[State, State]) -> None:
+def test_a_named_branch_is_read(name: str, source: str, small: tuple[State, State]) -> None:
     case = CASES[name](*small)
     found, extracted = recognize(case.root, source)
     assert_same(extracted.state, small[1], counters=case.counters)
     assert (found.branch == case.branch) is False
 
 
-def test_a_file_with_only_the_momentum_copy_says_so(small: tuple[State, State]) -> None:
+def test_a_file_with_only_the_momentum_encoder_is_an_error(small: tuple[State, State]) -> None:
     root = {"state_dict": prefixed("module.encoder_k.", small[0])}
-    with pytest.raises(InputError, match=r"only its branch momentum.*--from moco:momentum"):
+    with pytest.raises(InputError, match=r"only the branch momentum.*--from moco:momentum"):
         find(content(root))
 
 
-def test_unknown_prefixes_only_where_there_is_one(small: tuple[State, State]) -> None:
+def test_an_unknown_prefix_is_read_if_it_is_the_only_one(small: tuple[State, State]) -> None:
     one = {"weights": {**prefixed("net.body.", small[0]), **head("net.head.weight")}}
     _, extracted = recognize(one)
     assert_same(extracted.state, small[0], counters=True)
     assert extracted.left_aside == ["net.head.weight"]
     two = {"weights": {**prefixed("a.", small[0]), **prefixed("b.", small[1])}}
-    with pytest.raises(InputError, match=r"--from torchvision:a\., --from torchvision:b\."):
+    with pytest.raises(InputError, match=r"--from torchvision:a\. or --from torchvision:b\."):
         find(content(two))
     assert_same(recognize(two, "torchvision:b.")[1].state, small[1], counters=True)
 
 
-def test_one_branch_under_two_prefixes_is_not_guessed(small: tuple[State, State]) -> None:
+def test_two_prefixes_of_one_branch_are_an_error(small: tuple[State, State]) -> None:
     state = {**prefixed("module.backbone.", small[0]), **prefixed("backbone.", small[1])}
-    with pytest.raises(InputError, match=r"under backbone\. and module\.backbone\., which intl does not tell apart"):
+    with pytest.raises(
+        InputError,
+        match=r"2 backbones of the layout intl.*torchvision:backbone\. or --from torchvision:module\.backbone\.",
+    ):
         find(content({"state_dict": {**state, **head("module.projection.0.weight")}}))
 
 
-def test_bare_files_are_whose_the_user_says(small: tuple[State, State]) -> None:
+def test_the_user_names_the_layout_of_a_bare_backbone(small: tuple[State, State]) -> None:
     for source in ("dino", "barlow-twins", "vicreg", "zero-cl", "byol", "timm", "swav"):
         found, extracted = recognize(small[0], source)
         assert found.layout.name == source
@@ -214,7 +216,7 @@ def test_bare_files_are_whose_the_user_says(small: tuple[State, State]) -> None:
 def test_msra_weights_with_color_and_scale_folded(
     statistics: tuple[str, str, str, str], nested: bool, small: tuple[State, State]
 ) -> None:
-    """What the file's network gives for BGR in 0..255 minus the mean, ours gives for normalized RGB."""
+    """The stored conv1 on BGR in 0..255 minus the mean equals ours on normalized RGB."""
     source = msra_source(small[0])
     arrays = caffe2(source, *statistics)
     arrays["conv1_w_momentum"] = np.ones(2, np.float32)
@@ -228,12 +230,12 @@ def test_msra_weights_with_color_and_scale_folded(
             assert torch.allclose(extracted.state[key], tensor, rtol=1e-6, atol=0), key
     pixels = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 255
     mean, std = torch.tensor([[123.675, 116.28, 103.53], [58.395, 57.12, 57.375]])[..., None, None].double()
-    ours = torch.conv2d((pixels - mean) / std, extracted.state["conv1.weight"].double(), stride=2, padding=3)
-    theirs = torch.conv2d((pixels - mean).flip(1), source["conv1.weight"].double(), stride=2, padding=3)
-    assert float((ours - theirs).norm() / theirs.norm()) <= 1e-6
+    output = torch.conv2d((pixels - mean) / std, extracted.state["conv1.weight"].double(), stride=2, padding=3)
+    expected = torch.conv2d((pixels - mean).flip(1), source["conv1.weight"].double(), stride=2, padding=3)
+    assert float((output - expected).norm() / expected.norm()) <= 1e-6
 
 
-def test_batch_norm_that_is_fused_into_scales_is_refused(small: tuple[State, State]) -> None:
+def test_batch_norms_fused_into_scales_are_an_error(small: tuple[State, State]) -> None:
     arrays = caffe2(small[0], "s", "b", "rm", "riv")
     fused = {key: value for key, value in arrays.items() if not key.endswith(("_rm", "_riv"))}
     with pytest.raises(InputError, match="res_conv1_bn_rm is missing"):
@@ -252,14 +254,14 @@ def _with(state: State, **tensors: tuple[int, ...]) -> State:
             {"conv1__0__weight": (32, 3, 3, 3)},
             r"a deep stem \(ResNet-C or -D\): conv1\.0\.weight, which is another network",
         ),
-        ({"conv1__weight": (64, 3, 7, 7)}, r"conv1\.weight is \(64, 3, 7, 7\), expected \(32, 3, 7, 7\)"),
-        ({"conv1__weight": (32, 3, 5, 5)}, r"conv1\.weight is \(32, 3, 5, 5\)"),
+        ({"conv1__weight": (64, 3, 7, 7)}, r"conv1\.weight has the shape \(64, 3, 7, 7\); expected \(32, 3, 7, 7\)"),
+        ({"conv1__weight": (32, 3, 5, 5)}, r"conv1\.weight has the shape \(32, 3, 5, 5\)"),
         ({"layer2__0__downsample__2__weight": (64,)}, "average pool in the shortcuts"),
-        ({"projector__0__weight": (2, 2)}, "projector.0.weight is not part of it"),
-        ({"layer3__6__conv1__weight": (128, 128, 3, 3)}, "deeper than ResNet-50"),
+        ({"projector__0__weight": (2, 2)}, "projector.0.weight is not part of the backbone"),
+        ({"layer3__6__conv1__weight": (128, 128, 3, 3)}, "more blocks than ResNet-50"),
     ],
 )
-def test_other_networks_are_refused_by_name(
+def test_other_networks_are_named_in_an_error(
     change: dict[str, tuple[int, ...]], message: str, small: tuple[State, State]
 ) -> None:
     with pytest.raises(InputError, match=message):
@@ -269,10 +271,10 @@ def test_other_networks_are_refused_by_name(
 def test_damaged_values_are_named(small: tuple[State, State]) -> None:
     state = dict(small[0])
     state["layer2.0.bn1.running_var"] = torch.full((64,), float("nan"))
-    with pytest.raises(InputError, match=r"layer2\.0\.bn1\.running_var holds values that are not finite"):
+    with pytest.raises(InputError, match=r"layer2\.0\.bn1\.running_var has values that are not finite"):
         recognize(state)
     state = dict(small[0], **{"bn1.weight": torch.ones(32, dtype=torch.int32)})
-    with pytest.raises(InputError, match=r"bn1\.weight holds torch\.int32"):
+    with pytest.raises(InputError, match=r"bn1\.weight has torch\.int32"):
         recognize(state)
 
 
@@ -283,17 +285,17 @@ def test_damaged_values_are_named(small: tuple[State, State]) -> None:
         ({"weight": torch.ones(1)}, "auto", r"no ResNet-18, -34 or -50 in a known layout: its keys are weight"),
         ({}, "moko", r"unknown layout; did you mean moco\?"),
         ({}, "moco:teacher", "moco has the branches query, momentum"),
-        ({"a": torch.ones(1)}, "moco", r"no moco backbone \(query\) in it; its keys are a"),
+        ({"a": torch.ones(1)}, "moco", r"no moco backbone \(query\) in it: its keys are a"),
     ],
 )
-def test_nothing_found_is_one_line_that_helps(root: Any, source: str, message: str) -> None:
+def test_no_backbone_is_one_line_with_a_hint(root: Any, source: str, message: str) -> None:
     with pytest.raises(InputError, match=message) as caught:
         find(content(root), source)
     assert "\n" not in str(caught.value)
 
 
 def test_names_are_one_to_one_and_invertible() -> None:
-    """For every table and architecture, and Detectron2's against a second spelling of its rules."""
+    """For every table and architecture; Detectron2's names also equal those of an independent implementation."""
     for table in {id(table): table for layout in LAYOUTS for table in layout.tables}.values():
         for architecture in NAMES:
             mapping = names(table, architecture)

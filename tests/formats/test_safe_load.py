@@ -1,4 +1,4 @@
-"""Reading files by their content: every container, nothing of theirs run, one line for what cannot be read."""
+"""Reading of files by their content: every kind of file, no code run, one line for a file that cannot be read."""
 
 import argparse
 import collections
@@ -33,7 +33,7 @@ def assert_weights(found: dict[str, torch.Tensor]) -> None:
 
 @pytest.mark.parametrize("name", ["a.pth", "a.pth.tar", "a.pkl", "a.safetensors", "a"])
 @pytest.mark.parametrize("write", [torch.save, legacy, save_file, "pickle"])
-def test_content_decides_not_the_name(write: Any, name: str, tmp_path: Path) -> None:
+def test_the_content_decides_the_kind(write: Any, name: str, tmp_path: Path) -> None:
     path = tmp_path / name
     if write == "pickle":
         path.write_bytes(pickle.dumps({key: value.numpy() for key, value in WEIGHTS.items()}, protocol=2))
@@ -60,7 +60,7 @@ class _Evaluated(_Sentinel):
 
 
 class _Nested(_Sentinel):
-    """Through a function that is allowed: what matters is that the inner one is not."""
+    """An allowed function whose argument is not allowed."""
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         return collections.OrderedDict, ({"x": _Evaluated(self.path)},)
@@ -89,11 +89,11 @@ def test_code_is_refused_by_name_and_not_run(write: Any, kind: Any, name: str, t
     path, sentinel = tmp_path / "weights.pth", tmp_path / "was_run"
     weights = {key: value.numpy() for key, value in WEIGHTS.items()} if write in DUMPS else WEIGHTS
     write({"state_dict": weights, "extra": kind(sentinel)}, path)
-    with pytest.raises(InputError, match=rf"asks for \S*{name}, which could run code; nothing of it was run") as caught:
+    with pytest.raises(InputError, match=rf"asks for \S*{name}, which could run code; no code was run") as caught:
         read(path)
     assert not sentinel.exists()
     assert "\n" not in str(caught.value)
-    if write in DUMPS:  # the trap works: an ordinary reader falls into it
+    if write in DUMPS:  # an ordinary reader runs the code
         pickle.loads(path.read_bytes())
     else:
         torch.load(path, weights_only=False)
@@ -109,7 +109,7 @@ def test_a_whole_module_is_refused(write: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("write", [torch.save, legacy])
-def test_bookkeeping_of_known_projects_is_carried_and_the_weights_read(write: Any, tmp_path: Path) -> None:
+def test_settings_of_known_projects_are_kept(write: Any, tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.pth"
     extras = {
         "args": argparse.Namespace(lr=0.1, path=pathlib.PurePosixPath("/data")),
@@ -130,7 +130,7 @@ def test_bookkeeping_of_known_projects_is_carried_and_the_weights_read(write: An
 
 @pytest.mark.parametrize("module", ["pathlib", "pathlib._local"])  # as Python 3.13 calls it
 @pytest.mark.parametrize("kind", ["PosixPath", "PurePosixPath", "WindowsPath"])
-def test_paths_are_carried_whichever_python_wrote_them(module: str, kind: str, tmp_path: Path) -> None:
+def test_paths_of_every_python_are_kept(module: str, kind: str, tmp_path: Path) -> None:
     class Named:
         def __reduce__(self) -> tuple[Any, ...]:
             return pathlib.PurePosixPath, ("data", "imagenet")
@@ -145,7 +145,7 @@ def test_paths_are_carried_whichever_python_wrote_them(module: str, kind: str, t
 
 @pytest.fixture
 def foreign(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, type], Any]:
-    """Makes a class importable under a name, until the test ends."""
+    """Return a function that makes a class importable under a name until the test ends."""
 
     def make(name: str, base: type) -> Any:
         *packages, kind = name.split(".")
@@ -179,7 +179,7 @@ def test_objects_of_absent_packages_become_stand_ins(
 def test_haiku_state_without_haiku(
     foreign: Callable[[str, type], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Mappings and the named tuple of DeepMind's pickles, and an optimizer's state that nobody needs."""
+    """Mappings and the named tuple of DeepMind's pickles, and the state of an optimizer."""
     path = tmp_path / "byol.pkl"
     mapping = foreign("haiku._src.data_structures.FlatMapping", object)
     mapping.__init__ = lambda self, content: setattr(self, "content", content)
@@ -200,7 +200,7 @@ def test_haiku_state_without_haiku(
 
 
 def test_arrays_of_old_pythons(tmp_path: Path) -> None:
-    """Python 2's strings, as in Detectron's pickles; big-endian arrays; and float16, which becomes what it is."""
+    """Strings of Python 2, as in Detectron's pickles, big-endian arrays, and float16, which stays float16."""
     path = tmp_path / "R-50.pkl"
     path.write_bytes(b"\x80\x02}q\x00U\x05conv1q\x01U\x02\xff\xfeq\x02s.")
     assert read(path).data == {"conv1": "ÿþ"}
@@ -225,12 +225,12 @@ def test_bfloat16_and_safetensors_metadata(tmp_path: Path) -> None:
         (b"", "empty file"),
         (b"<!DOCTYPE html><html>quota exceeded</html>", "a web page, not weights"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a Git LFS pointer"),
-        (b"\x1f\x8b\x08\x00\x00", "compressed: decompress it first"),
+        (b"\x1f\x8b\x08\x00\x00", "a compressed file; decompress it first"),
         (b"x" * 257 + b"ustar" + b"0" * 300, "a tar archive"),
         (b"\x89HDF\r\n", "an HDF5 file"),
-        (b"plain text", "neither a PyTorch file, nor safetensors, nor a pickle"),
+        (b"plain text", "unknown format; expected a PyTorch file, safetensors or a pickle"),
         (b"PK\x03\x04 not really a zip", "not a readable PyTorch file"),
-        (b"\x80\x02}q", r"not a readable pickle file .*truncated or damaged"),
+        (b"\x80\x02}q", r"not a readable pickle file: truncated or damaged"),
         ((10**9).to_bytes(8, "little") + b"{", "a truncated safetensors file"),
         ((4).to_bytes(8, "little") + b"{a}}", "not a readable safetensors file"),
     ],
@@ -259,10 +259,10 @@ def test_truncated_files_are_one_line(write: Any, tmp_path: Path) -> None:
 def test_missing_files_folders_and_replaced_bytes(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such file"):
         read(tmp_path / "nowhere.pth")
-    with pytest.raises(InputError, match=r"a folder, expected a file; of a sharded checkpoint"):
+    with pytest.raises(InputError, match=r"a folder; expected a file; of a sharded checkpoint"):
         read(tmp_path)
     path = tmp_path / "a.pth"
     torch.save(WEIGHTS, path)
     (tmp_path / "a.pth.sha256").write_text(f"{'0' * 64}  a.pth\n")
-    with pytest.raises(InputError, match=r"do not match a\.pth\.sha256"):
+    with pytest.raises(InputError, match=r"does not match a\.pth\.sha256"):
         read(path)

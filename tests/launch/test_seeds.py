@@ -55,6 +55,7 @@ def test_seeds_side_by_side_give_the_records_of_one_after_the_other(
     assert [seed for seed, _ in values[0]] == [0, 2]
 
 
+@pytest.mark.slow
 def test_a_seed_gets_the_arguments_as_the_user_typed_them(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -255,7 +255,7 @@ def test_trace_loss_figure_shows_both_kinds_of_divergence() -> None:
         ("name: x\ncells: [epochs=1]\ntasks: [quiz]\n", "tasks: 'quiz' is not one of linear, knn"),
         ("name: x\ncells: [epochs=1]\nfigure: pie\n", "figure: 'pie' is not one of power"),
         ("name: x\ncells: [epoch=1]\n", "unknown key 'epoch'; did you mean epochs?"),
-        ("name: x\nrecipe: demo\ncells: [epochs=1, method.axis=batch]\n", "whitens 512 features over 128 samples"),
+        ("name: x\nrecipe: demo\ncells: [epochs=1, method.axis=batch]\n", "512 features over 128 samples is singular"),
         ("name: x\nrecipe: cifar10_r19_intl\ncells: [epochs=1]\n", "did you mean cifar10_r18_intl?"),
     ],
 )

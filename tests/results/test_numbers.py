@@ -1,7 +1,7 @@
 """Every number that the texts state as a result comes from a record, a file of results or a script.
 
-Numbers in README's table "Measured so far" and in the headers of configurations are looked up in all records. In
-results/LOG.md a line
+Numbers in the table "Measured so far" of docs/results_and_protocols.md and in the headers of configurations are looked
+up in all records, numbers in docs/detection.md in the files of results. In results/LOG.md a line
 
     Sources: records in results/ablations/power_reduced; file results/benchmarks.md; script benchmarks/quality.py
 
@@ -30,7 +30,9 @@ from intl_bench.records import RecordStore
 from intl_bench.tables import TABLES, render
 
 ROOT = Path(__file__).resolve().parents[2]
-README, LOG = (ROOT / name for name in ("README.md", "results/LOG.md"))
+MEASURED, DETECTION, LOG = (
+    ROOT / name for name in ("docs/results_and_protocols.md", "docs/detection.md", "results/LOG.md")
+)
 BENCHMARKS = [ROOT / "results" / "benchmarks.md", ROOT / "results" / "parity.md"]
 RECORDS = sorted(path for path in (ROOT / "results").rglob("records") if path.is_dir())
 PUBLISHED = [
@@ -152,8 +154,8 @@ def results(text: str) -> list[Number]:
     return [n for n in numbers if set(n["value"]) & {".", "e"} or n["suffix"] or n["std"] or n["n"]]
 
 
-def unknown_of_readme(text: str) -> list[str]:
-    """Return the numbers in README's table that have no source."""
+def unknown_of_table(text: str) -> list[str]:
+    """Return the numbers in the table "Measured so far" that have no source."""
     table = text.partition("## Measured so far")[2].partition("\n\n")[2].partition("\n\n")[0]
     cells = [value for folder in RECORDS for value in recorded(folder)[0] if value.n]
     return [number[0] for number in results(table) if not is_known(number, cells, BENCHMARKS)]
@@ -204,8 +206,16 @@ def unknown_of_header(text: str) -> list[str]:
     return unknown
 
 
-def test_the_numbers_of_the_readme_have_a_source() -> None:
-    assert unknown_of_readme(README.read_text(encoding="utf-8")) == []
+def test_the_numbers_of_the_table_have_a_source() -> None:
+    text = MEASURED.read_text(encoding="utf-8")
+    assert "± " in text.partition("## Measured so far")[2]
+    assert unknown_of_table(text) == []
+
+
+def test_the_numbers_of_detection_have_a_source() -> None:
+    numbers = results(DETECTION.read_text(encoding="utf-8"))
+    assert {number["value"] for number in numbers} == {"2e-7", "4e-6"}
+    assert [number[0] for number in numbers if not is_known(number, [], BENCHMARKS)] == []
 
 
 @pytest.mark.parametrize("part", [pytest.param(part, id=part[0][:60]) for part in parts_of_log()])
@@ -231,7 +241,7 @@ def test_a_changed_digit_is_found() -> None:
         f"{mean} ± {std}1 ({value.n})": False,
         f"{mean} ± {std} ({value.n + 1})": False,
     }.items():
-        assert bool(unknown_of_readme(f"## Measured so far\n\n| {text} |\n")) is not known, text
+        assert bool(unknown_of_table(f"## Measured so far\n\n| {text} |\n")) is not known, text
         assert bool(unknown_of_log(f"records in {folder.relative_to(ROOT)}", f"Top-1 is {text}.")) is not known, text
     assert unknown_of_log("records in results/records", f"{mean} ± {std}") == [f"{mean} ± {std}"]
     assert unknown_of_log("", f"{mean} ± {std}") == [f"{mean} ± {std}"]

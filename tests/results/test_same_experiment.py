@@ -214,6 +214,7 @@ def test_a_finished_run_is_not_reused_for_other_images(capsys: pytest.CaptureFix
     intl_bench(*own, "data.root=a.npz", "--fresh")
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_does_not_resume_with_other_images(capsys: pytest.CaptureFixture[str]) -> None:
     archive(Path("a.npz"), 0)
     words = ["pretrain", "demo", *TINY, "data.kind=npz", "data.root=a.npz", "epochs=3000", "name=a", "save_minutes=0"]

@@ -404,7 +404,7 @@ def test_foreign_weights_that_are_not_finite(foreign: Path, capsys: pytest.Captu
     torch.save(state, "nan.pth")
     assert_refused(
         ["spectrum", "nan.pth", "data.kind=shapes", "data.size=96"],
-        "layer4.1.bn2.bias holds values that are not finite",
+        "layer4.1.bn2.bias has values that are not finite",
         capsys,
     )
 

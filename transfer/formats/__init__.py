@@ -1,1 +1,1 @@
-"""Checkpoints of other projects: their layouts, their tensor names, and reading them without running their code."""
+"""Checkpoints of other projects: their layouts, the names of their tensors, and a reader that runs no code of files."""

@@ -1,7 +1,7 @@
-"""The layouts in which others store ResNets, as data: where the backbone is, what it is called, what it expects.
+"""Layouts of ResNet checkpoints, as data: the place and the names of the backbone, and its preprocessing of images.
 
-Each `Layout` says under which anchored prefixes its networks lie and which other keys betray it. What keys cannot tell
-(padding of the stem, color, scale) is what the layout's authors do. Sources: the loaders and savers of the projects.
+docs/add_a_layout.md tells how to add a layout. Facts that keys do not tell (padding of the stem, order and scale of the
+color channels) follow the code of the project. Sources: the loaders and savers of the projects.
 """
 
 import dataclasses
@@ -28,12 +28,17 @@ from transfer.formats.names import (
 IMAGENET = {"channels": "RGB", "scale": "0..1", "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 _SWAV = {**IMAGENET, "std": [0.228, 0.224, 0.225]}
 _UNNORMALIZED = {**IMAGENET, "mean": [0.0, 0.0, 0.0], "std": [1.0, 1.0, 1.0]}
-_TIMM = {**IMAGENET, "note": "the weights' own pretrained_cfg decides; some tags use 0.5 / 0.5"}
+_TIMM = {**IMAGENET, "note": "see pretrained_cfg of the weights; some tags use mean 0.5 and std 0.5"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Keys to follow from the top of the file to the dictionary of tensors, and what precedes the backbone's names."""
+    """Place of a backbone in a file.
+
+    Attributes:
+        container: the keys from the top of the file to the dictionary of tensors, joined by "/"; "" is the top.
+        prefix: a regular expression for what precedes the backbone's names, matched from the start of a key.
+    """
 
     container: str
     prefix: str = ""
@@ -45,19 +50,24 @@ class Place:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Layout:
-    """One project's files.
+    """Description of a project's checkpoints.
 
     Attributes:
-        display: the method as tables call it.
-        branches: complete copies of the backbone that such a file may hold; the first that `default` lists and the file
-            has is taken. Prefixes are regular expressions, matched from the start of a key.
-        marks: each must occur in the keys for the layout to be recognized; keys at the top of the file begin with "/".
-            `"!..."` must not occur.
-        heads: what else may lie beside the backbone's tensors, under the prefix.
-        adapt: what `transfer.convert` does to the tensors: "haiku", "msra" or "split_bn".
-        small_stem: the stem where conv1 is a 3x3; keys do not tell its padding, nor whether a max-pool follows.
-        per_data_set: whether the authors normalize small images by their data set's mean and std instead.
-        differs: how its network computes something else than torchvision's with the same weights, if it does.
+        name: the value of `--from`.
+        display: the method's name in tables.
+        branches: {name: places} of the complete copies of the backbone in a file, such as a momentum encoder.
+        default: branches by preference; the first one that the file has is read. Empty: the first of `branches`.
+        tables: names of the tensors. The table that matches most names of a file is used.
+        marks: regular expressions, searched in the list of keys, one key a line. The layout is recognized if all are
+            found, except that one with a leading "!" must not be. Keys at the top of the file have a leading "/".
+        heads: a regular expression for the tensors under the prefix that are not part of the backbone.
+        adapt: the change of the tensors by `transfer.formats.match`: "haiku", "msra", "split_bn" or "" (none).
+        preprocessing: what the network expects of pixels, and a `note` for people.
+        small_stem: the stem (`pretrain.backbone.STEMS`) of a network with a 3x3 conv1. Keys tell neither its padding
+            nor whether a max-pool follows.
+        per_data_set: whether the project normalizes small images by the mean and std of their data set instead.
+        differs: how the network differs from torchvision's with the same weights; "" if it does not.
+        stride_in_1x1: whether the stride of a bottleneck block is in its first 1x1 convolution.
     """
 
     name: str
@@ -89,12 +99,16 @@ _SAME_POOL = "TensorFlow's SAME padding (at the bottom and right) in the max-poo
 _VISSL_DINO = r"momentum_teacher\.(?:module\.)?trunk\.(?:base_model\.)?(?:_feature_blocks\.)?"
 _1X1 = "stride in the first 1x1 convolution of a bottleneck instead of the 3x3"
 
-# In the order of recognition: what has marks of its own before what has few.
+# In the order of recognition: layouts with specific marks come before layouts with general ones.
 LAYOUTS = (
     Layout(
         name="intl-bench",
         display="intl-bench",
-        branches={name: _at("method", re.escape(prefix)) for name, prefix in BRANCHES.items()},
+        branches={
+            "online": _at("method", re.escape(BRANCHES["online"])),
+            # Earlier versions wrote "target.".
+            "momentum": _at("method", re.escape(BRANCHES["momentum"]), r"target\.0\."),
+        },
         marks=(r"^/format$", r"^/steps_per_epoch$"),
     ),
     Layout(
@@ -144,7 +158,7 @@ LAYOUTS = (
         branches={"online": (Place("", r"(?:resnet\.)?"),)},
         tables=(HUGGING_FACE,),
         heads=r"classifier\..*",
-        preprocessing={**IMAGENET, "note": "preprocessor_config.json decides"},
+        preprocessing={**IMAGENET, "note": "see preprocessor_config.json"},
     ),
     Layout(
         name="vissl",
@@ -161,7 +175,7 @@ LAYOUTS = (
                 for prefix in (r"moco_encoder\.trunk\._feature_blocks\.", _VISSL_DINO)
             ),
         },
-        preprocessing={**IMAGENET, "note": "entries that came from Caffe2 may be BGR"},
+        preprocessing={**IMAGENET, "note": "weights converted from Caffe2 may expect BGR"},
     ),
     Layout(
         name="stable-pretraining",
@@ -171,7 +185,7 @@ LAYOUTS = (
             "online": _at("state_dict", r"backbone\.(?:resnet\.)?"),
             "student": _at("state_dict", r"backbone\.student\.(?:resnet\.)?"),
         },
-        default=("teacher", "online"),  # its own forward() evaluates the teacher
+        default=("teacher", "online"),  # forward() of the project evaluates the teacher
         tables=(TORCHVISION, HUGGING_FACE),
         marks=(r"^callbacks_(modules|metrics)\.|ema_coefficient$|^/spt_run_dir$",),
         heads=r"fc\..*|classifier\..*|teacher\..*|student\..*|(base_|final_)?ema_coefficient",
@@ -264,7 +278,7 @@ LAYOUTS = (
         name="lightly",
         display="lightly",
         branches={
-            "backbone": (_BACKBONE,),  # in their DINO that is the teacher
+            "backbone": (_BACKBONE,),  # the teacher in DINO of lightly
             "teacher": _at("state_dict", r"teacher_backbone\."),
             "student": _at("state_dict", r"student_backbone\."),
             "momentum": _at("state_dict", r"(?:key_backbone|backbone_momentum)\."),
@@ -346,7 +360,7 @@ LAYOUTS = (
         name="simclr-tonylins",
         display="SimCLR",
         branches={"online": (_STATE,)},
-        marks=(r"^layer2\.0\.downsample\.0\.weight$(?s:.*)^layer2\.0\.conv1\.weight$",),  # TensorFlow's order
+        marks=(r"^layer2\.0\.downsample\.0\.weight$(?s:.*)^layer2\.0\.conv1\.weight$",),  # the order of TensorFlow
         preprocessing=_UNNORMALIZED,
         differs=_SAME_POOL,
     ),
@@ -354,7 +368,7 @@ LAYOUTS = (
         name="byol",
         display="BYOL",
         branches={"online": (_ROOT, _STATE)},
-        # The converter writes all weights first, then all running statistics, and no counters.
+        # The converter writes all weights, then all running statistics, and no counters.
         marks=(r"^layer4\.0\.conv1\.weight$(?s:.*)^layer1\.0\.bn1\.running_mean$", r"!num_batches_tracked$"),
         differs=_SAME,
     ),
@@ -366,7 +380,7 @@ LAYOUTS = (
         marks=(r"^/(state_dict_ema|metric)$",),
         preprocessing=_TIMM,
     ),
-    # Without marks: torchvision's names and nothing that tells whose weights they are.
+    # Without marks: torchvision's names, and no key that tells the project.
     Layout(
         name="torchvision",
         display="torchvision names",

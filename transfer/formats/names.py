@@ -1,7 +1,7 @@
-"""What the projects call the tensors of a ResNet, as data.
+"""Names of the tensors of a ResNet in each project, as data.
 
-Each `Names` maps torchvision's names to a layout's by six templates; code inverts it, so one table serves reading and
-writing. Sources: the models, loaders and savers of the named projects.
+Each `Names` maps the names of torchvision to those of a project by six templates. One table serves reading and writing.
+Sources: the models, loaders and savers of the projects.
 """
 
 import dataclasses
@@ -18,10 +18,19 @@ _STATISTICS = ("weight", "bias", "running_mean", "running_var", "num_batches_tra
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Names:
-    """How a layout names the tensors of a ResNet.
+    """Templates for the names of a ResNet's tensors.
 
-    Fields of the templates: n0, n, n1, n3 = stage 0.., 1.., 2.., 4..; b = block 0..; i0, i = convolution 0.., 1..;
-    even, odd = 0, 2, 4 and 1, 3, 5; abc = a, b, c; x = the batch norm's tensor; c4 = where a C4 detector has the stage.
+    The fields of a template are filled as follows.
+    Stage: {n0}, {n}, {n1}, {n3} count from 0, 1, 2 and 4; {c4} is the place of the stage in a C4 detector.
+    Block of a stage: {b} counts from 0.
+    Convolution of a block: {i0}, {i} count from 0 and 1; {even} is 0, 2, 4; {odd} is 1, 3, 5; {abc} is a, b, c.
+    Tensor of a batch norm: {x}.
+
+    Attributes:
+        conv1, bn1: the convolution and the batch norm of the stem.
+        conv, bn: those of a block.
+        shortcut_conv, shortcut_bn: those of the shortcut of a block.
+        x: {torchvision's name: the project's} of the tensors of a batch norm; a tensor that is not stored is absent.
     """
 
     conv1: str
@@ -120,14 +129,14 @@ HAIKU = Names(
 
 @functools.cache
 def shapes(architecture: str) -> dict[str, tuple[int, ...]]:
-    """Shape of every tensor of a backbone of `pretrain.backbone`, with the 7x7 stem."""
+    """Return {name: shape} of the tensors of a backbone of `pretrain.backbone` with the 7x7 stem."""
     with torch.device("meta"):
         return {name: tuple(tensor.shape) for name, tensor in build_backbone(architecture).state_dict().items()}
 
 
 @functools.cache
 def names(table: Names, architecture: str) -> dict[str, str]:
-    """{torchvision's name: the layout's} for an architecture; what the layout does not store is absent."""
+    """Return {torchvision's name: the project's} for an architecture, without the tensors that are not stored."""
     found = {}
     for name in shapes(architecture):
         *where, last = name.split(".")
@@ -154,5 +163,5 @@ def names(table: Names, architecture: str) -> dict[str, str]:
 
 @functools.cache
 def known(table: Names) -> frozenset[str]:
-    """Every name that a layout gives a tensor in one of our architectures."""
+    """Return the project's names of the tensors of all architectures."""
     return frozenset(name for architecture in NAMES for name in names(table, architecture).values())

@@ -1,8 +1,8 @@
-"""Reading files of weights that others wrote, without running anything that is in them.
+"""Read foreign checkpoints without running code that is in them.
 
-What a file is decides its content, never its name. PyTorch files go through `weights_only=True`; pickles through an
-unpickler that knows the names below and no others. Bookkeeping objects that such files carry beside the weights
-(settings, paths, counters) become `Inert` or plain dictionaries: they hold what was stored and do nothing.
+The content of a file decides its kind, not its name. PyTorch files are read with `weights_only=True`. Pickles are read
+by an unpickler that knows only the names below. Other objects of a file (settings, paths, counters) become `Inert` or
+dictionaries, which keep the stored values and run nothing.
 """
 
 import collections
@@ -21,11 +21,18 @@ from safetensors import SafetensorError, safe_open
 
 from intl_bench.core import files
 from intl_bench.core.errors import InputError, from_os_error
+from pretrain.checkpoint import current_names
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Content:
-    """What a file holds: `data` as stored, numpy arrays and all; `metadata` is the header of a safetensors file."""
+    """Content of a file.
+
+    Attributes:
+        kind: "PyTorch", "safetensors" or "pickle".
+        data: the stored value; arrays of NumPy are not converted.
+        metadata: the header of a safetensors file; otherwise empty.
+    """
 
     path: Path
     sha256: str
@@ -35,7 +42,7 @@ class Content:
 
 
 class Inert:
-    """Stands for an object of a class that is not to be created: keeps what it was made of, does nothing with it."""
+    """Stand-in for an object whose class is not imported. It keeps the stored values and runs nothing."""
 
     def __init__(self, *args: Any, **named: Any) -> None:
         self.args = (*args, *named.values())
@@ -45,7 +52,7 @@ class Inert:
 
 
 class ByolState(NamedTuple):
-    """`_ByolExperimentState` of DeepMind's BYOL: haiku parameters and running statistics."""
+    """`_ByolExperimentState` of DeepMind's BYOL, with the parameters and running statistics of haiku."""
 
     online_params: Any
     target_params: Any
@@ -55,14 +62,14 @@ class ByolState(NamedTuple):
 
 
 def _mapping(*args: Any) -> dict[Any, Any]:
-    """A dictionary from the arguments of somebody's mapping class; a default factory among them is not kept."""
+    """Return a dictionary from the arguments of a mapping class. A default factory is dropped."""
     return collections.OrderedDict(args[0]) if args and isinstance(args[0], dict) else collections.OrderedDict()
 
 
 def _encode(text: str, encoding: str = "latin1") -> bytes:
-    """How pickles of protocol 2 spell bytes."""
+    """Return bytes as pickles of protocol 2 write them."""
     if encoding not in ("latin1", "utf-8"):
-        raise pickle.UnpicklingError(f"bytes in the encoding {encoding}")
+        raise pickle.UnpicklingError(f"bytes in the encoding {encoding}; expected latin1 or utf-8")
     return text.encode(encoding)
 
 
@@ -76,7 +83,7 @@ _NUMPY |= {f"numpy.{package}.numeric._frombuffer": _core.numeric._frombuffer for
 _NUMPY |= {"numpy.ndarray": np.ndarray, "numpy.dtype": np.dtype}
 _NUMPY |= {f"numpy.dtypes.{type(t).__name__}": type(t) for t in map(np.dtype, "?bBhHiIlLqQefdSU")}
 
-# Harmless things by their full name: real where they only hold data, else a stand-in.
+# Harmless classes and functions by full name. Those that only hold data are real; the others become stand-ins.
 _KNOWN: dict[str, Any] = {
     **_NUMPY,
     "argparse.Namespace": Inert,
@@ -97,8 +104,8 @@ _KNOWN: dict[str, Any] = {
     **{f"datetime.{kind}": Inert for kind in ("date", "datetime", "timedelta")},
     **{f"builtins.{kind.__name__}": kind for kind in (bool, int, float, str, list, dict, tuple, set, complex)},
 }
-# Packages whose settings and counters occur in checkpoints of the layouts that are read: everything from them is a
-# stand-in, so it does not matter what it would do.
+# Packages whose settings and counters occur in checkpoints of known layouts. All their objects become stand-ins, so
+# their code does not matter.
 _PACKAGES = (
     *("mmengine", "mmcv", "omegaconf", "pytorch_lightning", "lightning", "lightning_fabric", "lightning_utilities"),
     *("lightly", "solo", "stable_pretraining", "classy_vision", "vissl", "haiku", "optax", "jaxline", "byol", "timm"),
@@ -106,7 +113,7 @@ _PACKAGES = (
 
 
 def _stand_in(name: str) -> Any:
-    """What to put where a file asks for the global `name`; None where the file is to be refused."""
+    """Return the replacement of a global that a file asks for; None if the file must be refused."""
     if name in _KNOWN:
         return _KNOWN[name]
     package, last = name.split(".")[0], name.split(".")[-1]
@@ -120,7 +127,7 @@ def _stand_in(name: str) -> Any:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Finds nothing but `_stand_in`s."""
+    """Unpickler that finds only the replacements of `_stand_in`."""
 
     def find_class(self, module: str, name: str) -> Any:
         found = _encode if (module, name) == ("_codecs", "encode") else _stand_in(f"{module}.{name}")
@@ -130,23 +137,23 @@ class _Unpickler(pickle.Unpickler):
 
 
 class _Refused(Exception):
-    """A file asked for this global."""
+    """A file asks for a global that is not known; the message is its name."""
 
 
 def read(path: Path) -> Content:
-    """The content of a PyTorch file (zip or older), a safetensors file or a pickle of arrays, on the CPU.
+    """Read a PyTorch file (zip or older), a safetensors file or a pickle of arrays, on the CPU.
 
     Raises:
-        InputError: missing, a folder, empty, damaged, of another format, or it would run code (the global it asks for
-            is named, and was not called).
+        InputError: the file is missing, a folder, empty, damaged, of another format, or asks for a global that could
+            run code. The error names the global, which is not called.
     """
     if path.is_dir():
         raise InputError(
-            f"checkpoint {path}: a folder, expected a file; of a sharded checkpoint, name the consolidated file"
+            f"checkpoint {path}: a folder; expected a file; of a sharded checkpoint give the consolidated file"
         )
     if not path.is_file():
         raise InputError(
-            f"checkpoint {path}: no such file; run `intl-bench pretrain` first, or name another checkpoint"
+            f"checkpoint {path}: no such file; run `intl-bench pretrain` first, or give another checkpoint"
         )
     digest = files.verify(path)
     try:
@@ -165,30 +172,31 @@ def read(path: Path) -> Content:
         data, metadata = readers[kind](path)
     except _Refused as refused:
         raise InputError(
-            f"checkpoint {path}: not loaded: it asks for {refused}, which could run code; nothing of it was run; save "
-            "only the weights (the model's state_dict()) and convert that"
+            f"checkpoint {path}: not loaded: it asks for {refused}, which could run code; no code was run; save only "
+            "the weights (state_dict() of the model) and convert that file"
         ) from refused
     except OSError as error:
         raise from_os_error(error, f"cannot read checkpoint {path}") from error
-    except Exception as error:  # what a damaged file makes the readers raise is not limited to a few kinds
+    except Exception as error:  # readers raise many kinds of exceptions for a damaged file
         reason = str(error).strip().split("\n")[0][:120] or type(error).__name__
         raise InputError(
-            f"checkpoint {path}: not a readable {kind} file ({reason}): truncated or damaged? get it again"
+            f"checkpoint {path}: not a readable {kind} file: truncated or damaged ({reason}); get it again"
         ) from error
-    return Content(path=path, sha256=digest, kind=kind, data=data, metadata=metadata)
+    return Content(path=path, sha256=digest, kind=kind, data=current_names(data), metadata=metadata)
 
 
-_LEGACY = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19"  # the number that PyTorch files before 1.6 begin with, pickled
+_LEGACY = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19"  # the pickled number at the start of files of PyTorch before 1.6
 _OTHERS = (
-    (re.compile(rb"\s*<(!doctype|html|\?xml)", re.IGNORECASE), "a web page, not weights: the download failed"),
-    (re.compile(rb"version https://git-lfs"), "a Git LFS pointer, not the file itself: run `git lfs pull`"),
-    (re.compile(rb"\x1f\x8b|BZh|\xfd7zXZ|7z\xbc\xaf"), "compressed: decompress it first"),
-    (re.compile(rb".{257}ustar", re.DOTALL), "a tar archive: unpack it and name the file of weights in it"),
-    (re.compile(rb"\x89HDF"), "an HDF5 file, which is not one of the layouts that are read"),
+    (re.compile(rb"\s*<(!doctype|html|\?xml)", re.IGNORECASE), "a web page, not weights; download it again"),
+    (re.compile(rb"version https://git-lfs"), "a Git LFS pointer, not the file; run `git lfs pull`"),
+    (re.compile(rb"\x1f\x8b|BZh|\xfd7zXZ|7z\xbc\xaf"), "a compressed file; decompress it first"),
+    (re.compile(rb".{257}ustar", re.DOTALL), "a tar archive; unpack it and give the file of weights in it"),
+    (re.compile(rb"\x89HDF"), "an HDF5 file; expected a PyTorch file, safetensors or a pickle"),
 )
 
 
 def _sniff(head: bytes, size: int, path: Path) -> str:
+    """Return the kind of a file of `size` bytes that begins with `head`."""
     if not head:
         raise InputError(f"checkpoint {path}: empty file; get it again")
     for pattern, reason in _OTHERS:
@@ -198,26 +206,26 @@ def _sniff(head: bytes, size: int, path: Path) -> str:
         return "PyTorch"
     if head[8:9] == b"{":
         if int.from_bytes(head[:8], "little") + 8 > size:
-            raise InputError(f"checkpoint {path}: a truncated safetensors file ({size} bytes); get it again")
+            raise InputError(f"checkpoint {path}: a truncated safetensors file of {size} bytes; get it again")
         return "safetensors"
     if (head[:1] == b"\x80" and head[1] <= pickle.HIGHEST_PROTOCOL) or head[:1] in (b"(", b"}", b"]", b"c"):
         return "pickle"
     raise InputError(
-        f"checkpoint {path}: neither a PyTorch file, nor safetensors, nor a pickle; TensorFlow checkpoints are not read"
+        f"checkpoint {path}: unknown format; expected a PyTorch file, safetensors or a pickle (not one of TensorFlow)"
     )
 
 
 def _read_torch(path: Path) -> tuple[Any, dict[str, str]]:
-    # An open file: given a name, torch decides some things by its ending.
+    # An open file has no ending, by which torch would choose the format.
     with path.open("rb") as stream:
         try:
             asked = torch.serialization.get_unsafe_globals_in_checkpoint(stream)
-        except ValueError:  # older than the zip format: what it asks for cannot be listed beforehand
+        except ValueError:  # the globals of a file before the zip format cannot be listed
             asked = list(_KNOWN)
         stand_ins = {name: _stand_in(name) for name in asked}
         for name in sorted(name for name, value in stand_ins.items() if value is None):
             raise _Refused(name)
-        stand_ins |= _NUMPY  # types of arrays are built without being asked for
+        stand_ins |= _NUMPY  # classes of arrays are built although the list does not have them
         stream.seek(0)
         try:
             with torch.serialization.safe_globals(list(zip(stand_ins.values(), stand_ins, strict=True))):
@@ -243,7 +251,7 @@ def _read_pickle(path: Path) -> tuple[Any, dict[str, str]]:
 
 
 def tensors(value: Any) -> dict[str, torch.Tensor]:
-    """The tensors and arrays of a mapping under their names, arrays as tensors; empty where it is not a mapping."""
+    """Return the tensors and arrays of a mapping by name, all as tensors; an empty mapping for any other value."""
     if not isinstance(value, dict):
         return {}
     found: dict[str, torch.Tensor] = {}
@@ -259,7 +267,7 @@ def tensors(value: Any) -> dict[str, torch.Tensor]:
 
 
 def flatten_byol(state: ByolState) -> dict[str, dict[str, Any]]:
-    """{"online": {"module/parameter": array}, "target": ...} of DeepMind's BYOL, parameters and statistics together."""
+    """Return {"online": {"module/parameter": array}, "target": ...}, parameters and running statistics together."""
 
     def leaves(tree: Any, prefix: str) -> dict[str, Any]:
         if not isinstance(tree, dict):
