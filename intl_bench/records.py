@@ -15,6 +15,7 @@ from intl_bench.core.errors import InputError, from_os_error
 from intl_bench.core.files import create_json, json_text, write_text
 from intl_bench.core.identity import SCALES, digest
 
+__all__ = ["SCHEMA", "RecordStore", "ResultRecord"]
 SCHEMA = 2
 _DIGESTED = ("pretraining", "evaluation")
 _KEY = (

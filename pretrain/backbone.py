@@ -6,6 +6,8 @@ from typing import NamedTuple
 from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
+__all__ = ["ARCHITECTURES", "NAMES", "STEMS", "Backbone", "BackboneConfig", "Stem", "build_backbone"]
+
 
 class Stem(NamedTuple):
     """The first convolution of a ResNet; `max_pool` tells whether a 3x3 max-pool with stride 2 follows."""

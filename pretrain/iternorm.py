@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from pretrain.precision import at_least_float32
 
+__all__ = ["AXES", "VARIANTS", "Whitening", "covariance", "iter_norm", "t_whitening_function", "whiten"]
 AXES = ("channel", "batch")
 VARIANTS = ("coupled", "paper")
 

@@ -12,6 +12,7 @@ from intl_bench.tables.formats import FORMATS
 from intl_bench.tables.frame import build_table
 from intl_bench.tables.model import Table
 
+__all__ = ["FORMATS", "TABLES", "render"]
 TABLES: dict[str, Table] = {
     "1": table1.TABLE,
     "2": table2.TABLE,

@@ -125,12 +125,16 @@ def test_overrides_make_a_paper_recipe_reduced() -> None:
     assert load_recipe("imagenet_r50_intl", ["method.beta=0.1"]).scale == "reduced"
 
 
-def test_readme_names_commands_that_exist() -> None:
-    text = (ROOT / "README.md").read_text()
+def test_texts_name_commands_that_exist() -> None:
     makefile = (ROOT / "Makefile").read_text()
-    for target in re.findall(r"^    make (\w+)", text, flags=re.M):
+    targets = re.findall(r"^    make (\w+)", (ROOT / "README.md").read_text(), flags=re.M)
+    assert {"demo", "test"} <= set(targets)
+    for target in targets:
         assert re.search(rf"^{target}:", makefile, flags=re.M)
-    for recipe in re.findall(r"^\| `(\w+)`", text, flags=re.M):
+    table = (ROOT / "docs" / "pretraining.md").read_text().partition("## Recipes")[2].partition("\n## ")[0]
+    recipes = re.findall(r"^\| `(\w+)`", table, flags=re.M)
+    assert "imagenet_r50_intl" in recipes
+    for recipe in recipes:
         assert configs.find(recipe, "pretrain").is_file()
 
 
