@@ -119,7 +119,7 @@ def parts(training: train.Training, batch: Batch) -> dict[str, float]:
         for crops, parameters in zip(batch.crops, batch.parameters, strict=True)
     ]
     encoder = nn.Sequential(training.method.backbone, training.method.projector)
-    target = getattr(training.method, "target", None)
+    momentum_encoder = training.method.momentum_encoder
     z = [torch.randn(recipe.batch_size, recipe.projector.out, device=device, requires_grad=True) for _ in views]
 
     def augmentation() -> None:
@@ -129,10 +129,10 @@ def parts(training: train.Training, batch: Batch) -> dict[str, float]:
     def networks() -> None:
         training.optimizer.zero_grad(set_to_none=True)
         with torch.autocast(device.type, dtype=training.autocast, enabled=training.autocast is not None):
-            if target is not None:
+            if momentum_encoder is not None:
                 with torch.no_grad():
-                    target(views[0])
-            outputs = [encoder(view) for view in (views if target is None else views[1:])]
+                    momentum_encoder(views[0])
+            outputs = [encoder(view) for view in (views if momentum_encoder is None else views[1:])]
         torch.autograd.backward(outputs, [torch.ones_like(output) for output in outputs])
 
     def loss() -> None:

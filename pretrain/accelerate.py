@@ -1,31 +1,32 @@
-"""Two ways to a faster step on a GPU, which change no result beyond rounding: compiled networks, and a recorded step.
+"""Two ways to speed up a step on a GPU: compiled networks and a recorded step. Results differ only by rounding.
 
-Neither belongs to what a run is. Where one cannot be used the step is computed without it.
+Neither is a part of the identity of a run. If one of them cannot be used, steps are computed without it.
 """
 
 import sys
 import typing
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
+
+from pretrain.methods import Method
 
 if typing.TYPE_CHECKING:
     from pretrain.train import Training
 
 Work = Callable[[Sequence[Tensor], Tensor | None], Tensor]
-"""What a step asks of the device: views and labels -> numbers to report; the weights are changed."""
+"""The computation of a step on the device: views and labels -> numbers to report; it changes the weights."""
 
 Record = Callable[[Callable[[], Tensor]], tuple[Tensor, Callable[[], None]]]
-"""Records what a function does without doing it: its result, and a function that does it all again."""
+"""Records the operations of a function without doing them; returns its result, and a function that does them."""
 
 WARM_UP = 3
-"""Steps before the recorded one, in which kernels are chosen, compiled and given their working memory."""
+"""Number of steps before the recorded one. In these, kernels are selected and compiled, and get their memory."""
 
 
 def apply(training: "Training") -> None:
-    """Does what the recipe's `compile` and `graph` ask for as far as it can be done here; one line says what cannot."""
+    """Apply `compile` and `graph` of the recipe; print a line if one of them cannot be used here."""
     recipe = training.recipe
     if recipe.compile and _possible(training, "compile", _why_not_compiled(training)):
         compile_networks(training.method)
@@ -44,7 +45,7 @@ def _why_not_compiled(training: "Training") -> str | None:
         return "the batch norms of several processes exchange their statistics, which is not compiled"
     try:
         torch.compile(torch.sin)(torch.ones(8, device=training.process.device))
-    except Exception as error:  # whatever it is that its compilers miss
+    except Exception as error:  # each compiler raises its own errors
         reason = next(filter(None, map(str.strip, str(error).splitlines())), type(error).__name__)
         return f"PyTorch cannot compile on this machine ({reason[:200]})"
     return None
@@ -55,37 +56,37 @@ def _why_not_recorded(training: "Training") -> str | None:
         return "only a GPU replays a recorded step"
     if training.process.world_size > 1:
         return "several processes exchange messages within a step, which is not recorded"
-    if not getattr(training.method, "capturable", False):
+    if not training.method.capturable:
         return f"a step of {training.display} depends on numbers that the host draws or counts"
     return None
 
 
-def compile_networks(method: Any) -> None:
-    """Compiles backbone, projector and their momentum target, in place; parameters and their names stay.
+def compile_networks(method: Method) -> None:
+    """Compile backbone, projector and momentum encoder in place; names of parameters do not change.
 
-    Every size of view is compiled for itself at its first step. Losses stay as they are: they are a small part of a
-    step, and INTL's is written operation by operation.
+    The first step with a view of a new size compiles the networks for this size. Losses are not compiled, because they
+    are a small part of a step, and that of INTL is written operation by operation.
     """
-    target = getattr(method, "target", None)
-    for network in (method.backbone, method.projector, *(target.children() if target is not None else ())):
-        # Not the module: what watches its output would be compiled, too.
+    average = method.momentum_encoder
+    for network in (method.backbone, method.projector, *(average.children() if average is not None else ())):
+        # Only `forward`: compiling the module would also compile its hooks.
         network.forward = torch.compile(network.forward, dynamic=False)
 
 
 def cuda_graph(work: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]:
-    """`Record` for a GPU."""
+    """Record on a GPU; see `Record`."""
     graph = torch.cuda.CUDAGraph()
-    # Other threads go on meanwhile: they draw the next batch and write checkpoints.
+    # In the meantime, other threads make the next batch and write checkpoints.
     with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         numbers = work()
     return numbers, graph.replay
 
 
 class Recorded:
-    """The work of a step, recorded after `WARM_UP` ordinary ones: one launch instead of several hundred.
+    """The work of a step, recorded after `WARM_UP` ordinary steps: one launch instead of several hundred.
 
-    A replay runs the same kernels on the same addresses. So views and labels are copied to where those of the recorded
-    step were, and whatever else changes from step to step has to live in a tensor.
+    A replay runs the same kernels on the same addresses. So views and labels are copied to the addresses of those of
+    the recorded step, and every other value that changes from step to step must be in a tensor.
     """
 
     def __init__(self, work: Work, optimizer: torch.optim.Optimizer, record: Record = cuda_graph) -> None:
@@ -96,7 +97,7 @@ class Recorded:
         self.replay: Callable[[], None] | None = None
 
     def __call__(self, views: Sequence[Tensor], labels: Tensor | None) -> Tensor:
-        """As `work`; the result is overwritten by the next call."""
+        """Do the same as `work`; the next call overwrites the result."""
         self.steps += 1
         if self.steps <= WARM_UP:
             return self.work(views, labels)
@@ -104,9 +105,9 @@ class Recorded:
         if self.replay is None:
             self.inputs = [tensor.clone() for tensor in given]
             own_labels = None if labels is None else self.inputs[-1]
-            self.optimizer.zero_grad(set_to_none=True)  # so that the graph gets the memory of the last gradients
+            self.optimizer.zero_grad(set_to_none=True)  # the graph reuses the memory of the last gradients
             for group in self.optimizer.param_groups:
-                if "capturable" in group:  # Adam asks for it
+                if "capturable" in group:  # Adam requires it
                     group["capturable"] = True
             self.numbers, self.replay = self.record(lambda: self.work(self.inputs[: len(views)], own_labels))
         else:

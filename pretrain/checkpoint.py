@@ -1,4 +1,4 @@
-"""Checkpoints: weights, optimizer and position in one digested file that loads with `weights_only=True`."""
+"""Checkpoints: weights, optimizer and position of a run in one file with a digest that `weights_only=True` can load."""
 
 import contextlib
 import dataclasses
@@ -7,6 +7,7 @@ import functools
 import hashlib
 import json
 import pickle
+import re
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -25,56 +26,59 @@ from pretrain.backbone import BackboneConfig
 from pretrain.images.data import DataConfig, normalization
 from pretrain.recipe import Inputs, Recipe
 
-FORMAT = 2  # 1 did not note the training images' fingerprint
+FORMAT = 2  # format 1 had no fingerprint of the training images
 _READABLE = (1, FORMAT)
-# Where a training state keeps backbones: a method's `backbone`, and the first part of its momentum network, `target`.
-BRANCHES = {"online": "backbone.", "momentum": "target.0."}
+# Prefixes of the backbones in the weights of a method: `backbone`, and the first part of `momentum_encoder`.
+BRANCHES = {"online": "backbone.", "momentum": "momentum_encoder.0."}
+_MOMENTUM_ENCODER = "momentum_encoder."
+_EARLIER_MOMENTUM_ENCODER = "target."  # its prefix in earlier versions
 
 
 class Origin(enum.StrEnum):
-    """Where a backbone comes from."""
+    """Origin of a backbone."""
 
     TRAINED = "trained"  # a training state of `intl-bench pretrain`
-    EXPORTED = "exported"  # its backbone alone, as `intl-bench pretrain` or `convert` wrote it
+    EXPORTED = "exported"  # a backbone alone, written by `intl-bench pretrain` or `intl-bench convert`
     FOREIGN = "foreign"
     RANDOM = "random"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """What a backbone expects of pixels: RGB in 0..1, minus `mean`, divided by `std`, per channel."""
+    """Preprocessing of pixels that a backbone expects: RGB in 0..1, minus `mean`, divided by `std`, per channel."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
     @classmethod
     def of(cls, data: DataConfig) -> "Preprocessing":
-        """That of a data set's images, as `pretrain.images.data.normalization` has it."""
+        """Return the preprocessing of the images of a data set (`pretrain.images.data.normalization`)."""
         mean, std = normalization(data)
         return cls(mean=mean, std=std)
 
     def __post_init__(self) -> None:
-        for name in ("mean", "std"):  # JSON and YAML have lists
+        for name in ("mean", "std"):  # lists in JSON and YAML
             object.__setattr__(self, name, tuple(map(float, getattr(self, name))))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A backbone, and what is known about how it came to be.
+    """A backbone with the known facts about its pre-training.
 
     Attributes:
         path: the file.
-        sha256: its digest; "" for a random initialization.
-        backbone: parameters and buffers under torchvision's names.
-        method: the method's name in tables, such as "INTL".
-        preprocessing: None where its files do not tell: then the data set's own is taken.
-        seed: of the pre-training (or the initialization); None where it is not known.
-        source: the layout of the file, "intl-bench" for ours.
-        recipe, inputs: what it was trained by; None for a foreign or random one.
-        branch: "online" or "momentum", for one of ours.
-        epoch: epochs completed; None where it is not known.
-        progress: "complete", or how far the recipe's training had got.
-        group: the user's name for foreign files that are seeds of one training; None where each stands for itself.
+        sha256: digest of the file; "" for a random initialization.
+        backbone: parameters and buffers under the names of torchvision.
+        origin: see `Origin`.
+        method: name of the method in tables, such as "INTL".
+        preprocessing: None if it is unknown; then the preprocessing of the evaluated data set is used.
+        seed: seed of the pre-training (or of the initialization); None if it is unknown.
+        source: layout of the file; "intl-bench" for a file of this project.
+        recipe, inputs: recipe and inputs of the pre-training; None and empty for a foreign or random backbone.
+        branch: "online" or "momentum", for a checkpoint of this project.
+        epoch: number of completed epochs; None if it is unknown.
+        progress: "complete", or the completed part of the training.
+        group: name, chosen by the user, of foreign files that are seeds of the same training; None for a single file.
         details: counts and times of the pre-training (`images`, `bad_images`, `seconds`, ...).
     """
 
@@ -97,11 +101,11 @@ class Checkpoint:
 
     @functools.cached_property
     def weights_sha256(self) -> str:
-        """The digest of the backbone's tensors, the same whatever file they are in."""
+        """The digest of the tensors of the backbone, which does not depend on the file."""
         return weights_digest(self.backbone)
 
     def pretraining(self) -> dict[str, Any]:
-        """Which pre-training this is, whatever its seed: equal for what may be averaged, and for nothing else."""
+        """Return the identity of the pre-training without its seed: equal only for results that may be averaged."""
         if self.recipe is not None:
             values = recipes.identity(self.recipe, self.inputs)
             settings = {key: value for key, value in values.pop("settings").items() if key != "seed"}
@@ -109,7 +113,7 @@ class Checkpoint:
                 values["initial_weights"] = f"of the same seed of {self.inputs.extends}"
             if values["computed_in"] is None:
                 del values["computed_in"]
-            if values["data"] is None:  # it may be any images: not known is not the same
+            if values["data"] is None:  # unknown images may differ, so only equal weights are the same
                 values["weights"] = self.weights_sha256
             return {**values, "settings": settings, "progress": self.progress, "branch": self.branch}
         settings = {"backbone": identity(self.architecture)}
@@ -122,9 +126,12 @@ class Checkpoint:
 
 
 def weights_digest(weights: Mapping[str, torch.Tensor]) -> str:
-    """SHA-256 of tensors with their names and shapes; batch norms' counters, which compute nothing, are left out."""
+    """Compute the SHA-256 of tensors with their names and shapes, without `num_batches_tracked`, which has no effect.
+
+    The parameters of a momentum encoder count under their earlier names, so digests in existing records stay valid.
+    """
     digest = hashlib.sha256()
-    for name, tensor in sorted(weights.items()):
+    for name, tensor in sorted(_renamed(weights, _MOMENTUM_ENCODER, _EARLIER_MOMENTUM_ENCODER).items()):
         if not name.endswith("num_batches_tracked"):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
@@ -132,18 +139,18 @@ def weights_digest(weights: Mapping[str, torch.Tensor]) -> str:
 
 
 def save(path: Path, state: dict[str, Any]) -> str:
-    """Writes a training state (tensors and plain values only) atomically; returns its SHA-256.
+    """Write a training state (only tensors and plain values) atomically and return the SHA-256 of the file.
 
     Raises:
-        ResourceError: the disk is full; the checkpoint that was there stays.
+        ResourceError: the disk is full; an existing checkpoint is unchanged.
     """
     return files.write_digested(path, lambda stream: torch.save({"format": FORMAT, **state}, stream))
 
 
 class Writer:
-    """Writes training states in the background, one at a time; at the end of the block all are written.
+    """Writer of training states in the background, one at a time. At the end of the `with` block all are written.
 
-    `save` returns as soon as the state is copied, so that training may change it.
+    `save` returns as soon as the state is copied. The training may then change the state.
     """
 
     def __init__(self) -> None:
@@ -161,19 +168,19 @@ class Writer:
             self.wait()
 
     def save(self, path: Path, state: dict[str, Any]) -> None:
-        """As the function `save`; what it raises, the next call of this class raises."""
+        """Start the function `save`; the next call of a method raises its error."""
         self.wait()
         self._writing = self._thread.submit(save, path, _copy(state))
 
     def wait(self) -> None:
-        """Returns when the state is on the disk; raises what `save` raised."""
+        """Wait until the state is on the disk; raise the error of `save`, if any."""
         if self._writing is not None:
             writing, self._writing = self._writing, None
             writing.result()
 
 
 def _copy(state: Any) -> Any:
-    """The same on the CPU, sharing no tensor with `state`."""
+    """Return a copy on the CPU that shares no tensor with `state`."""
     if isinstance(state, torch.Tensor):
         return state.detach().to("cpu", copy=True)
     if isinstance(state, dict):
@@ -182,10 +189,13 @@ def _copy(state: Any) -> Any:
 
 
 def load(path: Path) -> tuple[dict[str, Any], str]:
-    """A training state as `save` wrote it, on the CPU, and its SHA-256.
+    """Read a training state that `save` wrote.
+
+    Returns:
+        The state on the CPU with current names (see `current_names`), and the SHA-256 of the file.
 
     Raises:
-        InputError: missing, damaged, would run code, or not one of ours.
+        InputError: the file is missing, is damaged, contains code, or is not a training state of this project.
     """
     if not path.is_file():
         raise InputError(
@@ -200,28 +210,48 @@ def load(path: Path) -> tuple[dict[str, Any], str]:
         raise InputError(
             f"checkpoint {path}: not loaded: it holds objects other than tensors, which could run code"
         ) from error
-    except Exception as error:  # what a damaged or foreign file makes the reader raise is not limited to a few kinds
+    except Exception as error:  # a damaged or foreign file can cause many kinds of errors
         raise InputError(f"checkpoint {path}: not a readable PyTorch file (truncated or another format)") from error
     if not isinstance(state, dict) or "format" not in state:
         raise InputError(f"checkpoint {path}: not written by `intl-bench pretrain` (it has no field `format`)")
     require_format(path, state)
-    return state, digest
+    return current_names(state), digest
+
+
+def current_names(state: Any) -> Any:
+    """Return a training state with current names: earlier versions called the momentum encoder `target`.
+
+    Any other content is returned unchanged.
+    """
+    weights = state.get("method") if isinstance(state, dict) and "steps_per_epoch" in state else None
+    if not isinstance(weights, dict) or not all(isinstance(name, str) for name in weights):
+        return state
+    details = state.get("details")
+    other = isinstance(details, dict) and not details.get("momentum_target", True)
+    if other or any(name.startswith(_MOMENTUM_ENCODER) for name in weights):
+        return state  # if such a method has a submodule `target`, it is another one
+    return {**state, "method": _renamed(weights, _EARLIER_MOMENTUM_ENCODER, _MOMENTUM_ENCODER)}
+
+
+def _renamed(weights: Mapping[str, torch.Tensor], old: str, new: str) -> dict[str, torch.Tensor]:
+    """Replace the prefix `old` of names by `new`."""
+    return {re.sub(f"^{re.escape(old)}", new, name): tensor for name, tensor in weights.items()}
 
 
 def require_format(path: Path, state: Mapping[str, Any]) -> None:
-    """Raises `InputError` where a training state's format is another version's."""
+    """Raise `InputError` if this version cannot read the format of a training state."""
     if state["format"] not in _READABLE:
         raise InputError(
-            f"checkpoint {path}: format {state['format']}, this version reads {' and '.join(map(str, _READABLE))}; "
+            f"checkpoint {path}: found format {state['format']}; expected {' or '.join(map(str, _READABLE))}; "
             "update intl-bench"
         )
 
 
 def load_own(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
-    """The state at `path`, saved with an `identity`, of the run that has this one.
+    """Read the state of a run that was saved with its `identity`.
 
     Raises:
-        InputError: as `load`, or it belongs to another run.
+        InputError: see `load`; or the state belongs to another run.
     """
     state, _ = load(path)
     changed = configs.differences(state["identity"], identity)
@@ -231,7 +261,7 @@ def load_own(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
 
 
 def online(path: Path, sha256: str, state: Mapping[str, Any]) -> Checkpoint:
-    """The backbone that was trained, of the state that `load` read; raises as `from_state`."""
+    """Return the trained backbone in a state from `load`; raise InputError if a field is missing or unknown."""
     prefix = BRANCHES["online"]
     backbone = {key.removeprefix(prefix): value for key, value in state["method"].items() if key.startswith(prefix)}
     with readable(path):
@@ -240,7 +270,7 @@ def online(path: Path, sha256: str, state: Mapping[str, Any]) -> Checkpoint:
 
 @contextlib.contextmanager
 def readable(path: Path) -> Iterator[None]:
-    """Turns what odd or missing fields raise into one line."""
+    """Convert the errors of missing or invalid fields to `InputError`."""
     try:
         yield
     except (KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
@@ -251,10 +281,14 @@ def readable(path: Path) -> Iterator[None]:
 def from_state(
     path: Path, sha256: str, state: Mapping[str, Any], backbone: dict[str, torch.Tensor], branch: str = "online"
 ) -> Checkpoint:
-    """A training state's `backbone`, of one of `BRANCHES`, with all that the state says about it.
+    """Return a backbone with the facts in its training state.
+
+    Args:
+        path, sha256: the file and its digest.
+        backbone, branch: weights and name of one of `BRANCHES`.
 
     Raises:
-        InputError: its configuration is not one of this version.
+        InputError: this version does not know the recipe in the state.
     """
     recipe, steps = recipes.from_dict(state["config"], f"checkpoint {path}"), state["steps_per_epoch"]
     total = recipe.epochs * steps
@@ -276,11 +310,11 @@ def from_state(
     )
 
 
-_ABOUT = 2  # version of `about`; 1 held the recipe alone, or a layout's facts without the recipe
+_ABOUT = 2  # version of `about`; version 1 had only the recipe, or only the facts of a layout
 
 
 def about(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What is stored beside exported weights, for `from_about` to read: all but the tensors, JSON-able."""
+    """Return the facts that are stored with exported weights, as JSON values; `from_about` reads them."""
     look = checkpoint.preprocessing
     values: dict[str, Any] = {
         "about": _ABOUT,
@@ -300,14 +334,16 @@ def about(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def from_about(values: Mapping[str, Any], path: Path, sha256: str, backbone: dict[str, torch.Tensor]) -> Checkpoint:
-    """Weights at `path` with what `about`, or an earlier version of it, stored beside them.
+    """Return exported weights with the facts that `about` (of this or an earlier version) stored with them.
 
     Raises:
-        InputError: its configuration is not one of this version.
+        InputError: the facts are of a later version, or this version does not know the recipe.
     """
     where = f"checkpoint {path}"
     if values.get("about", 0) > _ABOUT:
-        raise InputError(f"{where}: described by version {values['about']}, this one reads {_ABOUT}; update intl-bench")
+        raise InputError(
+            f"{where}: found facts of version {values['about']}; expected at most {_ABOUT}; update intl-bench"
+        )
     stored = values.get("recipe") if "about" in values else values if "epochs" in values else None
     recipe = None
     if stored is not None:
@@ -330,7 +366,7 @@ def from_about(values: Mapping[str, Any], path: Path, sha256: str, backbone: dic
         recipe=recipe,
         inputs=Inputs(**values.get("inputs", {})),
         branch=values.get("branch", "online"),
-        # Earlier versions exported a run when it was finished, but converted it (`source_sha256`) at any time.
+        # Earlier versions exported only finished runs, but converted runs (`source_sha256`) at any time.
         epoch=values.get("epoch", recipe.epochs if recipe is not None else None),
         progress=values.get("progress", "unknown" if recipe is not None and "source_sha256" in values else "complete"),
         details=dict(values.get("details", {})),
@@ -338,12 +374,12 @@ def from_about(values: Mapping[str, Any], path: Path, sha256: str, backbone: dic
 
 
 def _canonical(look: Mapping[str, Any], where: str) -> Preprocessing:
-    """Stored preprocessing as RGB in 0..1."""
+    """Convert stored preprocessing to RGB in 0..1."""
     channels, scale = look.get("channels", "RGB"), look.get("scale", "0..1")
     if channels != "RGB" or scale not in ("0..1", "0..255"):
         raise InputError(
-            f"{where}: it expects {channels} in {scale}; expected RGB in 0..1 or 0..255: reverse the channels of "
-            "conv1.weight, mean and std, and say RGB"
+            f"{where}: preprocessing is {channels} in {scale}; expected RGB in 0..1 or 0..255; for BGR, reverse the "
+            "channels of conv1.weight, mean and std"
         )
     unit = 255 if scale == "0..255" else 1
     return Preprocessing(
@@ -352,7 +388,7 @@ def _canonical(look: Mapping[str, Any], where: str) -> Preprocessing:
 
 
 def export_backbone(path: Path, checkpoint: Checkpoint, more: Mapping[str, Any] | None = None) -> None:
-    """Writes the backbone alone as safetensors, with `about` and `more` in the header."""
+    """Write only the backbone as safetensors, with `about` and `more` in the header."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.backbone.items()}
     values = json.dumps({**about(checkpoint), **(more or {})}, sort_keys=True)
     content = safetensors_bytes(tensors, metadata={"format": "pt", "config": values})

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from intl_bench.core import distributed
+from pretrain.methods import Method
 from pretrain.precision import at_least_float32
 
 # Ranks in the fit of the power-law exponent; they and the weights 1 / rank are those of the authors' code, see `alpha`.
@@ -226,7 +227,7 @@ def capture_first_output(module: nn.Module) -> Iterator[list[torch.Tensor]]:
         hook.remove()
 
 
-def batch_spectra(method: Any, features: torch.Tensor, step: int) -> dict[str, float]:
+def batch_spectra(method: Method, features: torch.Tensor, step: int) -> dict[str, float]:
     """Return the `summary` of the batch of all processes, and print a warning if the embedding has collapsed.
 
     Only the first process returns values; the other processes return {}.
@@ -236,6 +237,7 @@ def batch_spectra(method: Any, features: torch.Tensor, step: int) -> dict[str, f
         features: features of this process, (m, F).
         step: number of the step, for the warning.
     """
+    assert method.embedding is not None, "called before the first step"
     parts = {"features": features, "embedding": method.embedding}
     matrices = {name: distributed.gather(part) for name, part in parts.items()}
     if not distributed.is_main_process():

@@ -52,7 +52,6 @@ class Training:
     recipe: Recipe
     process: distributed.Process
     display: str
-    labeled: bool
     method: methods.Method
     model: nn.Module
     optimizer: torch.optim.Optimizer
@@ -70,6 +69,11 @@ class Training:
     # Of the latest step: the names of the loss terms, and the features of the view whose embedding the method keeps.
     terms: list[str] = dataclasses.field(default_factory=list)
     features: torch.Tensor | None = None
+
+    @property
+    def labeled(self) -> bool:
+        """Whether the method learns from labels."""
+        return self.method.labeled
 
     @property
     def total_steps(self) -> int:
@@ -170,7 +174,7 @@ class Training:
                 "seconds": round(self.seconds, 1),
                 "bad_images": len(self.bad_files),
                 "bad_files": sorted(self.bad_files),
-                "momentum_target": getattr(self.method, "target", None) is not None,
+                "momentum_target": self.method.momentum_encoder is not None,
             },
         }
 
@@ -220,11 +224,6 @@ def build_training(
         InputError: the batch is larger than the data set, or the method does not fit the rest of the recipe.
     """
     module, config = methods.parse(recipe.method, "method")
-    labeled = getattr(module, "LABELED", False)
-    if len(recipe.views) < 2 and not labeled:
-        raise InputError(
-            f"views: {module.DISPLAY} compares at least two views of each image, found {len(recipe.views)}"
-        )
     steps = steps_per_epoch(n_images, recipe.batch_size)
     setup = methods.Setup(
         make_backbone=lambda: Backbone(recipe.backbone),
@@ -240,23 +239,28 @@ def build_training(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch_seed(recipe.seed, "init"))
         try:
-            method = module.build(config, setup)
+            method: methods.Method = module.build(config, setup)
         except ValueError as error:
             raise InputError(f"method {config.name}: {error}") from error
+    if len(recipe.views) < 2 and not method.labeled:
+        raise InputError(
+            f"views: {module.DISPLAY} compares at least two views of each image, found {len(recipe.views)}"
+        )
     autocast, inputs = _DTYPES.get(recipe.precision), Inputs()
     if autocast == torch.float16 and process.device.type == "cpu":
         autocast, inputs = torch.bfloat16, Inputs(computed_in="bf16")
         if process.is_main:
             print("precision=fp16: computed in bf16, because a CPU is twenty times slower in fp16", file=sys.stderr)
     if process.world_size > 1:
-        method = synchronize(method)
-    method.to(process.device, memory_format=torch.channels_last if recipe.channels_last else torch.preserve_format)
+        synchronize(method)
+    # In one call: a later change of the format would leave 1x1 kernels as they are, which costs copies in each step.
+    memory_format = torch.channels_last if recipe.channels_last else torch.preserve_format
+    method.to(process.device, memory_format=memory_format)  # type: ignore[call-overload]  # missing in its annotations
     method.train()
     return Training(
         recipe=recipe,
         process=process,
         display=module.DISPLAY,
-        labeled=labeled,
         method=method,
         model=process.parallel(method),
         optimizer=build_optimizer(

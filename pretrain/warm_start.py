@@ -1,13 +1,12 @@
-"""`init=CHECKPOINT`: a new run that starts from existing weights, such as a finished run's, which it extends.
+"""`init=CHECKPOINT`: a new run that starts from existing weights, for example to extend a finished run.
 
-The weights are a part of the new run's identity (`Inputs.initial_weights`), so its results never count as those of a
-run that starts at random.
+The weights are a part of the identity of the new run (`Inputs.initial_weights`), so its results are never mixed with
+those of a run with a random start.
 """
 
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -18,15 +17,18 @@ from intl_bench.core.errors import InputError
 from intl_bench.core.identity import digest
 from pretrain import checkpoint
 from pretrain.checkpoint import BRANCHES
+from pretrain.methods import Method
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InitialWeights:
-    """Weights to start from, a whole method's or a backbone's under its prefix.
+    """Weights to start from: those of a whole method, or of a backbone with its prefix in `BRANCHES`.
 
     Attributes:
-        sha256: their digest.
-        extends: see `Inputs`.
+        path: the file.
+        weights: the tensors by name.
+        sha256: `pretrain.checkpoint.weights_digest` of the weights.
+        extends: see `pretrain.recipe.Inputs`.
     """
 
     path: Path
@@ -35,19 +37,20 @@ class InitialWeights:
     extends: str | None = None
 
 
-def read(path: Path, method: Any, seed: int) -> InitialWeights:
-    """What a new method can start from in a checkpoint of `intl-bench pretrain` or a backbone's safetensors file.
+def read(path: Path, method: Method, seed: int) -> InitialWeights:
+    """Read initial weights from a checkpoint of `intl-bench pretrain` or from a safetensors file of a backbone.
 
     Args:
-        method: takes all weights if they are such a method's, else the backbone alone.
-        seed: of the new run.
+        path: the file.
+        method: the new method. If all weights fit it, all are returned; otherwise only those of the backbone.
+        seed: seed of the new run.
 
     Raises:
-        InputError: missing, damaged, or another kind of file.
+        InputError: the file is missing, is damaged, or is of another kind.
     """
     prefix, extends = BRANCHES["online"], None
     if not path.is_file():
-        raise InputError(f"init={path}: no such file")
+        raise InputError(f"init={path}: no such file; name a checkpoint or a safetensors file of a backbone")
     if path.suffix == ".safetensors":
         files.verify(path)
         try:
@@ -58,10 +61,10 @@ def read(path: Path, method: Any, seed: int) -> InitialWeights:
         try:
             state, sha256 = checkpoint.load(path)
             if "method" not in state:
-                raise InputError(f"checkpoint {path}: not of `intl-bench pretrain` (it has no field `method`)")
+                raise InputError(f"checkpoint {path}: not written by `intl-bench pretrain` (it has no field `method`)")
         except InputError as error:
             raise InputError(
-                f"init: {error}; anybody else's checkpoint is rewritten by `intl-bench convert CHECKPOINT "
+                f"init: {error}; convert a checkpoint of another project with `intl-bench convert CHECKPOINT "
                 "OUT.safetensors --to safetensors`"
             ) from error
         weights, origin = state["method"], checkpoint.online(path, sha256, state)
@@ -72,27 +75,27 @@ def read(path: Path, method: Any, seed: int) -> InitialWeights:
     return InitialWeights(path=path, weights=weights, sha256=checkpoint.weights_digest(weights), extends=extends)
 
 
-def apply(initial: InitialWeights, method: Any) -> str:
-    """Loads the weights into a new method; a momentum network starts as a copy of a backbone that comes alone.
+def apply(initial: InitialWeights, method: Method) -> str:
+    """Load initial weights into a new method. A backbone alone is also loaded into the momentum encoder.
 
     Returns:
-        Which part was loaded, for the user.
+        A sentence for the user about the loaded part.
 
     Raises:
-        InputError: the backbone is of another architecture.
+        InputError: the backbone has another architecture.
     """
     if _shapes(initial.weights) == _shapes(method.state_dict()):
         method.load_state_dict(initial.weights)
         return f"all weights from {initial.path}"
     prefix = BRANCHES["online"]
     backbone = {name.removeprefix(prefix): tensor for name, tensor in initial.weights.items()}
-    target = getattr(method, "target", None)
-    for network in [method.backbone] if target is None else [method.backbone, target[0]]:
+    average = method.momentum_encoder
+    for network in [method.backbone] if average is None else [method.backbone, average[0]]:
         try:
             network.load_state_dict(backbone)
         except RuntimeError as error:
             reason = " ".join(str(error).split())[:200]
-            raise InputError(f"init={initial.path}: its backbone is of another architecture: {reason}") from error
+            raise InputError(f"init={initial.path}: its backbone has another architecture: {reason}") from error
     return f"the backbone from {initial.path}; the rest starts at random"
 
 

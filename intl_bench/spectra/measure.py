@@ -24,6 +24,7 @@ from pretrain import recipe as recipes
 from pretrain.checkpoint import Origin, Preprocessing
 from pretrain.images.data import ArraySource, DataConfig, FileSource, ImageSource, normalization, open_source
 from pretrain.images.loader import evaluation_batches
+from pretrain.methods import Method
 from pretrain.recipe import Recipe, inherited_data
 from pretrain.spectrum import Spectrum, compute_spectrum
 from transfer import features
@@ -121,8 +122,9 @@ def measure_run(
         )
         matrices = {"features": feature_matrix, "embedding": embedding}
         _require_finite(path, matrices)
-        if hasattr(method, "transform"):
-            matrices["transformed"] = _transform(path, method, embedding[: batch or recipe.batch_size])
+        transformed = _transform(path, method, embedding[: batch or recipe.batch_size])
+        if transformed is not None:
+            matrices["transformed"] = transformed
         epoch = state["step"] // state["steps_per_epoch"]
         return Spectra(
             path=path,
@@ -195,7 +197,7 @@ def choose(source: ArraySource | FileSource, images: int) -> ImageSource:
     return source.choose(permutation(0, "spectrum", 0, len(source))[:images])
 
 
-def _rebuild(path: Path, recipe: Recipe, state: dict[str, Any], classes: int, process: distributed.Process) -> Any:
+def _rebuild(path: Path, recipe: Recipe, state: dict[str, Any], classes: int, process: distributed.Process) -> Method:
     """Build the method of a recipe with the weights of a checkpoint, in eval mode.
 
     Args:
@@ -246,9 +248,9 @@ def _outputs(
 
 
 @torch.inference_mode()
-def _transform(path: Path, method: Any, embedding: torch.Tensor) -> torch.Tensor:
+def _transform(path: Path, method: Method, embedding: torch.Tensor) -> torch.Tensor | None:
     try:
-        transformed: torch.Tensor = method.transform(embedding)
+        transformed = method.transform(embedding)
     except (ValueError, torch.linalg.LinAlgError) as error:
         m, d = embedding.shape
         reason = " ".join(str(error).split())[:200]

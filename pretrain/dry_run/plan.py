@@ -25,6 +25,7 @@ from pretrain import train
 from pretrain.dry_run import costs
 from pretrain.dry_run.costs import Cost, Device
 from pretrain.images.data import DataConfig, open_source
+from pretrain.methods import Method
 from pretrain.methods.intl import INTLLoss
 from pretrain.recipe import Recipe
 
@@ -317,7 +318,7 @@ def _images(config: DataConfig) -> tuple[int | None, int, str]:
         return known, classes, f"{'as published' if known else 'not known'}; {reason}"
 
 
-def _forward_flops(method: Any, recipe: Recipe) -> dict[int, int]:
+def _forward_flops(method: Method, recipe: Recipe) -> dict[int, int]:
     """Count the FLOPs of backbone and projector for one view of each size.
 
     fvcore counts multiply-adds. As in papers, only those of convolutions and linear layers are used; batch norms and

@@ -1,8 +1,7 @@
-"""Methods of pre-training, one file each.
+"""Methods of pre-training, one module each.
 
-A method file defines `Config` (its dataclass, with a `name`), `DISPLAY` (its name in tables) and
-`build(config, setup) -> Method`; `LABELED = True` where the method learns from labels, which it then gets as a second
-argument. docs/add_a_method.md shows one.
+The module of a method defines `Config` (a dataclass with the field `name`), `DISPLAY` (the name in tables) and
+`build(config, setup)`, which returns a `Method`. See docs/add_a_method.md.
 """
 
 import dataclasses
@@ -10,7 +9,7 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
@@ -23,15 +22,18 @@ from pretrain.projector import ProjectorConfig, build_projector
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Setup:
-    """What a run tells its method, to build itself from.
+    """The facts of a run from which a method is built.
 
     Attributes:
-        make_backbone: makes a new backbone, randomly initialized.
-        projector: widths of the recipe's `projector` section, for whatever head the method has.
-        batch_size: images of a batch, over all processes.
-        images, classes: of the training set; there are no fewer than one batch.
-        views: how many each image gets.
-        seed: of the run, for draws of the method's own (`core.seeding`).
+        make_backbone: returns a new backbone with random weights.
+        projector: widths in the section `projector` of the recipe; a method with another head uses them too.
+        batch_size: number of images of a batch, over all processes.
+        images: number of training images, at least `batch_size`.
+        classes: number of classes of the training set.
+        epochs: number of epochs of the run.
+        steps_per_epoch: number of steps of an epoch.
+        views: number of views of each image.
+        seed: seed of the run, for random numbers of the method (`intl_bench.core.seeding`).
     """
 
     make_backbone: Callable[[], Backbone]
@@ -45,50 +47,72 @@ class Setup:
     seed: int
 
     def make_encoder(self) -> tuple[Backbone, nn.Sequential]:
-        """A new backbone, and INTL's projector for its features."""
+        """Return a new backbone and the projector of INTL for its features."""
         backbone = self.make_backbone()
         return backbone, build_projector(backbone.num_features, self.projector)
 
 
-class Method(Protocol):
-    """What the training loop needs of a method; it is a `torch.nn.Module` as well.
+class Method(nn.Module):
+    """Base class of the methods, with a default for everything that a method may leave out.
 
-    A method may also have, and the loop and the diagnostics then use:
-    `step`, set to the number of the step, from 0, before each `forward`: what depends on time or chance is a function
-    of it, so that nothing needs saving; `constant_lr`, parameters whose learning rate stays at the recipe's base;
-    `target`, a momentum network, an `nn.Sequential` whose first part is the backbone (see `checkpoint.BRANCHES`);
-    `transform(z)`, the whitened output (m, d) of an embedding (m, d), computed by one process alone;
-    `capturable`, True where a step of the method can be recorded once as a CUDA graph and replayed
-    (`pretrain.accelerate`). Forward and backward pass then use nothing of the host that changes from step to step:
-    neither `step`, nor a number that the device has to tell (`item`, a boolean index, `torch.linalg.eigh`, which asks
-    whether it converged), nor a draw. They change weights and buffers in place only. `after_step` is not recorded, so
-    it may; tensors that `forward` leaves for it are written anew by each replay. A method that does not say is taken
-    for one that cannot.
+    A subclass sets `backbone` and `projector` and defines `forward(views)`. The views are (m, 3, H, W); their sizes may
+    differ. `forward` sets `embedding` and returns loss terms, scalars by name. The training loop minimizes their sum.
     """
 
     backbone: nn.Module
     projector: nn.Module
     """Features (N, F) -> embedding (N, d)."""
     embedding: torch.Tensor | None
-    """Detached embedding of the last step's first trained view, (m, d) of this process; for diagnostics."""
+    """Detached embedding of the first trained view of the last step, (m, d) of this process; for diagnostics."""
+    momentum_encoder: nn.Sequential | None
+    """Momentum network, whose first part is the backbone (see `pretrain.checkpoint.BRANCHES`); None if not used."""
+    step: int = 0
+    """Number of the step, from 0. The training loop sets it before each `forward`. Whatever depends on time or chance
+    is a function of it, so a checkpoint does not store more."""
+    labeled: bool = False
+    """True if the method learns from labels: `forward(views, labels)` with int64 labels (m,). One view is enough."""
+    capturable: bool = False
+    """True if a step can be recorded once as a CUDA graph and replayed (`pretrain.accelerate`).
 
-    def forward(self, views: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Loss terms, scalars, that the loop adds up; `views` are (m, 3, H, W), sizes may differ between views."""
+    The forward and backward pass then use nothing of the host that changes from step to step: not `step`, no random
+    number, and no number that the device must return (`item`, a boolean index, `torch.linalg.eigh`, which checks its
+    convergence). They change weights and buffers in place only. `after_step` is not recorded, so it may use all of
+    these. Each replay overwrites the tensors that `forward` leaves for `after_step`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = None
+        # Not a class attribute, which would hide the submodule of this name.
+        self.momentum_encoder = None
+
+    @property
+    def constant_lr(self) -> Sequence[nn.Parameter]:
+        """Parameters whose learning rate stays at the base learning rate of the recipe."""
+        return ()
+
+    def transform(self, z: torch.Tensor) -> torch.Tensor | None:
+        """Return the whitened output (m, d) of an embedding (m, d) in one process; None if the method has none."""
+        return None
 
     def after_step(self, progress: float) -> None:
-        """Called after each optimizer step with the share of the run that is done, in (0, 1]."""
+        """Update what is not trained, after each step of the optimizer.
+
+        Args:
+            progress: completed share of the run, in (0, 1].
+        """
 
 
 def names() -> list[str]:
-    """The names of the methods, in order; a file that begins with _ is no method."""
+    """Return the names of all methods, sorted. A module whose name begins with _ is not a method."""
     return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
 
 
 def find(name: str) -> ModuleType:
-    """The module of a method.
+    """Return the module of a method.
 
     Raises:
-        InputError: there is none of that name.
+        InputError: no method has this name.
     """
     if name not in names():
         raise InputError(f"method.name={name}: unknown method; known: {', '.join(names())}")
@@ -96,6 +120,13 @@ def find(name: str) -> ModuleType:
 
 
 def parse(values: Mapping[str, Any], where: str) -> tuple[ModuleType, Any]:
-    """The method module and its config dataclass for the `method:` section of a recipe."""
+    """Return the module of a method and its config for the section `method` of a recipe.
+
+    Args:
+        where: the recipe, for error messages.
+
+    Raises:
+        InputError: the method or one of its settings is unknown, or a value is invalid.
+    """
     module = find(str(values.get("name", "intl")))
     return module, configs.build(module.Config, values, f"{where}, section method")

@@ -1,4 +1,4 @@
-"""The one door to lightly, whose losses and heads the baselines use."""
+"""Import of lightly, an optional package with the losses and heads of the baselines."""
 
 import importlib
 import os
@@ -8,15 +8,17 @@ from intl_bench.core.errors import InputError
 
 
 def lightly(module: str) -> Any:
-    """The module `lightly.MODULE`, such as "loss".
+    """Return the module `lightly.MODULE`, such as `lightly.loss` for "loss".
 
     Raises:
         InputError: lightly is not installed.
     """
-    os.environ.setdefault("LIGHTLY_DID_VERSION_CHECK", "True")  # else it asks a server for its latest version
+    os.environ.setdefault("LIGHTLY_DID_VERSION_CHECK", "True")  # otherwise lightly asks a server for its latest version
     try:
         return importlib.import_module(f"lightly.{module}")
     except ModuleNotFoundError as error:
         if error.name != "lightly":
             raise
-        raise InputError("this method needs lightly: pip install 'intl-bench[baselines]'") from None
+        raise InputError(
+            "this method needs the package lightly, which is not installed; run pip install 'intl-bench[baselines]'"
+        ) from None

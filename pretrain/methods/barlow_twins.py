@@ -1,14 +1,15 @@
-"""Barlow Twins: two views' features have the identity as cross-correlation (Zbontar et al., arXiv 2103.03230), with
-lightly's loss."""
+"""Barlow Twins: two views get the identity as cross-correlation of features (Zbontar et al., arXiv 2103.03230).
+
+The loss is that of lightly.
+"""
 
 import dataclasses
 from collections.abc import Sequence
 
 import torch
-from torch import nn
 
 from intl_bench.core.distributed import gather
-from pretrain.methods import Setup
+from pretrain.methods import Method, Setup
 from pretrain.methods._lightly import lightly
 from pretrain.methods._shared import pairs_mean
 from pretrain.precision import at_least_float32
@@ -21,9 +22,10 @@ class Config:
     """Settings; the defaults are the authors' for ImageNet (facebookresearch/barlowtwins, `main.py`).
 
     Attributes:
-        off_diagonal_weight: of the squared correlations of different features.
-        scale: of the whole loss; LARS does not heed it, but for biases and batch norms that it leaves to SGD. On n GPUs
-            the authors' code, and solo-learn's, has 1 / n of this gradient: their sum over GPUs passes none on.
+        off_diagonal_weight: weight of the squared correlations of different features.
+        scale: factor of the whole loss. It has no effect on parameters that LARS scales; it has one on biases and batch
+            norms, which LARS updates as SGD does. On n GPUs, the code of the authors and of solo-learn computes 1 / n
+            of this gradient, because their sum over GPUs passes no gradient to other GPUs.
     """
 
     name: str = "barlow_twins"
@@ -36,8 +38,11 @@ class Config:
                 raise ValueError(f"{field}={getattr(self, field)}: expected more than 0")
 
 
-class BarlowTwins(nn.Module):
-    """Backbone and projector, which is INTL's: the authors' own and, to no effect, a bias of the last layer."""
+class BarlowTwins(Method):
+    """Backbone and projector under the loss of Barlow Twins.
+
+    The projector is that of INTL. It is that of the authors with a bias in the last layer, which has no effect.
+    """
 
     capturable = True
 
@@ -46,28 +51,26 @@ class BarlowTwins(nn.Module):
         self.backbone, self.projector = setup.make_encoder()
         self.pair_loss = lightly("loss").BarlowTwinsLoss(lambda_param=config.off_diagonal_weight)
         self.scale = config.scale
-        self.embedding: torch.Tensor | None = None
 
     def forward(self, views: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Eqn. 1 for the batch of all processes; of more than two views the mean over all pairs."""
+        """Compute Eqn. 1 for the batch of all processes, as a mean over all pairs of views."""
         z = torch.stack([self.projector(self.backbone(view)) for view in views])
         self.embedding = z[0].detach()
         with torch.autocast(z.device.type, enabled=False):
-            # Gathered here: lightly would sum the correlations of parts that it has normalized each by itself, where
-            # the authors' batch norm is synchronized.
+            # lightly would normalize the part of each process separately and sum the correlations. The batch norm of
+            # the authors is synchronized, so the embeddings are gathered before the loss.
             whole = gather(at_least_float32(z), dim=1)
             return {"cross_correlation": self.scale * pairs_mean(whole, self.pair_loss)}
 
-    def after_step(self, progress: float) -> None:
-        """Nothing: there is no moving average."""
-
 
 def build(config: Config, setup: Setup) -> BarlowTwins:
-    """The method of a run.
+    """Build the method of a run.
 
     Raises:
         ValueError: the batch holds one image.
     """
     if setup.batch_size < 2:
-        raise ValueError(f"batch_size={setup.batch_size}: Barlow Twins correlates over a batch; use at least 2")
+        raise ValueError(
+            f"batch_size={setup.batch_size}: Barlow Twins computes correlations over a batch; expected at least 2"
+        )
     return BarlowTwins(config, setup)

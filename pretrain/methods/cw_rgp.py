@@ -4,12 +4,11 @@ import dataclasses
 from collections.abc import Sequence
 
 import torch
-from torch import nn
 
 from intl_bench.core.copies import send
 from intl_bench.core.distributed import gather
 from intl_bench.core.seeding import torch_seed
-from pretrain.methods import Setup
+from pretrain.methods import Method, Setup
 from pretrain.methods._shared import pairs_mean
 from pretrain.precision import at_least_float32
 from pretrain.whiten.hard_whitening import (
@@ -29,13 +28,13 @@ DISPLAY = "CW-RGP"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """Settings; the defaults are the authors' for CIFAR (github.com/winci-ai/CW-RGP, `scripts/base.sh`).
+    """Settings; the defaults are those of the authors for CIFAR (github.com/winci-ai/CW-RGP, `scripts/base.sh`).
 
     Attributes:
-        groups: how many groups the features are divided into at random, for each sub-batch and view.
-        sub_batch: samples that are whitened together; the batch is divided into such parts at random, in each step.
-        iterations: how many random divisions the loss is averaged over.
-        epsilon: the covariance is shrunk to (1 - epsilon) Sigma + epsilon I.
+        groups: number of groups of features. They are drawn at random for each sub-batch and view.
+        sub_batch: number of samples that are whitened together. Each step divides the batch into such parts at random.
+        iterations: number of random divisions over which the loss is averaged.
+        epsilon: shrinkage of the covariance to (1 - epsilon) Sigma + epsilon I.
     """
 
     name: str = "cw_rgp"
@@ -48,24 +47,23 @@ class Config:
         if min(self.groups, self.sub_batch, self.iterations) < 1:
             raise ValueError(
                 f"groups={self.groups}, sub_batch={self.sub_batch}, iterations={self.iterations}: "
-                "all must be at least 1"
+                "expected at least 1 for each"
             )
         if not 0 <= self.epsilon < 1:
-            raise ValueError(f"epsilon={self.epsilon}: expected 0 to below 1")
+            raise ValueError(f"epsilon={self.epsilon}: expected at least 0 and below 1")
 
 
 def channel_whiten(
     z: torch.Tensor, groups: int, order: torch.Tensor | None = None, *, epsilon: float = 0.0
 ) -> torch.Tensor:
-    """Samples whitened (ZCA) against each other in groups of features: (..., m, d) -> (..., m, d), float32 or better.
+    """Whiten the samples (ZCA) in groups of features: (..., m, d) -> (..., m, d), float32 or better.
 
-    As the authors' `methods/whitening.py`: each sample is centered over all its features, and a group's m x m
-    covariance is over one less than the features of the group. Smaller eigenvalues than `FLOOR` of the largest count
-    as that.
+    As in the authors' `methods/whitening.py`, each sample is centered over all its features, and the m x m covariance
+    of a group is divided by the number of its features minus one. Eigenvalues have the floor `FLOOR`.
 
     Args:
-        groups: divides d.
-        order: features in the order in which they fall into groups, (..., d); the output has them in their own again.
+        groups: number of groups, a divisor of d.
+        order: order of the features, (..., d); consecutive ones form a group. The output has the original order.
         epsilon: see `Config`.
     """
     x = z.double()
@@ -76,20 +74,17 @@ def channel_whiten(
     return shuffled(white, None if order is None else order.argsort(dim=-1)).to(at_least_float32(z[:0]).dtype)
 
 
-class CWRGP(nn.Module):
-    """Backbone, projector and the distance of outputs that are channel whitened in random groups."""
-
-    step: int = 0
+class CWRGP(Method):
+    """Backbone and projector under the distance of outputs with channel whitening in random groups."""
 
     def __init__(self, config: Config, setup: Setup) -> None:
         super().__init__()
         self.backbone, self.projector = setup.make_encoder()
         self.config = config
         self.seed = setup.seed
-        self.embedding: torch.Tensor | None = None
 
     def forward(self, views: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Mean of 2 - 2 cos over all pairs of views and random divisions, of all processes' samples."""
+        """Compute the mean of 2 - 2 cos over pairs of views and random divisions, for the batch of all processes."""
         z = torch.stack([self.projector(self.backbone(view)) for view in views])
         self.embedding = z[0].detach()
         with torch.autocast(z.device.type, enabled=False):
@@ -99,11 +94,11 @@ class CWRGP(nn.Module):
             return {"distance": pairs_mean(white, cosine_distance)}
 
     def orders(self, views: int, m: int, d: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """This step's random divisions, on the host; the same on all processes.
+        """Draw the random divisions of this step on the CPU, equal in all processes.
 
         Returns:
-            Of the samples, (iterations, sub-batches, sub_batch), and for each view and sub-batch of the features,
-            (views, iterations, sub-batches, d).
+            Numbers of the samples, (iterations, sub-batches, sub_batch), and numbers of the features for each view and
+            sub-batch, (views, iterations, sub-batches, d).
         """
         draws = torch.Generator().manual_seed(torch_seed(self.seed, "cw-rgp", self.step))
         samples, features = [], []
@@ -114,30 +109,29 @@ class CWRGP(nn.Module):
         return torch.stack(samples), torch.stack(features, dim=1)
 
     def transform(self, z: torch.Tensor) -> torch.Tensor:
-        """The whitened output (m, d) of an embedding (m, d): sub-batches and groups in order, the last one may be
-        smaller."""
+        """Return the whitened output (m, d) of an embedding (m, d), with sub-batches and groups in order.
+
+        The last sub-batch may be smaller.
+        """
         parts = z.split(self.config.sub_batch)
         return torch.cat([channel_whiten(part, self.config.groups, epsilon=self.config.epsilon) for part in parts])
 
-    def after_step(self, progress: float) -> None:
-        """Nothing follows a step."""
-
 
 def build(config: Config, setup: Setup) -> CWRGP:
-    """The method of a run.
+    """Build the method of a run.
 
     Raises:
-        ValueError: the batch holds one image or cannot be divided, the groups do not divide the embedding, or they are
-            too small for the sub-batches.
+        ValueError: the batch holds one image or is not a multiple of the sub-batch, the groups do not divide the
+            embedding, or they have too few features for the sub-batches.
     """
     d = setup.projector.out
     require_batch(setup.batch_size, d)
     require_parts(setup.batch_size, config.sub_batch)
     require_groups(config.groups, d)
-    rank = d // config.groups - (config.groups == 1)  # centring takes a dimension of all features, not of each group
+    rank = d // config.groups - (config.groups == 1)  # centering is over all features, not over those of a group
     if config.sub_batch > rank and config.epsilon == 0:
         raise ValueError(
-            f"sub_batch={config.sub_batch}: the covariance of so many samples over {d // config.groups} features "
+            f"sub_batch={config.sub_batch}: the covariance of these samples over {d // config.groups} features "
             f"(projector.out={d}, groups={config.groups}) is singular; use at most {rank}, fewer groups, a larger "
             "projector.out, or epsilon above 0"
         )

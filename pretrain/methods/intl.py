@@ -1,6 +1,5 @@
 """INTL: IterNorm with trace loss (paper, Section 4; the authors' `methods/intl.py` and `methods/intl_m.py`)."""
 
-import copy
 import dataclasses
 import math
 from collections.abc import Sequence
@@ -11,18 +10,26 @@ from torch.nn import functional as F
 
 from intl_bench.core.distributed import gather, world_size
 from pretrain.iternorm import AXES, VARIANTS, Whitening, center, covariance, iter_norm, require_embedding, whiten
-from pretrain.methods import Setup
-from pretrain.methods._shared import move_average
+from pretrain.methods import Method, Setup
+from pretrain.methods._shared import momentum_copy, move_average
 from pretrain.schedules import cosine_momentum
 from pretrain.whiten.gram import gram_products
 from pretrain.whiten.hard_whitening import require_batch
 
+__all__ = ["INTL", "Config", "INTLLoss", "build", "default_beta", "trace_loss"]
 DISPLAY = "INTL"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """INTL's settings; the defaults are the authors'."""
+    """Settings; the defaults are those of the authors.
+
+    Attributes:
+        iterations, axis, variant: see `pretrain.iternorm.iter_norm`.
+        beta: weight of the trace loss; None takes `default_beta`.
+        momentum_target: view 0 passes a momentum encoder and is the target of all other views.
+        base_momentum: momentum of this encoder at the start; it rises to 1 along a cosine.
+    """
 
     name: str = "intl"
     iterations: int = 4
@@ -38,48 +45,53 @@ class Config:
         if self.variant not in VARIANTS:
             raise ValueError(f"variant={self.variant!r}: expected one of {VARIANTS}")
         if self.iterations < 1:
-            raise ValueError(f"iterations={self.iterations}: IterNorm needs at least one")
+            raise ValueError(f"iterations={self.iterations}: expected at least 1")
         if not 0 <= self.base_momentum <= 1:
             raise ValueError(f"base_momentum={self.base_momentum}: expected 0 to 1")
 
 
 def default_beta(m: int, d: int, axis: str) -> float:
-    """Weight of the trace loss, 0.01 (log2 n - 3), n = the global batch m ("channel") or d ("batch").
+    """Return the weight of the trace loss: 0.01 (log2 n - 3) with n = m ("channel") or n = d ("batch").
 
     Source: the authors' `methods/base.py`, `cal_trade_off`.
 
+    Args:
+        m: number of samples of the batch of all processes.
+        d: dimension of the embedding.
+        axis: "channel" or "batch".
+
     Raises:
-        ValueError: it would be zero or negative, which rewards collapse instead of preventing it.
+        ValueError: the weight is not positive; a negative weight rewards collapse.
     """
     n, what = (m, "global batch size") if axis == "channel" else (d, "embedding dimension")
     beta = 0.01 * (math.log2(n) - 3)
     if beta <= 0:
         raise ValueError(
-            f"{what} {n} gives the trace loss the weight 0.01 (log2 {n} - 3) = {beta:.3g}, which does not prevent "
+            f"{what} {n}: the weight of the trace loss is 0.01 (log2 {n} - 3) = {beta:.3g}, which does not prevent "
             "collapse; use more than 8, or set beta by hand"
         )
     return beta
 
 
 def trace_loss(variance: torch.Tensor) -> torch.Tensor:
-    """Sum over the whitened axis of (1 - variance)^2 (Eqn. 6): (..., n) -> (...)."""
+    """Compute the sum of (1 - variance)^2 over the whitened axis (Eqn. 6): (..., n) -> (...)."""
     return (1 - variance).square().sum(dim=-1)
 
 
 class INTLLoss(nn.Module):
     """IterNorm with trace loss over the embeddings of all processes.
 
-    `loss([z_view0, z_view1, ...])` with embeddings (m, d) of this process returns {"alignment", "trace"}, two scalars
-    whose sum is the mean over the views i > 0 of [ 2 - 2 cos(whitened_i, whitened_0) + beta (trace_i + trace_0) ].
-    With `momentum_target` view 0 is the target (pass it without gradient) and has no trace term.
+    `loss([z_view0, z_view1, ...])` with embeddings (m, d) of this process returns two scalars, {"alignment", "trace"}.
+    Their sum is the mean over the views i > 0 of [ 2 - 2 cos(whitened_i, whitened_0) + beta (trace_i + trace_0) ].
+    With `momentum_target`, view 0 is the target: it has no trace term, and the caller passes it without gradient.
 
-    Channel whitening needs only the samples' products (m x m): with C_a = X_a X_0^T those of whitened samples are the
-    diagonal of Phi_a C_a Phi_0, so the whitened (m, d) output is never formed.
+    Channel whitening needs only inner products of samples (m x m). With C_a = X_a X_0^T, the inner products of whitened
+    samples are the diagonal of Phi_a C_a Phi_0, so the whitened output (m, d) is not computed.
 
     Args:
         iterations, axis, variant: see `pretrain.iternorm.iter_norm`.
-        beta: weight of the trace loss; None = `default_beta` of the gathered batch.
-        momentum_target: view 0 comes from a momentum network.
+        beta: weight of the trace loss; None takes `default_beta` of the batch of all processes.
+        momentum_target: view 0 comes from a momentum encoder.
     """
 
     def __init__(
@@ -98,9 +110,11 @@ class INTLLoss(nn.Module):
 
     def forward(self, embeddings: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
         if len(embeddings) < 2:
-            raise ValueError(f"expected the embeddings of at least two views, got {len(embeddings)}")
+            raise ValueError(f"embeddings: found {len(embeddings)} views; expected at least 2")
         if len({z.shape for z in embeddings}) > 1:
-            raise ValueError(f"expected views of one shape, got {', '.join(str(tuple(z.shape)) for z in embeddings)}")
+            raise ValueError(
+                f"embeddings: found shapes {', '.join(str(tuple(z.shape)) for z in embeddings)}; expected equal shapes"
+            )
         shape = (len(embeddings[0]) * world_size(), *embeddings[0].shape[1:])
         require_embedding(shape)
         m, d = shape[0], shape[1]
@@ -115,9 +129,10 @@ class INTLLoss(nn.Module):
         return whiten(sigma, iterations=self.config.iterations, variant=self.config.variant)
 
     def _channel(self, embeddings: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Variances of the whitened samples, (views, m), and cosines of those of views i > 0 and 0, (views - 1, m).
+        """Compute statistics of whitened samples; the squared norm of a whitened sample is (d - 1) variance.
 
-        A whitened sample has the squared norm (d - 1) variance.
+        Returns:
+            Variances of the samples, (views, m), and cosines between views i > 0 and view 0, (views - 1, m).
         """
         degrees = embeddings[0].shape[1] - 1
         gram, cross = gram_products(embeddings)
@@ -126,7 +141,11 @@ class INTLLoss(nn.Module):
         return white.variance, products / (white.variance[1:] * white.variance[0]).clamp_min(1e-30).sqrt()
 
     def _batch(self, embeddings: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Variances of the whitened features, (views, d), and the samples' cosines, (views - 1, m)."""
+        """Compute statistics of whitened features.
+
+        Returns:
+            Variances of the features, (views, d), and cosines of samples between views i > 0 and 0, (views - 1, m).
+        """
         # One gather for all views: (views, m_local, d) -> (views, m, d).
         x = torch.stack([center(z, "batch") for z in gather(torch.stack(tuple(embeddings)), dim=1)])
         white = self._whiten(covariance(x, "batch"))
@@ -134,8 +153,8 @@ class INTLLoss(nn.Module):
         return white.variance, (output[1:] * output[0]).sum(dim=-1)
 
 
-class INTL(nn.Module):
-    """Backbone, projector and `INTLLoss`; with `momentum_target` also their moving averages, which see view 0."""
+class INTL(Method):
+    """Backbone and projector under `INTLLoss`; with `momentum_target`, view 0 passes the momentum encoder instead."""
 
     capturable = True
 
@@ -150,48 +169,47 @@ class INTL(nn.Module):
             momentum_target=config.momentum_target,
         )
         self.base_momentum = config.base_momentum
-        self.target: nn.Module | None = None
         if config.momentum_target:
-            self.target = copy.deepcopy(nn.Sequential(self.backbone, self.projector)).requires_grad_(False)
-        self.embedding: torch.Tensor | None = None
+            self.momentum_encoder = momentum_copy(self.backbone, self.projector)
 
     def forward(self, views: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
-        if self.target is None:
+        """Compute `INTLLoss` of the views."""
+        if self.momentum_encoder is None:
             z = [self.projector(self.backbone(view)) for view in views]
         else:
             with torch.no_grad():
-                z = [self.target(views[0])]
+                z = [self.momentum_encoder(views[0])]
             z += [self.projector(self.backbone(view)) for view in views[1:]]
-        self.embedding = z[0 if self.target is None else 1].detach()
+        self.embedding = z[0 if self.momentum_encoder is None else 1].detach()
         return self.loss(z)
 
     def transform(self, z: torch.Tensor) -> torch.Tensor:
-        """IterNorm's output (m, d) of an embedding (m, d)."""
+        """Return the output (m, d) of IterNorm for an embedding (m, d)."""
         config = self.loss.config
         return iter_norm(z, iterations=config.iterations, axis=config.axis, variant=config.variant)
 
     def after_step(self, progress: float) -> None:
-        """Moves the target toward the trained network."""
-        if self.target is not None:
-            online = [*self.backbone.parameters(), *self.projector.parameters()]
-            move_average(self.target.parameters(), online, cosine_momentum(progress, self.base_momentum))
+        """Update the momentum encoder."""
+        if self.momentum_encoder is not None:
+            momentum = cosine_momentum(progress, self.base_momentum)
+            move_average(self.momentum_encoder, [self.backbone, self.projector], momentum)
 
 
 def require_samples(axis: str, *, batch_size: int, embedding_dim: int) -> None:
-    """Raises ValueError where `axis="batch"` would whiten more features than the batch has degrees of freedom."""
+    """Raise ValueError if `axis` is "batch" and there are more features than degrees of freedom of the batch."""
     if axis == "batch" and embedding_dim > batch_size - 1:
         raise ValueError(
-            f"axis=batch whitens {embedding_dim} features over {batch_size} samples: the covariance is singular; "
-            "use a batch larger than projector.out, or axis=channel"
+            f"axis=batch: the covariance of {embedding_dim} features over {batch_size} samples is singular; "
+            "use a batch_size above projector.out, or axis=channel"
         )
 
 
 def build(config: Config, setup: Setup) -> INTL:
-    """The method of a run.
+    """Build the method of a run.
 
     Raises:
-        ValueError: fewer than two images or features, batch and embedding give the trace loss no positive weight, or
-            `axis="batch"` has more features than samples.
+        ValueError: there are fewer than two images or features, the default weight of the trace loss is not positive,
+            or `axis` is "batch" and there are not more samples than features.
     """
     require_batch(setup.batch_size, setup.projector.out)
     if config.beta is None:

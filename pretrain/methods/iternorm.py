@@ -14,7 +14,7 @@ DISPLAY = "IterNorm"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """Settings, as INTL's of the same names; the defaults are its."""
+    """Settings of INTL with the same names and defaults."""
 
     name: str = "iternorm"
     iterations: int = 4
@@ -25,27 +25,28 @@ class Config:
         self.intl()
 
     def intl(self) -> intl.Config:
-        """INTL's settings for this.
+        """Return the settings of INTL without its trace loss.
 
         Raises:
-            ValueError: one of them is not possible.
+            ValueError: a setting is invalid.
         """
         return intl.Config(iterations=self.iterations, axis=self.axis, variant=self.variant, beta=0.0)
 
 
 class IterNorm(INTL):
-    """Backbone, projector and the alignment of whitened outputs."""
+    """Backbone and projector under the alignment of whitened outputs."""
 
     def forward(self, views: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Mean over the views i > 0 of 2 - 2 cos(whitened_i, whitened_0), over the batch of all processes."""
+        """Compute the mean over the views i > 0 of 2 - 2 cos(whitened_i, whitened_0) for the batch of all processes."""
         return {"alignment": super().forward(views)["alignment"]}
 
 
 def build(config: Config, setup: Setup) -> IterNorm:
-    """The method of a run.
+    """Build the method of a run.
 
     Raises:
-        ValueError: the batch holds one image, or `axis="batch"` has more features than samples.
+        ValueError: there are fewer than two images or features, or `axis` is "batch" and there are not more samples
+            than features.
     """
     require_batch(setup.batch_size, setup.projector.out)
     require_samples(config.axis, batch_size=setup.batch_size, embedding_dim=setup.projector.out)

@@ -5,12 +5,11 @@ import dataclasses
 from collections.abc import Sequence
 
 import torch
-from torch import nn
 
 from intl_bench.core.copies import send
 from intl_bench.core.distributed import gather
 from intl_bench.core.seeding import torch_seed
-from pretrain.methods import Setup
+from pretrain.methods import Method, Setup
 from pretrain.methods._shared import pairs_mean
 from pretrain.precision import at_least_float32
 from pretrain.whiten.hard_whitening import (
@@ -31,8 +30,9 @@ class Config:
     """Settings.
 
     Attributes:
-        groups: how many groups the features are whitened in; None = the fewest with at least twice as many samples as
-            features in each, as in the authors' `models/utils/shuffled_group_whitening.py`, that divide the features.
+        groups: number of groups in which features are whitened. None takes the smallest divisor of the number of
+            features that gives at least twice as many samples as features of a group, as the authors'
+            `models/utils/shuffled_group_whitening.py` does.
     """
 
     name: str = "shuffled_dbn"
@@ -44,20 +44,20 @@ class Config:
 
 
 def default_groups(batch_size: int, embedding_dim: int) -> int:
-    """See `Config.groups`; one feature a group where nothing larger fits."""
+    """Return the number of groups for `Config.groups` = None; if no divisor is enough, each feature is a group."""
     fits = (g for g in range(1, embedding_dim + 1) if embedding_dim % g == 0 and g * batch_size >= 2 * embedding_dim)
     return next(fits, embedding_dim)
 
 
 def group_whiten(z: torch.Tensor, groups: int, order: torch.Tensor | None = None) -> torch.Tensor:
-    """Decorrelated batch normalization (ZCA) of groups of features: (..., m, d) -> (..., m, d), float32 or better.
+    """Decorrelate groups of features by batch normalization (ZCA): (..., m, d) -> (..., m, d), float32 or better.
 
-    The covariance is divided by m, as in the authors' code. Eigenvalues below `whitening.FLOOR` of a group's largest
-    count as that; the authors' have no floor.
+    The covariance is divided by m, as in the authors' code. Eigenvalues have the floor `hard_whitening.FLOOR`; those of
+    the authors have none.
 
     Args:
-        groups: divides d.
-        order: features in the order in which they fall into groups, (..., d); the output has them in their own again.
+        groups: number of groups, a divisor of d.
+        order: order of the features, (..., d); consecutive ones form a group. The output has the original order.
     """
     x = shuffled(z.double(), order)
     x = grouped(x - x.mean(dim=-2, keepdim=True), groups)
@@ -66,24 +66,24 @@ def group_whiten(z: torch.Tensor, groups: int, order: torch.Tensor | None = None
 
 
 def squared_distance(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Mean over the samples of |a - b|^2, not normalized (the authors' `l22`): (m, d) -> scalar."""
+    """Compute the mean of |a - b|^2 over the samples, without normalization (the authors' `l22`): (m, d) -> scalar."""
     return (a - b).square().sum(dim=-1).mean()
 
 
-class ShuffledDBN(nn.Module):
-    """Backbone, projector and the distance of outputs that are whitened in random groups."""
-
-    step: int = 0
+class ShuffledDBN(Method):
+    """Backbone and projector under the distance of outputs that are whitened in random groups."""
 
     def __init__(self, config: Config, setup: Setup) -> None:
         super().__init__()
         self.backbone, self.projector = setup.make_encoder()
         self.groups = config.groups or default_groups(setup.batch_size, setup.projector.out)
         self.seed = setup.seed
-        self.embedding: torch.Tensor | None = None
 
     def forward(self, views: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
-        """`squared_distance` of all processes' samples, averaged over all pairs of views; groups differ by view."""
+        """Compute `squared_distance` for the batch of all processes, as a mean over all pairs of views.
+
+        Each view has its own groups.
+        """
         z = torch.stack([self.projector(self.backbone(view)) for view in views])
         self.embedding = z[0].detach()
         with torch.autocast(z.device.type, enabled=False):
@@ -91,23 +91,21 @@ class ShuffledDBN(nn.Module):
             return {"distance": pairs_mean(group_whiten(gather(z, dim=1), self.groups, order), squared_distance)}
 
     def order(self, views: int, d: int) -> torch.Tensor:
-        """This step's random orders of the features, (views, d), on the host; the same on all processes."""
+        """Draw the random orders of the features in this step, (views, d), on the CPU, equal in all processes."""
         draws = torch.Generator().manual_seed(torch_seed(self.seed, "shuffled-dbn", self.step))
         return torch.stack([torch.randperm(d, generator=draws) for _ in range(views)])
 
     def transform(self, z: torch.Tensor) -> torch.Tensor:
-        """The output (m, d) of an embedding (m, d), groups of features that follow each other."""
+        """Return the whitened output (m, d) of an embedding (m, d), with groups of consecutive features."""
         return group_whiten(z, self.groups)
-
-    def after_step(self, progress: float) -> None:
-        """Nothing follows a step."""
 
 
 def build(config: Config, setup: Setup) -> ShuffledDBN:
-    """The method of a run.
+    """Build the method of a run.
 
     Raises:
-        ValueError: the batch holds one image, the groups do not divide the embedding, or they are too large.
+        ValueError: the batch holds one image, the groups do not divide the embedding, or a group has more features than
+            the batch allows.
     """
     d = setup.projector.out
     require_batch(setup.batch_size, d)

@@ -1,14 +1,16 @@
-"""SimCLR: each view finds the other among the batch (Chen et al., arXiv 2002.05709), with lightly's head."""
+"""SimCLR: each view finds the other view of its image in the batch (Chen et al., arXiv 2002.05709).
+
+The head is that of lightly.
+"""
 
 import dataclasses
 from collections.abc import Sequence
 
 import torch
-from torch import nn
 from torch.nn import functional as F
 
 from intl_bench.core.distributed import gather
-from pretrain.methods import Setup
+from pretrain.methods import Method, Setup
 from pretrain.methods._lightly import lightly
 from pretrain.methods._shared import pairs_mean
 from pretrain.precision import at_least_float32
@@ -18,14 +20,15 @@ DISPLAY = "SimCLR"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """Settings; the defaults are the authors' for ImageNet (google-research/simclr, `run.py`), and the paper's loss.
+    """Settings; the defaults are those of the authors for ImageNet (google-research/simclr, `run.py`).
 
     Attributes:
-        temperature: the cosines are divided by it.
-        batch_norm: one after each layer of the projector, the last included, whose offset is zero; solo-learn's
-            projector has none.
-        scale: of the whole loss, the paper's mean over both views (2 is their sum, as in the authors' code). LARS does
-            not heed it, but for biases and batch norms that it leaves to SGD.
+        temperature: divisor of the cosines.
+        batch_norm: a batch norm follows each layer of the projector; the offset of the last one is zero. The projector
+            of solo-learn has none.
+        scale: factor of the whole loss. 1 is the mean over both views, as in the paper; 2 is their sum, as in the
+            authors' code. It has no effect on parameters that LARS scales; it has one on biases and batch norms, which
+            LARS updates as SGD does.
     """
 
     name: str = "simclr"
@@ -40,10 +43,10 @@ class Config:
 
 
 def nt_xent(first: torch.Tensor, second: torch.Tensor, temperature: float) -> torch.Tensor:
-    """NT-Xent (Eqn. 1) of two views' embeddings, averaged over both: (m, d), (m, d) -> scalar.
+    """Compute NT-Xent (Eqn. 1) of the embeddings of two views, as a mean over both: (m, d), (m, d) -> scalar.
 
-    A row's cosine with itself is made minus infinity. To leave it out, as lightly's loss does by a boolean mask, a GPU
-    would have to tell the host how many remain.
+    The cosine of a row with itself is replaced by minus infinity. The loss of lightly removes it by a boolean mask; the
+    host would wait for a GPU to return the number of the remaining values.
     """
     z = F.normalize(torch.cat([first, second]), dim=1)
     logits = z @ z.T / temperature
@@ -52,15 +55,15 @@ def nt_xent(first: torch.Tensor, second: torch.Tensor, temperature: float) -> to
     return F.cross_entropy(logits, partners)
 
 
-class SimCLR(nn.Module):
-    """Backbone, projector, and the NT-Xent loss of the batch of all processes."""
+class SimCLR(Method):
+    """Backbone and projector under NT-Xent of the batch of all processes."""
 
     capturable = True
 
     def __init__(self, config: Config, setup: Setup) -> None:
         super().__init__()
         self.backbone = setup.make_backbone()
-        self.projector = lightly("models.modules.heads").SimCLRProjectionHead(
+        projector = lightly("models.modules.heads").SimCLRProjectionHead(
             self.backbone.num_features,
             setup.projector.hidden,
             setup.projector.out,
@@ -68,30 +71,29 @@ class SimCLR(nn.Module):
             batch_norm=config.batch_norm,
         )
         if config.batch_norm:
-            self.projector.layers[-1].bias.requires_grad_(False)
+            projector.layers[-1].bias.requires_grad_(False)
+        self.projector = projector
         self.temperature, self.scale = config.temperature, config.scale
-        self.embedding: torch.Tensor | None = None
 
     def forward(self, views: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
-        """`scale` times NT-Xent (Eqn. 1) of every two views, averaged."""
+        """Compute `scale` times NT-Xent (Eqn. 1), as a mean over all pairs of views."""
         z = torch.stack([self.projector(self.backbone(view)) for view in views])
         self.embedding = z[0].detach()
         with torch.autocast(z.device.type, enabled=False):
             whole = gather(at_least_float32(z), dim=1)
             return {"nt_xent": self.scale * pairs_mean(whole, lambda a, b: nt_xent(a, b, self.temperature))}
 
-    def after_step(self, progress: float) -> None:
-        """Nothing follows a step."""
-
 
 def build(config: Config, setup: Setup) -> SimCLR:
-    """The method of a run.
+    """Build the method of a run.
 
     Raises:
         ValueError: the batch holds one image, or the projector has one layer.
     """
     if setup.batch_size < 2:
-        raise ValueError(f"batch_size={setup.batch_size}: SimCLR tells the images of a batch apart; use at least 2")
+        raise ValueError(f"batch_size={setup.batch_size}: SimCLR compares the images of a batch; expected at least 2")
     if setup.projector.layers < 2:
-        raise ValueError(f"projector.layers={setup.projector.layers}: SimCLR's has at least 2")
+        raise ValueError(
+            f"projector.layers={setup.projector.layers}: SimCLR has a head of several layers; expected at least 2"
+        )
     return SimCLR(config, setup)

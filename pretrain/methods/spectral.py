@@ -1,6 +1,6 @@
-"""Spectral transformation: an embedding's eigenvalues mapped by any function g (paper, Section 3.2).
+"""Spectral transformation: any function g of the eigenvalues of an embedding (paper, Section 3.2).
 
-The power functions g(lambda) = lambda^-p are those of Figure 2; p = 0.5 is whitening, p = 0 changes nothing.
+The power functions g(lambda) = lambda^-p are those of Figure 2. p = 0.5 is whitening, p = 0 is the identity.
 """
 
 import dataclasses
@@ -8,11 +8,10 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import nn
 
 from intl_bench.core.distributed import gather
 from pretrain.iternorm import AXES
-from pretrain.methods import Setup
+from pretrain.methods import Method, Setup
 from pretrain.precision import at_least_float32
 from pretrain.whiten.hard_whitening import (
     FLOOR,
@@ -29,12 +28,12 @@ DISPLAY = "Spectral"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """Settings; the defaults are whitening as in the paper's text.
+    """Settings; the defaults are whitening as in the text of the paper.
 
     Attributes:
-        power: p of g(lambda) = lambda^-p, any number.
+        power: p of g(lambda) = lambda^-p, any finite number.
         axis: "batch" transforms the d features over the samples, "channel" the m samples over the features.
-        epsilon: eigenvalues below this share of the largest count as that.
+        epsilon: floor of the eigenvalues, relative to the largest one.
     """
 
     name: str = "spectral"
@@ -48,27 +47,27 @@ class Config:
         if not math.isfinite(self.power):
             raise ValueError(f"power={self.power}: expected a finite number")
         if not 0 <= self.epsilon < 1:
-            raise ValueError(f"epsilon={self.epsilon}: expected 0 to below 1")
+            raise ValueError(f"epsilon={self.epsilon}: expected at least 0 and below 1")
 
 
 def spectral_transform(
     z: torch.Tensor, g: Function | float, *, axis: str = "batch", epsilon: float = FLOOR
 ) -> torch.Tensor:
-    """The spectral transformation of an embedding: (..., m, d) -> (..., m, d), float32 or better.
+    """Transform the spectrum of an embedding: (..., m, d) -> (..., m, d), float32 or better.
 
-    Its covariance has the eigenvalues lambda g(lambda)^2, lambda^(1 - 2p) for a power.
+    The covariance of the result has the eigenvalues lambda g(lambda)^2; for a power these are lambda^(1 - 2p).
 
-    With X centered over `axis` and n one less than what it is centered over, X g(X^T X / n) for "batch" and
-    g(X X^T / n) X for "channel". The two expressions are equal for every X, so the smaller of both matrices is taken.
-    Eigenvalues and matrices are float64.
+    X is centered over the samples and n = m - 1 for "batch"; over the features and n = d - 1 for "channel". The result
+    is X g(X^T X / n) for "batch" and g(X X^T / n) X for "channel". These expressions are equal for every X, so the
+    smaller matrix is used. Eigenvalues and matrices are float64.
 
     Args:
-        z: embedding of the whole batch, or a stack of several.
+        z: embedding of the whole batch, or a stack of embeddings.
         g: function of eigenvalues, or the power p of lambda^-p.
         axis, epsilon: see `Config`.
 
     Raises:
-        ValueError: an unknown axis.
+        ValueError: the axis is unknown.
     """
     if axis not in AXES:
         raise ValueError(f"axis={axis!r}: expected one of {AXES}")
@@ -85,17 +84,16 @@ def spectral_transform(
         return output.to(at_least_float32(z[:0]).dtype)
 
 
-class Spectral(nn.Module):
-    """Backbone, projector and the alignment of spectrally transformed outputs."""
+class Spectral(Method):
+    """Backbone and projector under the alignment of transformed outputs."""
 
     def __init__(self, config: Config, setup: Setup) -> None:
         super().__init__()
         self.backbone, self.projector = setup.make_encoder()
         self.config = config
-        self.embedding: torch.Tensor | None = None
 
     def forward(self, views: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Mean over the views i > 0 of 2 - 2 cos(transformed_i, transformed_0), over the batch of all processes."""
+        """Compute the mean over the views i > 0 of 2 - 2 cos(transformed_i, transformed_0), for the whole batch."""
         z = torch.stack([self.projector(self.backbone(view)) for view in views])
         self.embedding = z[0].detach()
         with torch.autocast(z.device.type, enabled=False):
@@ -103,15 +101,12 @@ class Spectral(nn.Module):
             return {"alignment": cosine_distance(white[1:], white[:1])}
 
     def transform(self, z: torch.Tensor) -> torch.Tensor:
-        """The transformed output (m, d) of an embedding (m, d), or of several."""
+        """Return the transformed output (..., m, d) of an embedding (..., m, d)."""
         return spectral_transform(z, self.config.power, axis=self.config.axis, epsilon=self.config.epsilon)
-
-    def after_step(self, progress: float) -> None:
-        """Nothing follows a step."""
 
 
 def require_full_rank(config: Config, setup: Setup) -> None:
-    """Raises ValueError where the power is positive and the covariance singular whatever the embedding."""
+    """Raise ValueError if the power is positive and the covariance of every embedding is singular."""
     if config.power <= 0:
         return
     batch_size, embedding_dim, p = setup.batch_size, setup.projector.out, f"power={config.power:g}"
@@ -125,15 +120,15 @@ def require_full_rank(config: Config, setup: Setup) -> None:
             f"{p} with axis=channel: the covariance of {batch_size} samples over {embedding_dim} features is singular; "
             f"use a projector.out above batch_size={batch_size}, or axis=batch"
         )
-    # The last layer's offset is one direction more of the samples'.
+    # The bias of the last layer adds one dimension to the samples.
     require_width(setup.projector, embedding_dim if config.axis == "batch" else batch_size - 1)
 
 
 def build(config: Config, setup: Setup) -> Spectral:
-    """The method of a run.
+    """Build the method of a run.
 
     Raises:
-        ValueError: the batch holds one image, or the covariance is singular and the power positive.
+        ValueError: there are fewer than two images or features, or the covariance is singular and the power positive.
     """
     require_batch(setup.batch_size, setup.projector.out)
     require_full_rank(config, setup)

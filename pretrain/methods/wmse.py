@@ -1,15 +1,14 @@
-"""W-MSE: distances of embeddings that Cholesky's decomposition whitened (Ermolov et al., ICML 2021)."""
+"""W-MSE: distances of embeddings whitened by Cholesky decomposition (Ermolov et al., ICML 2021)."""
 
 import dataclasses
 from collections.abc import Sequence
 
 import torch
-from torch import nn
 
 from intl_bench.core.copies import send
 from intl_bench.core.distributed import gather
 from intl_bench.core.seeding import torch_seed
-from pretrain.methods import Setup
+from pretrain.methods import Method, Setup
 from pretrain.methods._shared import pairs_mean
 from pretrain.precision import at_least_float32
 from pretrain.whiten.hard_whitening import cholesky_whiten, cosine_distance, require_batch, require_parts, require_width
@@ -19,12 +18,12 @@ DISPLAY = "W-MSE"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """Settings; the defaults are the authors' for CIFAR (github.com/htdt/self-supervised).
+    """Settings; the defaults are those of the authors for CIFAR (github.com/htdt/self-supervised).
 
     Attributes:
-        sub_batch: samples that are whitened together; the batch is divided into such parts at random, in each step.
-        iterations: how many random divisions the loss is averaged over.
-        epsilon: the covariance is shrunk to (1 - epsilon) Sigma + epsilon I.
+        sub_batch: number of samples that are whitened together. Each step divides the batch into such parts at random.
+        iterations: number of random divisions over which the loss is averaged.
+        epsilon: shrinkage of the covariance to (1 - epsilon) Sigma + epsilon I.
     """
 
     name: str = "wmse"
@@ -34,43 +33,40 @@ class Config:
 
     def __post_init__(self) -> None:
         if min(self.sub_batch, self.iterations) < 1:
-            raise ValueError(f"sub_batch={self.sub_batch}, iterations={self.iterations}: both must be at least 1")
+            raise ValueError(f"sub_batch={self.sub_batch}, iterations={self.iterations}: expected at least 1 for each")
         if not 0 <= self.epsilon < 1:
-            raise ValueError(f"epsilon={self.epsilon}: expected 0 to below 1")
+            raise ValueError(f"epsilon={self.epsilon}: expected at least 0 and below 1")
 
 
 def w_mse(z: torch.Tensor, order: torch.Tensor, *, epsilon: float = 0.0) -> torch.Tensor:
-    """Mean over all pairs of views of |v_i / |v_i| - v_j / |v_j||^2, v the whitened samples.
+    """Compute the mean of |v_i / |v_i| - v_j / |v_j||^2 over all pairs of views, with the whitened samples v.
 
     Args:
         z: embeddings of the whole batch, (views, m, d).
-        order: the samples' numbers, (sub-batches, samples of each), the same in all views; of several divisions
-            (..., sub-batches, samples of each), over which the loss is averaged.
+        order: numbers of the samples in each sub-batch, (..., sub-batches, sub_batch), equal for all views. The loss is
+            averaged over the leading dimensions.
         epsilon: see `Config`.
     """
     return pairs_mean(whiten(z[:, order], epsilon=epsilon), cosine_distance)
 
 
 def whiten(z: torch.Tensor, *, epsilon: float = 0.0) -> torch.Tensor:
-    """Whitened features of samples that belong together: (..., m, d) -> (..., m, d), float32 or better."""
+    """Whiten the features over the m samples: (..., m, d) -> (..., m, d), float32 or better."""
     x = z.double()
     return cholesky_whiten(x - x.mean(dim=-2, keepdim=True), epsilon=epsilon).to(at_least_float32(z[:0]).dtype)
 
 
-class WMSE(nn.Module):
-    """Backbone, projector and `w_mse`."""
-
-    step: int = 0
+class WMSE(Method):
+    """Backbone and projector under `w_mse`."""
 
     def __init__(self, config: Config, setup: Setup) -> None:
         super().__init__()
         self.backbone, self.projector = setup.make_encoder()
         self.config = config
         self.seed = setup.seed
-        self.embedding: torch.Tensor | None = None
 
     def forward(self, views: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
-        """`w_mse` of all processes' samples, averaged over random divisions of the batch."""
+        """Compute `w_mse` for the batch of all processes, as a mean over random divisions of the batch."""
         z = torch.stack([self.projector(self.backbone(view)) for view in views])
         self.embedding = z[0].detach()
         with torch.autocast(z.device.type, enabled=False):
@@ -79,25 +75,26 @@ class WMSE(nn.Module):
             return {"distance": w_mse(z, orders, epsilon=self.config.epsilon)}
 
     def orders(self, m: int) -> torch.Tensor:
-        """This step's random divisions of m samples, (iterations, sub-batches, sub_batch), on the host; the same on all
-        processes."""
+        """Draw the random divisions of m samples in this step on the CPU, equal in all processes.
+
+        Returns:
+            Numbers of the samples, (iterations, sub-batches, sub_batch).
+        """
         draws = torch.Generator().manual_seed(torch_seed(self.seed, "w-mse", self.step))
         drawn = [torch.randperm(m, generator=draws) for _ in range(self.config.iterations)]
         return torch.stack(drawn).unflatten(-1, (-1, self.config.sub_batch))
 
     def transform(self, z: torch.Tensor) -> torch.Tensor:
-        """The whitened output (m, d) of an embedding (m, d), all samples together."""
+        """Return the whitened output (m, d) of an embedding (m, d), with all samples together."""
         return whiten(z, epsilon=self.config.epsilon)
-
-    def after_step(self, progress: float) -> None:
-        """Nothing follows a step."""
 
 
 def build(config: Config, setup: Setup) -> WMSE:
-    """The method of a run.
+    """Build the method of a run.
 
     Raises:
-        ValueError: the batch holds one image or cannot be divided, or a sub-batch has a singular covariance.
+        ValueError: the batch holds one image or is not a multiple of the sub-batch, or the covariance of a sub-batch is
+            singular.
     """
     d = setup.projector.out
     require_batch(setup.batch_size, d)
@@ -105,7 +102,7 @@ def build(config: Config, setup: Setup) -> WMSE:
     if d > config.sub_batch - 1 and config.epsilon == 0:
         raise ValueError(
             f"sub_batch={config.sub_batch}: the covariance of {d} features over so few samples is singular; use more "
-            f"(twice as many are usual), a smaller projector.out, or epsilon above 0"
+            "samples (usual are twice as many as features), a smaller projector.out, or epsilon above 0"
         )
     if config.epsilon == 0:
         require_width(setup.projector, d)

@@ -1,21 +1,21 @@
-"""Zero-CL: agreement of two views after whitening samples, and after whitening features (Zhang et al., ICLR 2022,
+"""Zero-CL: agreement of two views after whitening of samples, and after whitening of features (Zhang et al., ICLR 2022,
 openreview.net/forum?id=RAW9tCdVxLj)."""
 
 import dataclasses
 from collections.abc import Sequence
 
 import torch
-from torch import nn
 
 from intl_bench.core.distributed import gather
-from pretrain.methods import Setup
+from pretrain.methods import Method, Setup
 from pretrain.methods._shared import pairs_mean
 from pretrain.precision import at_least_float32
 from pretrain.whiten.hard_whitening import matrix_function, require_batch
 
 DISPLAY = "Zero-CL"
 
-# Added to a standard deviation in the authors' main.py for ImageNet, and to eigenvalues in that for CIFAR.
+# The authors add the first number to standard deviations (main.py for ImageNet), the second to eigenvalues (main.py for
+# CIFAR).
 _STD, _EIGENVALUE = 1e-4, 1e-5
 
 
@@ -24,7 +24,7 @@ class Config:
     """Settings.
 
     Attributes:
-        shrinkage: s of the covariance (1 - s) Sigma + s I that is whitened by; 0.1 in the authors' main.py for CIFAR.
+        shrinkage: s of the shrunk covariance (1 - s) Sigma + s I; 0.1 in the authors' main.py for CIFAR.
     """
 
     name: str = "zero_cl"
@@ -36,26 +36,26 @@ class Config:
 
 
 def standardize(z: torch.Tensor, dim: int) -> torch.Tensor:
-    """`z` with mean 0 and standard deviation 1 over a dimension."""
+    """Shift and scale `z` to mean 0 and standard deviation 1 over a dimension."""
     x = z.double()
     x = x - x.mean(dim=dim, keepdim=True)
     return x / (x.std(dim=dim, keepdim=True) + _STD)
 
 
 def whiten_samples(z: torch.Tensor, shrinkage: float) -> torch.Tensor:
-    """Samples standardized over their features and whitened (ZCA) against each other: (..., m, d) -> the same.
+    """Standardize samples over their features and whiten them (ZCA): (..., m, d) -> (..., m, d).
 
-    The whitening matrix is a constant for the gradient, as the authors' is; so in `whiten_features`.
+    Here and in `whiten_features`, the whitening matrix is a constant for the gradient, as in the authors' code.
     """
     x = standardize(z, -1)
     return (_whitening(x.detach().mT, shrinkage) @ x).to(at_least_float32(z[:0]).dtype)
 
 
 def whiten_features(z: torch.Tensor, shrinkage: float) -> torch.Tensor:
-    """Features standardized over the samples and whitened (ZCA) against each other: (..., m, d) -> the same.
+    """Standardize features over the samples and whiten them (ZCA): (..., m, d) -> (..., m, d).
 
-    Where d > m the d x d matrix is not formed: with C = X X^T / (m - 1) it is g(0) I + X^T h(C) X / (m - 1),
-    h(x) = (g(x) - g(0)) / x, and an eigendecomposition of m x m serves.
+    If d > m, the d x d whitening matrix is not computed. It is g(0) I + X^T h(C) X / (m - 1) with C = X X^T / (m - 1)
+    and h(x) = (g(x) - g(0)) / x, so an eigendecomposition of the m x m matrix C is enough.
     """
     x = standardize(z, -2)
     m, d = x.shape[-2:]
@@ -74,7 +74,12 @@ def whiten_features(z: torch.Tensor, shrinkage: float) -> torch.Tensor:
 
 
 def _whitening(x: torch.Tensor, shrinkage: float) -> torch.Tensor:
-    """((1 - s) Sigma + s I)^-1/2 of the columns' covariance Sigma, x standardized (..., rows, n): (..., n, n)."""
+    """Return ((1 - s) Sigma + s I)^-1/2, (..., n, n), with the covariance Sigma of the columns of x (..., rows, n).
+
+    Args:
+        x: standardized columns.
+        shrinkage: s.
+    """
 
     def g(values: torch.Tensor) -> torch.Tensor:
         return ((1 - shrinkage) * values + shrinkage + _EIGENVALUE).rsqrt()
@@ -83,21 +88,20 @@ def _whitening(x: torch.Tensor, shrinkage: float) -> torch.Tensor:
 
 
 def disagreement(a: torch.Tensor, b: torch.Tensor, dim: int) -> torch.Tensor:
-    """Sum of (1 - c)^2, c the mean over a dimension of the two views' products: (m, d) -> scalar."""
+    """Compute the sum of (1 - c)^2; c is the mean of the products of two views over `dim`: (m, d) -> scalar."""
     return (1 - (a * b).mean(dim=dim)).square().sum()
 
 
-class ZeroCL(nn.Module):
-    """Backbone, projector and the two disagreements."""
+class ZeroCL(Method):
+    """Backbone and projector under both disagreements."""
 
     def __init__(self, config: Config, setup: Setup) -> None:
         super().__init__()
         self.backbone, self.projector = setup.make_encoder()
         self.shrinkage = config.shrinkage
-        self.embedding: torch.Tensor | None = None
 
     def forward(self, views: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The instance loss, over samples, and the feature loss, of all processes' samples and all pairs of views."""
+        """Compute the instance loss and the feature loss for the batch of all processes, over all pairs of views."""
         z = torch.stack([self.projector(self.backbone(view)) for view in views])
         self.embedding = z[0].detach()
         with torch.autocast(z.device.type, enabled=False):
@@ -108,18 +112,15 @@ class ZeroCL(nn.Module):
             }
 
     def transform(self, z: torch.Tensor) -> torch.Tensor:
-        """The output (m, d) of an embedding (m, d), its features whitened."""
+        """Return the output (m, d) of an embedding (m, d) with whitened features."""
         return whiten_features(z, self.shrinkage)
-
-    def after_step(self, progress: float) -> None:
-        """Nothing follows a step."""
 
 
 def build(config: Config, setup: Setup) -> ZeroCL:
-    """The method of a run.
+    """Build the method of a run.
 
     Raises:
-        ValueError: the batch holds one image.
+        ValueError: there are fewer than two images or features.
     """
     require_batch(setup.batch_size, setup.projector.out)
     return ZeroCL(config, setup)

@@ -1,4 +1,4 @@
-"""Barlow Twins: its paper's equation, what its loss does not heed, processes together, and what is refused."""
+"""Test Barlow Twins: the equation of the paper, invariances of the loss, several processes, and errors."""
 
 import itertools
 
@@ -24,7 +24,7 @@ def projector() -> list[nn.Module]:
 
 
 def equation(first: torch.Tensor, second: torch.Tensor, weight: float) -> torch.Tensor:
-    """Eqns. 1 and 2 of the paper, row by row, with the 1e-5 of the authors' batch norm in the variances."""
+    """Compute Eqns. 1 and 2 of the paper row by row; the variances include the 1e-5 of the authors' batch norm."""
     a, b = first - first.mean(dim=0), second - second.mean(dim=0)
     loss = torch.zeros((), dtype=first.dtype)
     for i in range(first.shape[1]):
@@ -62,19 +62,19 @@ def test_half_precision_stops_at_the_loss() -> None:
     assert loss.item() == pytest.approx(float(equation(*(z.double() for z in embeddings), 0.0051)), rel=1e-5)
 
 
-# What the loss does not heed
+# Invariances of the loss
 
 
 def test_shift_scale_and_order_of_features_do_not_matter() -> None:
     run, batch = method(), views()
     with torch.no_grad():
-        run.projector[-1].weight *= 1e4  # variances beside which 1e-5 is nothing
+        run.projector[-1].weight *= 1e4  # 1e-5 is negligible beside these variances
         loss = run(batch)["cross_correlation"].item()
         run.projector[-1].weight[3] *= 50
         run.projector[-1].bias += torch.arange(16)
         run.projector[-1].weight.copy_(run.projector[-1].weight.flip(0))
         assert run(batch)["cross_correlation"].item() == pytest.approx(loss, rel=1e-9)
-        run.projector[-1].weight[0] += run.projector[-1].weight[1]  # what it does heed
+        run.projector[-1].weight[0] += run.projector[-1].weight[1]  # this changes the loss
         assert run(batch)["cross_correlation"].item() != pytest.approx(loss, rel=1e-2)
 
 

@@ -1,4 +1,4 @@
-"""BYOL: its paper's equations, the moving average, processes together, and what is refused."""
+"""Test BYOL: the equations of the paper, the moving average, several processes, and errors."""
 
 import itertools
 import math
@@ -28,7 +28,7 @@ def mlp(width: int, hidden: int, out: int) -> list[nn.Module]:
 
 
 def regression(p: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
-    """Eqn. 2 of the paper: the squared distance of the unit vectors."""
+    """Compute Eqn. 2 of the paper, the squared distance of unit vectors."""
     return (p / p.norm(dim=1, keepdim=True) - z / z.norm(dim=1, keepdim=True)).square().sum(dim=1).mean()
 
 
@@ -40,7 +40,7 @@ def test_training_goes_as_in_the_paper(sizes: tuple[int, ...]) -> None:
     run = method(len(sizes), base_momentum=0.8, scale=0.5)
     online = like(run.backbone, *TinyBackbone()), like(run.projector, *mlp(24, 32, 16))
     predictor = like(run.predictor, *mlp(16, 24, 16))
-    target = like(run.target[0], *TinyBackbone()), like(run.target[1], *mlp(24, 32, 16))
+    target = like(run.momentum_encoder[0], *TinyBackbone()), like(run.momentum_encoder[1], *mlp(24, 32, 16))
     pairs = list(itertools.permutations(range(len(sizes)), 2))
 
     def loss(batch: list[torch.Tensor]) -> torch.Tensor:
@@ -54,9 +54,9 @@ def test_training_goes_as_in_the_paper(sizes: tuple[int, ...]) -> None:
             old.data = tau * old.data + (1 - tau) * new.data
 
     assert_trains_as(run, [*online, predictor], loss, after_step=after_step, sizes=sizes)
-    for ours, theirs in zip(run.target.parameters(), nn.ModuleList(target).parameters(), strict=True):
+    for ours, theirs in zip(run.momentum_encoder.parameters(), nn.ModuleList(target).parameters(), strict=True):
         torch.testing.assert_close(ours.data, theirs.data, rtol=1e-9, atol=1e-12)
-    assert not torch.equal(run.target[0][0].weight, run.backbone[0].weight)
+    assert not torch.equal(run.momentum_encoder[0][0].weight, run.backbone[0].weight)
 
 
 def test_projector_is_lightlys() -> None:
@@ -71,7 +71,7 @@ def test_half_precision_stops_at_the_loss() -> None:
     run = method().float()
     p, z = [], []
     run.predictor.register_forward_hook(lambda module, inputs, output: p.append(output.detach()))
-    run.target.register_forward_hook(lambda module, inputs, output: z.append(output.detach()))
+    run.momentum_encoder.register_forward_hook(lambda module, inputs, output: z.append(output.detach()))
     with torch.autocast("cpu", torch.bfloat16):
         loss = run([view.float() for view in views()])["regression"]
     assert p[0].dtype == z[0].dtype == torch.bfloat16
@@ -90,31 +90,33 @@ def test_order_of_images_and_views_and_size_of_targets_do_not_matter() -> None:
     assert run([view[order] for view in views()[::-1]])["regression"].item() == pytest.approx(loss, rel=1e-12)
     assert run([views()[0][order], views()[1]])["regression"].item() != pytest.approx(loss, rel=1e-3)
     with torch.no_grad():
-        run.target[1][-1].weight *= 7
-        run.target[1][-1].bias *= 7
+        run.momentum_encoder[1][-1].weight *= 7
+        run.momentum_encoder[1][-1].bias *= 7
     assert run(views())["regression"].item() == pytest.approx(loss, rel=1e-12)
 
 
-def test_no_gradient_reaches_the_target() -> None:
+def test_no_gradient_reaches_the_momentum_encoder() -> None:
     run = method()
     trained = [*run.backbone.parameters(), *run.projector.parameters()]
-    assert all(a is not b and torch.equal(a, b) for a, b in zip(run.target.parameters(), trained, strict=True))
+    assert all(
+        a is not b and torch.equal(a, b) for a, b in zip(run.momentum_encoder.parameters(), trained, strict=True)
+    )
     run(views())["regression"].backward()
-    assert all(p.grad is None and not p.requires_grad for p in run.target.parameters())
+    assert all(p.grad is None and not p.requires_grad for p in run.momentum_encoder.parameters())
     assert all(p.grad is not None for p in [*trained, *run.predictor.parameters()])
     torch.testing.assert_close(run.embedding, run.projector(run.backbone(views()[0])).detach(), rtol=0, atol=0)
 
 
-def test_target_stands_still_at_the_end() -> None:
+def test_momentum_encoder_is_constant_at_the_end() -> None:
     run = method(base_momentum=0.5)
-    before = [p.clone() for p in run.target.parameters()]
+    before = [p.clone() for p in run.momentum_encoder.parameters()]
     with torch.no_grad():
         for p in run.backbone.parameters():
             p += 1
     run.after_step(1.0)
-    assert all(torch.equal(a, b) for a, b in zip(before, run.target.parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(before, run.momentum_encoder.parameters(), strict=True))
     run.after_step(0.5)
-    torch.testing.assert_close(run.target[0][0].weight, before[0] + 0.25, rtol=0, atol=1e-12)
+    torch.testing.assert_close(run.momentum_encoder[0][0].weight, before[0] + 0.25, rtol=0, atol=1e-12)
 
 
 # Two processes
@@ -124,7 +126,7 @@ def test_target_stands_still_at_the_end() -> None:
 def test_processes_together_do_what_one_does(sizes: tuple[int, ...]) -> None:
     settings = {"predictor_hidden": 24, "base_momentum": 0.5}
     alone = assert_processes_agree("byol", settings, sizes=sizes, projector=HEAD)
-    assert "state/target.1.3.weight" in alone
+    assert "state/momentum_encoder.1.3.weight" in alone
 
 
 # Failures

@@ -1,4 +1,4 @@
-"""CW-RGP: against the paper's steps and the authors' code; random groups and sub-batches; what whitening ignores."""
+"""Test CW-RGP: the steps of the paper, the authors' code, random groups and sub-batches, and invariances."""
 
 import authors
 import method_cases
@@ -33,7 +33,7 @@ def relative(value: torch.Tensor, reference: torch.Tensor) -> float:
 
 
 def inverse_root(sigma: torch.Tensor) -> torch.Tensor:
-    """By coupled Newton iterations, whose gradient knows nothing of eigenvalues."""
+    """Compute the inverse square root by coupled Newton iterations, whose gradient does not use eigenvalues."""
     eye = torch.eye(len(sigma), dtype=sigma.dtype)
     a, b = sigma / sigma.trace(), eye
     for _ in range(45):
@@ -43,7 +43,7 @@ def inverse_root(sigma: torch.Tensor) -> torch.Tensor:
 
 
 def whitened_as_printed(z: torch.Tensor, groups: int, order: torch.Tensor, epsilon: float = 0.0) -> torch.Tensor:
-    """Group by group: samples centered over all features, then whitened over those of the group."""
+    """Center samples over all features, then whiten them over the features of each group."""
     output = torch.zeros_like(z)
     centered = z - z.mean(dim=1, keepdim=True)
     for members in order.view(groups, -1):
@@ -73,7 +73,7 @@ def test_loss_and_gradient_are_the_papers(groups: int, count: int, epsilon: floa
 
 
 def test_loss_and_gradient_are_the_authors() -> None:
-    """Numbers of winci-ai/CW-RGP at commit 5bbf6ed, base/, on these inputs."""
+    """The numbers are results of winci-ai/CW-RGP, commit 5bbf6ed, base/, on these inputs."""
     z = embeddings().requires_grad_()
     samples, features = orders()
     loss = pairs_mean(channel_whiten(z[:, samples], GROUPS, features), cosine_distance)
@@ -92,7 +92,7 @@ def test_samples_are_white_in_each_group() -> None:
         x = white[:, members]
         eye = torch.eye(M, dtype=x.dtype)
         torch.testing.assert_close(x @ x.T / (len(members) - 1), eye, rtol=0, atol=1e-9)
-    assert float((white[:, :32] @ white[:, :32].T / 31 - torch.eye(M)).abs().max()) > 0.1  # others are not
+    assert float((white[:, :32] @ white[:, :32].T / 31 - torch.eye(M)).abs().max()) > 0.1  # other groups are not white
     one = channel_whiten(z, 1)  # over all features it is their covariance
     torch.testing.assert_close(torch.cov(one), torch.eye(M, dtype=one.dtype), rtol=0, atol=1e-9)
 
@@ -105,13 +105,13 @@ def test_scale_and_what_a_sample_has_in_all_features_do_not_matter() -> None:
     names = torch.randperm(D, generator=torch.Generator().manual_seed(5))
     renamed = channel_whiten(z[:, names], GROUPS, names.argsort()[features[0, 0]])
     assert relative(renamed, expected[:, names]) <= 1e-12
-    # ZCA turns with the samples: their order is nothing to it.
+    # ZCA is equivariant to rotations of the samples, so their order has no effect.
     turn = torch.randperm(M, generator=torch.Generator().manual_seed(6))
     assert relative(channel_whiten(z[turn], GROUPS, features[0, 0]), expected[turn]) <= 1e-9
 
 
 def test_images_with_the_same_embedding_give_finite_gradients() -> None:
-    """Two equal samples make the covariance singular: the authors' singular value decomposition gives NaN."""
+    """Two equal samples make the covariance singular; the singular value decomposition of the authors gives NaN."""
     z = embeddings()
     z[0, 1] = z[0, 0]
     z.requires_grad_()
@@ -134,7 +134,7 @@ def test_divisions_are_a_function_of_seed_and_step() -> None:
     assert (tuple(samples.shape), tuple(features.shape)) == ((2, 4, 8), (2, 2, 4, 64))
     assert all(sorted(division.flatten().tolist()) == list(range(32)) for division in samples)
     draws = torch.Generator().manual_seed(torch_seed(0, "cw-rgp", 0))
-    for i in range(2):  # one stream: a resumed run goes on with the same divisions
+    for i in range(2):  # a resumed run continues with the same divisions
         assert torch.equal(samples[i].flatten(), torch.randperm(32, generator=draws))
         assert all(torch.equal(row, torch.randperm(64, generator=draws)) for row in features[:, i].flatten(0, 1))
     rows = features.flatten(0, -2)

@@ -1,4 +1,4 @@
-"""DINO: its paper's equations, center, schedules, processes together, exact resumption, and what is refused."""
+"""Test DINO: the equations of the paper, center, schedules, several processes, exact resumption, and errors."""
 
 import itertools
 import math
@@ -16,7 +16,7 @@ from pretrain.projector import ProjectorConfig
 
 pytestmark = needs_lightly
 
-# Temperatures that float32 holds exactly, to which lightly rounds the teacher's.
+# Temperatures that float32 represents exactly, because lightly rounds that of the teacher to float32.
 SMALL = {
     "outputs": 12,
     "warmup_teacher_temperature": 1 / 32,
@@ -27,7 +27,7 @@ SMALL = {
 
 
 def method(n: int = 2, *, seed: int = 1, **settings: object) -> dino.DINO:
-    """Two steps an epoch."""
+    """Build the method with two steps per epoch."""
     torch.manual_seed(seed)
     return dino.build(dino.Config(**(SMALL | settings)), setup(views=n, steps_per_epoch=2)).double()
 
@@ -45,7 +45,7 @@ def method(n: int = 2, *, seed: int = 1, **settings: object) -> dino.DINO:
     ],
 )
 def test_training_goes_as_in_the_paper(settings: dict, sizes: tuple[int, ...]) -> None:
-    """Eight steps, four epochs: frozen last layer, then trained, teacher's temperature rising, then constant."""
+    """In four epochs of two steps, the last layer is frozen, then trained; the temperature rises, then is constant."""
     run = method(len(sizes), **settings)
     config, step = run.config, itertools.count()
     temperatures = {0: [1 / 16] * 4, 2: [1 / 32, *[1 / 16] * 3], 3: [1 / 32, 3 / 64, 1 / 16, 1 / 16]}
@@ -65,7 +65,7 @@ def test_training_goes_as_in_the_paper(settings: dict, sizes: tuple[int, ...]) -
         return twin
 
     student = like(run.backbone, *TinyBackbone()), like(run.projector, *head()), last(run.last_layer)
-    backbone, teachers = run.target
+    backbone, teachers = run.momentum_encoder
     teacher = like(backbone, *TinyBackbone()), like(teachers.layers, *head()), last(teachers.last_layer)
 
     def outputs(network: tuple[nn.Module, ...], view: torch.Tensor, train_last: bool = True) -> torch.Tensor:
@@ -98,7 +98,7 @@ def test_training_goes_as_in_the_paper(settings: dict, sizes: tuple[int, ...]) -
 
     assert_trains_as(run, student, loss, after_step=after_step, sizes=sizes, steps=8)
     torch.testing.assert_close(run.distillation.center.flatten(), center, rtol=1e-9, atol=1e-12)
-    ours = [p for p in run.target.parameters() if p.shape != (12, 1)]
+    ours = [p for p in run.momentum_encoder.parameters() if p.shape != (12, 1)]
     for found, expected in zip(ours, nn.ModuleList(teacher).parameters(), strict=True):
         torch.testing.assert_close(found.data, expected.data, rtol=1e-9, atol=1e-12)
 
@@ -127,7 +127,7 @@ def test_half_precision_stops_at_the_loss() -> None:
     run = method().float()
     taught, learned = [], []
     run.last_layer.register_forward_hook(lambda module, inputs, output: learned.append(output.detach()))
-    run.target.register_forward_hook(lambda module, inputs, output: taught.append(output.detach()))
+    run.momentum_encoder.register_forward_hook(lambda module, inputs, output: taught.append(output.detach()))
     with torch.autocast("cpu", torch.bfloat16):
         loss = run([view.float() for view in views()])["distillation"]
     assert loss.dtype == run.distillation.center.dtype == torch.float32
@@ -140,20 +140,20 @@ def test_half_precision_stops_at_the_loss() -> None:
     torch.testing.assert_close(run.distillation.center.flatten(), (0.1 * mean).float(), rtol=1e-5, atol=1e-8)
 
 
-def test_says_nothing_of_lightly_s_old_weight_norm() -> None:
+def test_prints_no_warning_about_the_weight_norm_of_lightly() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         method()
 
 
-# What the loss does not heed
+# Invariances of the loss
 
 
 def test_a_constant_in_the_teacher_is_absorbed_by_the_center() -> None:
-    """At once where the center has it too; otherwise as the moving average takes it in."""
+    """If the center has the constant too, the loss is unchanged at once; otherwise as the moving average adapts."""
     plain, shifted = method(), method()
     constant = torch.linspace(-3, 3, 12, dtype=torch.float64)
-    shifted.target.register_forward_hook(lambda module, inputs, output: output + constant)
+    shifted.momentum_encoder.register_forward_hook(lambda module, inputs, output: output + constant)
     shifted.distillation.center += constant
     for step in range(3):
         a, b = (run(views(step))["distillation"].item() for run in (plain, shifted))
@@ -178,14 +178,14 @@ def test_teacher_starts_as_the_student() -> None:
     run = method()
     images = views()[0]
     learned = run.last_layer(F.normalize(run.projector(run.backbone(images)), dim=1))
-    torch.testing.assert_close(run.target(images), learned, rtol=1e-12, atol=0)
+    torch.testing.assert_close(run.momentum_encoder(images), learned, rtol=1e-12, atol=0)
 
 
 def test_no_gradient_reaches_the_teacher() -> None:
     run = method()
     run.step = 2
     run(views())["distillation"].backward()
-    assert not any(p.requires_grad for p in run.target.parameters())
+    assert not any(p.requires_grad for p in run.momentum_encoder.parameters())
     trained = [p for p in run.parameters() if p.requires_grad]
     assert all(p.grad is not None and p.grad.norm() > 0 for p in trained)
 
@@ -199,7 +199,7 @@ def test_resumes_exactly() -> None:
 
 @pytest.mark.parametrize(("batch_norm", "frozen", "sizes"), [(True, 1, (8, 8, 6)), (False, 0, (8, 8))])
 def test_processes_together_do_what_one_does(batch_norm: bool, frozen: int, sizes: tuple[int, ...]) -> None:
-    """Two steps of an epoch each."""
+    """Each step is an epoch."""
     settings = SMALL | {"batch_norm": batch_norm, "freeze_last_layer_epochs": frozen}
     alone = assert_processes_agree("dino", settings, sizes=sizes, steps_per_epoch=1)
     moves = [float(alone[f"step{step}/gradient/last_layer.weight_v"].norm()) > 0 for step in range(2)]
@@ -231,5 +231,5 @@ def test_bad_settings_are_refused(settings: dict, message: str) -> None:
 def test_a_setup_that_does_not_suit_is_refused() -> None:
     with pytest.raises(ValueError, match=r"batch_size=1: .* at least 2"):
         dino.build(dino.Config(), setup(batch_size=1))
-    with pytest.raises(ValueError, match=r"projector\.layers=2: DINO's head has 3"):
+    with pytest.raises(ValueError, match=r"projector\.layers=2: expected 3"):
         dino.build(dino.Config(), setup(projector=ProjectorConfig(layers=2)))

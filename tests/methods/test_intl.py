@@ -1,4 +1,4 @@
-"""INTL in training: the method against the authors' training, over processes, and what is refused."""
+"""Test INTL in training: the authors' training, several processes, and errors."""
 
 import math
 
@@ -29,7 +29,7 @@ def relative(value: torch.Tensor, reference: torch.Tensor) -> float:
 # Use in training
 
 
-def test_loss_works_in_somebody_elses_training_script() -> None:
+def test_loss_works_in_another_training_script() -> None:
     images = authors.noise("images", 32, 20)
     network = authors.fill(nn.Sequential(nn.Linear(20, 64), nn.ReLU(), nn.Linear(64, 48)), "network")
     optimizer = torch.optim.SGD(network.parameters(), lr=0.3, momentum=0.9)
@@ -47,7 +47,7 @@ def test_loss_works_in_somebody_elses_training_script() -> None:
 
 
 def tiny_method(*, momentum_target: bool) -> intl.INTL:
-    """The linear network that the authors' INTL and INTL_M were trained with for the golden numbers."""
+    """Build the linear network with which the authors' INTL and INTL_M were trained for the golden numbers."""
     config = intl.Config(momentum_target=momentum_target, base_momentum=authors.TINY_MOMENTUM)
     encoder = authors.fill(nn.Linear(12, 16), "tiny/backbone"), authors.fill(nn.Linear(16, 20), "tiny/projector")
     return intl.build(config, setup(encoder=encoder, projector=ProjectorConfig(out=20))).double()
@@ -55,7 +55,7 @@ def tiny_method(*, momentum_target: bool) -> intl.INTL:
 
 @pytest.mark.parametrize("momentum_target", [False, True])
 def test_training_goes_as_the_authors(momentum_target: bool) -> None:
-    """Ten steps of SGD: schedules, weight decay, loss and the moving average together."""
+    """Ten steps of SGD combine schedules, weight decay, loss and moving average."""
     golden = GOLDEN["tiny"]["intl_m" if momentum_target else "intl"]
     method = tiny_method(momentum_target=momentum_target)
     optimizer = build_optimizer(method, momentum=0.9, weight_decay=authors.TINY_DECAY, decay_one_dimensional=False)
@@ -65,8 +65,8 @@ def test_training_goes_as_the_authors(momentum_target: bool) -> None:
             group["lr"] = warmup_cosine(
                 step, total=authors.TINY_STEPS, warmup=authors.TINY_WARMUP, base=authors.TINY_LR
             )
-        if method.target is not None:
-            targets.append(float(method.target[0].weight.norm()))
+        if method.momentum_encoder is not None:
+            targets.append(float(method.momentum_encoder[0].weight.norm()))
         loss = total(method([view.double() for view in authors.embeddings(f"tiny/{step}", 3, 32, 12)]))
         optimizer.zero_grad()
         loss.backward()
@@ -79,8 +79,11 @@ def test_training_goes_as_the_authors(momentum_target: bool) -> None:
 
 
 def test_moving_average_after_the_step_is_the_authors_before_the_forward() -> None:
-    """They update at the start of forward number s with m(s); we at the end of step s - 1: each forward sees the same
-    target. Before the first both are the initial weights, and after the last m is 1."""
+    """The authors update at the start of forward s with m(s), this project at the end of step s - 1.
+
+    So each forward uses the same momentum encoder. Before the first step both networks have the initial weights, and
+    after the last step m is 1.
+    """
     total_steps = 10
     online = [authors.noise(f"online/{step}", 16, 12).double() for step in range(total_steps + 1)]
 
@@ -94,18 +97,21 @@ def test_moving_average_after_the_step_is_the_authors_before_the_forward() -> No
         intl.Config(momentum_target=True, base_momentum=0.9), setup(encoder=(nn.Linear(12, 16), nn.Identity()))
     ).double()
     method.backbone.weight.data = online[0].clone()
-    method.target[0].weight.data = online[0].clone()
+    method.momentum_encoder[0].weight.data = online[0].clone()
     for step in range(total_steps):
-        torch.testing.assert_close(method.target[0].weight.data, seen_by_theirs[step], rtol=0, atol=1e-14)
-        method.backbone.weight.data = online[step + 1].clone()  # the optimizer's step
+        torch.testing.assert_close(method.momentum_encoder[0].weight.data, seen_by_theirs[step], rtol=0, atol=1e-14)
+        method.backbone.weight.data = online[step + 1].clone()  # the step of the optimizer
         method.after_step((step + 1) / total_steps)
-    torch.testing.assert_close(method.target[0].weight.data, seen_by_theirs[-1], rtol=0, atol=1e-14)
+    torch.testing.assert_close(method.momentum_encoder[0].weight.data, seen_by_theirs[-1], rtol=0, atol=1e-14)
     assert cosine_momentum(1.0, 0.9) == 1
 
 
-def test_target_is_frozen_and_not_optimized() -> None:
+def test_momentum_encoder_is_frozen_and_not_optimized() -> None:
     method = tiny_method(momentum_target=True)
-    frozen, trained = list(method.target.parameters()), [*method.backbone.parameters(), *method.projector.parameters()]
+    frozen, trained = (
+        list(method.momentum_encoder.parameters()),
+        [*method.backbone.parameters(), *method.projector.parameters()],
+    )
     total(method([view.double() for view in authors.embeddings("tiny/0", 3, 32, 12)])).backward()
     assert all(p.grad is None and not p.requires_grad for p in frozen)
     assert all(p.grad is not None for p in trained)
@@ -130,11 +136,11 @@ def test_embedding_for_diagnostics_is_the_first_trained_views(momentum_target: b
 @pytest.mark.parametrize("case", ["float64", "float64_multi_crop_momentum"])
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_processes_together_do_what_one_does(world_size: int, case: str) -> None:
-    """Two steps of the whole method: loss terms, gradients, weights, running statistics and moving averages."""
+    """Compare loss terms, gradients, weights, running statistics and moving averages of two steps."""
     alone = distributed_worker.training(case)
     assert any(name.endswith("running_var") for name in alone)
     assert any(name.startswith("step1/gradient/backbone.") for name in alone)
-    assert any(name.startswith("state/target.") for name in alone) == ("momentum" in case)
+    assert any(name.startswith("state/momentum_encoder.") for name in alone) == ("momentum" in case)
     for rank, together in enumerate(distributed_worker.results(world_size)):
         for name, expected in alone.items():
             error = relative(together[f"{case}/{name}"].double(), expected.double())
@@ -143,8 +149,11 @@ def test_processes_together_do_what_one_does(world_size: int, case: str) -> None
 
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_processes_together_do_what_one_does_in_float32(world_size: int) -> None:
-    """As far as float32 goes: an activation that rounding takes across a ReLU's kink shows in the backbone's gradients
-    (by 4e-4 where it was seen), not in the loss."""
+    """The tolerance is that of float32.
+
+    If rounding changes the sign of the input of a ReLU, the gradients of the backbone differ (by 4e-4 when this was
+    seen), but not the loss.
+    """
     alone = distributed_worker.training("float32")
     for together in distributed_worker.results(world_size):
         for name in ("alignment", "trace"):
@@ -165,7 +174,7 @@ def test_building_for_a_small_batch_is_refused_before_training() -> None:
     with pytest.raises(ValueError, match="global batch size 8"):
         build(8, 64)
     assert isinstance(build(8, 64, beta=0.1), intl.INTL)
-    with pytest.raises(ValueError, match="whitens 64 features over 64 samples"):
+    with pytest.raises(ValueError, match="64 features over 64 samples is singular"):
         build(64, 64, axis="batch")
     assert isinstance(build(65, 64, axis="batch"), intl.INTL)
 

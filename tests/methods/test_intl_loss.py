@@ -1,4 +1,4 @@
-"""INTL's loss: against the paper's equations and the authors' code, and what holds for every embedding."""
+"""Test the loss of INTL: the equations of the paper, the authors' code, and properties for every embedding."""
 
 import math
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ both_variants = pytest.mark.parametrize("variant", VARIANTS)
 
 
 def views_of(axis: str, count: int = 2) -> list[torch.Tensor]:
-    """float64 embeddings of which every axis is well posed: 24 x 40 for "channel", 40 x 24 for "batch"."""
+    """Return float64 embeddings that are well-conditioned for an axis: 24 x 40 for "channel", 40 x 24 for "batch"."""
     return [v.double() for v in authors.embeddings("test_intl", count, *((24, 40) if axis == "channel" else (40, 24)))]
 
 
@@ -36,7 +36,7 @@ def relative(value: torch.Tensor, reference: torch.Tensor) -> float:
 def loss_as_printed(
     views: Sequence[torch.Tensor], axis: str, iterations: int, beta: float, momentum_target: bool
 ) -> dict[str, torch.Tensor]:
-    """Eqn. 3, Eqn. 6 and the MSE of normalized vectors, step by step, the whitened outputs formed."""
+    """Compute Eqn. 3, Eqn. 6 and the MSE of normalized vectors step by step, with the whitened outputs."""
     samples, traces = [], []
     for z in views:
         x = z if axis == "channel" else z.T
@@ -94,7 +94,7 @@ def test_loss_and_gradients_are_the_authors(case: str, dtype: str, variant: str)
     value = total(INTLLoss(iterations=iterations, axis=axis, variant=variant, momentum_target=momentum_target)(z))
     value.backward()
     tolerance = {"float32": 1e-5, "float64": 1e-12}[dtype]
-    for precision in {"float64", dtype}:  # in float32 their numbers too are rounded
+    for precision in {"float64", dtype}:  # the authors' numbers in float32 are rounded, too
         golden = GOLDEN["losses"][case][precision]
         gradients = [view.grad.double() for view in z if view.requires_grad]
         assert value.item() == pytest.approx(golden["loss"], rel=tolerance)
@@ -113,7 +113,7 @@ def test_weight_of_the_trace_loss_is_the_authors(case: str) -> None:
 @both_axes
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_samples_of_tiny_embeddings_count_as_the_others(axis: str, dtype: torch.dtype) -> None:
-    """Only directions are compared: a sample a hundred thousand times smaller than the rest has the same weight."""
+    """The loss compares only directions, so a sample that is 1e5 times smaller than the others has the same weight."""
     size = torch.ones(24 if axis == "channel" else 40, 1, dtype=torch.float64)
     size[[3, 7]] = 1e-5
     views = [view * size for view in views_of(axis)]
@@ -129,7 +129,7 @@ def test_samples_of_tiny_embeddings_count_as_the_others(axis: str, dtype: torch.
         assert relative(a.grad.double(), b.grad) <= tolerance
 
 
-# What holds for every embedding
+# Properties for every embedding
 
 
 @both_axes
@@ -156,8 +156,11 @@ def test_scale_offset_and_order_of_samples_do_not_matter(axis: str) -> None:
 
 
 def test_rotations_of_the_features() -> None:
-    """Channel: those that keep the mean over the features change nothing. Batch: all keep the alignment, while the
-    trace loss, of the variances along the axes, is kept only by permutations."""
+    """Check the effect of rotations.
+
+    With channel whitening, rotations that keep the mean over the features change nothing. With batch whitening, all
+    rotations keep the alignment. Only permutations keep the trace loss, which uses the variances of the features.
+    """
     d = 40
     rotation, inner = (torch.linalg.qr(authors.noise(f"q{n}", n, n).double()).Q for n in (24, d - 1))
     ones_first = torch.linalg.qr(torch.cat([torch.ones(d, 1), authors.noise("q", d, d - 1)], dim=1).double()).Q
@@ -211,20 +214,20 @@ def test_momentum_target_has_no_gradient_and_no_trace_loss() -> None:
 
 def test_default_weight_of_small_batches_is_refused_with_its_value() -> None:
     z = authors.noise("small", 8, 40)
-    with pytest.raises(ValueError, match=r"global batch size 8 .* = 0, .*set beta by hand"):
+    with pytest.raises(ValueError, match=r"global batch size 8: .* = 0, .*set beta by hand"):
         INTLLoss()([z, z])
-    with pytest.raises(ValueError, match=r"global batch size 4 .* = -0\.01, "):
+    with pytest.raises(ValueError, match=r"global batch size 4: .* = -0\.01, "):
         INTLLoss()([z[:4], z[:4]])
-    with pytest.raises(ValueError, match=r"embedding dimension 8 "):
+    with pytest.raises(ValueError, match=r"embedding dimension 8: "):
         INTLLoss(axis="batch")([z.T, z.T])
     assert INTLLoss(beta=0.02)([z, z])["trace"].isfinite()
 
 
 def test_bad_embeddings_are_refused() -> None:
     z = authors.noise("z", 16, 8)
-    with pytest.raises(ValueError, match="at least two views, got 1"):
+    with pytest.raises(ValueError, match="found 1 views; expected at least 2"):
         INTLLoss()([z])
-    with pytest.raises(ValueError, match=r"one shape, got \(16, 8\), \(16, 4\)"):
+    with pytest.raises(ValueError, match=r"found shapes \(16, 8\), \(16, 4\); expected equal shapes"):
         INTLLoss()([torch.zeros(16, 8), torch.zeros(16, 4)])
     with pytest.raises(ValueError, match=r"\(16,\)"):
         INTLLoss()([z[:, 0], z[:, 0]])

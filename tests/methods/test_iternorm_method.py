@@ -1,4 +1,4 @@
-"""IterNorm as a method of its own: INTL's alignment, and nothing else."""
+"""Test IterNorm as a method: the alignment of INTL without the trace loss."""
 
 import method_cases
 import pytest
@@ -23,7 +23,7 @@ def relative(value: torch.Tensor, reference: torch.Tensor) -> float:
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize(("iterations", "count"), [(1, 2), (4, 2), (5, 3)])
 def test_loss_is_the_distance_of_whitened_outputs(axis: str, variant: str, iterations: int, count: int) -> None:
-    """Eqn. 3 as printed, then Eqn. 1 of the normalized outputs."""
+    """Compute Eqn. 3 as printed, then Eqn. 1 of the normalized outputs."""
     module = method(axis=axis, variant=variant, iterations=iterations)
     views = method_cases.views(n=count)
     terms = module(views)
@@ -70,7 +70,7 @@ def test_two_processes_do_what_one_does(settings: dict) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"iterations": 0}, "iterations=0: IterNorm needs at least one"),
+        ({"iterations": 0}, "iterations=0: expected at least 1"),
         ({"axis": "both"}, "axis='both'"),
         ({"variant": "exact"}, "variant='exact'"),
     ],
@@ -84,6 +84,6 @@ def test_too_small_a_batch_is_refused() -> None:
     with pytest.raises(ValueError, match="batch_size=1: whitening needs a batch"):
         method(method_cases.setup(batch_size=1))
     wide = method_cases.setup(batch_size=16, projector=ProjectorConfig(hidden=4, out=16))
-    with pytest.raises(ValueError, match="axis=batch whitens 16 features over 16 samples"):
+    with pytest.raises(ValueError, match="axis=batch: the covariance of 16 features over 16 samples"):
         method(wide, axis="batch")
     assert isinstance(method(wide), iternorm.IterNorm)

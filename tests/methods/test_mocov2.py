@@ -1,4 +1,4 @@
-"""MoCo v2: its papers' equations, the queue, processes together, exact resumption, and what is refused."""
+"""Test MoCo v2: the equations of the papers, the queue, several processes, exact resumption, and errors."""
 
 import copy
 import itertools
@@ -26,7 +26,7 @@ def method(n: int = 2, *, seed: int = 1, **settings: object) -> mocov2.MoCoV2:
 
 
 def info_nce(q: torch.Tensor, k: torch.Tensor, negatives: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Eqn. 1 of the first paper, of unit vectors: -log exp(q k+ / t) / (exp(q k+ / t) + sum of exp(q k- / t))."""
+    """Compute Eqn. 1 of He et al. for unit vectors: -log exp(q k+ / t) / (exp(q k+ / t) + sum of exp(q k- / t))."""
     positive, negative = (q * k).sum(dim=1).div(temperature).exp(), (q @ negatives.T).div(temperature).exp()
     return -(positive / (positive + negative.sum(dim=1))).log().mean()
 
@@ -43,7 +43,7 @@ def info_nce(q: torch.Tensor, k: torch.Tensor, negatives: torch.Tensor, temperat
     ],
 )
 def test_training_goes_as_in_the_papers(settings: dict, sizes: tuple[int, ...], pairs: list[tuple[int, int]]) -> None:
-    """Four steps with queues of three batches: the first keys have left at the end, none of the random ones are."""
+    """After four steps with queues of three batches, the random keys and the keys of the first step are replaced."""
     run = method(len(sizes), **settings)
     config = run.config
 
@@ -51,7 +51,7 @@ def test_training_goes_as_in_the_papers(settings: dict, sizes: tuple[int, ...], 
         return [nn.Linear(24, 32), nn.ReLU(), nn.Linear(32, 16)]
 
     online = like(run.backbone, *TinyBackbone()), like(run.projector, *head())
-    target = like(run.target[0], *TinyBackbone()), like(run.target[1], *head())
+    target = like(run.momentum_encoder[0], *TinyBackbone()), like(run.momentum_encoder[1], *head())
     targets = sorted({j for _, j in pairs})
     queues = {j: deque(queue.keys.clone().split(32), maxlen=3) for j, queue in zip(targets, run.queues, strict=True)}
     keys: dict[int, torch.Tensor] = {}
@@ -71,7 +71,7 @@ def test_training_goes_as_in_the_papers(settings: dict, sizes: tuple[int, ...], 
             queues[j].append(keys[j])
 
     assert_trains_as(run, online, loss, after_step=after_step, sizes=sizes)
-    for ours, theirs in zip(run.target.parameters(), nn.ModuleList(target).parameters(), strict=True):
+    for ours, theirs in zip(run.momentum_encoder.parameters(), nn.ModuleList(target).parameters(), strict=True):
         torch.testing.assert_close(ours.data, theirs.data, rtol=1e-9, atol=1e-12)
 
 
@@ -82,10 +82,10 @@ def test_momentum_of_moco_v2_is_constant() -> None:
         for p in run.backbone.parameters():
             p += 1
     for progress in (0.25, 1.0):
-        before = run.target[0][0].weight.clone()
+        before = run.momentum_encoder[0][0].weight.clone()
         run.after_step(progress)
         expected = 0.9 * before + 0.1 * run.backbone[0].weight
-        torch.testing.assert_close(run.target[0][0].weight, expected, rtol=1e-12, atol=0)
+        torch.testing.assert_close(run.momentum_encoder[0][0].weight, expected, rtol=1e-12, atol=0)
     assert mocov2.Config().base_momentum == mocov2.Config().final_momentum == 0.999
 
 
@@ -118,7 +118,7 @@ def test_order_of_images_and_of_the_queue_does_not_matter() -> None:
 def test_no_gradient_reaches_keys_or_queue() -> None:
     run = method()
     run(views())["info_nce"].backward()
-    assert all(p.grad is None and not p.requires_grad for p in run.target.parameters())
+    assert all(p.grad is None and not p.requires_grad for p in run.momentum_encoder.parameters())
     assert all(p.grad is not None for module in (run.backbone, run.projector) for p in module.parameters())
     assert not any(queue.keys.requires_grad for queue in run.queues)
 
@@ -157,7 +157,7 @@ def test_half_precision_stops_at_the_loss() -> None:
     run = method().float()
     q, k = [], []
     run.projector.register_forward_hook(lambda module, inputs, output: q.append(output.detach().double()))
-    run.target[1].register_forward_hook(lambda module, inputs, output: k.append(output.detach().double()))
+    run.momentum_encoder[1].register_forward_hook(lambda module, inputs, output: k.append(output.detach().double()))
     with torch.autocast("cpu", torch.bfloat16):
         loss = run([view.float() for view in views()])["info_nce"]
     assert run.embedding.dtype == torch.bfloat16
@@ -177,7 +177,7 @@ def test_half_precision_stops_at_the_loss() -> None:
 def test_processes_together_do_what_one_does(settings: dict, sizes: tuple[int, ...]) -> None:
     alone = assert_processes_agree("mocov2", SMALL | settings, sizes=sizes, projector=HEAD)
     assert "state/queues.0.keys" in alone
-    assert "state/target.0.0.weight" in alone
+    assert "state/momentum_encoder.0.0.weight" in alone
 
 
 # Failures
@@ -189,7 +189,7 @@ def test_processes_together_do_what_one_does(settings: dict, sizes: tuple[int, .
         ({"temperature": -0.1}, r"temperature=-0\.1: expected more than 0"),
         ({"queue": 0}, "queue=0: expected at least 1"),
         ({"base_momentum": -1}, "base_momentum=-1, .* expected 0 to 1"),
-        ({"base_momentum": 0.9, "final_momentum": 0.8}, r"final_momentum=0\.8: .* not below the base"),
+        ({"base_momentum": 0.9, "final_momentum": 0.8}, r"final_momentum=0\.8: .* at least base_momentum"),
     ],
 )
 def test_bad_settings_are_refused(settings: dict, message: str) -> None:
@@ -201,8 +201,8 @@ def test_bad_settings_are_refused(settings: dict, message: str) -> None:
     ("settings", "changes", "message"),
     [
         ({}, {"images": 95}, "queue=96: larger than the data set of 95 images, .* at most 64$"),
-        ({"queue": 100}, {}, "queue=100: not a multiple of the batch of 32; .* at most 96$"),
-        ({"queue": 16}, {}, "queue=16: not a multiple of the batch of 32; .* at most 32$"),
+        ({"queue": 100}, {}, "queue=100: not a multiple of batch_size=32; .* at most 96$"),
+        ({"queue": 16}, {}, "queue=16: not a multiple of batch_size=32; .* at most 32$"),
         ({}, {"batch_size": 1}, "batch_size=1: .* at least 2"),
         ({}, {"projector": ProjectorConfig(layers=1)}, r"projector\.layers=1: .* at least 2"),
         ({"symmetric": False}, {"views": 3}, "symmetric=false: .* 3 views"),

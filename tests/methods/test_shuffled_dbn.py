@@ -1,4 +1,4 @@
-"""Shuffled-DBN: against the paper's steps and the authors' code; random groups; what whitening ignores."""
+"""Test Shuffled-DBN: the steps of the paper, the authors' code, random groups, and invariances."""
 
 import authors
 import method_cases
@@ -28,7 +28,7 @@ def relative(value: torch.Tensor, reference: torch.Tensor) -> float:
 
 
 def whitened_as_printed(z: torch.Tensor, groups: int, order: torch.Tensor) -> torch.Tensor:
-    """Group by group, the inverse root by the Newton iteration that DBN's gradient knows nothing of."""
+    """Whiten each group with an inverse square root by Newton iteration, which differs from the computation of DBN."""
     output = [torch.empty(0)] * z.shape[1]
     for members in order.view(groups, -1):
         x = z[:, members] - z[:, members].mean(dim=0)
@@ -58,7 +58,7 @@ def test_loss_and_gradient_are_the_papers(groups: int, count: int) -> None:
 
 
 def test_loss_and_gradient_are_the_authors() -> None:
-    """Numbers of PatrickHua/FeatureDecorrelationSSL at commit 408bd9e on these inputs, `engine="svd"`."""
+    """The numbers are of PatrickHua/FeatureDecorrelationSSL, commit 408bd9e, `engine="svd"`, on these inputs."""
     z = embeddings().requires_grad_()
     torch.manual_seed(11)
     order = torch.stack([torch.randperm(D) for _ in range(2)])
@@ -74,7 +74,7 @@ def test_the_default_is_the_authors_where_theirs_divides() -> None:
     assert default_groups(256, 512) == 4  # ceil(2 D / N)
     assert default_groups(32, 512) == 32
     assert default_groups(1024, 512) == 1
-    assert default_groups(100, 512) == 16  # theirs, 11, does not divide
+    assert default_groups(100, 512) == 16  # 11, the number of the authors, is not a divisor
     assert default_groups(2, 6) == 6
 
 
@@ -100,7 +100,7 @@ def test_scale_shift_and_the_names_of_features_do_not_matter() -> None:
 
 
 def test_equal_features_in_a_group_give_finite_gradients() -> None:
-    """A group of one image's features four times, and a constant one: the authors' eigendecomposition gives NaN."""
+    """A group with four equal features, and a constant group: the eigendecomposition of the authors gives NaN."""
     z = embeddings()
     z[0, :, 1], z[0, :, 2], z[0, :, 3] = z[0, :, 0], z[0, :, 0], 4.0
     z.requires_grad_()

@@ -1,4 +1,4 @@
-"""SimCLR: its paper's equation, lightly's loss, what it does not heed, processes together, and what is refused."""
+"""Test SimCLR: the equation of the paper, the loss of lightly, invariances, several processes, and errors."""
 
 import itertools
 
@@ -23,7 +23,7 @@ def method(n: int = 2, *, layers: int = 2, **settings: object) -> simclr.SimCLR:
 
 
 def nt_xent(first: torch.Tensor, second: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Eqn. 1 of the paper, term by term: the views of image k are the rows 2k and 2k + 1."""
+    """Compute Eqn. 1 of the paper term by term; the views of image k are the rows 2k and 2k + 1."""
     z = torch.stack([first, second], dim=1).flatten(0, 1)
     exponentials = torch.exp(z @ z.T / torch.outer(z.norm(dim=1), z.norm(dim=1)) / temperature)
     terms = []
@@ -49,7 +49,7 @@ def test_training_goes_as_in_the_paper(
         norm = [nn.BatchNorm1d(out)] if batch_norm else []
         head += [nn.Linear(width, out, bias=not batch_norm), *norm, nn.ReLU()]
     backbone, projector = like(run.backbone, *TinyBackbone()), like(run.projector, *head[:-1])
-    if batch_norm:  # as the authors' last one: no offset
+    if batch_norm:  # the last batch norm of the authors has no offset
         projector[-1].bias.requires_grad_(False)
 
     def loss(batch: list[torch.Tensor]) -> torch.Tensor:
@@ -71,12 +71,12 @@ def test_half_precision_stops_at_the_loss() -> None:
     assert loss.item() == pytest.approx(nt_xent(*(z.double() for z in embeddings), 0.1).item(), rel=1e-6)
 
 
-# Lightly's loss
+# The loss of lightly
 
 
 @pytest.mark.parametrize(("m", "temperature"), [(2, 0.5), (32, 0.1), (33, 0.02)])
 def test_loss_and_gradients_are_lightlys(m: int, temperature: float) -> None:
-    """Ours makes a row's cosine with itself minus infinity; theirs leaves it out."""
+    """This project replaces the cosine of a row with itself by minus infinity; lightly removes it."""
     theirs = lightly("loss").NTXentLoss(temperature=temperature)
     pair = tuple(authors.noise(f"simclr/{i}", m, 16).double() for i in range(2))
     one = torch.ones((), dtype=torch.float64)
@@ -85,7 +85,7 @@ def test_loss_and_gradients_are_lightlys(m: int, temperature: float) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
 
 
-# What the loss does not heed
+# Invariances of the loss
 
 
 def test_order_of_images_and_views_and_size_of_embeddings_do_not_matter() -> None:

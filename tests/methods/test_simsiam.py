@@ -1,4 +1,4 @@
-"""SimSiam: its paper's equations, the stopped gradient, the constant rate, processes together, and what is refused."""
+"""Test SimSiam: the equations of the paper, the stopped gradient, the constant learning rate, processes, and errors."""
 
 import itertools
 
@@ -22,7 +22,7 @@ def method(n: int = 2, **settings: object) -> simsiam.SimSiam:
 
 
 def negative_cosine(p: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
-    """Eqn. 1 of the paper: of each image, averaged."""
+    """Compute Eqn. 1 of the paper as a mean over the images."""
     return -torch.stack([(a / a.norm()) @ (b / b.norm()) for a, b in zip(p, z, strict=True)]).mean()
 
 
@@ -111,5 +111,5 @@ def test_bad_settings_are_refused() -> None:
         simsiam.Config(predictor_hidden=0)
     with pytest.raises(ValueError, match=r"batch_size=1: .* at least 2"):
         simsiam.build(simsiam.Config(), setup(batch_size=1))
-    with pytest.raises(ValueError, match=r"projector\.layers=2: SimSiam's has 3"):
+    with pytest.raises(ValueError, match=r"projector\.layers=2: expected 3"):
         simsiam.build(simsiam.Config(), setup(projector=ProjectorConfig(layers=2)))

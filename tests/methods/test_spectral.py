@@ -1,4 +1,4 @@
-"""Spectral transformation: against Definition 1, its gradient where eigenvalues repeat, and what it does to spectra."""
+"""Test the spectral transformation: Definition 1, the gradient at equal eigenvalues, and the effect on spectra."""
 
 import math
 
@@ -19,7 +19,7 @@ both_axes = pytest.mark.parametrize("axis", AXES)
 
 
 def embedding(axis: str, purpose: str = "spectral") -> torch.Tensor:
-    """float64, with a condition number of about 1e4: 12 x 40 for "channel", 40 x 12 for "batch"."""
+    """Return a float64 embedding with a condition number of about 1e4: 12 x 40 for "channel", 40 x 12 for "batch"."""
     z = authors.embeddings(purpose, 1, *((12, 40) if axis == "channel" else (40, 12)))[0].double()
     return z * torch.logspace(0, -1, 12, dtype=z.dtype)[:, None] if axis == "channel" else z
 
@@ -29,12 +29,12 @@ def relative(value: torch.Tensor, reference: torch.Tensor) -> float:
 
 
 def spectrum(z: torch.Tensor, axis: str) -> torch.Tensor:
-    """Eigenvalues of the covariance of the features ("batch") or samples ("channel"), ascending."""
+    """Compute the eigenvalues of the covariance of the features ("batch") or samples ("channel"), ascending."""
     return torch.linalg.eigvalsh(torch.cov(z if axis == "channel" else z.T))
 
 
 def transform_as_printed(z: torch.Tensor, p: float, axis: str) -> torch.Tensor:
-    """Definition 1 for Z as the paper has it, d x m, its eigenvectors PyTorch's."""
+    """Compute Definition 1 for Z (d x m), as in the paper, with the eigenvectors of PyTorch."""
     x = z if axis == "channel" else z.T
     x = x - x.mean(dim=1, keepdim=True)
     values, u = torch.linalg.eigh(x @ x.T / (x.shape[1] - 1))
@@ -45,7 +45,7 @@ def transform_as_printed(z: torch.Tensor, p: float, axis: str) -> torch.Tensor:
 @both_axes
 @pytest.mark.parametrize("p", POWERS)
 def test_output_and_gradient_are_definition_1s(axis: str, p: float) -> None:
-    """Eigenvalues apart, so that PyTorch's own gradient of an eigendecomposition can be asked."""
+    """The eigenvalues are distinct, so the gradient of the eigendecomposition in PyTorch exists."""
     ours, theirs = (embedding(axis).requires_grad_() for _ in range(2))
     output, expected = spectral_transform(ours, p, axis=axis), transform_as_printed(theirs, p, axis)
     assert relative(output, expected) <= 1e-10
@@ -60,7 +60,7 @@ def test_output_and_gradient_are_definition_1s(axis: str, p: float) -> None:
 def test_a_power_maps_the_spectrum_to_lambda_to_the_1_minus_2p(axis: str, p: float) -> None:
     z = embedding(axis)
     found, expected = spectrum(spectral_transform(z, p, axis=axis), axis), spectrum(z, axis) ** (1 - 2 * p)
-    # The smallest of condition 4e5 are right to 1e-11 of the largest; processors differ by 3e-6 of them.
+    # The smallest eigenvalues (condition number 4e5) have errors of 1e-11 of the largest; processors differ by 3e-6.
     torch.testing.assert_close(found, expected.sort().values, rtol=1e-4, atol=0)
 
 
@@ -80,7 +80,7 @@ def test_power_0_only_centers(axis: str) -> None:
 
 @both_axes
 def test_iter_norm_is_the_transformation_of_theorem_1(axis: str) -> None:
-    """Any g: that of Theorem 1, with f_T(x) = sqrt(h_T(x) / x)."""
+    """The function is that of Theorem 1, f_T(x) = sqrt(h_T(x) / x)."""
     z = embedding(axis)
     trace = spectrum(z, axis).sum()
 
@@ -99,7 +99,7 @@ def test_whitening_ignores_scale_shift_and_turns_with_the_features() -> None:
     assert relative(found, spectral_transform(z, 0.5, axis="batch") @ turn) <= 1e-9
 
 
-# The gradient where eigenvalues repeat or vanish
+# The gradient at equal and at zero eigenvalues
 
 
 @pytest.mark.parametrize("p", POWERS)
@@ -109,7 +109,7 @@ def test_whitening_ignores_scale_shift_and_turns_with_the_features() -> None:
     ids=["all equal", "repeated", "nearly equal", "pairs"],
 )
 def test_gradient_at_equal_eigenvalues(values: list[float], p: float) -> None:
-    """Against finite differences."""
+    """Compare the gradient with finite differences."""
     u = torch.linalg.qr(authors.noise("spectral/repeated", 6, 6).double()).Q
     sigma = (u * torch.tensor(values, dtype=torch.float64)) @ u.T
     assert torch.autograd.gradcheck(
@@ -132,7 +132,7 @@ def test_gradient_of_a_power_is_exact_at_every_gap() -> None:
 @both_axes
 @pytest.mark.parametrize("p", POWERS)
 def test_a_singular_covariance_gives_finite_gradients(axis: str, p: float) -> None:
-    """Two features the same and one constant, so that eigenvalues are zero: below the floor there is no slope."""
+    """Two equal features and a constant one give eigenvalues of zero; below the floor there is no gradient."""
     z = embedding("batch")
     z[:, 3], z[:, 5] = z[:, 2], 7.0
     z = (z if axis == "batch" else z.T.contiguous()).requires_grad_()
@@ -140,7 +140,7 @@ def test_a_singular_covariance_gives_finite_gradients(axis: str, p: float) -> No
     output.square().sum().backward()
     assert bool(output.isfinite().all())
     assert bool(z.grad.isfinite().all())
-    # What is above the floor is transformed as if the rest were not there.
+    # Eigenvalues above the floor are transformed independently of the others.
     values, mapped = spectrum(z.detach(), axis), spectrum(output.detach(), axis)
     kept = values > 1e-3 * values[-1]
     assert int(kept.sum()) >= 4
@@ -157,7 +157,7 @@ def test_eigenvalues_below_the_floor_count_as_the_floor() -> None:
 
 
 def test_below_the_floor_there_is_no_slope() -> None:
-    """Also between equal eigenvalues; to one above the floor there is."""
+    """The slope is also zero between equal eigenvalues below the floor, but not to an eigenvalue above the floor."""
     sigma = torch.diag(torch.tensor([1e-12, 1e-12, 1.0, 4.0], dtype=torch.float64)).requires_grad_()
     (gradient,) = torch.autograd.grad(matrix_function(sigma, power(0.5), epsilon=1e-2).sum(), sigma)
     assert torch.equal(gradient[:2, :2], torch.zeros(2, 2, dtype=torch.float64))
@@ -166,7 +166,7 @@ def test_below_the_floor_there_is_no_slope() -> None:
 
 
 def test_both_sides_of_the_data_give_the_same() -> None:
-    """X g(X^T X) = g(X X^T) X: more features than samples, against the larger of the two matrices."""
+    """X g(X^T X) = g(X X^T) X: with more features than samples, compare with the larger of the two matrices."""
     z = embedding("batch", "spectral/wide").T.contiguous().requires_grad_()  # 12 samples, 40 features
     x = z - z.mean(dim=0)
 
@@ -174,13 +174,13 @@ def test_both_sides_of_the_data_give_the_same() -> None:
         return (values + 0.1).rsqrt()
 
     output, expected = spectral_transform(z, g, axis="batch"), x @ matrix_function(x.T @ x / 11, g, epsilon=0.0)
-    assert relative(output, expected) <= 1e-6  # the floor, 1e-7 of the largest, is in one of them
+    assert relative(output, expected) <= 1e-6  # one of them has the floor, 1e-7 of the largest eigenvalue
     direction = authors.noise("spectral/wide/direction", 12, 40).double()
     found, wanted = (torch.autograd.grad((o * direction).sum(), z)[0] for o in (output, expected))
     assert relative(found, wanted) <= 1e-6
 
 
-def test_nothing_is_made_of_what_is_not_finite() -> None:
+def test_output_is_nan_if_the_embedding_is_not_finite() -> None:
     z = embedding("batch")
     z[3, 4] = math.nan
     stack = torch.stack([z, embedding("batch")])

@@ -1,4 +1,4 @@
-"""Supervised pre-training: cross-entropy, labels in the loop, two processes."""
+"""Test supervised pre-training: cross-entropy, labels in the training loop, and two processes."""
 
 import authors
 import pytest
@@ -33,7 +33,7 @@ def test_loss_is_cross_entropy(smoothing: float) -> None:
 
 
 def test_the_loop_hands_over_the_labels() -> None:
-    """One step lowers the loss of its own batch; with the labels rolled on, it would not know how."""
+    """Steps on one batch lower its loss, which is possible only with the labels of its images."""
     recipe = load_recipe(
         "demo", ["method={name: supervised}", "data.size=400", "batch_size=64", "base_lr=0.2", "warmup_epochs=0"]
     )
@@ -51,7 +51,7 @@ def test_one_view_is_enough() -> None:
     recipe = load_recipe("demo", ["method={name: supervised}", "views=[{size: 32}]"])
     process = Process(rank=0, world_size=1, device=torch.device("cpu"))
     assert train.build_training(recipe, process, 8192, 10).labeled
-    with pytest.raises(ValueError, match=r"views: INTL compares at least two of each image, got 1"):
+    with pytest.raises(ValueError, match=r"views: INTL compares at least two views of each image, found 1"):
         train.build_training(load_recipe("demo", ["views=[{size: 32}]"]), process, 8192)
 
 

@@ -1,4 +1,4 @@
-"""SwAV: its paper's equations, the queue, what its loss does not heed, processes together, resumption, refusals."""
+"""Test SwAV: the equations of the paper, the queue, invariances, several processes, exact resumption, and errors."""
 
 import itertools
 from collections import deque
@@ -20,16 +20,16 @@ SMALL = {"prototypes": 12, "queue": 64, "queue_from_epoch": 1, "freeze_prototype
 
 
 def method(n: int = 2, *, seed: int = 1, **settings: object) -> swav.SwAV:
-    """Two steps an epoch."""
+    """Build the method with two steps per epoch."""
     torch.manual_seed(seed)
     run = setup(views=n, projector=HEAD, images=64, steps_per_epoch=2)
     return swav.build(swav.Config(**(SMALL | settings)), run).double()
 
 
 def assignment(cosines: torch.Tensor, epsilon: float, iterations: int) -> torch.Tensor:
-    """Eqn. 5 of the paper: Diag(u) exp(C Z^T / epsilon) Diag(v), (B, K) with rows that add up to one.
+    """Compute Eqn. 5 of the paper: Diag(u) exp(C Z^T / epsilon) Diag(v), (B, K) with rows of sum 1.
 
-    u and v alternately give the K prototypes and the B images their equal shares.
+    u normalizes the sums of the K prototypes, and v those of the B images, in turn.
     """
     kernel = torch.exp(cosines / epsilon)
     b, k = kernel.shape
@@ -53,7 +53,7 @@ def assignment(cosines: torch.Tensor, epsilon: float, iterations: int) -> torch.
     ],
 )
 def test_training_goes_as_in_the_paper(settings: dict, sizes: tuple[int, ...]) -> None:
-    """Six steps, three epochs: frozen prototypes, then trained ones, a queue that fills, is used, and goes round."""
+    """In three epochs of two steps, prototypes are frozen, then trained; the queue is filled, used and overwritten."""
     run = method(len(sizes), **settings)
     config, step = run.config, itertools.count()
     head = nn.Linear(24, 32, bias=False), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 16)
@@ -120,7 +120,7 @@ def test_half_precision_stops_at_the_loss() -> None:
     assert loss.item() == pytest.approx(sum(expected).item() / 2, rel=1e-5)
 
 
-# What the loss does not heed
+# Invariances of the loss
 
 
 def test_order_of_prototypes_images_assigned_views_and_queue_does_not_matter() -> None:
@@ -138,13 +138,13 @@ def test_order_of_prototypes_images_assigned_views_and_queue_does_not_matter() -
     assert run(batch)["swapped_prediction"].item() == pytest.approx(loss, rel=1e-11)
     run.queue = run.queue.flip(0)
     assert run([batch[1], batch[0], batch[2]])["swapped_prediction"].item() == pytest.approx(loss, rel=1e-11)
-    assert run(batch)["swapped_prediction"].item() != pytest.approx(loss, rel=1e-6)  # of the other view's queue
+    assert run(batch)["swapped_prediction"].item() != pytest.approx(loss, rel=1e-6)  # the queue of the other view
     run.queue = run.queue.flip(0)
     assert run([batch[2], batch[1], batch[0]])["swapped_prediction"].item() != pytest.approx(loss, rel=1e-6)
 
 
 def test_assignments_share_the_images_out_equally() -> None:
-    """With many iterations every prototype gets its part, however unequal the cosines are."""
+    """After many iterations every prototype has an equal share, even if the cosines are very different."""
     torch.manual_seed(0)
     shares = assignment(torch.rand(32, 12, dtype=torch.float64) + torch.linspace(0, 0.5, 12), 0.1, 300)
     torch.testing.assert_close(shares.sum(dim=0), torch.full((12,), 32 / 12, dtype=torch.float64))
@@ -159,7 +159,7 @@ def test_resumes_exactly() -> None:
 
 @pytest.mark.parametrize(("queue", "frozen", "sizes"), [(32, 1, (8, 8, 6)), (0, 0, (8, 8)), (32, 2, (8, 8))])
 def test_processes_together_do_what_one_does(queue: int, frozen: int, sizes: tuple[int, ...]) -> None:
-    """Two steps of an epoch each: the second has a queue."""
+    """Each step is an epoch; the second one uses the queue."""
     settings = SMALL | {"queue": queue, "freeze_prototypes_epochs": frozen}
     alone = assert_processes_agree("swav", settings, sizes=sizes, projector=HEAD, images=32, steps_per_epoch=1)
     moves = [float(alone[f"step{step}/gradient/prototypes.heads.0.weight"].norm()) > 0 for step in range(2)]
@@ -191,10 +191,10 @@ def test_bad_settings_are_refused(settings: dict, message: str) -> None:
     ("settings", "changes", "message"),
     [
         ({"queue": 96}, {"images": 95}, "queue=96: larger than the data set of 95 images, .* at most 64$"),
-        ({"queue": 100}, {}, "queue=100: not a multiple of the batch of 32; .* at most 96$"),
-        ({"queue": 16}, {}, "queue=16: not a multiple of the batch of 32; .* at most 32$"),
+        ({"queue": 100}, {}, "queue=100: not a multiple of batch_size=32; .* at most 96$"),
+        ({"queue": 16}, {}, "queue=16: not a multiple of batch_size=32; .* at most 32$"),
         ({}, {"batch_size": 1}, "batch_size=1: .* at least 2"),
-        ({}, {"projector": ProjectorConfig(layers=3)}, r"projector\.layers=3: SwAV's has 2"),
+        ({}, {"projector": ProjectorConfig(layers=3)}, r"projector\.layers=3: expected 2"),
     ],
 )
 def test_a_setup_that_does_not_suit_is_refused(settings: dict, changes: dict, message: str) -> None:

@@ -1,4 +1,4 @@
-"""VICReg: its paper's equations, lightly's loss, what it does not heed, processes together, and what is refused."""
+"""Test VICReg: the equations of the paper, the loss of lightly, invariances, several processes, and errors."""
 
 import itertools
 
@@ -21,7 +21,7 @@ def method(n: int = 2, **settings: float) -> vicreg.VICReg:
 
 
 def only(weight: str) -> dict[str, float]:
-    """Settings under which one term is left."""
+    """Return settings with only one term."""
     return {name: float(name == weight) for name in WEIGHTS}
 
 
@@ -31,9 +31,9 @@ def projector() -> list[nn.Module]:
 
 
 def equations(first: torch.Tensor, second: torch.Tensor, weights: tuple[float, float, float]) -> torch.Tensor:
-    """Eqns. 1 to 6 of the paper; as in the authors' code invariance is a mean over features and variances are halved.
+    """Compute Eqns. 1 to 6; as in the authors' code, invariance is a mean over features and variances are halved.
 
-    The variances are summed up from differences of pairs of images: sum over pairs / (n (n - 1)).
+    Variances are computed from the differences of all pairs of images: sum over pairs / (n (n - 1)).
     """
     n, d = first.shape
     terms = []
@@ -77,13 +77,13 @@ def test_half_precision_stops_at_the_loss() -> None:
     assert loss.item() == pytest.approx(float(equations(*(z.double() for z in embeddings), (25, 25, 1))), rel=1e-5)
 
 
-# Lightly's loss
+# The loss of lightly
 
 
 @pytest.mark.parametrize(("m", "d"), [(32, 8), (24, 24), (8, 192), (2, 5)])
 @pytest.mark.parametrize("count", [2, 3])
 def test_loss_and_gradients_are_lightlys(m: int, d: int, count: int) -> None:
-    """With fewer and with more images than features: two ways to the same squares."""
+    """Test fewer and more images than features, which use different matrices."""
     loss = pytest.importorskip("lightly.loss").VICRegLoss(lambda_param=3.0, mu_param=5.0, nu_param=7.0)
     config = vicreg.Config(invariance_weight=3.0, variance_weight=5.0, covariance_weight=7.0)
     z = torch.stack(views(n=count)).flatten(2)[:, :m, :d]
@@ -93,11 +93,11 @@ def test_loss_and_gradients_are_lightlys(m: int, d: int, count: int) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
 
 
-# What the terms do not heed
+# Invariances of the terms
 
 
 def transformed(run: vicreg.VICReg, matrix: torch.Tensor, shift: float = 0.0) -> float:
-    """The loss after a linear map of the embedding."""
+    """Compute the loss after a linear map of the embedding."""
     weight, bias = run.projector[-1].weight.detach().clone(), run.projector[-1].bias.detach().clone()
     with torch.no_grad():
         run.projector[-1].weight.copy_(matrix @ weight)
@@ -126,7 +126,7 @@ def test_rotations_matter_to_all_terms_but_the_invariance(term: str) -> None:
 
 @pytest.mark.parametrize(("sizes", "batch", "layers"), [((8, 8), 32, 3), ((8, 8, 6), 6, 2), ((8, 8), 2, 1)])
 def test_processes_together_do_what_one_does(sizes: tuple[int, ...], batch: int, layers: int) -> None:
-    """Also where a process has one image, which has no variance of its own."""
+    """A process may have only one image, which alone has no variance."""
     widths = ProjectorConfig(hidden=32, out=16, layers=layers)
     settings = {"covariance_weight": 50.0}
     assert_processes_agree("vicreg", settings, sizes=sizes, batch_size=batch, projector=widths, tolerance=1e-9)
@@ -137,7 +137,7 @@ def test_processes_together_do_what_one_does(sizes: tuple[int, ...], batch: int,
 
 def test_bad_settings_are_refused() -> None:
     for field in WEIGHTS:
-        with pytest.raises(ValueError, match=rf"{field}=-1: expected 0 or more"):
+        with pytest.raises(ValueError, match=rf"{field}=-1: expected at least 0"):
             vicreg.Config(**{field: -1})
     with pytest.raises(ValueError, match="all 0: nothing to train"):
         vicreg.Config(invariance_weight=0, variance_weight=0, covariance_weight=0)

@@ -1,4 +1,4 @@
-"""W-MSE: against the paper's steps, lightly's and the authors' code; random divisions; what whitening ignores."""
+"""Test W-MSE: the steps of the paper, the code of lightly and of the authors, random divisions, and invariances."""
 
 import authors
 import method_cases
@@ -26,7 +26,7 @@ def relative(value: torch.Tensor, reference: torch.Tensor) -> float:
 
 
 def loss_as_printed(z: torch.Tensor, order: torch.Tensor, epsilon: float) -> torch.Tensor:
-    """Sub-batch by sub-batch: W^T W = Sigma^-1 with W lower triangular, v = W (z - mean), distances of v / |v|."""
+    """Compute distances of v / |v| with v = W (z - mean), W^T W = Sigma^-1, W lower triangular, for each sub-batch."""
     distances = []
     for part in order:
         unit = []
@@ -55,7 +55,7 @@ def test_loss_and_gradient_are_the_papers(count: int, parts: int, epsilon: float
 
 
 def test_loss_and_gradient_are_the_authors() -> None:
-    """Numbers of htdt/self-supervised at commit d9662c8 on these inputs."""
+    """The numbers are results of htdt/self-supervised, commit d9662c8, on these inputs."""
     z = embeddings().requires_grad_()
     torch.manual_seed(11)
     loss = w_mse(z, torch.randperm(40).view(-1, 20))
@@ -79,7 +79,7 @@ def test_loss_and_gradient_are_lightlys(count: int) -> None:
     loss = torch.stack([w_mse(ours, torch.randperm(40).view(-1, 20)) for _ in range(2)]).mean()
     loss.backward()
     expected.backward()
-    assert relative(loss, expected) <= 1e-7  # theirs adds up in float32
+    assert relative(loss, expected) <= 1e-7  # the authors compute sums in float32
     assert relative(ours.grad, theirs.grad) <= 1e-7
 
 
@@ -91,12 +91,12 @@ def test_whitened_features_have_the_identity_for_covariance() -> None:
 
 
 def test_loss_ignores_affine_maps_of_the_features() -> None:
-    """Cholesky whitening of A z + b differs by a rotation; the same for both views if A z is what both are made of."""
+    """Cholesky whitening of A z + b differs by a rotation, which is equal for both views with the same A and b."""
     z, order = embeddings(), division(40, 2)
     lower = torch.eye(8, dtype=z.dtype) + 0.5 * authors.noise("wmse/map", 8, 8).double().tril()
     mapped = z @ lower.T + authors.noise("wmse/shift", 8).double()
     assert relative(w_mse(mapped, order), w_mse(z, order)) <= 1e-9
-    # A rotation of one view alone does matter.
+    # A rotation of only one view changes the loss.
     turn = torch.linalg.qr(authors.noise("wmse/turn", 8, 8).double()).Q
     assert abs(float(w_mse(torch.stack([z[0], z[1] @ turn]), order) - w_mse(z, order))) > 0.1
 
@@ -145,7 +145,7 @@ def test_method_is_the_loss_of_its_embeddings() -> None:
 
 @pytest.mark.parametrize("settings", [SETTINGS, {"sub_batch": 16, "iterations": 2, "epsilon": 0.1}])
 def test_two_processes_do_what_one_does(settings: dict) -> None:
-    # Whitening 32 samples of 16 features after few steps is ill-conditioned: rounding shows.
+    # Whitening of 16 features over 32 samples is ill-conditioned after a few steps, so rounding has an effect.
     assert_processes_agree("wmse", settings, tolerance=1e-7)
 
 

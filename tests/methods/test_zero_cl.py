@@ -1,4 +1,4 @@
-"""Zero-CL: both losses against the paper's steps and the authors' code, wide and tall; what they ignore."""
+"""Test Zero-CL: both losses against the steps of the paper and the authors' code, for m < d and m > d; invariances."""
 
 import authors
 import method_cases
@@ -22,7 +22,7 @@ def relative(value: torch.Tensor, reference: torch.Tensor) -> float:
 
 
 def disagreement_as_printed(a: torch.Tensor, b: torch.Tensor, shrinkage: float) -> torch.Tensor:
-    """Rows standardized and whitened against each other by a constant matrix, then sum_i (1 - c_ii)^2."""
+    """Standardize rows and whiten them by a constant matrix; return sum_i (1 - c_ii)^2."""
     white = []
     for z in (a, b):
         x = (z - z.mean(dim=1, keepdim=True)) / (z.std(dim=1, keepdim=True) + 1e-4)
@@ -50,7 +50,7 @@ def test_loss_and_gradient_are_the_papers(kind: str, shape: tuple[int, int], shr
 
 
 def test_losses_and_gradients_are_the_authors() -> None:
-    """Numbers of the authors' whitening (main.py for CIFAR) after their standardization (for ImageNet), in float64."""
+    """The numbers are float64 results of the authors' whitening (CIFAR) after their standardization (ImageNet)."""
     golden = {
         "instance": (4.114642095308145, 0.5062450648900215, [-0.012588409365698626, 0.014367737146909414]),
         "feature": (37.26397254782445, 1.9179917757889506, [-0.004006210739933249, 0.03031970492682885]),
@@ -68,7 +68,7 @@ def test_losses_and_gradients_are_the_authors() -> None:
 
 
 def test_small_shrinkage_whitens() -> None:
-    """Up to the 1e-5 beside the eigenvalues."""
+    """The error is due to the 1e-5 that is added to eigenvalues."""
     white = whiten_features(authors.noise("zero_cl/white", 400, 6).double(), 1e-9)
     torch.testing.assert_close(torch.cov(white.T), torch.eye(6, dtype=white.dtype), rtol=0, atol=1e-4)
     white = whiten_samples(authors.noise("zero_cl/white", 6, 400).double(), 1e-9)
@@ -77,7 +77,7 @@ def test_small_shrinkage_whitens() -> None:
 
 @SHAPES
 def test_each_loss_ignores_what_it_standardizes(shape: tuple[int, int]) -> None:
-    """Scale and shift of each sample, or of each feature; up to the 1e-4 beside standard deviations."""
+    """Scale and shift of each sample, or each feature, change nothing, up to the 1e-4 that is added to deviations."""
     z = 100 * embeddings(*shape)
     of_samples, of_features = (shape[0], 1), (1, shape[1])
     for white, own, other in ((whiten_samples, of_samples, of_features), (whiten_features, of_features, of_samples)):

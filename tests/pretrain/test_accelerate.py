@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from authors import noise
-from method_cases import CAPTURABLE, marked, mostly_slow, needs_lightly
+from method_cases import CAPTURABLE, marked, mostly_slow
 from recorded_twin import recorder
 from tiny_runs import tiny, train_build
 from torch import Tensor
@@ -39,13 +39,6 @@ def assert_same(one: Training, other: Training) -> None:
         assert torch.equal(value, other.method.state_dict()[key]), key
     for a, b in zip(one.optimizer.state.values(), other.optimizer.state.values(), strict=True):
         assert all(torch.equal(a[key], b[key]) for key in a)
-
-
-@needs_lightly
-def test_which_methods_can_be_recorded() -> None:
-    assert [
-        name for name in methods.names() if getattr(train_build(tiny(name)).method, "capturable", False)
-    ] == CAPTURABLE
 
 
 @pytest.mark.parametrize("name", mostly_slow(CAPTURABLE, checked=("intl",)))

@@ -1,8 +1,8 @@
-"""Golden numbers of the authors' code (github.com/winci-ai/INTL), and the inputs they were computed from.
+"""Golden numbers of the authors' code (github.com/winci-ai/INTL), and the inputs from which they were computed.
 
-The numbers in golden/intl_authors.json were obtained by running the authors' modules on these inputs; none of their
-code is here. Every input is uniform noise of a counter-based generator, rounded to float32, so that it is the same in
-every PyTorch version and on every machine.
+The numbers in golden/intl_authors.json are results of the authors' modules on these inputs. This file contains no code
+of the authors. Every input is uniform noise of a counter-based generator, rounded to float32, so it is equal in every
+version of PyTorch and on every machine.
 """
 
 import json
@@ -15,7 +15,7 @@ from intl_bench.core.seeding import generator
 
 GOLDEN = json.loads((places.GOLDEN / "intl_authors.json").read_text(encoding="utf-8"))
 
-# Embeddings: name -> axis, samples, features, views, momentum target, iterations
+# Cases of the loss by name: axis, samples, features, views, momentum target, iterations.
 LOSSES = {
     "channel_2_views": ("channel", 32, 64, 2, False, 4),
     "channel_6_views_momentum": ("channel", 32, 64, 6, True, 4),
@@ -24,30 +24,33 @@ LOSSES = {
     "batch_6_views_momentum": ("batch", 64, 16, 6, True, 4),
     "batch_2_views_1_iteration": ("batch", 64, 16, 2, False, 1),
 }
-# The schedules' run: 7 epochs of 13 steps, 2 of them warm-up.
+# The run of the schedules: 7 epochs of 13 steps, with 2 epochs of warm-up.
 EPOCHS, STEPS_PER_EPOCH, WARMUP_EPOCHS, BASE_LR, BASE_MOMENTUM = 7, 13, 2, 0.4, 0.996
-# The tiny trained network: steps, warm-up steps, learning rate, weight decay, base momentum of the target.
+# The tiny trained network: steps, warm-up steps, learning rate, weight decay, base momentum.
 TINY_STEPS, TINY_WARMUP, TINY_LR, TINY_DECAY, TINY_MOMENTUM = 10, 2, 0.5, 0.01, 0.9
 
 
 def noise(purpose: str, *shape: int) -> torch.Tensor:
-    """Uniform numbers in [-1, 1), rounded to float32."""
+    """Return uniform random numbers in [-1, 1), rounded to float32."""
     return torch.from_numpy(generator(0, purpose).random(shape) * 2 - 1).float()
 
 
 def embeddings(purpose: str, views: int, m: int, d: int) -> list[torch.Tensor]:
-    """Views of one batch, (m, d) float32: common part and noise, the features mixed, off center and of unequal size."""
+    """Return embeddings of the views of one batch, (m, d) float32 each.
+
+    They have a common part and noise. The features are correlated, not centered, and have different scales.
+    """
     scale = 30 ** -torch.linspace(0, 1, d, dtype=torch.float64)
     mixing = noise(f"{purpose}/mixing", d, d).double() + torch.eye(d)
     common, offset = noise(f"{purpose}/common", m, d).double(), noise(f"{purpose}/offset", d)
     own = [noise(f"{purpose}/view{view}", m, d).double() for view in range(views)]
-    # Rounded after everything else: the order of summation in the product cannot show.
+    # Rounding is last, so the order of summation in the product has no effect.
     return [(((common + 0.5 * part) * scale) @ mixing + offset).float() for part in own]
 
 
 @torch.no_grad()
 def fill(module: nn.Module, purpose: str) -> nn.Module:
-    """Sets every parameter and buffer to noise of the size that a trained network's would have."""
+    """Set every parameter and buffer to noise with the scale of a trained network; return the module."""
     for name, tensor in sorted(module.state_dict().items()):
         if name.endswith("num_batches_tracked"):
             tensor.fill_(7)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from detection_cases import TINY as DETECTOR
 from fake_cuda import CUDA, FakeCuda
-from tiny_runs import OVERRIDES
+from tiny_runs import OVERRIDES, has_recipe
 from torch import nn
 from transfer_cases import CPU, make_checkpoint
 
@@ -31,7 +31,7 @@ from transfer import features, knn, probe, sgd_classifier
 from transfer.detection import build_model, masks
 from transfer.detection.annotations import generated
 from transfer.detection.annotations.split import read_split
-from transfer.detection.config import Config, DataConfig
+from transfer.detection.config import AnnotatedDataConfig, DetectionConfig
 from transfer.detection.engines import builtin as detection
 
 GPU = distributed.Process(rank=0, world_size=1, device=CUDA)
@@ -244,8 +244,8 @@ def probing(fake: FakeCuda) -> Trained:
 def detector(precision: str) -> tuple[Any, Any]:
     """A detection run at iteration 0, and generated images."""
     generated.write(Path("figures"), train=4, test=1)
-    config = Config(
-        data=DataConfig(root="figures", name="figures"),
+    config = DetectionConfig(
+        data=AnnotatedDataConfig(root="figures", name="figures"),
         model=dataclasses.replace(DETECTOR, num_classes=5),
         precision=precision,
         engine="builtin",
@@ -294,6 +294,7 @@ CASES: dict[str, Callable[[FakeCuda], Trained]] = {
     **{
         f"pretrain {name}": partial(pretraining, name=f"cifar10_r18_{name}", overrides=OVERRIDES.get(name, []))
         for name in methods.names()
+        if has_recipe(name)
     },
     **{f"INTL {precision}": partial(intl, precision=precision) for precision in PRECISIONS},
     **{f"INTL six views {precision}": partial(multicrop, precision=precision) for precision in PRECISIONS},

@@ -1,7 +1,7 @@
-"""Files as the projects write them, made from a ResNet with torchvision's names.
+"""Checkpoints as the projects write them, made from a ResNet with torchvision's names.
 
-Nesting, prefixes, renaming and neighbors follow the projects' own savers; nothing here comes from the tables under
-test. Copies of the backbone that must not be taken hold other numbers.
+Nesting, prefixes, names and other keys follow the savers of the projects, not the tables under test. Other copies of
+the backbone in a file have other values.
 """
 
 import argparse
@@ -21,7 +21,7 @@ State = dict[str, Tensor]
 
 
 def random_state(name: str, seed: int = 0, stem: str = "imagenet") -> State:
-    """A backbone's tensors, running statistics and counters included, all different from their initial values."""
+    """Return the tensors of a backbone; no tensor of a batch norm has its initial value."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         state = build_backbone(name, stem=stem).state_dict()
@@ -36,11 +36,12 @@ def random_state(name: str, seed: int = 0, stem: str = "imagenet") -> State:
 
 
 def prefixed(prefix: str, state: State) -> State:
+    """Return tensors with a prefix before each name."""
     return OrderedDict((prefix + key, value) for key, value in state.items())
 
 
 def renamed(state: State, *rules: tuple[str, Any]) -> State:
-    """Every key by the first rule that matches all of it."""
+    """Rename each key by the first rule (pattern, replacement) that matches the whole key; no rule keeps the key."""
     found = OrderedDict()
     for key, value in state.items():
         for pattern, replacement in rules:
@@ -55,14 +56,18 @@ def renamed(state: State, *rules: tuple[str, Any]) -> State:
 
 
 def head(*names: str) -> State:
+    """Return small tensors that are not part of a backbone."""
     return OrderedDict((name, torch.ones(2)) for name in names)
 
 
 def without_counters(state: State) -> State:
+    """Return tensors without `num_batches_tracked`."""
     return OrderedDict((k, v) for k, v in state.items() if not k.endswith("num_batches_tracked"))
 
 
 def detectron2(state: State) -> State:
+    """Rename tensors as Detectron2 does."""
+
     def stage(match: re.Match[str]) -> str:
         number, block, rest = int(match[1]) + 1, match[2], match[3]
         rest = re.sub(r"^bn(\d)\.", r"conv\1.norm.", rest)
@@ -79,6 +84,7 @@ def detectron2(state: State) -> State:
 
 
 def caffe2(state: State, scale: str, shift: str, mean: str, variance: str) -> dict[str, np.ndarray]:
+    """Rename tensors as Caffe2 does, with these names of the tensors of a batch norm."""
     names = {"weight": scale, "bias": shift, "running_mean": mean, "running_var": variance}
 
     def stage(match: re.Match[str]) -> str:
@@ -101,6 +107,8 @@ def caffe2(state: State, scale: str, shift: str, mean: str, variance: str) -> di
 
 
 def hugging_face(state: State) -> State:
+    """Rename tensors as transformers does."""
+
     def stage(match: re.Match[str]) -> str:
         where = f"encoder.stages.{int(match[1]) - 1}.layers.{match[2]}"
         kind, last = match[3].rsplit(".", 1)
@@ -118,6 +126,8 @@ def hugging_face(state: State) -> State:
 
 
 def separius(state: State) -> State:
+    """Rename tensors as Separius's converter of SimCLR v2 does."""
+
     def stage(match: re.Match[str]) -> str:
         where = f"net.{match[1]}.blocks.{match[2]}"
         kind, last = match[3].rsplit(".", 1)
@@ -135,6 +145,7 @@ def separius(state: State) -> State:
 
 
 def sequential(state: State, first: int, shortcut: str) -> State:
+    """Rename tensors as `nn.Sequential` does, if it has the first stage at the index `first`."""
     return renamed(
         state,
         (r"conv1\.(\w+)", r"0.\1"),
@@ -147,7 +158,7 @@ def sequential(state: State, first: int, shortcut: str) -> State:
 
 
 class _ByolExperimentState(NamedTuple):
-    """What DeepMind's pickle holds; pickles name this class, which the reader does not have."""
+    """Content of a pickle of DeepMind's BYOL. The reader does not have this class."""
 
     online_params: Any
     target_params: Any
@@ -157,7 +168,7 @@ class _ByolExperimentState(NamedTuple):
 
 
 def haiku(state: State, network: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Parameters and running statistics as haiku's trees of numpy arrays: HWIO kernels, vectors as (1, 1, 1, C)."""
+    """Return parameters and running statistics as trees of haiku: kernels (H, W, I, O), vectors (1, 1, 1, C)."""
     params: dict[str, dict[str, Any]] = {}
     stats: dict[str, dict[str, Any]] = {}
     for key, value in without_counters(state).items():
@@ -184,16 +195,21 @@ def haiku(state: State, network: str) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def msra_source(state: State) -> State:
-    """The network before color and scale were folded into conv1: BGR in 0..255, standard deviation 1."""
+    """Return tensors of a network that expects BGR in 0..255 with the standard deviation 1, with equal features."""
     std = 255 * torch.tensor([0.229, 0.224, 0.225])
     return {**state, "conv1.weight": (state["conv1.weight"] / std[None, :, None, None]).flip(1)}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Case:
-    """A file's content, the layout and copy it must be recognized as, and keys that are to be left aside.
+    """A checkpoint and how it must be recognized.
 
-    `key` puts a torchvision name into the file's own; `tensors` is the dictionary that holds the backbone.
+    Attributes:
+        root: the content of the file.
+        tensors: the dictionary in `root` that holds the backbone.
+        aside: keys that must be left aside.
+        branch: None if any branch is right.
+        counters: whether the file has `num_batches_tracked`.
     """
 
     root: dict[str, Any]
@@ -205,7 +221,13 @@ class Case:
 
 
 def _simple(layout: str, **fields: Any) -> Callable[[State, State], Case]:
-    """A case of one dictionary: prefix, nesting, neighbors, other top-level entries."""
+    """Return the maker of a case with one dictionary of tensors.
+
+    Args:
+        fields: `prefix` of the backbone's names; `nest`, the keys from the top to the dictionary; `rename`, a function
+            of tensors; `copies` and `copies_first`, prefixes of other copies after and before the backbone; `heads`,
+            keys next to the backbone; `top`, other entries at the top; `branch` and `counters` of the case.
+    """
 
     def make(state: State, other: State) -> Case:
         rename = fields.get("rename", lambda value: value)
@@ -250,12 +272,12 @@ _SPT = {**_LIGHTNING, "spt_run_dir": "runs/1"}
 
 
 def _moved_first(state: State) -> State:
-    """TensorFlow's order: the projection of a block before its convolutions."""
+    """Sort as TensorFlow does: the projection of a block before its convolutions."""
     return OrderedDict(sorted(state.items(), key=lambda item: (item[0].split(".")[:2], "downsample" not in item[0])))
 
 
 def _weights_first(state: State) -> State:
-    """The order of byol-convert, which goes through parameters and then through statistics."""
+    """Sort as byol-convert does: all parameters, then all running statistics."""
     kept = without_counters(state)
     return OrderedDict(sorted(kept.items(), key=lambda item: "running" in item[0]))
 
@@ -276,7 +298,7 @@ def _dino(state: State, other: State) -> Case:
 
 
 def _detectron2_detector(state: State, other: State) -> Case:
-    """MoCo's C4 detector: res5 in the head, frozen batch norms without counters, one more norm after res5."""
+    """C4 detector of MoCo: res5 in the head, frozen batch norms without counters, one more norm after res5."""
     model = OrderedDict(
         (f"roi_heads.{key}" if key.startswith("res5.") else f"backbone.{key}", value)
         for key, value in detectron2(without_counters(state)).items()
@@ -306,9 +328,9 @@ def _detectron2_pickle(state: State, other: State) -> Case:
 
 def _byol(state: State, other: State) -> Case:
     params, stats = haiku(state, "res_net50")
-    theirs, their_stats = haiku(other, "res_net50")
+    other_params, other_stats = haiku(other, "res_net50")
     root = {
-        "experiment_state": _ByolExperimentState(params, theirs, stats, their_stats, None),
+        "experiment_state": _ByolExperimentState(params, other_params, stats, other_stats, None),
         "step": 1,
         "rng": np.zeros(2, np.uint32),
     }

@@ -1,8 +1,9 @@
-"""A tiny run for tests of methods: 8x8 images, a backbone of two layers, batches of 32."""
+"""A tiny run for tests of methods: images of 8 x 8 pixels, a backbone of two layers, batches of 32."""
 
 import dataclasses
 import importlib.util
-from collections.abc import Callable, Iterable
+import inspect
+from collections.abc import Callable, Container, Iterable
 from typing import Any
 
 import authors
@@ -10,20 +11,34 @@ import pytest
 import torch
 from torch import nn
 
-from pretrain.methods import Setup
+from pretrain import methods
+from pretrain.methods import Method, Setup
 from pretrain.projector import ProjectorConfig
 
 BATCH, SIZE = 32, 8
-LIGHTLY = ("barlow_twins", "byol", "dino", "mocov2", "simclr", "simsiam", "swav")  # methods that are built from it
-# Their step can be recorded as a CUDA graph.
-CAPTURABLE = ["barlow_twins", "byol", "intl", "iternorm", "mocov2", "simclr", "simsiam", "supervised", "vicreg"]
+
+
+def method_class(name: str) -> type[Method]:
+    """Return the class of a method: the return type of `build`."""
+    found: type[Method] = inspect.get_annotations(methods.find(name).build, eval_str=True)["return"]
+    return found
+
+
+LIGHTLY = [name for name in methods.names() if hasattr(methods.find(name), "lightly")]
+CAPTURABLE = [name for name in methods.names() if method_class(name).capturable]
 
 needs_lightly = pytest.mark.skipif(importlib.util.find_spec("lightly") is None, reason="lightly is not installed")
 
 
 def marked(names: Iterable[str]) -> list[Any]:
-    """Methods to parametrize a test by; without lightly it skips those that need it."""
+    """Return parameters of a test for methods; those that need lightly are skipped if it is not installed."""
     return [pytest.param(name, marks=[needs_lightly] * (name in LIGHTLY)) for name in names]
+
+
+def mostly_slow(names: Iterable[str], checked: Container[str]) -> list[Any]:
+    """Return parameters of a test for methods; all are slow except those in `checked`, which `make check` also runs."""
+    marks = {name: [pytest.mark.slow] * (name not in checked) for name in names}
+    return [pytest.param(*p.values, marks=[*p.marks, *marks[p.values[0]]]) for p in marked(marks)]
 
 
 class TinyBackbone(nn.Sequential):
@@ -39,7 +54,7 @@ class TinyBackbone(nn.Sequential):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Given(Setup):
-    """A run whose backbone and projector are there already."""
+    """A setup with a given backbone and projector."""
 
     encoder: Any
 
@@ -48,7 +63,11 @@ class Given(Setup):
 
 
 def setup(**changes: Any) -> Setup:
-    """The tiny run; 4 epochs of 8 steps, 16 features; `encoder` would be its backbone and projector."""
+    """Return the setup of the tiny run: 4 epochs of 8 steps, embeddings of 16 features.
+
+    Args:
+        changes: other values of `Setup`, or `encoder`, a given backbone and projector.
+    """
     values: dict[str, Any] = {
         "make_backbone": TinyBackbone,
         "projector": ProjectorConfig(hidden=32, out=16, layers=3),
@@ -64,7 +83,7 @@ def setup(**changes: Any) -> Setup:
 
 
 def views(step: int = 0, n: int = 2, sizes: tuple[int, ...] = ()) -> list[torch.Tensor]:
-    """Views of one batch, (32, 3, 8, 8) float64 each: a common part and noise of each view's own."""
+    """Return views of one batch, (32, 3, 8, 8) float64 each: a common part with different noise for each view."""
     sizes = sizes or (SIZE,) * n
     common = authors.noise(f"method_cases/{step}", BATCH, 3, SIZE, SIZE).double()
     return [
@@ -74,11 +93,11 @@ def views(step: int = 0, n: int = 2, sizes: tuple[int, ...] = ()) -> list[torch.
 
 
 def assert_resumes(build: Callable[..., Any], part: str) -> None:
-    """Three steps, then two of another instance that has the first one's state, are five steps, bit for bit.
+    """Assert that three steps, then two steps of a second instance with the same state, give the bits of five steps.
 
     Args:
-        build: makes the method, of another initialization with `seed`.
-        part: of the state that would be missed.
+        build: builds the method; `seed` changes its initialization.
+        part: a name in the state, which must be present.
     """
 
     def train(method: Any, first: int, last: int) -> None:

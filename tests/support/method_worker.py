@@ -1,4 +1,4 @@
-"""Training steps of a method that one process does alone, or two do together over gloo, for comparison.
+"""Training steps of a method in one process, and the same steps in two processes over gloo, for comparison.
 
 assert_processes_agree("byol", {"predictor_hidden": 24}, views=3)
 """
@@ -29,24 +29,27 @@ Results = dict[str, torch.Tensor]
 def steps(
     name: str, settings: dict[str, Any], sizes: tuple[int, ...], changes: dict[str, Any], rank: int = 0, world: int = 1
 ) -> Results:
-    """Two float64 steps of a method: loss terms and gradients of both, and the state at the end.
+    """Do two float64 steps of a method; return loss terms, gradients and the last state.
 
     Returns:
-        "step0/TERM", "step0/gradient/PARAMETER", "state/NAME" and so on; a TERM is this process's own.
+        Tensors by "step0/TERM", "step0/gradient/PARAMETER", "state/NAME" and so on. Loss terms are those of this
+        process.
     """
     torch.set_num_threads(1)
     module, run = methods.find(name), setup(**{"views": len(sizes), **changes})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(5)
         method = module.build(module.Config(**settings), run)
-    method = (synchronize(method) if world > 1 else method).double().train()
+    if world > 1:
+        synchronize(method)
+    method.double().train()
     model: nn.Module = distributed.Process(rank=rank, world_size=world, device=torch.device("cpu")).parallel(method)
     optimizer = build_optimizer(
         method,
         momentum=0.9,
         weight_decay=1e-2,
         decay_one_dimensional=False,
-        constant_lr=getattr(method, "constant_lr", ()),
+        constant_lr=method.constant_lr,
     )
     for group in optimizer.param_groups:
         group["lr"] = 0.1
@@ -55,7 +58,7 @@ def steps(
         images = [view[: run.batch_size].chunk(world)[rank] for view in views(step, sizes=sizes)]
         labels = (torch.arange(run.batch_size) % run.classes).chunk(world)[rank]
         method.step = step
-        terms = model(images, labels) if getattr(module, "LABELED", False) else model(images)
+        terms = model(images, labels) if method.labeled else model(images)
         optimizer.zero_grad()
         torch.stack(list(terms.values())).sum().backward()
         results |= {f"step{step}/{term}": value.detach() for term, value in terms.items()}
@@ -69,12 +72,12 @@ def steps(
 def one_process(
     name: str, settings: dict[str, Any] | None = None, *, sizes: tuple[int, ...] = (SIZE, SIZE), **changes: Any
 ) -> Results:
-    """`steps` on the whole batch.
+    """Call `steps` on the whole batch.
 
     Args:
-        settings: of the method's `Config`.
-        sizes: of the views.
-        changes: of `method_cases.setup`.
+        settings: settings of the method.
+        sizes: sizes of the views.
+        changes: changes of `method_cases.setup`.
     """
     return steps(name, settings or {}, sizes, changes)
 
@@ -82,7 +85,7 @@ def one_process(
 def two_processes(
     name: str, settings: dict[str, Any] | None = None, *, sizes: tuple[int, ...] = (SIZE, SIZE), **changes: Any
 ) -> list[Results]:
-    """`steps` of two processes that share the batch, in rank order."""
+    """Call `steps` in two processes that share the batch; return the results in the order of ranks."""
     with tempfile.TemporaryDirectory() as folder:
         parts = [_pool().submit(_work, rank, folder, name, settings or {}, sizes, changes) for rank in range(2)]
         for part in parts:
@@ -98,7 +101,11 @@ def assert_processes_agree(
     tolerance: float = 1e-10,
     **changes: Any,
 ) -> Results:
-    """Two processes have one process's loss (their mean), gradients and state (each); returns one process's."""
+    """Assert that two processes have the loss (as a mean), the gradients and the state of one process.
+
+    Returns:
+        The results of the one process.
+    """
     alone = one_process(name, settings, sizes=sizes, **changes)
     together = two_processes(name, settings, sizes=sizes, **changes)
     assert any(key.startswith("step1/gradient/backbone.") for key in alone)
@@ -107,7 +114,7 @@ def assert_processes_agree(
         if "/gradient/" not in key and not key.startswith("state/"):
             found = [torch.stack(found).mean(dim=0)]
         for rank, value in enumerate(found):
-            # Where a gradient is zero but for rounding (a bias before a batch norm), nothing is left to compare.
+            # A gradient that is zero except for rounding (a bias before a batch norm) cannot be compared.
             error = (value - expected).norm() / expected.double().norm().clamp_min(1e-4)
             assert error <= tolerance, f"process {rank}: {key}: {float(error):.2g}"
     assert {key for part in together for key in part} == set(alone)
@@ -115,7 +122,10 @@ def assert_processes_agree(
 
 
 def like(source: nn.Module, *layers: nn.Module) -> nn.Sequential:
-    """The layers in float64, with the weights of a module that has the same in the same order; trained if that is."""
+    """Return the layers in float64 with the weights of `source`, which has the same weights in the same order.
+
+    The copy is trained if `source` is.
+    """
     twin = nn.Sequential(*layers).double()
     weights = dict(zip(twin.state_dict(), source.state_dict().values(), strict=True))
     assert all(value.shape == weights[key].shape for key, value in twin.state_dict().items())
@@ -133,13 +143,17 @@ def assert_trains_as(
     steps: int = 4,
     tolerance: float = 1e-9,
 ) -> None:
-    """Some steps of gradient descent of a method go as those of `loss`, in losses, gradients and weights.
+    """Assert that gradient descent of a method has the losses, gradients and weights of gradient descent of `loss`.
 
     Args:
-        method: in float64.
-        twins: modules that `loss` is a function of, with the method's trained parameters in order.
-        after_step: called with the number of the step when the twins have moved; the method's progress is
+        method: the method in float64.
+        twins: the modules in `loss`, with copies of the trained parameters of the method in the same order.
+        loss: views -> scalar.
+        after_step: called with the number of the step after the update of the twins. The progress of the method is
             (number + 1) / steps.
+        sizes: sizes of the views.
+        steps: number of steps.
+        tolerance: relative tolerance.
     """
     trained = [p for p in method.parameters() if p.requires_grad]
     copies = [p for twin in twins for p in twin.parameters() if p.requires_grad]
@@ -152,7 +166,7 @@ def assert_trains_as(
         for (p, gradient), (copy, reference) in zip(
             zip(trained, gradients, strict=True), zip(copies, references, strict=True), strict=True
         ):
-            # Where a gradient is zero but for rounding (a bias before a batch norm), nothing is left to compare.
+            # A gradient that is zero except for rounding (a bias before a batch norm) cannot be compared.
             assert (gradient - reference).norm() <= tolerance * reference.norm().clamp_min(1e-4 * size), f"step {step}"
             p.data -= 0.3 * gradient
             copy.data -= 0.3 * reference
@@ -164,7 +178,7 @@ def assert_trains_as(
 
 @functools.cache
 def _pool() -> ProcessPoolExecutor:
-    # A fork server imports PyTorch once for both, which is most of the time that this takes.
+    # A fork server imports PyTorch only once, which saves most of the time.
     multiprocessing.set_forkserver_preload(["torch", "torchvision"])
     return ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("forkserver"))
 
@@ -172,7 +186,7 @@ def _pool() -> ProcessPoolExecutor:
 def _work(
     rank: int, folder: str, name: str, settings: dict[str, Any], sizes: tuple[int, ...], changes: dict[str, Any]
 ) -> None:
-    """One of two calls that wait for each other, and so land on a process each."""
+    """Run one of two calls. They wait for each other, so each runs in its own process."""
     store = f"file://{folder}/rendezvous"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2, timeout=timedelta(minutes=5))
     try:

@@ -1,7 +1,7 @@
-"""What a GPU does with a recorded step, done on a CPU: the same operations on the same memory, again and again.
+"""A recorded step on a CPU: each replay does the same operations on the same memory, as a GPU does.
 
-A CUDA graph notes kernels and their addresses while a step runs, and computes nothing; a replay runs these kernels.
-Numbers that Python worked out are in them as they were. Here a dispatch mode notes the operations and their tensors.
+A CUDA graph records kernels and their addresses while a step runs, and computes nothing. A replay runs these kernels.
+Numbers that Python computed are constants of the graph. Here a dispatch mode records the operations and their tensors.
 """
 
 from collections.abc import Callable, Iterable
@@ -16,6 +16,8 @@ from pretrain.train import Training
 
 
 class _Notes(TorchDispatchMode):
+    """A mode that records the operations within it."""
+
     def __init__(self) -> None:
         super().__init__()
         self.operations: list[tuple[Any, Any, Any, list[Tensor]]] = []
@@ -24,8 +26,8 @@ class _Notes(TorchDispatchMode):
         kwargs = kwargs or {}
         assert func is not torch.ops.aten._local_scalar_dense.default, "a recorded step waits for its device"
         result = func(*args, **kwargs)
-        of_others = any(value.alias_info is not None for value in func._schema.returns)  # a view, or changed in place
-        made = [] if of_others else [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        aliased = any(value.alias_info is not None for value in func._schema.returns)  # a view, or changed in place
+        made = [] if aliased else [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
         if made or func._schema.is_mutable:
             self.operations.append((func, args, kwargs, made))
         return result
@@ -38,7 +40,7 @@ class _Notes(TorchDispatchMode):
 
 
 def recorder(training: Training) -> Callable[[Callable[[], Tensor]], tuple[Tensor, Callable[[], None]]]:
-    """An `accelerate.Record` for a step of `training`."""
+    """Return an `accelerate.Record` for a step of `training`."""
 
     def tensors() -> Iterable[Tensor]:
         yield from training.method.state_dict().values()

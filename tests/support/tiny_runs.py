@@ -1,12 +1,13 @@
-"""Every method's CIFAR-10 recipe cut down to what a CPU trains in a second."""
+"""The CIFAR-10 recipe of every method, reduced so that a CPU trains it in a second."""
 
 import torch
 
+from intl_bench.core import config as configs
 from intl_bench.core import distributed
 from pretrain import train
 from pretrain.recipe import Recipe, load_recipe
 
-# What its CIFAR-10 recipe needs besides, on 192 images in batches of 32.
+# Further changes of the CIFAR-10 recipe of a method, for 192 images in batches of 32.
 OVERRIDES = {
     "mocov2": ["method.queue=64"],
     "swav": [
@@ -27,10 +28,20 @@ TINY = [
 ]
 
 
+def has_recipe(name: str) -> bool:
+    """Whether a method has a CIFAR-10 recipe."""
+    return (configs.CONFIGS / "pretrain" / f"cifar10_r18_{name}.yaml").is_file()
+
+
 def tiny(name: str, *more: str) -> Recipe:
-    return load_recipe(f"cifar10_r18_{name}", [*TINY, *OVERRIDES.get(name, []), "name=tiny", *more])
+    """Return the tiny recipe of a method; without a CIFAR-10 recipe, `demo` with the defaults of the method."""
+    changes = [*TINY, *OVERRIDES.get(name, []), "name=tiny", *more]
+    if has_recipe(name):
+        return load_recipe(f"cifar10_r18_{name}", changes)
+    return load_recipe("demo", [f"method={{name: {name}}}", *changes])
 
 
 def train_build(recipe: Recipe) -> train.Training:
+    """Build the run of a recipe in this process, for 192 images of 10 classes."""
     process = distributed.Process(rank=0, world_size=1, device=torch.device("cpu"))
     return train.build_training(recipe, process, 192, 10)

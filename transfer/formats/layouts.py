@@ -104,11 +104,7 @@ LAYOUTS = (
     Layout(
         name="intl-bench",
         display="intl-bench",
-        branches={
-            "online": _at("method", re.escape(BRANCHES["online"])),
-            # Earlier versions wrote "target.".
-            "momentum": _at("method", re.escape(BRANCHES["momentum"]), r"target\.0\."),
-        },
+        branches={name: _at("method", re.escape(prefix)) for name, prefix in BRANCHES.items()},
         marks=(r"^/format$", r"^/steps_per_epoch$"),
     ),
     Layout(
