@@ -26,8 +26,8 @@ from pretrain.backbone import BackboneConfig
 from pretrain.images.data import DataConfig, normalization
 from pretrain.recipe import Inputs, Recipe
 
-FORMAT = 2  # format 1 had no fingerprint of the training images
-_READABLE = (1, FORMAT)
+FORMAT = 3  # format 1 had no fingerprint of the training images; 1 and 2 call the momentum encoder `target`
+_READABLE = (1, 2, FORMAT)
 # Prefixes of the backbones in the weights of a method: `backbone`, and the first part of `momentum_encoder`.
 BRANCHES = {"online": "backbone.", "momentum": "momentum_encoder.0."}
 _MOMENTUM_ENCODER = "momentum_encoder."

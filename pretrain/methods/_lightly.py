@@ -20,5 +20,5 @@ def lightly(module: str) -> Any:
         if error.name != "lightly":
             raise
         raise InputError(
-            "this method needs the package lightly, which is not installed; run pip install 'intl-bench[baselines]'"
+            "this method needs the package lightly, which is not installed; run pip install lightly"
         ) from None

@@ -258,7 +258,7 @@ def test_without_lightly_one_line_says_what_to_install(
     monkeypatch.setattr(sys, "meta_path", [Absent(), *sys.meta_path])
     for name in ("simclr", "barlow_twins"):
         assert cli.main(["pretrain", "demo", f"method={{name: {name}}}", "data.size=200", "batch_size=32"]) == 2
-        assert "pip install 'intl-bench[baselines]'" in capsys.readouterr().err
+        assert "pip install lightly" in capsys.readouterr().err
 
 
 def test_every_method_has_its_recipes() -> None:

@@ -228,7 +228,7 @@ def import_evaluator(evaluator: str) -> tuple[Callable[[], Any], Callable[..., A
         import faster_coco_eval
     except ImportError as error:
         raise InputError(
-            "evaluator=faster-coco-eval: the package is not installed; run pip install 'intl-bench[fast]', or set "
+            "evaluator=faster-coco-eval: the package is not installed; run pip install faster-coco-eval, or set "
             "evaluator=pycocotools"
         ) from error
     return faster_coco_eval.COCO, faster_coco_eval.COCOeval_faster
