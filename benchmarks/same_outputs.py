@@ -73,8 +73,12 @@ VOLATILE = {
 }
 
 
-def run(checkout: Path, folder: Path) -> None:
-    """Run `COMMANDS` in `folder` with the code of `checkout`; save their output under `folder`/printed."""
+def run(checkout: Path, folder: Path) -> int:
+    """Run `COMMANDS` in `folder` with the code of `checkout`; save their output under `folder`/printed.
+
+    Returns:
+        The number of commands that failed.
+    """
     from transfer.detection.annotations import generated
 
     (folder / "printed").mkdir(parents=True)
@@ -82,6 +86,7 @@ def run(checkout: Path, folder: Path) -> None:
     draw_folder(folder / "folder")
     (folder / "COMMITTED").symlink_to(HERE / "results")
     environment = os.environ | {"PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    failed = 0
     for number, command in enumerate(COMMANDS):
         words = [sys.executable, "-P", "-m", "intl_bench", *command.split()]
         done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True)
@@ -89,7 +94,9 @@ def run(checkout: Path, folder: Path) -> None:
         (folder / "printed" / f"{number:02}.txt").write_text(f"{command}\nexit code {done.returncode}\n{text}")
         print(f"{done.returncode}  {command}", flush=True)
         if done.returncode:
+            failed += 1
             print(done.stderr[-2000:])
+    return failed
 
 
 def draw_folder(folder: Path) -> None:
@@ -165,8 +172,7 @@ def main() -> int:
     parser.add_argument("--renamed", nargs="*", default=[], metavar="OLD=NEW")
     options = parser.parse_args()
     if options.action == "run":
-        run(options.first.resolve(), options.second)
-        return 0
+        return int(run(options.first.resolve(), options.second) > 0)
     lines = compare(options.first, options.second, dict(pair.split("=", 1) for pair in options.renamed))
     print("\n".join(lines))
     return bool(lines)

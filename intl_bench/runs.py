@@ -119,7 +119,12 @@ def _checkpoint(plan: TaskRun) -> Checkpoint:
         return checkpoint
     if plan.pretrain_seed < 0:
         raise InputError(f"--pretrain-seed {plan.pretrain_seed}: expected at least 0")
-    if checkpoint.origin is not Origin.FOREIGN or plan.init == "random":
+    if plan.init == "random":
+        raise InputError(
+            f"--pretrain-seed {plan.pretrain_seed}: a random initialization has the seeds of --seeds; remove "
+            "--pretrain-seed or --init random"
+        )
+    if checkpoint.origin is not Origin.FOREIGN:
         raise InputError(
             f"--pretrain-seed {plan.pretrain_seed}: the seed of {checkpoint.path} is known; expected a checkpoint of "
             "another project; leave the option out"
@@ -185,7 +190,7 @@ def _run_seed(
                 _report(done, "already there; add --fresh to draw" if undrawn else "already there")
             return done
         if plan.pretrain_seed is not None and not plan.fresh:
-            _require_one_file_a_seed(record, store)
+            _require_one_file_per_seed(record, store)
         if plan.fresh and is_main_process():
             shutil.rmtree(folder, ignore_errors=True)
         started = time.perf_counter()
@@ -210,7 +215,7 @@ def _run_seed(
     return record
 
 
-def _require_one_file_a_seed(record: ResultRecord, store: RecordStore) -> None:
+def _require_one_file_per_seed(record: ResultRecord, store: RecordStore) -> None:
     """Refuse a second foreign file with the same `--pretrain-seed` of one pre-training."""
     for other in store.load():
         same = (other.pretraining_sha256, other.pretrain_seed) == (record.pretraining_sha256, record.pretrain_seed)

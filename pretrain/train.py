@@ -189,7 +189,7 @@ class Training:
         check_same_run(self.recipe, self.inputs, from_dict(state["config"], f"checkpoint {path}"), read)
         if read.data is None and self.process.is_main:
             print(f"{path}: written by an earlier version, without a fingerprint of the images", file=sys.stderr)
-        self.inputs = read  # an unknown fingerprint stays unknown: nobody knows the images of the first steps
+        self.inputs = read  # an unknown fingerprint stays unknown, as do the images of the first steps
         if state["steps_per_epoch"] != self.steps_per_epoch:
             raise InputError(
                 f"{path}: written with {state['steps_per_epoch']} steps an epoch, but the data set now gives "

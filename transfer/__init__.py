@@ -11,7 +11,7 @@ PROJECT = "intl-bench"
 
 
 class Entry(NamedTuple):
-    """A task in the help of the command line; `options` are settings that are also options, such as `--engine`."""
+    """A task in `intl-bench --help`. `options` names the settings that are also options, such as `--engine`."""
 
     help: str
     options: tuple[str, ...] = ()

@@ -82,7 +82,7 @@ class Classifier(nn.Module):
         return self
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """(N, 3, H, W) -> (N, classes) float32."""
+        """Compute the logits (N, classes) float32 of images (N, 3, H, W)."""
         with autocast(self.precision, images.device):
             features = self.backbone(images)
         logits: torch.Tensor = self.fc(features.float())

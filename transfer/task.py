@@ -26,7 +26,7 @@ class Outcome:
 
 
 class Run(Protocol[C_contra]):
-    """Score one checkpoint with one seed; `folder` is for the state of a run that resumes."""
+    """A function that scores one checkpoint with one seed. It saves the state of an unfinished run in `folder`."""
 
     def __call__(self, checkpoint: Checkpoint, config: C_contra, seed: int, *, folder: Path) -> Outcome: ...
 

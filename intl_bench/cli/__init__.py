@@ -66,10 +66,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         require_own_packages()  # before the parser, which imports the list of tasks from `transfer`
     except InputError as error:
         return _report(str(error), error.exit_code)
-    try:
-        require_own_packages()  # before anything of them is imported
-    except InputError as error:
-        return _report(str(error), error.exit_code)
     args = _parse(sys.argv[1:] if arguments is None else arguments)
     from intl_bench.launch.processes import stop_with_parent
 

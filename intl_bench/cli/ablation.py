@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from intl_bench.cli.common import add_command, add_one_job_a_seed, print_plan, split_words, start_seeds, starts_seeds
+from intl_bench.cli.common import add_command, add_seed_jobs, print_plan, split_words, start_seeds, starts_seeds
 from intl_bench.core.errors import InputError
 
 
@@ -20,9 +20,9 @@ def add(commands: Any) -> None:
         "words", nargs="*", metavar="NAME | key=value", help="power, trace-loss, embedding-dim, batch-size, methods ..."
     )
     command.add_argument("--seeds", help="how many, 3 = seeds 0, 1, 2; or which, 3,7,11 (default: the grid's)")
-    add_one_job_a_seed(command)
+    add_seed_jobs(command)
     command.add_argument("--results", type=Path, help="folder of its results (default: results/ablations/NAME)")
-    command.add_argument("--fresh", action="store_true", help="start over, replacing the records that there are")
+    command.add_argument("--fresh", action="store_true", help="start over and replace existing records")
     command.add_argument("--dry-run", action="store_true", help="print the plan and write nothing")
 
 
@@ -32,7 +32,7 @@ def _run(args: argparse.Namespace) -> None:
 
     name, overrides = split_words(args.words, "NAME")
     if name is None:
-        raise InputError("ablation: which? Give the name of a grid in configs/ablation/, such as power_reduced")
+        raise InputError("ablation: NAME is missing; expected a grid of configs/ablation/, such as power_reduced")
     ablation = cells.load(name)
     one = args.only_seed is not None
     seeds = [args.only_seed] if one else runs.parse_seeds(args.seeds or str(ablation.seeds))

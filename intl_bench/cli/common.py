@@ -27,7 +27,7 @@ def add_slurm(command: argparse.ArgumentParser, help: str) -> None:
     command.add_argument("--slurm", nargs="?", const="", metavar="OPTIONS", help=help)
 
 
-def add_one_job_a_seed(command: argparse.ArgumentParser) -> None:
+def add_seed_jobs(command: argparse.ArgumentParser) -> None:
     """Add `--parallel` and `--slurm`, and the hidden option that both give to the commands which they start."""
     command.add_argument("--parallel", action="store_true", help="the seeds side by side, one on each GPU")
     add_slurm(command, "a job for each seed through submitit; options as timeout_min=4320,slurm_partition=gpu")
@@ -36,10 +36,17 @@ def add_one_job_a_seed(command: argparse.ArgumentParser) -> None:
 
 def split_words(words: Sequence[str], what: str) -> tuple[str | None, list[str]]:
     """Separate one optional name from key=value overrides."""
-    names = [word for word in words if "=" not in word]
+    names = [word for word in words if not is_override(word)]
     if len(names) > 1:
-        raise InputError(f"expected one {what}, got {' and '.join(names)}; overrides are key=value")
-    return (names[0] if names else None), [word for word in words if "=" in word]
+        raise InputError(
+            f"{' and '.join(names)}: found {len(names)} names; expected one {what}; write settings as key=value"
+        )
+    return (names[0] if names else None), [word for word in words if is_override(word)]
+
+
+def is_override(word: str) -> bool:
+    """Return whether a word is key=value. The path of a file may hold "=", as in `epoch=9-step=100.ckpt`."""
+    return "=" in word and not Path(word).is_file()
 
 
 def starts_seeds(args: argparse.Namespace) -> bool:

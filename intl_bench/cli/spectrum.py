@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from intl_bench.cli.common import add_command
+from intl_bench.cli.common import add_command, is_override
 
 
 def add(commands: Any) -> None:
@@ -24,7 +24,7 @@ def add(commands: Any) -> None:
 def _run(args: argparse.Namespace) -> None:
     from intl_bench.spectra import compare
 
-    paths = [Path(word) for word in args.words if "=" not in word]
-    overrides = [word for word in args.words if "=" in word]
+    paths = [Path(word) for word in args.words if not is_override(word)]
+    overrides = [word for word in args.words if is_override(word)]
     about = {"layout": args.layout, "images": args.images, "out": args.out, "format": args.format}
     print(compare.run(paths, overrides=overrides, **about), end="")

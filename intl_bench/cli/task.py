@@ -5,7 +5,7 @@ import functools
 from pathlib import Path
 from typing import Any
 
-from intl_bench.cli.common import add_command, add_one_job_a_seed, print_plan, split_words, start_seeds, starts_seeds
+from intl_bench.cli.common import add_command, add_seed_jobs, print_plan, split_words, start_seeds, starts_seeds
 
 _OPTIONS: dict[str, dict[str, Any]] = {
     "engine": {"choices": ("auto", "builtin", "detectron2"), "help": "auto: Detectron2 if it is installed"},
@@ -25,7 +25,10 @@ def add(commands: Any) -> None:
             metavar="CHECKPOINT | key=value",
             help="a checkpoint of this or another project (default: the default pre-training run's), and overrides",
         )
-        command.add_argument("--config", help="evaluation protocol (default: the data set's own, or the 2x schedule)")
+        command.add_argument(
+            "--config",
+            help="evaluation protocol in configs/TASK/ (default: by the data set; coco: r50_c4_2x; voc: r50_c4_24k)",
+        )
         command.add_argument("--from", dest="layout", default="auto", help="layout of the checkpoint, as for convert")
         command.add_argument("--method", help="the method's name in tables (default: the checkpoint's)")
         command.add_argument(
@@ -47,11 +50,11 @@ def add(commands: Any) -> None:
         command.add_argument("--device", choices=("auto", "cpu", "cuda"), help="auto: a GPU if there is one")
         for option in entry.options:
             command.add_argument(f"--{option}", **_OPTIONS[option])
-        add_one_job_a_seed(command)
+        add_seed_jobs(command)
         command.add_argument(
             "--results", type=Path, default=Path("results"), help="folder of records (default: results)"
         )
-        command.add_argument("--fresh", action="store_true", help="score again even where there is a record")
+        command.add_argument("--fresh", action="store_true", help="score again and replace existing records")
         command.add_argument("--dry-run", action="store_true", help="print the resolved plan and write nothing")
 
 
@@ -85,7 +88,7 @@ def _run(name: str, args: argparse.Namespace) -> None:
         start = str(read.path) if args.init == "checkpoint" else f"random {read.architecture.name}"
         print_plan({"task": plan.task, "checkpoint": start, "seeds": list(plan.seeds), "config": config})
     elif starts_seeds(args):
-        runs.prepare(plan)  # an error is reported here, once, before any seed starts
+        runs.prepare(plan)  # reports errors before the first seed starts
         start_seeds(args, plan.seeds)
     else:
         runs.run(plan)

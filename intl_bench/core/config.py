@@ -84,7 +84,11 @@ def build(schema: type[T], values: Mapping[str, Any], where: str, overrides: Seq
         _thaw(merged)  # the merge makes new list items, which are frozen
         for override in overrides:
             key, _, value = override.partition("=")
-            OmegaConf.update(merged, key, OmegaConf.from_dotlist([f"value={value}"]).value)
+            try:
+                parsed = OmegaConf.from_dotlist([f"value={value}"]).value
+            except YAMLError as error:
+                raise InputError(f"override {override}: not valid YAML: {_one_line(error)}") from error
+            OmegaConf.update(merged, key, parsed)
         return cast(T, _with_tuples(OmegaConf.to_object(merged)))
     except (ConfigKeyError, ConfigAttributeError) as error:
         key, owner = str(error.key), error.object_type
@@ -95,8 +99,6 @@ def build(schema: type[T], values: Mapping[str, Any], where: str, overrides: Seq
     except (ValidationError, OmegaConfBaseException) as error:
         field = f" {error.full_key!r}" if error.full_key else ""
         raise InputError(f"{where}: wrong value for{field or ' a key'}: {_one_line(error)}") from error
-    except YAMLError as error:
-        raise InputError(f"override: not valid YAML: {_one_line(error)}") from error
     except InputError:
         raise
     except ValueError as error:

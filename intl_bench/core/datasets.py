@@ -107,7 +107,7 @@ _REMEDY = "give these images a name of their own with data.name=NAME"
 
 
 def canonical(name: str) -> str:
-    """A name as `DATASETS` has it, however it is spelled there, such as "CIFAR-10"; any other name as it is."""
+    """Return the name in `DATASETS` of a data set in any spelling, such as "CIFAR-10", or an unknown name unchanged."""
     key = re.sub(r"[^a-z0-9]", "", name.lower())
     return next((own for own, facts in DATASETS.items() if key in (own, *facts.aliases)), name)
 
@@ -122,18 +122,18 @@ def check_images(
     images: int,
     size: tuple[int, ...] | None,
 ) -> None:
-    """Refuses a published name for images that are no part of that data set; a part with all classes may have it.
+    """Refuse a published name for images of another data set. A part of the data set with all classes may use it.
 
     Args:
         name: of a data set, one of `DATASETS`.
         kind: how the images are stored, as in `data.kind`.
-        where: they are, for the message.
+        where: location of the images, for the message.
         split: "train" or "test".
-        images: how many the split has.
-        size: height and width of one of them in pixels; None where it is not known.
+        images: number of images of the split.
+        size: height and width of one image in pixels; None if unknown.
 
     Raises:
-        InputError: the kind, the classes, the number of images or their size show it.
+        InputError: the kind, the classes, the number or the size of the images differ.
     """
     facts = DATASETS[name]
     if facts.class_names:  # a detection data set, whose images may be cut up for classification
@@ -158,10 +158,10 @@ def check_images(
 
 
 def check_categories(name: str, *, where: str, category_names: Sequence[str]) -> None:
-    """Refuses the name of a published detection data set for annotations with other categories than its own.
+    """Refuse the name of a published detection data set for annotations with other categories.
 
     Raises:
-        InputError: a category is missing, or is none of them.
+        InputError: a category is missing or unknown.
     """
     facts = DATASETS.get(canonical(name))
     own, given = set(facts.class_names if facts else ()), set(category_names)

@@ -9,9 +9,11 @@ def require_even_batch(batch_size: int, processes: int) -> None:
     """Refuse a batch that does not divide into equal parts, one for each process.
 
     Raises:
-        InputError: the batch size is not a multiple of the number of processes.
+        InputError: there is no process, or the batch size is not a multiple of their number.
     """
-    if processes < 1 or batch_size % processes:
+    if processes < 1:
+        raise InputError(f"--processes {processes}: expected at least 1")
+    if batch_size % processes:
         raise InputError(
             f"batch_size={batch_size}: cannot be divided evenly among {processes} processes; expected a multiple of "
             f"{processes}; change batch_size or the number of processes"

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 
-from intl_bench.core.errors import BenchError, InputError, ResourceError
+from intl_bench.core.errors import BenchError, ResourceError
 from intl_bench.core.sharing import require_even_batch
 from intl_bench.core.signals import StopRequest
 
@@ -81,10 +81,11 @@ def count(requested: int | None, *, device: str, batch_size: int) -> int:
 
         gpus = torch.cuda.device_count()
     number = max(1, gpus) if requested is None else requested
-    if number < 1:
-        raise InputError(f"--processes {number}: expected at least 1")
     if gpus and number > gpus:
-        raise ResourceError(f"--processes {number}: {gpus} GPUs are visible here; one process needs one")
+        raise ResourceError(
+            f"--processes {number}: found {gpus} GPUs; expected at most {gpus} processes, because each needs a GPU; "
+            "lower --processes"
+        )
     require_even_batch(batch_size, number)
     return number
 

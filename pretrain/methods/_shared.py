@@ -50,4 +50,4 @@ def require_queue(queue: int, *, batch_size: int, images: int, too_large: str) -
         else f"not a multiple of batch_size={batch_size}"
     )
     fitting = min(queue, images) // batch_size * batch_size
-    raise ValueError(f"queue={queue}: {wrong}; use a multiple of batch_size, at most {fitting or batch_size}")
+    raise ValueError(f"queue={queue}: {wrong}; expected a multiple of batch_size, at most {fitting or batch_size}")

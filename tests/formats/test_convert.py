@@ -70,7 +70,7 @@ def test_every_layout_from_file_to_file(name: str, small: tuple[State, State], t
     assert about["backbone"] == {"name": "resnet10_narrow", "stem": "imagenet", "zero_init_residual": False}
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+@pytest.mark.parametrize("name", ["resnet18", pytest.param("resnet50", marks=pytest.mark.slow)])
 def test_features_are_torchvisions(name: str, tmp_path: Path) -> None:
     """The source in torchvision's network gives the features of the written files, there and in our backbone."""
     state = random_state(name)

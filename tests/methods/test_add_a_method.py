@@ -21,7 +21,7 @@ def test_the_documented_method_works(tmp_path: Path) -> None:
     # The tests of all methods include the new one without a change.
     (tmp_path / "tests/methods/test_methods.py").symlink_to(ROOT / "tests/methods/test_methods.py")
     common = ["tests/methods/test_methods.py", "-k", "spread or tables or recipes", "-p", "no:cacheprovider"]
-    assert "[spread]" in copy.run("-m", "pytest", "-v", *common)
+    assert "[spread]" in copy.run("-m", "pytest", "-vv", *common)
     path = "runs/pretrain/spread_demo/seed0/checkpoint.pt"
     assert "a training step" in copy.run("-m", "intl_bench", "pretrain", "spread_demo", *TINY, "--dry-run")
     assert "checkpoint:" in copy.run("-m", "intl_bench", "pretrain", "spread_demo", *TINY)

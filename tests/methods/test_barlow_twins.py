@@ -89,6 +89,7 @@ def test_order_of_images_and_views_does_not_matter() -> None:
 # Two processes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("sizes", "batch"), [((8, 8), 32), ((8, 8, 6), 6)])
 def test_processes_together_do_what_one_does(sizes: tuple[int, ...], batch: int) -> None:
     assert_processes_agree("barlow_twins", {"scale": 0.1}, sizes=sizes, batch_size=batch, tolerance=1e-9)

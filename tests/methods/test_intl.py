@@ -134,7 +134,7 @@ def test_embedding_for_diagnostics_is_the_first_trained_views(momentum_target: b
 
 
 @pytest.mark.parametrize("case", ["float64", "float64_multi_crop_momentum"])
-@pytest.mark.parametrize("world_size", [2, 4])
+@pytest.mark.parametrize("world_size", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_processes_together_do_what_one_does(world_size: int, case: str) -> None:
     """Compare loss terms, gradients, weights, running statistics and moving averages of two steps."""
     alone = distributed_worker.training(case)
@@ -147,7 +147,7 @@ def test_processes_together_do_what_one_does(world_size: int, case: str) -> None
             assert error <= 1e-10, f"process {rank}: {name}"
 
 
-@pytest.mark.parametrize("world_size", [2, 4])
+@pytest.mark.parametrize("world_size", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_processes_together_do_what_one_does_in_float32(world_size: int) -> None:
     """The tolerance is that of float32.
 

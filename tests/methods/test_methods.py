@@ -52,7 +52,7 @@ def sample(test_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.data
-@pytest.mark.parametrize("name", mostly_slow(methods.names(), checked=("intl", "mocov2", "swav")))
+@pytest.mark.parametrize("name", mostly_slow(methods.names(), checked=("intl",)))
 @pytest.mark.usefixtures("sample")
 def test_trains_resumes_and_is_scored(name: str) -> None:
     path = train.run(tiny(name))
@@ -167,6 +167,7 @@ def test_moving_average_is_its_formula_and_lightlys(momentum: float, dtype: torc
     assert [p.data_ptr() for p in average] == places
 
 
+@pytest.mark.slow
 @needs_lightly
 @pytest.mark.data
 @pytest.mark.usefixtures("sample")

@@ -141,7 +141,7 @@ def test_only_embeddings_and_their_gradients_are_large(count: int, variant: str)
 # Two and four processes
 
 
-@pytest.mark.parametrize("world_size", [2, 4])
+@pytest.mark.parametrize("world_size", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_processes_share_the_products(world_size: int) -> None:
     """Include numbers of columns that the number of processes does not divide."""
     alone = distributed_worker.products()

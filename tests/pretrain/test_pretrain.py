@@ -110,6 +110,7 @@ def test_finished_run_is_not_repeated() -> None:
     assert path.stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 def test_fresh_starts_over() -> None:
     train.run(tiny("epochs=3"))
     path = train.run(tiny(), fresh=True)
@@ -270,6 +271,7 @@ def test_two_processes_train_as_one() -> None:
     assert sum(two) == pytest.approx(sum(one), rel=0.05)
 
 
+@pytest.mark.slow
 def test_bfloat16_and_channels_last_train() -> None:
     path = train.run(tiny("precision=bf16"))
     reference = train.run(tiny("name=fp32", "channels_last=false"))

@@ -11,7 +11,7 @@ from torch import nn
 from pretrain.backbone import build_backbone
 from pretrain.sync_batch_norm import SyncBatchNorm, synchronize
 
-world_sizes = pytest.mark.parametrize("world_size", [2, 4])
+world_sizes = pytest.mark.parametrize("world_size", [2, pytest.param(4, marks=pytest.mark.slow)])
 TOLERANCES = {torch.float32: 5e-5, torch.float64: 1e-12}  # for values around 100 with a standard deviation of 2
 
 

@@ -162,6 +162,7 @@ def test_scale_of_a_file_with_a_base_depends_on_its_changes(tmp_path: Path) -> N
     assert load_recipe(str(own)).scale == "adapted"
 
 
+@pytest.mark.slow
 def test_cells_of_packaged_grids_have_paper_or_adapted_scale(monkeypatch: pytest.MonkeyPatch) -> None:
     make, made = cells.recipes, dict[tuple[str, ...], list[Recipe]]()
 

@@ -1,6 +1,7 @@
 """Tasks with several seeds, their records and tables, on a checkpoint trained on generated images."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -207,6 +208,21 @@ def test_a_bug_is_one_line_and_debug_shows_more(
     assert capsys.readouterr().err.startswith("intl-bench: bug: KeyError: 'x' (test_runs.py:")
     assert cli.main(["tables", "--debug"]) == 1
     assert "Traceback" in capsys.readouterr().err
+
+
+def test_the_name_of_a_file_may_hold_an_equals_sign(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As in the default names of PyTorch Lightning's checkpoints."""
+    shutil.copyfile(trained, "epoch=1-step=5.pt")
+    assert cli.main(["knn", "epoch=1-step=5.pt", "k=1", "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    assert "checkpoint: epoch=1-step=5.pt" in printed
+    assert "k: 1" in printed
+    assert cli.main(["spectrum", "epoch=1-step=5.pt", "data.size=80", "--images", "20"]) == 0
+
+
+def test_a_seed_of_a_random_initialization_is_refused(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["knn", str(trained), "--init", "random", "--pretrain-seed", "1"]) == 2
+    assert "a random initialization has the seeds of --seeds" in capsys.readouterr().err
 
 
 def test_dry_run_writes_nothing(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:

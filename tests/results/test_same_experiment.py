@@ -98,6 +98,7 @@ def test_settings_that_change_no_result_do_not_prevent_averaging(capsys: pytest.
     assert "seed" not in label
 
 
+@pytest.mark.slow
 def test_a_sweep_has_a_row_for_each_setting(capsys: pytest.CaptureFixture[str]) -> None:
     decays = ("0.0001", "0.01", "0.5")
     for decay in decays:
@@ -119,6 +120,7 @@ def test_n_counts_pre_trainings_not_transfer_seeds(capsys: pytest.CaptureFixture
     assert cells[0] == f"{statistics.mean(means):.2f} ± {statistics.stdev(means):.2f} (3)"
 
 
+@pytest.mark.slow
 def test_random_initializations_with_different_stems_have_different_rows(capsys: pytest.CaptureFixture[str]) -> None:
     for stem in ("imagenet", "cifar"):
         intl_bench("knn", pretrain(f"backbone.stem={stem}", name=stem), "--init", "random", "--seeds", "2")
@@ -269,6 +271,7 @@ def test_a_warm_start_is_a_different_experiment(capsys: pytest.CaptureFixture[st
     assert "init=nowhere.pt" in refused(capsys, "pretrain", "demo", *TINY, "name=new", "init=nowhere.pt")
 
 
+@pytest.mark.slow
 def test_seeds_that_start_from_their_own_checkpoints_are_averaged(capsys: pytest.CaptureFixture[str]) -> None:
     for seed in (0, 1):
         path = pretrain(seed=seed)

@@ -354,6 +354,7 @@ def test_unknown_or_different_weights_are_no_contradiction(changes: dict[str, An
     assert "measured" in render([trained({}, **same), trained({}, **{**same, **changes})])
 
 
+@pytest.mark.slow
 def test_two_thousand_records_are_fast(tmp_path: Path) -> None:
     """The time must not grow with the square of the number. The limit leaves room for slow processors."""
     store = RecordStore(tmp_path)

@@ -177,6 +177,7 @@ def test_packaged_configs_have_the_authors_settings(name: str) -> None:
     }
 
 
+@pytest.mark.slow
 def test_photos(test_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ten photos of different classes are fitted within twelve steps."""
     monkeypatch.chdir(tmp_path)

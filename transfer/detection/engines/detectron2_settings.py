@@ -35,7 +35,7 @@ def values(
         raise InputError(f"seed={seed}: expected a seed from 0 to {2**31 - 1} for Detectron2")
     name = config.data.name
     facts = DATASETS.get(name)
-    # The names that Detectron2 registers are for users of the file written beside a run.
+    # The file beside a run uses Detectron2's registered names, so that Detectron2's own tools can read it.
     train, test = (facts and facts.detectron2) or ((f"{name}_train",), (f"{name}_test",))
     # PyTorch's synchronized batch norm does not run on a CPU; that of Detectron2 does.
     synchronized = "SyncBN" if cuda else "naiveSyncBN"
