@@ -1,6 +1,7 @@
 """What several commands share: their parsers, their words, and starting the same command once for each seed."""
 
 import argparse
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ def split_words(words: Sequence[str], what: str) -> tuple[str | None, list[str]]
 
 def is_override(word: str) -> bool:
     """Return whether a word is key=value. The path of a file may hold "=", as in `epoch=9-step=100.ckpt`."""
-    return "=" in word and not Path(word).is_file()
+    return "=" in word and not os.path.isfile(word)
 
 
 def starts_seeds(args: argparse.Namespace) -> bool:

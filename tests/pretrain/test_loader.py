@@ -367,7 +367,7 @@ def test_signals_to_the_process_group_do_not_end_workers() -> None:
 # Evaluation
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_evaluation_in_order(workers: int) -> None:
     source, mean, std = arrays(), (0.1, 0.2, 0.3), (0.5, 0.6, 0.7)
     images, labels = zip(

@@ -194,8 +194,8 @@ def test_processes_share_the_batch_but_each_counts_the_whole_loss() -> None:
     assert two.memory["pictures"] == one.memory["pictures"] / 2
     assert two.memory["activations"] == pytest.approx(one.memory["activations"] / 2, rel=0.05)
     assert two.memory["loss"] == one.memory["loss"]
-    for processes in (3, 0):
-        with pytest.raises(InputError, match="cannot be divided evenly"):
+    for processes, message in ((3, "cannot be divided evenly"), (0, "--processes 0: expected at least 1")):
+        with pytest.raises(InputError, match=message):
             plan.make_plan(tiny(), processes=processes)
 
 

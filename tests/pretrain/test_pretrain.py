@@ -55,7 +55,8 @@ def command(*words: str, **options: object) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("momentum_target", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("momentum_target", [False, True])
 def test_resumes_bit_for_bit_from_any_step_with_any_workers(momentum_target: bool) -> None:
     target = f"method.momentum_target={momentum_target}"
     whole = weights(train.run(tiny("name=whole", target)))
