@@ -62,6 +62,7 @@ def test_every_config_says_where_it_comes_from(path: Path) -> None:
         assert word in head, f"{path.name} does not say its {word}"
 
 
+@pytest.mark.slow
 def test_every_recipe_loads() -> None:
     assert len(RECIPES) >= 9
     for name in RECIPES:

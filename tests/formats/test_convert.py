@@ -245,6 +245,7 @@ def test_padding_of_tensorflow_and_unnormalized_input_are_reported(
     assert any(line.startswith("warning:") and "max-pool" in line for line in simclr.lines)
 
 
+@pytest.mark.slow
 def test_msra_weights_convert_but_tasks_refuse_their_strides(tmp_path: Path) -> None:
     state = random_state("resnet50")
     path = tmp_path / "R-50.pkl"

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from authors import noise
-from method_cases import marked, method_class, mostly_slow, needs_lightly
+from method_cases import marked, method_class, needs_lightly
 from stopped_run import stop_after
 from tiny_runs import OVERRIDES, TINY, tiny, train_build
 from torch import nn
@@ -52,7 +52,8 @@ def sample(test_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.data
-@pytest.mark.parametrize("name", mostly_slow(methods.names(), checked=("intl",)))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.usefixtures("sample")
 def test_trains_resumes_and_is_scored(name: str) -> None:
     path = train.run(tiny(name))

@@ -280,6 +280,7 @@ def test_bfloat16_and_channels_last_train() -> None:
     assert losses("demo")[0] == pytest.approx(losses("fp32")[0], rel=0.02)
 
 
+@pytest.mark.slow
 def test_spectrum_is_logged() -> None:
     train.run(tiny("spectrum_every=4"))
     rows = [json.loads(line) for line in Path("runs/pretrain/demo/seed0/metrics.jsonl").read_text().splitlines()]
@@ -289,6 +290,7 @@ def test_spectrum_is_logged() -> None:
         assert all(1 <= rank <= 32 for rank in ranks.values())
 
 
+@pytest.mark.slow
 def test_export_is_the_backbone() -> None:
     from safetensors.torch import load_file
 

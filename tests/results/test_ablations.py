@@ -105,6 +105,7 @@ def test_an_experiment_without_data_is_repeated_only_with_fresh(
         (folder / "free_embedding.json").write_text("")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "methods")) for name in PACKAGED]
 )

@@ -112,6 +112,7 @@ def test_a_sweep_has_a_row_for_each_setting(capsys: pytest.CaptureFixture[str]) 
         assert cell == f"{statistics.mean(expected):.2f} ± {statistics.stdev(expected):.2f} (2)"
 
 
+@pytest.mark.slow
 def test_n_counts_pre_trainings_not_transfer_seeds(capsys: pytest.CaptureFixture[str]) -> None:
     for seed in range(3):
         intl_bench("linear", pretrain(seed=seed), *QUICK, "--seeds", "3")
@@ -249,6 +250,7 @@ def test_a_second_run_in_the_same_folder_is_an_error(capsys: pytest.CaptureFixtu
     assert "took over the lock" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_warm_start_is_a_different_experiment(capsys: pytest.CaptureFixture[str]) -> None:
     path = pretrain()
     line = refused(capsys, "pretrain", "demo", *TINY, "name=a", "epochs=2")
@@ -305,6 +307,7 @@ def test_the_identity_holds_the_precision_that_the_device_uses() -> None:
     assert checkpoints.load(Path(path))[0]["inputs"]["computed_in"] == "bf16"
 
 
+@pytest.mark.slow
 def test_checkpoints_with_unknown_images_are_never_averaged(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
