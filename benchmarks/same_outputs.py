@@ -22,24 +22,20 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-HERE = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(HERE))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "support"))
 
+from tiny_runs import OVERRIDES
+
+from pretrain import methods
+
+HERE = Path(__file__).resolve().parents[1]
 TINY = (
     "backbone.name=resnet10_narrow backbone.stem=imagenet projector.hidden=32 projector.out=64 batch_size=32 epochs=2 "
     "warmup_epochs=1 precision=fp32 workers=0 log_every=1 spectrum_every=6 data.kind=shapes data.name=shapes "
     "data.size=192 device=cpu"
 )
-METHODS = {
-    **dict.fromkeys(("barlow_twins", "intl", "iternorm", "shuffled_dbn", "simclr", "simsiam", "spectral"), ""),
-    **dict.fromkeys(("supervised", "vicreg", "zero_cl"), ""),
-    "byol": "method.predictor_hidden=32",
-    "cw_rgp": "method.sub_batch=16 projector.out=128",
-    "dino": "method.outputs=48 method.warmup_epochs=1",
-    "mocov2": "method.queue=64",
-    "swav": "method.queue=64 method.queue_from_epoch=1 method.freeze_prototypes_epochs=1 method.prototypes=30",
-    "wmse": "method.sub_batch=32 projector.out=16",
-}
+METHODS = {name: " ".join(OVERRIDES.get(name, [])) for name in methods.names()}
 DETECTION = (
     "iterations=4 milestones=[3] warmup_iterations=1 batch_size=1 lr=0.01 precise_bn=1 min_sizes=[48] max_size=64 "
     "test_min_size=48 test_max_size=64 workers=0 device=cpu model.anchor_sizes=[16,32] model.mask_channels=8 "

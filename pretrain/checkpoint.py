@@ -27,7 +27,8 @@ from pretrain.images.data import DataConfig, normalization
 from pretrain.recipe import Inputs, Recipe
 
 FORMAT = 3  # format 1 had no fingerprint of the training images; 1 and 2 call the momentum encoder `target`
-_READABLE = (1, 2, FORMAT)
+_WITH_EARLIER_NAMES = (1, 2)
+_READABLE = (*_WITH_EARLIER_NAMES, FORMAT)
 # Prefixes of the backbones in the weights of a method: `backbone`, and the first part of `momentum_encoder`.
 BRANCHES = {"online": "backbone.", "momentum": "momentum_encoder.0."}
 _MOMENTUM_ENCODER = "momentum_encoder."
@@ -223,13 +224,10 @@ def current_names(state: Any) -> Any:
 
     Any other content is returned unchanged.
     """
-    weights = state.get("method") if isinstance(state, dict) and "steps_per_epoch" in state else None
+    earlier = isinstance(state, dict) and "steps_per_epoch" in state and state.get("format") in _WITH_EARLIER_NAMES
+    weights = state.get("method") if earlier else None
     if not isinstance(weights, dict) or not all(isinstance(name, str) for name in weights):
         return state
-    details = state.get("details")
-    other = isinstance(details, dict) and not details.get("momentum_target", True)
-    if other or any(name.startswith(_MOMENTUM_ENCODER) for name in weights):
-        return state  # if such a method has a submodule `target`, it is another one
     return {**state, "method": _renamed(weights, _EARLIER_MOMENTUM_ENCODER, _MOMENTUM_ENCODER)}
 
 

@@ -102,7 +102,7 @@ def normalization(config: DataConfig) -> tuple[tuple[float, ...], tuple[float, .
     if config.kind == "shapes":
         own = _SHAPES_NORMALIZATION
     elif config.kind == "imagefolder" and facts and facts.side:
-        own = IMAGENET_NORMALIZATION  # earlier runs on CIFAR as a folder used these values under the same identity
+        own = IMAGENET_NORMALIZATION  # CIFAR as a folder, as in earlier versions
     return tuple(config.mean or own[0]), tuple(config.std or own[1])
 
 

@@ -331,7 +331,7 @@ def test_the_momentum_encoder_of_earlier_versions_is_read(tmp_path: Path) -> Non
     path, state = trained(tmp_path, "method={name: intl, momentum_target: true}")
     momentum = read(path, "intl-bench:momentum")
     state["method"] = {key.replace("momentum_encoder.", "target."): value for key, value in state["method"].items()}
-    save(path, state)
+    save(path, {**state, "format": 2})
     assert "target.0.conv1.weight" in state["method"]
     assert read(path, "intl-bench:momentum").weights_sha256 == momentum.weights_sha256
 

@@ -180,7 +180,7 @@ def test_checkpoints_with_the_earlier_name_of_the_momentum_encoder() -> None:
     state, _ = checkpoint.load(paths["before"])
     weights = {key.replace("momentum_encoder.", "target."): value for key, value in state["method"].items()}
     assert "target.0.conv1.weight" in weights
-    checkpoint.save(paths["before"], {**state, "method": weights})
+    checkpoint.save(paths["before"], {**state, "format": 2, "method": weights})
     assert "target.0.conv1.weight" in torch.load(paths["before"])["method"]
 
     backbones = [convert.read(path, "intl-bench:momentum") for path in paths.values()]
