@@ -23,7 +23,7 @@ from PIL import Image
 from intl_bench import runs
 from intl_bench.core import distributed
 from intl_bench.core.seeding import permutation
-from pretrain import checkpoint, train
+from pretrain import states, train
 from pretrain.images.data import ImageSource, normalization, open_source
 from pretrain.images.loader import training_batches
 from pretrain.recipe import Recipe, load_recipe
@@ -56,7 +56,7 @@ def knn5(recipe: Recipe, reference: bool) -> float:
         loss = metrics.values()["loss"]
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         path = Path("checkpoint.pt")
-        checkpoint.save(path, training.state())
+        states.save(path, training.state())
         (record,) = runs.run(runs.TaskRun(task="knn", checkpoint=path))
     print(f"{'reference' if reference else 'ours'}, seed {recipe.seed}: loss {loss:.4f}, {record.metrics}", flush=True)
     return record.metrics["knn5"]

@@ -2,8 +2,8 @@
 
 import dataclasses
 import functools
+import io
 import json
-import math
 import re
 import types
 import typing
@@ -11,12 +11,12 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from intl_bench.core import files, seals
 from intl_bench.core.errors import InputError, from_os_error
-from intl_bench.core.files import create_json, json_text, write_text
 from intl_bench.core.identity import SCALES, digest
 
 __all__ = ["SCHEMA", "RecordStore", "ResultRecord"]
-SCHEMA = 2
+SCHEMA = 3  # schema 2 had no digest of the file; schema 1 had no identities
 _DIGESTED = ("pretraining", "evaluation")
 _KEY = (
     *("task", "method", "dataset", "pretraining_sha256", "evaluation_sha256"),
@@ -42,8 +42,8 @@ class ResultRecord:
         weights_sha256: digest of the backbone's tensors. It is the same for a checkpoint and its export.
         checkpoint_sha256: digest of the checkpoint's file.
         created: ISO 8601 time in UTC.
-        schema: 1 for a record from a file of an earlier version. Its two identities are unknown except for the
-            summary, {"schema": 1, "known": {...}}, and its `weights_sha256` is the digest of the checkpoint's file.
+        schema: version of the file that the record was read from. With schema 1 the two identities are unknown except
+            for the summary, {"schema": 1, "known": {...}}, and `weights_sha256` is the digest of the checkpoint's file.
         file: the path that the record was read from. It is not part of the record.
 
     Raises:
@@ -77,8 +77,8 @@ class ResultRecord:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             _check_type(field, getattr(self, field.name))
-        if self.schema not in (1, SCHEMA):
-            raise ValueError(f"schema is {self.schema}, expected 1 or {SCHEMA}")
+        if self.schema not in _EXPECTED:
+            raise ValueError(f"schema is {self.schema}, expected 1 to {SCHEMA}")
         if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", self.task):
             raise ValueError(f"task is {self.task!r}, expected lower-case letters, digits, - and _")
         for name in ("method", "dataset", "backbone"):
@@ -143,10 +143,10 @@ class RecordStore:
         Raises:
             InputError: the folder cannot be written.
             ResourceError: the disk is full.
-            ValueError: the record has schema 1, which is only read; or a field holds a NaN.
+            ValueError: the record has an earlier schema, which is only read; or a field holds a NaN.
         """
         path = self._path(record)
-        create_json(path, _values(record))
+        files.create_json(path, _values(record))
         return path
 
     def replace(self, record: ResultRecord) -> Path:
@@ -161,7 +161,7 @@ class RecordStore:
             ValueError: see `append`.
         """
         path = self._path(record)
-        write_text(path, json_text(_values(record)))
+        files.write_bytes(path, files.sealed_json(_values(record)))
         for old in self.load():
             same = all(getattr(old, name) == getattr(record, name) for name in _KEY if name != "weights_sha256")
             if same and Path(old.file) != path:
@@ -206,16 +206,18 @@ class RecordStore:
 def _values(record: ResultRecord) -> dict[str, Any]:
     """Return the content of a record's file."""
     values = {field: getattr(record, field) for field in _FIELDS}
-    return values | {f"{name}_sha256": getattr(record, f"{name}_sha256") for name in _DIGESTED}
+    values |= {f"{name}_sha256": getattr(record, f"{name}_sha256") for name in _DIGESTED}
+    return values | {seals.KEY: seals.UNSET}
 
 
 def _read(path: Path) -> ResultRecord:
     remedy = "restore the file from a copy, or delete it and run the task again"
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        content = path.read_bytes()
+        values = json.loads(content)
     except OSError as error:
         raise from_os_error(error, f"cannot read record {path}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"record {path}: not valid JSON ({error}); {remedy}") from error
     if not isinstance(values, dict):
         raise InputError(f"record {path}: expected a JSON object at the top level; {remedy}")
@@ -229,10 +231,12 @@ def _read(path: Path) -> ResultRecord:
         if name not in values:
             raise InputError(f"record {path}: {name} is missing, expected {expected[name]}; {remedy}")
         raise InputError(f"record {path}: unknown field {name!r}, expected only those of schema {schema}; {remedy}")
-    digests = {name: values.pop(f"{name}_sha256") for name in _DIGESTED} if schema == SCHEMA else {}
+    if values.pop(seals.KEY, None) is None and schema == SCHEMA:
+        raise InputError(f"record {path}: {seals.KEY} is missing; {remedy}")
+    digests = {name: values.pop(f"{name}_sha256") for name in _DIGESTED} if schema > 1 else {}
     try:
         record = ResultRecord(**(values if digests else _upgraded(values)), file=str(path))
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise InputError(f"record {path}: {error}; {remedy}") from error
     for name, stored in digests.items():
         if stored != (actual := getattr(record, f"{name}_sha256")):
@@ -240,6 +244,8 @@ def _read(path: Path) -> ResultRecord:
                 f"record {path}: {name}_sha256 is {stored!r}, expected {actual}, the digest of its {name}: one of the "
                 f"two was changed after the file was written; {remedy}"
             )
+    if seals.check(io.BytesIO(content))[1] is False:
+        raise InputError(f"record {path}: its content does not match its {seals.KEY}; {remedy}")
     return record
 
 
@@ -287,6 +293,7 @@ _EXPECTED = {
     | {"config_sha256": "a string"},
     2: _FIELD_TYPE_NAMES | {f"{name}_sha256": "a string" for name in _DIGESTED},
 }
+_EXPECTED[3] = _EXPECTED[2] | {seals.KEY: "a string"}
 
 
 def _check_type(field: "dataclasses.Field[Any]", value: Any) -> None:
@@ -295,7 +302,9 @@ def _check_type(field: "dataclasses.Field[Any]", value: Any) -> None:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    return -1e300 < value < 1e300  # false for NaN too, and for an integer that no float holds
 
 
 def _slug(name: str) -> str:

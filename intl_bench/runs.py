@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import datetime
-import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from typing import Any
 
 from intl_bench import protocol, provenance
 from intl_bench.core import config as configs
+from intl_bench.core import files
 from intl_bench.core.distributed import is_main_process
 from intl_bench.core.errors import InputError
 from intl_bench.core.locks import lock
@@ -192,7 +192,7 @@ def _run_seed(
         if plan.pretrain_seed is not None and not plan.fresh:
             _require_one_file_per_seed(record, store)
         if plan.fresh and is_main_process():
-            shutil.rmtree(folder, ignore_errors=True)
+            files.remove_contents(folder)
         started = time.perf_counter()
         outcome = task.run(checkpoint, config, seed, folder=folder)
         if task.fingerprints(config) != data:
@@ -228,7 +228,7 @@ def _require_one_file_per_seed(record: ResultRecord, store: RecordStore) -> None
 
 def _clear(folder: Path) -> None:
     """Remove the state to resume from. Other files of a task, such as a detector, stay."""
-    for path in folder.glob("state.pt*"):
+    for path in folder.glob("state*.pt*"):
         path.unlink()
     with contextlib.suppress(OSError):  # it is not empty, or it does not exist
         folder.rmdir()

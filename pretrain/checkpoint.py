@@ -1,4 +1,4 @@
-"""Checkpoints: weights, optimizer and position of a run in one file with a digest that `weights_only=True` can load."""
+"""Backbones with the known facts about their pre-training: from a training state, or exported."""
 
 import contextlib
 import dataclasses
@@ -6,33 +6,25 @@ import enum
 import functools
 import hashlib
 import json
-import pickle
-import re
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
 from safetensors.torch import save as safetensors_bytes
 
 from intl_bench.core import config as configs
-from intl_bench.core import files
-from intl_bench.core.errors import InputError, from_os_error
+from intl_bench.core import files, seals
+from intl_bench.core.errors import DamagedError, InputError
 from intl_bench.core.identity import identity
 from pretrain import recipe as recipes
+from pretrain import states
 from pretrain.backbone import BackboneConfig
 from pretrain.images.data import DataConfig, normalization
 from pretrain.recipe import Inputs, Recipe
 
-FORMAT = 3  # format 1 had no fingerprint of the training images; 1 and 2 call the momentum encoder `target`
-_WITH_EARLIER_NAMES = (1, 2)
-_READABLE = (*_WITH_EARLIER_NAMES, FORMAT)
 # Prefixes of the backbones in the weights of a method: `backbone`, and the first part of `momentum_encoder`.
 BRANCHES = {"online": "backbone.", "momentum": "momentum_encoder.0."}
-_MOMENTUM_ENCODER = "momentum_encoder."
-_EARLIER_MOMENTUM_ENCODER = "target."  # its prefix in earlier versions
 
 
 class Origin(enum.StrEnum):
@@ -132,134 +124,15 @@ def weights_digest(weights: Mapping[str, torch.Tensor]) -> str:
     The parameters of a momentum encoder count under their earlier names, so digests in existing records stay valid.
     """
     digest = hashlib.sha256()
-    for name, tensor in sorted(_renamed(weights, _MOMENTUM_ENCODER, _EARLIER_MOMENTUM_ENCODER).items()):
+    for name, tensor in sorted(states.earlier_names(weights).items()):
         if not name.endswith("num_batches_tracked"):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
-def save(path: Path, state: dict[str, Any]) -> str:
-    """Write a training state (only tensors and plain values) atomically and return the SHA-256 of the file.
-
-    Raises:
-        ResourceError: the disk is full; an existing checkpoint is unchanged.
-    """
-    return files.write_digested(path, lambda stream: torch.save({"format": FORMAT, **state}, stream))
-
-
-class Writer:
-    """Writer of training states in the background, one at a time. At the end of the `with` block all are written.
-
-    `save` returns as soon as the state is copied. The training may then change the state.
-    """
-
-    def __init__(self) -> None:
-        self._thread = ThreadPoolExecutor(max_workers=1)
-        self._writing: Future[str] | None = None
-
-    def __enter__(self) -> "Writer":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._thread.shutdown()
-        if error is None:
-            self.wait()
-
-    def save(self, path: Path, state: dict[str, Any]) -> None:
-        """Start the function `save`; the next call of a method raises its error."""
-        self.wait()
-        self._writing = self._thread.submit(save, path, _copy(state))
-
-    def wait(self) -> None:
-        """Wait until the state is on the disk; raise the error of `save`, if any."""
-        if self._writing is not None:
-            writing, self._writing = self._writing, None
-            writing.result()
-
-
-def _copy(state: Any) -> Any:
-    """Return a copy on the CPU that shares no tensor with `state`."""
-    if isinstance(state, torch.Tensor):
-        return state.detach().to("cpu", copy=True)
-    if isinstance(state, dict):
-        return {key: _copy(value) for key, value in state.items()}
-    return [_copy(value) for value in state] if isinstance(state, list) else state
-
-
-def load(path: Path) -> tuple[dict[str, Any], str]:
-    """Read a training state that `save` wrote.
-
-    Returns:
-        The state on the CPU with current names (see `current_names`), and the SHA-256 of the file.
-
-    Raises:
-        InputError: the file is missing, is damaged, contains code, or is not a training state of this project.
-    """
-    if not path.is_file():
-        raise InputError(
-            f"checkpoint {path}: no such file; run `intl-bench pretrain` first, or name another checkpoint"
-        )
-    digest = files.verify(path)
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise from_os_error(error, f"cannot read checkpoint {path}") from error
-    except pickle.UnpicklingError as error:
-        raise InputError(
-            f"checkpoint {path}: not loaded: it holds objects other than tensors, which could run code"
-        ) from error
-    except Exception as error:  # a damaged or foreign file can cause many kinds of errors
-        raise InputError(f"checkpoint {path}: not a readable PyTorch file (truncated or another format)") from error
-    if not isinstance(state, dict) or "format" not in state:
-        raise InputError(f"checkpoint {path}: not written by `intl-bench pretrain` (it has no field `format`)")
-    require_format(path, state)
-    return current_names(state), digest
-
-
-def current_names(state: Any) -> Any:
-    """Return a training state with current names: earlier versions called the momentum encoder `target`.
-
-    Any other content is returned unchanged.
-    """
-    earlier = isinstance(state, dict) and "steps_per_epoch" in state and state.get("format") in _WITH_EARLIER_NAMES
-    weights = state.get("method") if earlier else None
-    if not isinstance(weights, dict) or not all(isinstance(name, str) for name in weights):
-        return state
-    return {**state, "method": _renamed(weights, _EARLIER_MOMENTUM_ENCODER, _MOMENTUM_ENCODER)}
-
-
-def _renamed(weights: Mapping[str, torch.Tensor], old: str, new: str) -> dict[str, torch.Tensor]:
-    """Replace the prefix `old` of names by `new`."""
-    return {re.sub(f"^{re.escape(old)}", new, name): tensor for name, tensor in weights.items()}
-
-
-def require_format(path: Path, state: Mapping[str, Any]) -> None:
-    """Raise `InputError` if this version cannot read the format of a training state."""
-    if state["format"] not in _READABLE:
-        raise InputError(
-            f"checkpoint {path}: found format {state['format']}; expected {' or '.join(map(str, _READABLE))}; "
-            "update intl-bench"
-        )
-
-
-def load_own(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
-    """Read the state of a run that was saved with its `identity`.
-
-    Raises:
-        InputError: see `load`; or the state belongs to another run.
-    """
-    state, _ = load(path)
-    changed = configs.differences(state["identity"], identity)
-    if changed:
-        raise InputError(f"{path} belongs to another run ({changed[0]}); add --fresh to start over")
-    return state
-
-
 def online(path: Path, sha256: str, state: Mapping[str, Any]) -> Checkpoint:
-    """Return the trained backbone in a state from `load`; raise InputError if a field is missing or unknown."""
+    """Return the trained backbone in a state from `states.load`; raise InputError if a field is missing or unknown."""
     prefix = BRANCHES["online"]
     backbone = {key.removeprefix(prefix): value for key, value in state["method"].items() if key.startswith(prefix)}
     with readable(path):
@@ -288,6 +161,8 @@ def from_state(
     Raises:
         InputError: this version does not know the recipe in the state.
     """
+    if "format" in state:  # it was read from a file
+        states.check(path, state)
     recipe, steps = recipes.from_dict(state["config"], f"checkpoint {path}"), state["steps_per_epoch"]
     total = recipe.epochs * steps
     return Checkpoint(
@@ -308,7 +183,7 @@ def from_state(
     )
 
 
-_ABOUT = 2  # version of `about`; version 1 had only the recipe, or only the facts of a layout
+_ABOUT = 3  # version of `about`; 1 had only the recipe, or only the facts of a layout; 2 had the paths of a user
 
 
 def about(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -324,11 +199,18 @@ def about(checkpoint: Checkpoint) -> dict[str, Any]:
         "epoch": checkpoint.epoch,
         "progress": checkpoint.progress,
         "branch": checkpoint.branch,
-        "recipe": checkpoint.recipe and configs.to_dict(checkpoint.recipe),
+        "recipe": checkpoint.recipe and _without_places(checkpoint.recipe),
         "inputs": dataclasses.asdict(checkpoint.inputs),
-        "details": checkpoint.details,
+        "details": {key: value for key, value in checkpoint.details.items() if key not in ("seconds", "bad_files")},
     }
     return values
+
+
+def _without_places(recipe: Recipe) -> dict[str, Any]:
+    """Return the settings of a recipe that say how it was trained, not where: no paths, devices or workers."""
+    values = identity(recipe)
+    names = {"name": recipe.name, "scale": recipe.scale}
+    return {**values, **names, "data": {**values["data"], "name": recipe.data.dataset}}
 
 
 def from_about(values: Mapping[str, Any], path: Path, sha256: str, backbone: dict[str, torch.Tensor]) -> Checkpoint:
@@ -342,6 +224,8 @@ def from_about(values: Mapping[str, Any], path: Path, sha256: str, backbone: dic
         raise InputError(
             f"{where}: found facts of version {values['about']}; expected at most {_ABOUT}; update intl-bench"
         )
+    if values.get("about", 0) == _ABOUT and not files.has_digest(path):
+        raise DamagedError(f"{where}: its SHA-256 is missing; restore the file from a copy, or write it again")
     stored = values.get("recipe") if "about" in values else values if "epochs" in values else None
     recipe = None
     if stored is not None:
@@ -389,5 +273,12 @@ def export_backbone(path: Path, checkpoint: Checkpoint, more: Mapping[str, Any] 
     """Write only the backbone as safetensors, with `about` and `more` in the header."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.backbone.items()}
     values = json.dumps({**about(checkpoint), **(more or {})}, sort_keys=True)
-    content = safetensors_bytes(tensors, metadata={"format": "pt", "config": values})
+    content = safetensors_bytes(tensors, metadata={"format": "pt", "config": values, seals.KEY: seals.UNSET})
+    # The library writes the metadata in an order that changes from process to process.
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:start])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    content = len(text).to_bytes(8, "little") + text + content[start:]
     files.write_digested(path, lambda stream: stream.write(content))

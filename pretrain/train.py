@@ -10,7 +10,6 @@ checkpoint is written in the background.
 
 import contextlib
 import dataclasses
-import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -21,14 +20,15 @@ import torch
 from torch import nn
 
 from intl_bench.core import config as configs
-from intl_bench.core import distributed
+from intl_bench.core import distributed, files
 from intl_bench.core.copies import fetch, send
-from intl_bench.core.errors import InputError
+from intl_bench.core.errors import DamagedError, InputError
 from intl_bench.core.locks import lock
 from intl_bench.core.seeding import torch_seed
 from intl_bench.core.signals import StopRequest
-from pretrain import accelerate, checkpoint, methods, warm_start
+from pretrain import accelerate, checkpoint, methods, states, warm_start
 from pretrain.backbone import Backbone
+from pretrain.finite import gradient_norm, skip_if_not_finite
 from pretrain.images.data import ImageSource, normalization, open_source
 from pretrain.images.fingerprint import fingerprint
 from pretrain.images.loader import Batch, steps_per_epoch, training_batches
@@ -65,6 +65,7 @@ class Training:
     step: int = 0
     seconds: float = 0.0
     bad_files: set[str] = dataclasses.field(default_factory=set)
+    log_mark: dict[str, int] | None = None  # see `files.JsonLines`
     recorded: accelerate.Recorded | None = None
     # Of the latest step: the names of the loss terms, and the features of the view whose embedding the method keeps.
     terms: list[str] = dataclasses.field(default_factory=list)
@@ -146,7 +147,9 @@ class Training:
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
         self.scaler.unscale_(self.optimizer)
-        norm = torch.nn.utils.get_total_norm(p.grad for p in self.model.parameters() if p.grad is not None)
+        norm = gradient_norm(self.model)
+        if not self.scaler.is_enabled():  # a scaler does this itself
+            skip_if_not_finite(self.optimizer, norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return torch.stack([*(term.detach().float() for term in terms.values()), loss.detach().float(), norm.float()])
@@ -167,6 +170,7 @@ class Training:
             "steps_per_epoch": self.steps_per_epoch,
             "display": self.display,
             "config": configs.to_dict(self.recipe),
+            "log": self.log_mark,
             "inputs": dataclasses.asdict(self.inputs),
             "details": {
                 "images": self.images,
@@ -195,18 +199,12 @@ class Training:
                 f"{path}: written with {state['steps_per_epoch']} steps an epoch, but the data set now gives "
                 f"{self.steps_per_epoch}; restore the data set, or add --fresh to start over"
             )
-        try:
-            self.method.load_state_dict(state["method"])
-            self.optimizer.load_state_dict(state["optimizer"])
-        except (RuntimeError, ValueError, KeyError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise InputError(
-                f"{path}: its weights have another architecture: {reason}; add --fresh to start over"
-            ) from error
+        states.restore_weights(self.method, state["method"], path)
+        states.restore_optimizer(self.optimizer, state["optimizer"], path)
         if self.scaler.is_enabled() and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
         self.step, self.seconds = state["step"], state["details"]["seconds"]
-        self.bad_files = set(state["details"]["bad_files"])
+        self.bad_files, self.log_mark = set(state["details"]["bad_files"]), state.get("log")
 
 
 def build_training(
@@ -300,8 +298,8 @@ def run(recipe: Recipe, *, fresh: bool = False) -> Path:
         training = build_training(recipe, process, len(source), len(source.class_names))
         # Only the first process needs the folder. The others may be on machines that do not share its disk.
         distributed.from_main(lambda: locked.enter_context(lock(recipe.folder, otherwise=_OTHERWISE)))
-        state = None if fresh else distributed.from_main(lambda: _saved(recipe.checkpoint))
-        initial = distributed.from_main(lambda: _initial_weights(training, state))
+        state = None if fresh else distributed.from_main(lambda: states.load_newest(recipe.checkpoint))
+        initial = distributed.from_main(lambda: warm_start.find(recipe, training.method, state))
         training.inputs = Inputs(
             data=distributed.from_main(lambda: fingerprint(source)),
             initial_weights=None if initial is None else initial.sha256,
@@ -314,15 +312,14 @@ def run(recipe: Recipe, *, fresh: bool = False) -> Path:
             loaded = warm_start.apply(initial, training.method)
             if process.is_main:
                 print(f"init: {loaded}", file=sys.stderr)
-        if fresh and process.is_main:  # only now, after every check of the new run
-            shutil.rmtree(recipe.folder, ignore_errors=True)
+        distributed.from_main(lambda: _prepare_folder(training, fresh))  # only now, after every check of the new run
         if training.step < training.total_steps:
             accelerate.apply(training)
             _loop(training, source, stop)
         elif process.is_main:
             print(f"{recipe.checkpoint}: already finished; nothing to train", file=sys.stderr)
         exported = recipe.folder / "backbone.safetensors"
-        if process.is_main and not exported.exists():
+        if process.is_main and not _is_intact(exported):
             about = checkpoint.from_state(
                 recipe.checkpoint, "", training.state(), training.method.backbone.state_dict()
             )
@@ -330,23 +327,20 @@ def run(recipe: Recipe, *, fresh: bool = False) -> Path:
     return recipe.checkpoint
 
 
-def _initial_weights(training: Training, state: dict[str, Any] | None) -> warm_start.InitialWeights | None:
-    """Read the weights of the recipe's `init`. A resumed run needs only their digest if the file is gone."""
-    recipe = training.recipe
-    if recipe.init is None:
-        return None
-    path = Path(recipe.init).expanduser()
-    if path.resolve().is_relative_to(recipe.folder.resolve()):
-        raise InputError(f"init={path}: lies in the folder of this run; give the new run another name with name=...")
-    before = {} if state is None else state.get("inputs", {})
-    known = before.get("initial_weights")
-    if known and state is not None and state["config"].get("init") == recipe.init and not path.exists():
-        return warm_start.InitialWeights(path=path, weights={}, sha256=known, extends=before.get("extends"))
-    return warm_start.read(path, training.method, recipe.seed)
+def _prepare_folder(training: Training, fresh: bool) -> None:
+    if fresh:
+        files.remove_contents(training.recipe.folder)
+    if training.step < training.total_steps:
+        states.require_space(training.recipe.checkpoint, training.state())
 
 
-def _saved(path: Path) -> dict[str, Any] | None:
-    return checkpoint.load(path)[0] if path.exists() else None
+def _is_intact(exported: Path) -> bool:
+    """Return whether the backbone was exported and its file is not damaged."""
+    try:
+        return exported.exists() and bool(files.verify(exported))
+    except DamagedError as error:
+        print(f"{error}; writing it again", file=sys.stderr)
+        return False
 
 
 def _loop(training: Training, source: ImageSource, stop: StopRequest) -> None:
@@ -366,7 +360,7 @@ def _loop(training: Training, source: ImageSource, stop: StopRequest) -> None:
     log = Log(training)
     before: StepMetrics | None = None
     ended = saved = time.perf_counter()
-    with checkpoint.Writer() as writer:
+    with states.Writer() as writer:
         for batch in batches:
             log.waited += time.perf_counter() - ended
             wanted = stop.received or 0
@@ -386,9 +380,10 @@ def _loop(training: Training, source: ImageSource, stop: StopRequest) -> None:
                 log.write(metrics, batch_spectra(training.method, training.features, training.step))
             training.seconds += time.perf_counter() - ended
             if last or stopping or saving:
-                log.write(metrics)  # a state that has diverged is not saved
+                log.write(metrics)  # raises an error if the step was not finite
                 training.bad_files = distributed.union(training.bad_files)
                 if process.is_main:
+                    training.log_mark = log.lines.mark()
                     writer.save(recipe.checkpoint, training.state())
             if stopping and not last:
                 writer.wait()

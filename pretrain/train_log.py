@@ -30,7 +30,8 @@ class Log:
             enabled=training.process.is_main,
         )
         if training.process.is_main:
-            self.lines = files.JsonLines(recipe.folder / "metrics.jsonl", keep=lambda row: row["step"] <= training.step)
+            path = recipe.folder / "metrics.jsonl"
+            self.lines = files.JsonLines(path, lambda row: row["step"] <= training.step, training.log_mark)
             self.board = SummaryWriter(
                 str(recipe.folder / "tensorboard"), purge_step=training.step + 1 if training.step else None
             )

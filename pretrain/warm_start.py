@@ -7,6 +7,7 @@ those of a run with a random start.
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -15,9 +16,10 @@ from safetensors.torch import load_file
 from intl_bench.core import files
 from intl_bench.core.errors import InputError
 from intl_bench.core.identity import digest
-from pretrain import checkpoint
+from pretrain import checkpoint, states
 from pretrain.checkpoint import BRANCHES
 from pretrain.methods import Method
+from pretrain.recipe import Recipe
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,7 +61,7 @@ def read(path: Path, method: Method, seed: int) -> InitialWeights:
             raise InputError(f"init={path}: not a readable safetensors file ({error})") from error
     else:
         try:
-            state, sha256 = checkpoint.load(path)
+            state, sha256 = states.load(path)
             if "method" not in state:
                 raise InputError(f"checkpoint {path}: not written by `intl-bench pretrain` (it has no field `method`)")
         except InputError as error:
@@ -73,6 +75,28 @@ def read(path: Path, method: Method, seed: int) -> InitialWeights:
     if _shapes(weights) != _shapes(method.state_dict()):
         weights = {name: tensor for name, tensor in weights.items() if name.startswith(prefix)}
     return InitialWeights(path=path, weights=weights, sha256=checkpoint.weights_digest(weights), extends=extends)
+
+
+def find(recipe: Recipe, method: Method, state: Mapping[str, Any] | None) -> InitialWeights | None:
+    """Read the weights of the recipe's `init`. A resumed run needs only their digest if the file is gone.
+
+    Args:
+        method: the new method.
+        state: the training state that the run resumes from, or None.
+
+    Raises:
+        InputError: see `read`; or the file is one of the run's own.
+    """
+    if recipe.init is None:
+        return None
+    path = Path(recipe.init).expanduser()
+    if path.resolve().is_relative_to(recipe.folder.resolve()):
+        raise InputError(f"init={path}: lies in the folder of this run; give the new run another name with name=...")
+    before = {} if state is None else state.get("inputs", {})
+    known = before.get("initial_weights")
+    if known and state is not None and state["config"].get("init") == recipe.init and not path.exists():
+        return InitialWeights(path=path, weights={}, sha256=known, extends=before.get("extends"))
+    return read(path, method, recipe.seed)
 
 
 def apply(initial: InitialWeights, method: Method) -> str:

@@ -235,7 +235,6 @@ def _interpret(content: safe_load.Content, source: str) -> _Loaded:
     facts: dict[str, Any] = {"source_sha256": content.sha256}
     with checkpoints.readable(path):
         if found.layout.name == "intl-bench":
-            checkpoints.require_format(path, content.data)
             checkpoint = checkpoints.from_state(path, content.sha256, content.data, extracted.state, found.branch)
         elif stored is not None:
             checkpoint = checkpoints.from_about(stored, path, content.sha256, extracted.state)

@@ -16,7 +16,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from intl_bench.core import distributed, files
 from intl_bench.core.copies import fetch
-from intl_bench.core.errors import InputError
+from intl_bench.core.errors import BenchError, InputError
 from intl_bench.core.identity import digest, identity
 from intl_bench.core.progress import Progress
 from intl_bench.core.seeding import torch_seed
@@ -274,10 +274,10 @@ def _write(features: np.ndarray, stream: Any) -> None:
 
 def _cached(path: Path) -> torch.Tensor | None:
     """Return the features in a cache file; None if the file does not exist or is damaged."""
-    if not path.exists() or not path.with_name(f"{path.name}.sha256").exists():
+    if not path.exists():
         return None
     try:
-        files.verify(path)
+        files.verify(path, required=True)
         return torch.from_numpy(np.load(path, mmap_mode="c"))
-    except (InputError, ValueError, OSError):
+    except (BenchError, ValueError, TypeError, OSError):
         return None

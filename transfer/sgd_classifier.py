@@ -16,13 +16,15 @@ from torch.nn import functional
 
 from intl_bench.core import distributed, files
 from intl_bench.core.copies import send
+from intl_bench.core.errors import DivergedError
 from intl_bench.core.identity import identity
 from intl_bench.core.progress import Progress
 from intl_bench.core.seeding import torch_seed
 from intl_bench.core.signals import StopRequest
-from pretrain import checkpoint as checkpoints
+from pretrain import states
 from pretrain.backbone import Backbone
 from pretrain.checkpoint import Checkpoint
+from pretrain.finite import Guard
 from pretrain.images.data import ImageSource
 from pretrain.images.loader import Batch, evaluation_batches, steps_per_epoch, training_batches
 from pretrain.images.views import ViewConfig, augment
@@ -32,6 +34,8 @@ from transfer.scores import correct, last_and_best, percentages
 from transfer.task import Outcome
 
 _TEST_BATCH = 256
+_REMEDY = "lower the learning rate, or check the data"
+_STATE = {"model": dict, "optimizer": dict, "history": list, "bad_files": list}  # types of the fields of a state
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -101,12 +105,14 @@ class _Run:
     classifier: Classifier
     model: nn.Module
     optimizer: torch.optim.SGD
+    guard: Guard
     steps_per_epoch: int
     identity: dict[str, Any]
     loss: torch.Tensor  # sum over the steps of the epoch so far
     step: int = 0
     history: list[dict[str, float]] = dataclasses.field(default_factory=list)
     bad_files: list[str] = dataclasses.field(default_factory=list)
+    log_mark: dict[str, int] | None = None  # see `files.JsonLines`
 
     @property
     def total_steps(self) -> int:
@@ -125,8 +131,8 @@ class _Run:
         loss = functional.cross_entropy(logits, send(batch.labels, device))
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        self.optimizer.step()
         self.step += 1
+        self.guard.step(self.step, loss)
         self.bad_files = sorted({*self.bad_files, *batch.bad_files})
         self.loss += loss.detach()
 
@@ -134,7 +140,7 @@ class _Run:
     def test(self, source: ImageSource, workers: int) -> dict[str, float]:
         """Score the test images. Each process scores its share with the weights and buffers of the first process."""
         settings, process = self.settings, self.process
-        counts = torch.zeros(2, dtype=torch.int64, device=process.device)
+        counts = torch.zeros(3, dtype=torch.int64, device=process.device)
         share = process.share(len(source))
         batches = evaluation_batches(
             source,
@@ -152,10 +158,16 @@ class _Run:
         self.classifier.eval()
         for images, labels in batches:
             logits = self.classifier(images.contiguous(memory_format=torch.channels_last))
-            counts += correct(logits, send(labels, process.device))
+            not_finite = (~torch.isfinite(logits)).any(1).sum()
+            counts += torch.stack([*correct(logits, send(labels, process.device)), not_finite])
         distributed.sum_counts(counts)
         self.classifier.train()
-        return percentages(counts.tolist(), len(source), self.classifier.fc.out_features)
+        *right, bad = counts.tolist()
+        if bad:
+            raise DivergedError(
+                f"diverged by step {self.step}: the outputs for {bad} test images are not finite; {_REMEDY}"
+            )
+        return percentages(right, len(source), self.classifier.fc.out_features)
 
     def state(self) -> dict[str, Any]:
         """Return what a state file holds."""
@@ -167,15 +179,26 @@ class _Run:
             "step": self.step,
             "history": self.history,
             "bad_files": self.bad_files,
+            "log": self.log_mark,
         }
 
     def restore(self, path: Path) -> None:
-        state = checkpoints.load_own(path, self.identity)
-        self.classifier.trained.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        """Continue from the newest intact state, if there is one.
+
+        Raises:
+            InputError: see `pretrain.states.load_own`.
+        """
+        state = distributed.from_main(
+            lambda: states.load_own(path, self.identity, _STATE, position="step", most=self.total_steps)
+        )
+        if state is None:
+            return
+        states.restore_weights(self.classifier.trained, state["model"], path)
+        states.restore_optimizer(self.optimizer, state["optimizer"], path)
         if "loss" in state:  # not in the states of earlier versions
             self.loss = state["loss"].to(self.process.device)
         self.step, self.history, self.bad_files = state["step"], state["history"], state["bad_files"]
+        self.log_mark = state.get("log")
 
 
 def train_classifier(
@@ -207,8 +230,8 @@ def train_classifier(
     path = folder / "state.pt"
     with distributed.start(device, deterministic=deterministic) as process, StopRequest() as stop:
         run = _prepare(checkpoint, train, test, settings, process)
-        if path.exists():
-            run.restore(path)
+        run.restore(path)
+        distributed.from_main(lambda: states.require_space(path, run.state()))
         view = ViewConfig(size=settings.crop, interpolation="bilinear", jitter_p=0.0, grayscale_p=0.0)
         batches = training_batches(
             train,
@@ -245,12 +268,14 @@ def _prepare(
     parameters = [{"params": list(group.parameters())} for group in groups]
     # Not fused on a CPU: existing records were made with the plain update, which rounds differently.
     fused = process.device.type == "cuda"
+    optimizer = torch.optim.SGD(parameters, lr=0.0, momentum=0.9, weight_decay=settings.weight_decay, fused=fused)
     return _Run(
         settings=settings,
         process=process,
         classifier=classifier,
         model=process.parallel(classifier),
-        optimizer=torch.optim.SGD(parameters, lr=0.0, momentum=0.9, weight_decay=settings.weight_decay, fused=fused),
+        optimizer=optimizer,
+        guard=Guard(classifier, optimizer, process.device),
         steps_per_epoch=steps_per_epoch(len(train), settings.batch_size),
         identity={
             "weights": checkpoint.weights_sha256,
@@ -264,9 +289,9 @@ def _prepare(
 
 def _loop(run: _Run, batches: Iterator[Batch], test: ImageSource, stop: StopRequest, workers: int, path: Path) -> None:
     process, start = run.process, run.step
-    log = (
-        files.JsonLines(path.with_name("metrics.jsonl"), lambda row: row["step"] <= start) if process.is_main else None
-    )
+    log = None
+    if process.is_main:
+        log = files.JsonLines(path.with_name("metrics.jsonl"), lambda row: row["step"] <= start, run.log_mark)
     progress = Progress(
         run.total_steps,
         done=run.step,
@@ -276,18 +301,15 @@ def _loop(run: _Run, batches: Iterator[Batch], test: ImageSource, stop: StopRequ
     )
     vote = distributed.StopVote(stop, process.device)
     ended = time.perf_counter()
-    with checkpoints.Writer() as writer:
+    with states.Writer() as writer:
         for batch in batches:
             waited = time.perf_counter() - ended
             run.take_step(batch)
             epoch_done = run.step % run.steps_per_epoch == 0
             if epoch_done:
                 # Once an epoch, because reading the loss of each step would make the host wait for a GPU.
+                run.guard.require_finite(_REMEDY)
                 epoch, mean = run.step // run.steps_per_epoch, float(run.loss) / run.steps_per_epoch
-                remedy = "lower the learning rate, or check the data"
-                distributed.require_finite(
-                    {"loss": mean}, where=f"in epoch {epoch}", remedy=remedy, device=process.device
-                )
                 run.loss = torch.zeros_like(run.loss)
                 run.history.append(run.test(test, workers))
             progress.step(waited, run.history[-1] if run.history else None)
@@ -296,7 +318,10 @@ def _loop(run: _Run, batches: Iterator[Batch], test: ImageSource, stop: StopRequ
                 lr = run.optimizer.param_groups[0]["lr"]
                 log.append({"step": run.step, "epoch": epoch, "lr": lr, "loss": mean, **run.history[-1], **rates})
             stopping = vote.ask()
-            if process.is_main and (epoch_done or stopping):
+            if stopping and not epoch_done:
+                run.guard.require_finite(_REMEDY)
+            if log is not None and (epoch_done or stopping):
+                run.log_mark = log.mark()
                 writer.save(path, run.state())
             if stopping and run.step < run.total_steps:
                 writer.wait()

@@ -25,7 +25,7 @@ from intl_bench.spectra.measure import measure_run
 from intl_bench.spectra.values import record_values
 from intl_bench.tables.ablation import TASK
 from pretrain import checkpoint as checkpoints
-from pretrain import methods, train
+from pretrain import methods, states, train
 from pretrain.checkpoint import Checkpoint, Origin, Preprocessing
 from pretrain.images.data import open_source
 from pretrain.images.fingerprint import fingerprint
@@ -135,7 +135,7 @@ def _run_cell(recipe: Recipe, tasks: Sequence[str], store: RecordStore, results:
         print(f"{recipe.name} seed {recipe.seed}: {error}", flush=True)
         record = _record(planned, {"diverged": 100.0}, {"diverged": str(error), "weights_sha256": None})
     else:
-        state, sha256 = checkpoints.load(path)  # read once, used several times below
+        state, sha256 = states.load(path)  # read once, used several times below
         trained = checkpoints.online(path, sha256, state)
         if trained.inputs != planned.inputs:
             raise InputError(f"{path}: begun by an earlier version, without a fingerprint of its images; add --fresh")

@@ -4,7 +4,10 @@ An error that a user can cause ends in one line on stderr: what is wrong, in whi
 and what to do.
 """
 
+import contextlib
 import errno
+import shutil
+from pathlib import Path
 
 OK = 0
 BUG = 1
@@ -24,8 +27,12 @@ class InputError(BenchError, ValueError):
     exit_code = 2
 
 
+class DamagedError(InputError):
+    """A file that this project wrote is damaged. An earlier file may be in its place (exit 2)."""
+
+
 class DivergedError(BenchError):
-    """Training produced a loss that is not finite. The saved weights are of before that step (exit 3)."""
+    """Training produced a number that is not finite. The saved weights are of before that step (exit 3)."""
 
     exit_code = 3
 
@@ -47,22 +54,48 @@ class Preempted(BenchError):
             self.exit_code = INTERRUPTED
 
 
-def from_os_error(error: OSError, doing: str) -> BenchError:
+_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# Faults of the machine, not of the command that the user typed: {error number: what to do}.
+_FAULTS = {
+    **dict.fromkeys(_SPACE, "free some space"),
+    **dict.fromkeys((errno.EIO, errno.ENXIO, errno.ENODEV, errno.ESTALE, errno.ETIMEDOUT), "check the disk"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "check the permissions of the file and its folder"),
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), "allow more open files (ulimit -n), or use fewer workers"),
+    **dict.fromkeys((errno.ENOMEM, errno.EAGAIN), "free some memory"),
+}
+
+
+def from_os_error(error: OSError, doing: str, *, path: Path | None = None, written: int = 0) -> BenchError:
     """Translate an error of the operating system, which occurred while `doing` something.
 
-    A full disk or quota becomes a `ResourceError`, every other error an `InputError`.
+    A fault of the machine (disk, permissions, limits) becomes a `ResourceError`, every other error an `InputError`.
+
+    Args:
+        path: the file that was to be written, and is unchanged.
+        written: number of bytes that were written to its temporary file.
     """
     reason = error.strerror or str(error)
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return ResourceError(f"{doing}: {reason}; nothing was overwritten; free some space and run the command again")
-    return InputError(f"{doing}: {reason}")
+    if error.errno not in _FAULTS:
+        return InputError(f"{doing}: {reason}")
+    if path is not None:
+        reason += f" after {written} bytes; nothing was overwritten"
+        with contextlib.suppress(OSError):
+            if error.errno in _SPACE:
+                existing = next(folder for folder in path.absolute().parents if folder.exists())
+                reason += f"; {shutil.disk_usage(existing).free} bytes are free"
+    return ResourceError(f"{doing}: {reason}; {_FAULTS[error.errno]} and run the command again")
+
+
+# Parts of the messages of PyTorch's allocators on a CPU, for memory and for sizes that no memory has.
+_ALLOCATORS = ("DefaultCPUAllocator", "alloc_cpu", "not enough memory", "Storage size calculation overflowed")
 
 
 def translate(error: Exception) -> BenchError | None:
     """Translate an error of a library that has its own exit code. Return None for a bug."""
     if isinstance(error, BenchError):
         return error
-    if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
+    no_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    if no_memory or (isinstance(error, RuntimeError) and any(text in str(error) for text in _ALLOCATORS)):
         return ResourceError(
             f"out of memory: {str(error).splitlines()[0] if str(error) else 'no more memory'}; "
             "use smaller batches, or more GPUs, each with a part of the batch"

@@ -1,7 +1,7 @@
-"""The only module that writes files. Writing is atomic, and important files get a digest.
+"""The only module that writes files. Writing is atomic and durable, and important files hold their own digest.
 
-A reader sees the old file or the new one, never a part of a file. A file with a digest has a side-car `NAME.sha256` in
-the format of `sha256sum`. The digest detects flipped bits, most of which `torch.load` and safetensors do not detect.
+A reader sees the old file or the new one, never a part of a file. A killed process leaves at most a temporary file,
+whose name names the process. The next process that writes into the folder, or locks it, removes it.
 """
 
 import contextlib
@@ -9,47 +9,147 @@ import errno
 import hashlib
 import json
 import os
-import tempfile
-from collections.abc import Callable, Iterator
+import re
+import secrets
+import shutil
+import sys
+import time
+import zlib
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from intl_bench.core.errors import InputError, from_os_error
+from intl_bench.core import owners, seals
+from intl_bench.core.errors import DamagedError, from_os_error
 
 # Read once, because the call changes the mask of the whole process, and files are also written in the background.
 _UMASK = os.umask(0)
 os.umask(_UMASK)
-_NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
+_NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EXDEV)
+_NO_FOLDER_SYNC = (errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.ENOSYS, errno.EISDIR)
+# .NAME.MACHINE-PROCESS-START-RANDOM.tmp, or .NAME.RANDOM.tmp of an earlier version
+_TEMPORARY = re.compile(r"\..+\.(?:([0-9a-f]{8})-(\d+)-(\d*)-[0-9a-f]{8}|[a-z0-9_]{8})\.tmp")
+_CLAIM_S = 10.0  # a claim (see `_create_without_links`) that is older belongs to a process that was killed
+_UNKNOWN_OWNER_S = 24 * 3600.0
+
+
+def sweep(folder: Path) -> None:
+    """Remove the temporary files of processes that have ended.
+
+    Whether a process of another machine has ended is unknown. Its files are removed when they are a day old.
+    """
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            found = _TEMPORARY.fullmatch(entry.name) if entry.name.startswith(".") else None
+            if found is None:
+                continue
+            place, process, start = found.groups()
+            if place == owners.place():
+                dead = not owners.is_running(int(process), start)
+            else:
+                dead = time.time() - entry.stat(follow_symlinks=False).st_mtime > _UNKNOWN_OWNER_S
+            if dead:
+                os.unlink(entry.path)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a change of a folder's entries durable, where the file system can."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in _NO_FOLDER_SYNC:
+            raise
+    finally:
+        os.close(handle)
+
+
+def _make_folder(folder: Path) -> None:
+    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for each in reversed(missing):
+        _sync_folder(each.parent)
+
+
+_swept: set[Path] = set()
 
 
 @contextlib.contextmanager
-def _replacement(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`. It is renamed to `path` if the block succeeds, and else removed."""
+def _writing(path: Path) -> Iterator[Path]:
+    """Yield an empty temporary file beside `path`, and remove it at the end, unless it has been renamed."""
     temporary: Path | None = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
+        _make_folder(path.parent)
+        if (folder := path.parent.absolute()) not in _swept:
+            _swept.add(folder)
+            sweep(folder)
+        process = os.getpid()
+        owner = f"{owners.place()}-{process}-{owners.started(process)}-{secrets.token_hex(4)}"
+        new = path.with_name(f".{path.name[:50]}.{owner}.tmp")
+        os.close(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), 0o600))
+        temporary = new
         yield temporary
-        with temporary.open("rb+") as stream:
-            os.fsync(stream.fileno())
-        temporary.chmod(0o666 & ~_UMASK)
-        temporary.replace(path)
-        temporary = None
     except OSError as error:
-        raise from_os_error(error, f"cannot write {path}") from error
+        written = 0
+        with contextlib.suppress(OSError):
+            written = 0 if temporary is None else temporary.stat().st_size
+        raise from_os_error(error, f"cannot write {path}", path=path, written=written) from error
     finally:
         if temporary is not None:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+
+def _finish(temporary: Path) -> None:
+    """Make the content of a temporary file durable and give it the permissions of an ordinary file."""
+    with temporary.open("rb+") as stream:
+        os.fsync(stream.fileno())
+    temporary.chmod(0o666 & ~_UMASK)
+
+
+@contextlib.contextmanager
+def _replacement(path: Path, keep: int = 0) -> Iterator[Path]:
+    """Yield a temporary path beside `path`. It is renamed to `path` if the block succeeds, and else removed.
+
+    Args:
+        keep: number of earlier files that stay beside the new one (see `earlier`).
+    """
+    with _writing(path) as temporary:
+        yield temporary
+        _finish(temporary)
+        for age in range(keep, 0, -1):
+            newer = earlier(path, age - 1)
+            if not newer.exists():
+                continue
+            if age == 1:  # `path` itself stays in its place until the new file replaces it
+                _copy_by_link(newer, earlier(path, 1))
+            else:
+                newer.replace(earlier(path, age))
+        temporary.replace(path)
+        _sync_folder(path.parent)
+
+
+def earlier(path: Path, age: int) -> Path:
+    """Return the name of the file that was at `path` before its last `age` changes: NAME.1.pt, NAME.2.pt."""
+    return path.with_name(f"{path.stem}.{age}{path.suffix}") if age else path
+
+
+def _copy_by_link(source: Path, target: Path) -> None:
+    """Put the file `source` at the unused path `target` too. Without hard links, it moves there."""
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno not in _NO_HARD_LINKS:
+            raise
+        source.replace(target)
 
 
 def write_text(path: Path, text: str) -> None:
     """Write `text` as UTF-8, atomically.
 
     Raises:
-        ResourceError: the disk is full.
-        InputError: the path cannot be written.
+        ResourceError: the disk is full or fails, or the path may not be written.
+        InputError: the path is not possible, such as a file in the place of a folder.
     """
     with _replacement(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
@@ -70,33 +170,48 @@ def write_stream(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 def create_json(path: Path, value: Any) -> bool:
     """Write indented JSON with sorted keys atomically, unless `path` exists. Return whether it was written.
 
-    Many processes may write at once; exactly one of them gets True for a path. On a file system without hard links the
-    file is empty for a moment.
+    Many processes may write at once; exactly one of them gets True for a path. Raises the errors of `write_text`.
     """
-    temporary: str | None = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(json_text(value))
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.chmod(temporary, 0o666 & ~_UMASK)
+    with _writing(path) as temporary:
+        temporary.write_bytes(sealed_json(value))
+        _finish(temporary)
         try:
             os.link(temporary, path)
+        except FileExistsError:
+            return False
         except OSError as error:
             if error.errno not in _NO_HARD_LINKS:
                 raise
-            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
-            os.replace(temporary, path)
-    except FileExistsError:
-        return False
-    except OSError as error:
-        raise from_os_error(error, f"cannot write {path}") from error
-    finally:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
+            if not _create_without_links(temporary, path):
+                return False
+        _sync_folder(path.parent)
     return True
+
+
+def _create_without_links(temporary: Path, path: Path) -> bool:
+    """Rename `temporary` to `path` unless `path` exists, on a file system without hard links.
+
+    A second file, which only one process can create, excludes the others meanwhile.
+    """
+    claim = path.with_name(f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]}.claim")
+    while not path.exists():
+        try:
+            os.close(os.open(claim, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - claim.stat().st_mtime > _CLAIM_S:
+                    claim.unlink()
+            time.sleep(0.01)
+            continue
+        try:
+            if path.exists():
+                return False
+            temporary.replace(path)
+            return True
+        finally:
+            with contextlib.suppress(OSError):
+                claim.unlink()
+    return False
 
 
 def json_text(value: Any) -> str:
@@ -104,31 +219,60 @@ def json_text(value: Any) -> str:
     return json.dumps(value, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n"
 
 
+def sealed_json(value: Any) -> bytes:
+    """Return `json_text` as bytes. A value `seals.UNSET` of the key `seals.KEY` becomes the digest."""
+    content = json_text(value).encode()
+    digest = hashlib.sha256(content).hexdigest()
+    unset, sealed = (f'"{seals.KEY}": "{value}"'.encode() for value in (seals.UNSET, digest))
+    return content.replace(unset, sealed)
+
+
 class JsonLines:
     """A log with one JSON object a line.
 
     Args:
         path: the file. It and its folder are created if missing.
-        keep: returns whether a line of an earlier session stays. A line that a crash cut short is removed.
+        keep: returns whether a line of an earlier session stays. A line that a crash cut short is removed. Other lines
+            that cannot be read are removed with one warning.
+        mark: a value of `mark`, which the state of the run stored. A log that has changed since then causes a warning.
     """
 
-    def __init__(self, path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
+    def __init__(
+        self, path: Path, keep: Callable[[dict[str, Any]], bool], mark: Mapping[str, int] | None = None
+    ) -> None:
         self.path = path
-        kept = []
-        if path.exists():
-            for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-                with contextlib.suppress(json.JSONDecodeError):
-                    if keep(json.loads(line)):
-                        kept.append(line)
-        write_text(path, "".join(kept))
+        try:
+            content = path.read_bytes() if path.exists() else b""
+        except OSError as error:
+            raise from_os_error(error, f"cannot read {path}") from error
+        kept: list[bytes] = []
+        damaged = 0
+        for line in content.splitlines(keepends=True):
+            try:
+                if keep(json.loads(line)):
+                    kept.append(line)
+            except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+                damaged += line.endswith(b"\n")  # else the line was cut short
+        if damaged or (mark is not None and zlib.crc32(content[: mark["bytes"]]) != mark["crc32"]):
+            removed = f"; removed {damaged} lines that cannot be read" if damaged else ""
+            print(f"{path}: its lines have changed since the state of this run was saved{removed}", file=sys.stderr)
+        content = b"".join(kept)
+        write_bytes(path, content)
+        self._length, self._crc32 = len(content), zlib.crc32(content)
 
     def append(self, row: dict[str, Any]) -> None:
         """Append one line; raises the errors of `write_text`."""
+        line = json.dumps(row, allow_nan=False).encode() + b"\n"
         try:
-            with self.path.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(row, allow_nan=False) + "\n")
+            with self.path.open("ab") as stream:
+                stream.write(line)
         except OSError as error:
-            raise from_os_error(error, f"cannot write {self.path}") from error
+            raise from_os_error(error, f"cannot write {self.path}", path=self.path) from error
+        self._length, self._crc32 = self._length + len(line), zlib.crc32(line, self._crc32)
+
+    def mark(self) -> dict[str, int]:
+        """Return the length and the CRC-32 of the lines so far, for the state of the run."""
+        return {"bytes": self._length, "crc32": self._crc32}
 
 
 def sha256(path: Path) -> str:
@@ -141,6 +285,7 @@ def sha256(path: Path) -> str:
 
 
 def _sidecar(path: Path) -> Path:
+    """Return the file `NAME.sha256`, in which earlier versions kept the digest."""
     return path.with_name(path.name + ".sha256")
 
 
@@ -162,41 +307,81 @@ class _Stream:
         self.stream.flush()
 
 
-def write_digested(path: Path, write: Callable[[Any], object]) -> str:
-    """Let `write` fill a binary stream, put the result at `path` atomically with its side-car, and return the SHA-256.
+def write_digested(path: Path, write: Callable[[Any], object], *, keep: int = 0) -> str:
+    """Let `write` fill a binary stream, put the result with its digest inside (`seals`) at `path` atomically.
 
-    The side-car holds both the old and the new digest while the file changes. A crash then leaves a pair that verifies.
+    Args:
+        keep: number of earlier files that stay beside the new one (see `earlier`).
+
+    Returns:
+        The SHA-256 of the whole file, which `verify` returns too.
     """
-    with _replacement(path) as temporary:
-        with temporary.open("wb") as raw:
-            stream = _Stream(raw)
-            try:
-                write(stream)
-                stream.flush()
-            except Exception:
-                if stream.error is not None:
-                    raise stream.error from None
-                raise
-        digest = sha256(temporary)
-        line = f"{digest}  {path.name}\n"
-        sidecar = _sidecar(path)
-        before = sidecar.read_text(encoding="utf-8") if sidecar.exists() else ""
-        write_text(sidecar, line + before)
-    write_text(sidecar, line)
+    with _replacement(path, keep) as temporary, temporary.open("wb+") as raw:
+        stream = _Stream(raw)
+        try:
+            write(stream)
+            stream.flush()
+        except Exception:
+            if stream.error is not None:
+                raise stream.error from None
+            raise
+        seals.seal(raw)
+        digest, _ = seals.check(raw)
+    with contextlib.suppress(OSError):
+        _sidecar(path).unlink()
     return digest
 
 
-def verify(path: Path) -> str:
-    """Compare a file with its side-car, if it has one, and return the SHA-256 of the file.
+def verify(path: Path, *, required: bool = False) -> str:
+    """Compare a file with the digest inside, or in the side-car of an earlier version; return the file's SHA-256.
+
+    Args:
+        required: refuse a file without a digest.
 
     Raises:
-        InputError: the file is missing, or its content has changed since it was written.
+        InputError, ResourceError: the file cannot be read.
+        DamagedError: its content has changed since it was written.
     """
-    digest = sha256(path)
-    sidecar = _sidecar(path)
-    if sidecar.exists() and digest not in sidecar.read_text(encoding="utf-8").split():
-        raise InputError(
-            f"{path}: its content does not match {sidecar.name}; the file was damaged or replaced since it was "
-            "written; restore it from a copy, or add --fresh to start over"
+    try:
+        with path.open("rb") as stream:
+            digest, right = seals.check(stream)
+        if right is None and (sidecar := _sidecar(path)).exists():
+            right = digest.encode() in sidecar.read_bytes().split()
+    except OSError as error:
+        raise from_os_error(error, f"cannot read {path}") from error
+    if not (right if right is not None else not required):
+        raise DamagedError(
+            f"{path}: damaged: its content does not match its SHA-256; restore it from a copy, or write it again"
         )
     return digest
+
+
+def has_digest(path: Path) -> bool:
+    """Return whether a file holds its own digest, as all files of `write_digested` of this version do."""
+    with path.open("rb") as stream:
+        return seals.find(stream) is not None
+
+
+def set_aside(path: Path) -> None:
+    """Rename a damaged file to NAME.damaged."""
+    try:
+        path.replace(path.with_name(f"{path.name}.damaged"))
+    except OSError as error:
+        raise from_os_error(error, f"cannot rename {path}") from error
+
+
+def remove_contents(folder: Path) -> None:
+    """Remove everything in a folder, which may be a symbolic link to one. A folder that does not exist is empty.
+
+    Raises:
+        ResourceError, InputError: something could not be removed; the message names it.
+    """
+    try:
+        entries = list(os.scandir(folder)) if folder.exists() else []
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry.path)
+            else:
+                os.unlink(entry.path)
+    except OSError as error:
+        raise from_os_error(error, f"cannot remove {error.filename or folder}") from error

@@ -22,7 +22,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from intl_bench.core import files
+from intl_bench.core import files, owners
 from intl_bench.core.errors import InputError, from_os_error
 
 _PATIENCE_S = 2.0  # without hard links, a lock is empty between its creation and its writing
@@ -48,46 +48,17 @@ class _Holder:
             return False
         if self.boot_id != me.boot_id:
             return bool(self.boot_id and me.boot_id and me.machine_id) and self.machine_id == me.machine_id
-        return self.pid_namespace == me.pid_namespace and not _is_running(self.process, self.process_start)
-
-
-def _read_text(path: str) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8", errors="replace").strip()
-    except OSError:
-        return ""
-
-
-def _state_and_start(process: int) -> tuple[str, str]:
-    """Return fields 3 and 22 of /proc/PID/stat, or empty text. Field 2 may hold spaces and parentheses."""
-    fields = _read_text(f"/proc/{process}/stat").rpartition(")")[2].split()
-    return (fields[0], fields[19]) if len(fields) > 19 else ("", "")
-
-
-def _is_running(process: int, start: str) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass  # the process exists and belongs to another user
-    state, now = _state_and_start(process)
-    # Z: a process that was killed and whose parent has not collected it. It does nothing more.
-    return state not in ("Z", "X") and (start == now or not start or not now)
+        return self.pid_namespace == me.pid_namespace and not owners.is_running(self.process, self.process_start)
 
 
 def _me() -> _Holder:
-    try:
-        namespace = os.readlink("/proc/self/ns/pid")
-    except OSError:
-        namespace = ""
     return _Holder(
         host=socket.gethostname(),
         process=os.getpid(),
-        process_start=_state_and_start(os.getpid())[1],
-        boot_id=_read_text("/proc/sys/kernel/random/boot_id"),
-        pid_namespace=namespace,
-        machine_id=_read_text("/etc/machine-id"),
+        process_start=owners.started(os.getpid()),
+        boot_id=owners.read_text("/proc/sys/kernel/random/boot_id"),
+        pid_namespace=owners.pid_namespace(),
+        machine_id=owners.read_text("/etc/machine-id"),
         since=datetime.now(UTC).isoformat(timespec="seconds"),
         # An argument may hold bytes that are not text.
         command=" ".join(sys.argv)[:200].encode(errors="replace").decode(),
@@ -192,6 +163,7 @@ def lock(folder: Path, *, otherwise: str = "") -> Iterator[None]:
                 left = f"process {holder.process}, which is gone (since {holder.since}: {holder.command})"
                 print(f"{folder}: took over the lock of {left}", file=sys.stderr)
                 break
+        files.sweep(folder)
         yield
     finally:
         # Not in a forked child that leaves the block. A lock that cannot be removed is taken over next time.

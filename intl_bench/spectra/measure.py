@@ -19,8 +19,8 @@ from intl_bench.core import config as configs
 from intl_bench.core import distributed
 from intl_bench.core.errors import InputError
 from intl_bench.core.seeding import permutation
-from pretrain import checkpoint, train
 from pretrain import recipe as recipes
+from pretrain import states, train
 from pretrain.checkpoint import Origin, Preprocessing
 from pretrain.images.data import ArraySource, DataConfig, FileSource, ImageSource, normalization, open_source
 from pretrain.images.loader import evaluation_batches
@@ -106,7 +106,7 @@ def measure_run(
             are not finite; there are fewer than two images or no data set; or the method cannot transform the batch.
     """
     if state is None:
-        state, _ = checkpoint.load(path)
+        state, _ = states.load(path)
     if not {"method", "config", "step"} <= state.keys():
         raise InputError(
             f"checkpoint {path}: not a checkpoint of a pre-training run; expected a file such as "

@@ -25,7 +25,9 @@ def rows_of(table: Table, records: Sequence[ResultRecord]) -> list[list[ResultRe
     _refuse_contradictions(records)
     pretraining = {id(record): pretraining_digest(table, record) for record in records}
     rows = []
-    for same in partition(records, lambda r: (r.method, r.backbone, r.scale, r.schema, dataset_in_label(table, r))):
+    for same in partition(
+        records, lambda r: (r.method, r.backbone, r.scale, r.schema == 1, dataset_in_label(table, r))
+    ):
         share = _may_share(table, same, pretraining)
         for part in [same] if share else partition(same, lambda r: pretraining[id(r)]):
             for version in _by_images(part):

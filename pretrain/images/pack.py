@@ -2,7 +2,7 @@
 
 NAME.index begins with one line of JSON (format, classes, number of images, length of the longest file name in bytes).
 One record per image follows: the position of its bytes in NAME.pack, their CRC-32, the class and the file name. The
-index has a SHA-256 file. All processes map the index into memory and share its pages. Images are read by position
+index ends with its SHA-256. All processes map the index into memory and share its pages. Images are read by position
 instead of mapped: an access to a mapped file that is truncated or on a failing disk kills the process, but a read
 reports an error.
 """
@@ -17,10 +17,12 @@ from typing import IO, Any
 
 import numpy as np
 
-from intl_bench.core import files
+from intl_bench.core import files, seals
 from intl_bench.core.errors import InputError, from_os_error
 
-_FORMAT = "intl-bench pack 1"
+_FORMAT = "intl-bench pack 2"
+# Bytes after the records: format 1 had its digest in a file NAME.index.sha256.
+_AFTER = {"intl-bench pack 1": 0, _FORMAT: seals.LENGTH}
 _REMEDY = "restore it from a copy, or remove it and run `intl-bench data pack` again"
 
 
@@ -59,7 +61,8 @@ class Pack:
                 header = json.loads(stream.readline())
                 start = stream.tell()
             record, count = _record(header["name_bytes"]), header["images"]
-            if header["format"] != _FORMAT or index.stat().st_size != start + count * record.itemsize:
+            size = start + count * record.itemsize + _AFTER[header["format"]]
+            if index.stat().st_size != size or (header["format"] == _FORMAT and not files.has_digest(index)):
                 raise ValueError("another version or another size")
             self.class_names: list[str] = header["classes"]
             self.images = np.memmap(index, record, "r", start, (count,)).view(np.ndarray)

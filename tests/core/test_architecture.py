@@ -13,7 +13,7 @@ OURS = {"intl_bench", "pretrain", "transfer"}
 # part of the tree (the longest matching prefix decides): prefixes of our modules that it may import
 RULES: dict[str, tuple[str, ...]] = {
     "intl_bench/core": ("intl_bench.core",),
-    "intl_bench/records.py": ("intl_bench.core.errors", "intl_bench.core.files", "intl_bench.core.identity"),
+    "intl_bench/records.py": ("intl_bench.core",),
     "intl_bench/published": ("intl_bench.published", "intl_bench.core"),
     "intl_bench/tables": ("intl_bench.tables", "intl_bench.published", "intl_bench.records", "intl_bench.core"),
     "intl_bench": ("intl_bench", "pretrain", "transfer"),
@@ -23,7 +23,9 @@ RULES: dict[str, tuple[str, ...]] = {
         "intl_bench.core",
         "pretrain.backbone",
         "pretrain.checkpoint",
+        "pretrain.finite",
         "pretrain.images",
+        "pretrain.states",
         "pretrain.sync_batch_norm",
     ),
 }

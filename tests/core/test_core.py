@@ -9,14 +9,17 @@ import os
 import resource
 import signal
 import subprocess
+import sys
+import zipfile
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 import pytest
+import torch
 
-from intl_bench.core import config, files
-from intl_bench.core.errors import InputError, Preempted, ResourceError, from_os_error
+from intl_bench.core import config, files, owners, seals
+from intl_bench.core.errors import DamagedError, InputError, Preempted, ResourceError, from_os_error
 from intl_bench.core.identity import digest
 from intl_bench.core.progress import Progress
 from intl_bench.core.seeding import generator, permutation, philox, torch_seed, uniforms
@@ -107,20 +110,132 @@ class TestConfig:
 class TestFiles:
     def test_digest_notices_every_flipped_bit(self, tmp_path: Path) -> None:
         path = tmp_path / "a.bin"
-        content = bytes(range(64))
-        digest = files.write_digested(path, lambda stream: stream.write(content))
-        assert digest == hashlib.sha256(content).hexdigest() == files.verify(path)
-        for bit in range(0, 512, 37):
+        digest = files.write_digested(path, lambda stream: stream.write(bytes(range(64))))
+        content = path.read_bytes()
+        assert digest == hashlib.sha256(content).hexdigest() == files.verify(path, required=True)
+        assert content.startswith(bytes(range(64)))
+        for bit in range(0, 8 * len(content), 7):
             damaged = bytearray(content)
             damaged[bit // 8] ^= 1 << bit % 8
             path.write_bytes(damaged)
-            with pytest.raises(InputError, match=r"a\.bin"):
-                files.verify(path)
+            with pytest.raises(DamagedError, match=r"a\.bin"):
+                files.verify(path, required=True)
+        for length in range(len(content)):
+            path.write_bytes(content[:length])
+            with pytest.raises(DamagedError, match=r"a\.bin"):
+                files.verify(path, required=True)
 
-    def test_sidecar_is_what_sha256sum_reads(self, tmp_path: Path) -> None:
-        for content in (b"one", b"two"):
-            files.write_digested(tmp_path / "a.bin", lambda stream, content=content: stream.write(content))
-        subprocess.run(["sha256sum", "-c", "a.bin.sha256"], cwd=tmp_path, check=True, capture_output=True)
+    def test_a_digest_leaves_each_format_readable(self, tmp_path: Path) -> None:
+        values = torch.arange(6.0).reshape(2, 3)
+        files.write_digested(tmp_path / "a.pt", lambda stream: torch.save({"a": values}, stream))
+        files.write_digested(tmp_path / "a.npy", lambda stream: np.save(stream.stream, values.numpy()))
+        files.create_json(tmp_path / "a.json", {"a": "0" * 64, seals.KEY: seals.UNSET})
+        for mmap in (False, True):
+            assert torch.equal(torch.load(tmp_path / "a.pt", weights_only=True, mmap=mmap)["a"], values)
+            assert np.array_equal(np.load(tmp_path / "a.npy", mmap_mode="r" if mmap else None), values)
+        assert zipfile.ZipFile(tmp_path / "a.pt").testzip() is None
+        assert json.loads((tmp_path / "a.json").read_text())["a"] == "0" * 64
+        for path in tmp_path.iterdir():
+            files.verify(path, required=True)
+
+    def test_a_sidecar_of_an_earlier_version_is_checked(self, tmp_path: Path) -> None:
+        path = tmp_path / "a.bin"
+        path.write_bytes(b"old")
+        with pytest.raises(DamagedError):
+            files.verify(path, required=True)
+        files.write_text(tmp_path / "a.bin.sha256", f"{hashlib.sha256(b'old').hexdigest()}  a.bin\n")
+        files.verify(path, required=True)
+        path.write_bytes(b"new")
+        with pytest.raises(DamagedError):
+            files.verify(path)
+        (tmp_path / "a.bin.sha256").write_bytes(b"\xff\xfe")
+        with pytest.raises(DamagedError):
+            files.verify(path)
+        files.write_digested(path, lambda stream: stream.write(b"new"))
+        assert [file.name for file in tmp_path.iterdir()] == ["a.bin"]
+
+    @pytest.mark.parametrize("links", [True, False])
+    def test_earlier_files_stay(self, tmp_path: Path, links: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+        def refuse(*_: object, **__: object) -> None:
+            raise OSError(errno.EPERM, "Operation not permitted")
+
+        if not links:
+            monkeypatch.setattr(os, "link", refuse)
+        path = tmp_path / "a.pt"
+        for number in range(5):
+            files.write_digested(path, lambda stream, n=number: stream.write(b"%d" % n), keep=2)
+        found = {file.name: file.read_bytes()[:1] for file in tmp_path.iterdir()}
+        assert found == {"a.pt": b"4", "a.1.pt": b"3", "a.2.pt": b"2"}
+
+    def test_temporary_files_of_dead_processes_are_removed(self, tmp_path: Path) -> None:
+        code = (
+            "import os, sys; from pathlib import Path; from intl_bench.core import files\n"
+            "files.write_stream(Path('a.bin'), lambda stream: os._exit(9))"
+        )
+        assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path).returncode == 9
+        (left,) = tmp_path.iterdir()
+        name = left.name.split("-")
+        (tmp_path / "-".join([name[0], str(os.getpid()), owners.started(os.getpid()), name[3]])).touch()  # ours: alive
+        (tmp_path / ".notes.tmp").touch()
+        (tmp_path / ".old.abcd1234.tmp").touch()  # of an earlier version, and young
+        files.sweep(tmp_path)
+        assert len(list(tmp_path.iterdir())) == 3
+        assert not left.exists()
+        os.utime(tmp_path / ".old.abcd1234.tmp", (0, 0))
+        files.sweep(tmp_path)
+        assert len(list(tmp_path.iterdir())) == 2
+
+    def test_a_lasting_fault_is_reported_for_the_file_itself(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fail(*_: object, **__: object) -> None:
+            raise OSError(errno.EIO, "Input/output error", "a temporary name")
+
+        for name in ("fsync", "unlink", "replace", "rename"):
+            monkeypatch.setattr(os, name, fail)
+        with pytest.raises(ResourceError, match=r"cannot write .*a\.bin: Input/output error after 3 bytes"):
+            files.write_bytes(tmp_path / "a.bin", b"new")
+
+    def test_the_mask_of_permissions_holds(self, tmp_path: Path) -> None:
+        code = (
+            "from pathlib import Path; from intl_bench.core import files\n"
+            "files.create_json(Path('a.json'), {}), files.write_text(Path('b.txt'), '')"
+        )
+        subprocess.run(["sh", "-c", f'umask 077; "{sys.executable}" -c "{code}"'], cwd=tmp_path, check=True)
+        assert {oct(path.stat().st_mode & 0o777) for path in tmp_path.iterdir()} == {"0o600"}
+
+    def test_a_folder_behind_a_link_is_emptied(self, tmp_path: Path) -> None:
+        (tmp_path / "real" / "sub").mkdir(parents=True)
+        (tmp_path / "real" / "sub" / "a").touch()
+        (tmp_path / "outside").mkdir()
+        (tmp_path / "outside" / "b").touch()
+        (tmp_path / "real" / "link").symlink_to(tmp_path / "outside")
+        (tmp_path / "run").symlink_to(tmp_path / "real")
+        files.remove_contents(tmp_path / "run")
+        assert not list((tmp_path / "real").iterdir())
+        assert (tmp_path / "outside" / "b").exists()
+        files.remove_contents(tmp_path / "nowhere")
+
+    def test_damaged_lines_of_a_log_are_counted(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        path = tmp_path / "log.jsonl"
+        log = files.JsonLines(path, lambda row: row["step"] < 9)
+        for step in range(1, 5):
+            log.append({"step": step, "loss": 0.5})
+        mark, whole = log.mark(), path.read_bytes()
+        log.append({"step": 5})
+        files.JsonLines(path, lambda row: row["step"] < 5, mark)
+        assert (path.read_bytes(), capsys.readouterr().err) == (whole, "")
+        path.write_bytes(whole + b"[1]\n" + b"\xff\n" + b'{"step": 8, "lo')  # the last line was cut short
+        files.JsonLines(path, lambda row: row["step"] < 9, mark)
+        changed = f"{path}: its lines have changed since the state of this run was saved"
+        assert (path.read_bytes(), capsys.readouterr().err) == (
+            whole,
+            f"{changed}; removed 2 lines that cannot be read\n",
+        )
+        for damaged in (whole.replace(b"0.5", b"0.6"), whole[:-1], b""):
+            path.write_bytes(damaged)
+            files.JsonLines(path, lambda row: row["step"] < 9, mark)
+            assert capsys.readouterr().err == f"{changed}\n"
 
     def test_crash_while_writing_keeps_the_old_file(self, tmp_path: Path) -> None:
         path = tmp_path / "a.bin"
@@ -131,18 +246,9 @@ class TestFiles:
 
         with pytest.raises(RuntimeError):
             files.write_digested(path, crash)
-        assert path.read_bytes() == b"old"
-        files.verify(path)
-        assert sorted(p.name for p in tmp_path.iterdir()) == ["a.bin", "a.bin.sha256"]
-
-    def test_crash_between_sidecar_and_file_still_verifies(self, tmp_path: Path) -> None:
-        path = tmp_path / "a.bin"
-        old = files.write_digested(path, lambda stream: stream.write(b"old"))
-        new = hashlib.sha256(b"new").hexdigest()
-        files.write_text(tmp_path / "a.bin.sha256", f"{new}  a.bin\n{old}  a.bin\n")
-        assert files.verify(path) == old
-        path.write_bytes(b"new")
-        assert files.verify(path) == new
+        assert path.read_bytes().startswith(b"old")
+        files.verify(path, required=True)
+        assert [file.name for file in tmp_path.iterdir()] == ["a.bin"]
 
     def test_full_disk_is_a_resource_error_and_loses_nothing(self) -> None:
         error = from_os_error(OSError(errno.ENOSPC, "No space left on device"), "cannot write x")
@@ -164,7 +270,7 @@ class TestFiles:
         soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
         try:
-            with pytest.raises(ResourceError, match=r"a\.bin: File too large; nothing was overwritten"):
+            with pytest.raises(ResourceError, match=r"a\.bin: File too large after 1000 bytes; nothing"):
                 files.write_digested(tmp_path / "a.bin", hides)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

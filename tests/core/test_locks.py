@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from intl_bench.core import locks
+from intl_bench.core import locks, owners
 from intl_bench.core.errors import InputError, ResourceError
 from intl_bench.core.locks import lock
 
@@ -67,8 +67,8 @@ while True:
 def machine_is(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets this machine have this permanent name, and have started as "this"."""
     known = {"/etc/machine-id": name, "/proc/sys/kernel/random/boot_id": "this"}
-    read = locks._read_text
-    monkeypatch.setattr(locks, "_read_text", lambda path: known[path] if path in known else read(path))
+    read = owners.read_text
+    monkeypatch.setattr(owners, "read_text", lambda path: known[path] if path in known else read(path))
 
 
 Start = Callable[..., subprocess.Popen[str]]
@@ -292,7 +292,7 @@ class TestLeft:
 
     def test_without_proc(self, folder: Path, dead: int, start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
         """As on macOS: the host and the number are all there is."""
-        monkeypatch.setattr(locks, "_read_text", lambda path: "")
+        monkeypatch.setattr(owners, "read_text", lambda path: "")
         process = holding(start, folder.with_name("y"))
         forge(folder, process=process.pid)
         refusal(folder)
@@ -430,8 +430,8 @@ class TestFileSystems:
             raise OSError(errno.EROFS, "Read-only file system")
 
         forge(folder, process=dead)
-        monkeypatch.setattr(tempfile, "mkstemp", refuse)
-        with pytest.raises(InputError, match="Read-only"), lock(folder):
+        monkeypatch.setattr(os, "fsync", refuse)
+        with pytest.raises(ResourceError, match="Read-only"), lock(folder):
             pytest.fail("locked without a lock")
         assert json.loads(lock_file(folder).read_text())["process"] == dead
 

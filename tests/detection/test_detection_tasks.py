@@ -87,7 +87,7 @@ def test_coco_from_checkpoint_to_table(capsys: pytest.CaptureFixture[str]) -> No
         assert (record.method, record.dataset, record.backbone) == ("INTL", "figures", "resnet10_narrow")
         assert (record.scale, record.details["categories"]) == ("demo", 5)
         folder = Path("runs") / "coco" / record.key
-        assert {path.name for path in folder.iterdir()} == {"detector.pth", "detector.pth.sha256", "metrics.jsonl"}
+        assert {path.name for path in folder.iterdir()} == {"detector.pth", "metrics.jsonl"}
         rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         assert [row["iteration"] for row in rows] == [4]
     assert (first.transfer_seed, second.transfer_seed) == (0, 1)

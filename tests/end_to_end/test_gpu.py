@@ -22,7 +22,7 @@ from transfer_cases import CPU, make_checkpoint, make_folder
 from intl_bench import runs
 from intl_bench.core import distributed
 from intl_bench.core.errors import Preempted
-from pretrain import accelerate, checkpoint, methods, train
+from pretrain import accelerate, methods, states, train
 from pretrain.images.data import IMAGENET_NORMALIZATION, ArraySource
 from pretrain.images.loader import training_batches
 from pretrain.recipe import Recipe, load_recipe
@@ -104,7 +104,7 @@ def take_steps(training: Training, count: int, first: int = 0) -> list[dict[str,
 
 def weights(recipe: Recipe) -> dict[str, torch.Tensor]:
     """Those that a run ended in."""
-    return dict(checkpoint.load(recipe.checkpoint)[0]["method"])
+    return dict(states.load(recipe.checkpoint)[0]["method"])
 
 
 def on_cpu(training: Training) -> dict[str, torch.Tensor]:
@@ -231,7 +231,7 @@ def test_stopped_and_resumed_is_uninterrupted(settings: list[str]) -> None:
     whole, broken = (demo(f"name={name}", *settings) for name in ("whole", "broken"))
     train.run(whole)
     run_until_stopped(broken, 7)
-    assert 7 < checkpoint.load(broken.checkpoint)[0]["step"] < 18
+    assert 7 < states.load(broken.checkpoint)[0]["step"] < 18
     train.run(broken)
     rows = [
         [json.loads(line) for line in (recipe.folder / "metrics.jsonl").read_text().splitlines()]
@@ -279,14 +279,14 @@ def test_compiled_networks_train_alike() -> None:
 
 @pytest.mark.parametrize("settings", [[], ["graph=true"]], ids=["eager", "graph"])
 def test_a_checkpoint_holds_the_state_of_its_step_while_training_goes_on(settings: list[str]) -> None:
-    with begun(small("intl", *settings)) as training, checkpoint.Writer() as writer:
+    with begun(small("intl", *settings)) as training, states.Writer() as writer:
         take_steps(training, 6)
         expected = on_cpu(training)
         writer.save(Path("checkpoint.pt"), training.state())
         take_steps(training, 6, first=6)
         assert different(on_cpu(training), expected)
         writer.wait()
-        state, _ = checkpoint.load(Path("checkpoint.pt"))
+        state, _ = states.load(Path("checkpoint.pt"))
     moments = {f"{n} {key}": v for n, one in state["optimizer"]["state"].items() for key, v in one.items()}
     assert state["step"] == 6
     assert not different(state["method"] | moments, expected)

@@ -19,8 +19,9 @@ from transfer_cases import CPU
 from intl_bench.core.errors import BenchError, InputError
 from pretrain import train
 from pretrain.backbone import build_backbone
-from pretrain.checkpoint import Origin, Preprocessing, export_backbone, save
+from pretrain.checkpoint import Origin, Preprocessing, export_backbone
 from pretrain.recipe import Inputs, load_recipe
+from pretrain.states import save
 from transfer.convert import convert, from_detectron2, load_backbone, read, to_detectron2
 from transfer.features import build_backbone_of
 
@@ -223,7 +224,6 @@ def test_safetensors_keep_what_keys_cannot_tell(small: tuple[State, State], tmp_
     convert(path, tmp_path / "out.pth", to="torchvision")
     assert read(tmp_path / "out.pth").source == "swav"
     write(small[1], tmp_path / "out.pth")
-    (tmp_path / "out.pth.sha256").unlink()
     assert read(tmp_path / "out.pth").source == "torchvision"
 
 
@@ -300,7 +300,8 @@ def test_our_own_checkpoints_and_exports(tmp_path: Path) -> None:
         assert other.origin == Origin.EXPORTED
         assert other.weights_sha256 == checkpoint.weights_sha256
         assert other.pretraining() == checkpoint.pretraining()
-        assert (other.method, other.seed, other.epoch, other.details) == ("INTL", 3, 1, checkpoint.details)
+        assert (other.method, other.seed, other.epoch) == ("INTL", 3, 1)
+        assert other.details == {"images": 160, "classes": 10, "bad_images": 0, "momentum_target": False}
 
 
 @pytest.mark.parametrize(
@@ -341,7 +342,6 @@ def test_files_of_earlier_versions_still_load(small: tuple[State, State], tmp_pa
     path, state = trained(tmp_path)
     del state["inputs"]
     torch.save({"format": 1, **state}, path)
-    path.with_name("checkpoint.pt.sha256").unlink()
     assert read(path).inputs == Inputs(data=None)
     tensors = {key: value.contiguous() for key, value in read(path).backbone.items()}
     header = {"format": "pt", "config": json.dumps(state["config"])}

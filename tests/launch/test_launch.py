@@ -18,7 +18,7 @@ from stopped_run import wait
 from intl_bench.core import distributed
 from intl_bench.core.errors import InputError, ResourceError
 from intl_bench.launch import processes
-from pretrain import checkpoint, train
+from pretrain import states, train
 from pretrain.images.data import open_source
 from pretrain.images.loader import training_batches
 from pretrain.recipe import load_recipe
@@ -52,7 +52,7 @@ def steps(folder: Path) -> int:
 
 
 def state(folder: Path) -> dict[str, Any]:
-    return checkpoint.load(folder / "runs/pretrain/demo/seed0/checkpoint.pt")[0]
+    return states.load(folder / "runs/pretrain/demo/seed0/checkpoint.pt")[0]
 
 
 def children(process: "subprocess.Popen[str]") -> list[int]:
@@ -235,7 +235,7 @@ def test_nodes_without_a_common_disk_resume(tmp_path: Path, alone: Path, monkeyp
         training = train.build_training(recipe, process, len(source))
         for batch in training_batches(source, recipe.views, seed=0, batch_size=recipe.batch_size, last_step=2):
             training.take_step(batch)
-        checkpoint.save(recipe.checkpoint, training.state())
+        states.save(recipe.checkpoint, training.state())
     on_two_nodes(1, ["pretrain", "demo", *TINY, *GENTLE], folders)
     assert_trained_alike(folders[0], alone, first_step=3)
     assert not (folders[1] / recipe.checkpoint).exists()

@@ -16,7 +16,7 @@ from intl_bench import cli
 from intl_bench.core.errors import InputError
 from intl_bench.launch.slurm import run_on_cluster
 from intl_bench.records import RecordStore
-from pretrain import checkpoint, train
+from pretrain import states, train
 from pretrain.recipe import load_recipe
 
 TINY = ["data.size=160", "batch_size=32", "epochs=1", "warmup_epochs=0", "projector.hidden=32", "projector.out=32"]
@@ -204,7 +204,7 @@ def test_a_preempted_job_is_queued_again_and_ends_in_the_same_weights(tmp_path: 
     assert said.count("Requeued job") == 1
     assert re.search(r"stopped by SIGTERM after step ([4-9]|[1-3]\d) of 40", said)
     broken, whole_state = (
-        checkpoint.load(runs / f"pretrain/{name}/seed0/checkpoint.pt")[0] for name in ("broken", "whole")
+        states.load(runs / f"pretrain/{name}/seed0/checkpoint.pt")[0] for name in ("broken", "whole")
     )
     assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == list(range(1, 41))
     for name, value in whole_state["method"].items():

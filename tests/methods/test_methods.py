@@ -24,7 +24,7 @@ from intl_bench import cli, published
 from intl_bench.core import config as configs
 from intl_bench.records import RecordStore
 from intl_bench.spectra import measure, values
-from pretrain import checkpoint, methods, train
+from pretrain import methods, states, train
 from pretrain.dry_run import plan
 from pretrain.methods._lightly import lightly
 from pretrain.methods._shared import move_average
@@ -57,13 +57,13 @@ def sample(test_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.usefixtures("sample")
 def test_trains_resumes_and_is_scored(name: str) -> None:
     path = train.run(tiny(name))
-    whole = checkpoint.load(path)[0]
+    whole = states.load(path)[0]
     first, *_, last = (Path(path.parent / "metrics.jsonl").read_text().splitlines()[number] for number in (0, 5, 11))
     assert first != last
     for steps in (4, 8):
         broken = tiny(name, f"name=broken{steps}")
         stop_after(broken, steps)
-        resumed = checkpoint.load(train.run(broken))[0]
+        resumed = states.load(train.run(broken))[0]
         for part in ("method", "optimizer"):
             a, b = (torch.utils._pytree.tree_leaves(state[part]) for state in (whole, resumed))
             assert len(a) == len(b)
@@ -177,10 +177,10 @@ def test_checkpoints_with_the_earlier_name_of_the_momentum_encoder() -> None:
     for name in ("now", "before"):
         stop_after(tiny("mocov2", f"name={name}"), 4)
     paths = {name: Path(f"runs/pretrain/{name}/seed0/checkpoint.pt") for name in ("now", "before")}
-    state, _ = checkpoint.load(paths["before"])
+    state, _ = states.load(paths["before"])
     weights = {key.replace("momentum_encoder.", "target."): value for key, value in state["method"].items()}
     assert "target.0.conv1.weight" in weights
-    checkpoint.save(paths["before"], {**state, "format": 2, "method": weights})
+    states.save(paths["before"], {**state, "format": 2, "method": weights})
     assert "target.0.conv1.weight" in torch.load(paths["before"])["method"]
 
     backbones = [convert.read(path, "intl-bench:momentum") for path in paths.values()]
@@ -194,7 +194,7 @@ def test_checkpoints_with_the_earlier_name_of_the_momentum_encoder() -> None:
     assert spectra[0] == spectra[1]
     for name, path in paths.items():
         train.run(tiny("mocov2", f"name=init_{name}", "epochs=1", f"init={path}"))
-    ended = [checkpoint.load(Path(f"runs/pretrain/init_{name}/seed0/checkpoint.pt"))[0] for name in paths]
+    ended = [states.load(Path(f"runs/pretrain/init_{name}/seed0/checkpoint.pt"))[0] for name in paths]
     assert ended[0]["inputs"]["initial_weights"] == ended[1]["inputs"]["initial_weights"]
     # The digest in the records of earlier versions had the earlier names.
     digest = hashlib.sha256()
@@ -203,7 +203,7 @@ def test_checkpoints_with_the_earlier_name_of_the_momentum_encoder() -> None:
             digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}\n".encode() + tensor.numpy().tobytes())
     assert ended[0]["inputs"]["initial_weights"] == digest.hexdigest()
 
-    ended += [checkpoint.load(train.run(tiny("mocov2", f"name={name}")))[0] for name in paths]
+    ended += [states.load(train.run(tiny("mocov2", f"name={name}")))[0] for name in paths]
     for one, other in (ended[:2], ended[2:]):
         assert all(torch.equal(value, other["method"][key]) for key, value in one["method"].items())
         assert one["method"].keys() == other["method"].keys()

@@ -17,7 +17,7 @@ from recorded_twin import recorder
 from tiny_runs import tiny, train_build
 from torch import Tensor
 
-from pretrain import accelerate, checkpoint, methods, train
+from pretrain import accelerate, methods, states, train
 from pretrain.recipe import load_recipe
 from pretrain.train import Training
 
@@ -143,7 +143,7 @@ def test_compiled_networks_train_alike_and_reproducibly(tmp_path: Path, monkeypa
     small = ["device=cpu", "epochs=1", "warmup_epochs=0", "batch_size=16", "data.size=64", "base_lr=0.05"]
 
     def trained(name: str, *more: str) -> dict[str, torch.Tensor]:
-        return checkpoint.load(train.run(load_recipe("demo", [*small, f"name={name}", *more])))[0]["method"]
+        return states.load(train.run(load_recipe("demo", [*small, f"name={name}", *more])))[0]["method"]
 
     eager, compiled, again = trained("eager"), trained("one", "compile=true"), trained("two", "compile=true")
     assert compiled.keys() == eager.keys()

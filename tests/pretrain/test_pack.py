@@ -17,9 +17,9 @@ from PIL import Image
 from transfer_cases import CPU, make_checkpoint, make_folder
 
 from intl_bench.cli import main
-from intl_bench.core import distributed
+from intl_bench.core import distributed, files, seals
 from intl_bench.core.errors import InputError
-from pretrain import checkpoint, train
+from pretrain import states, train
 from pretrain.images import pack, pack_command
 from pretrain.images.data import BadImageError, DataConfig, FileSource, FolderSource, PackedSource, open_source
 from pretrain.images.loader import Batch, training_batches
@@ -103,7 +103,7 @@ def test_bytes_equal_those_of_the_files(folder: Path, packed: Path) -> None:
     source = opened(folder)
     assert (packed / "train.pack").read_bytes() == b"".join(source.content(index) for index in range(len(source)))
     assert sorted(path.name for path in packed.iterdir()) == sorted(
-        f"{split}.{suffix}" for split in ("train", "val") for suffix in ("pack", "index", "index.sha256")
+        f"{split}.{suffix}" for split in ("train", "val") for suffix in ("pack", "index")
     )
 
 
@@ -152,16 +152,16 @@ def test_a_run_resumes_with_the_pack(folder: Path, packed: Path, monkeypatch: py
             "demo", [*changes, f"name={name}", "data.kind=imagefolder", "data.name=x", f"data.root={root}"]
         )
 
-    whole = checkpoint.load(train.run(recipe("whole", folder)))[0]["method"]
+    whole = states.load(train.run(recipe("whole", folder)))[0]["method"]
     started = recipe("started", folder)
     with distributed.start("cpu") as process:
         source = opened(folder)
         training = train.build_training(started, process, len(source))
         for batch in training_batches(source, started.views, seed=started.seed, batch_size=12, last_step=2):
             training.take_step(batch)
-        checkpoint.save(started.checkpoint, training.state())
+        states.save(started.checkpoint, training.state())
     shutil.rmtree(folder)
-    resumed = checkpoint.load(train.run(recipe("started", packed)))[0]["method"]
+    resumed = states.load(train.run(recipe("started", packed)))[0]["method"]
     assert all(torch.equal(resumed[name], whole[name]) for name in whole)
 
 
@@ -266,12 +266,12 @@ def test_an_image_that_cannot_be_decoded_is_a_bad_image(folder: Path, tmp_path: 
 
 
 def header(packed: Path, change: Callable[[dict[str, object]], None]) -> None:
-    """Change the first line of the index and remove its SHA-256 file, as if only the large files had been copied."""
-    line, _, rest = (packed / "train.index").read_bytes().partition(b"\n")
+    """Change the first line of the index, with the right SHA-256."""
+    line, _, rest = (packed / "train.index").read_bytes()[: -seals.LENGTH].partition(b"\n")
     values = json.loads(line)
     change(values)
-    (packed / "train.index").write_bytes(json.dumps(values).encode() + b"\n" + rest)
-    (packed / "train.index.sha256").unlink()
+    content = json.dumps(values).encode() + b"\n" + rest
+    files.write_digested(packed / "train.index", lambda stream: stream.write(content))
 
 
 @pytest.mark.parametrize(
@@ -280,7 +280,7 @@ def header(packed: Path, change: Callable[[dict[str, object]], None]) -> None:
         (lambda p: os.truncate(p / "train.pack", 5000), r"train\.pack: 5000 bytes, expected \d+: it was truncated"),
         (lambda p: flip(p / "train.index", 10), r"train\.index: its bytes have changed"),
         (lambda p: flip(p / "train.index", -40), r"train\.index: its bytes have changed"),
-        (lambda p: os.truncate(p / "train.index", 100), r"train\.index: its bytes have changed"),
+        (lambda p: os.truncate(p / "train.index", 100), r"train\.index: not an index of this version"),
         (lambda p: header(p, lambda values: values.update(format="x")), r"train\.index: not an index of this version"),
         (lambda p: header(p, lambda values: values.update(images=12)), r"train\.index: not an index of this version"),
         (lambda p: header(p, lambda values: values.pop("classes")), r"train\.index: not an index of this version"),
@@ -425,7 +425,7 @@ def test_an_interrupted_command_keeps_only_complete_packs(
     thread.join()
     last_line = capsys.readouterr().err.splitlines()[-1]
     assert f"stopped by {number.name} before {out / 'val.pack'} was complete" in last_line
-    assert sorted(path.name for path in out.iterdir()) == ["train.index", "train.index.sha256", "train.pack"]
+    assert sorted(path.name for path in out.iterdir()) == ["train.index", "train.pack"]
     pipe.unlink()
     pipe.write_bytes(content)
     assert main(["data", "pack", str(folder), str(out)]) == 0

@@ -15,7 +15,7 @@ from torch import nn
 from intl_bench import cli
 from intl_bench.core import distributed
 from intl_bench.core.errors import InputError
-from pretrain import checkpoint, train
+from pretrain import states, train
 from pretrain.backbone import ARCHITECTURES, STEMS
 from pretrain.dry_run import costs, plan
 from pretrain.images.data import open_source
@@ -136,7 +136,7 @@ def test_parameters_and_persistent_memory(momentum_target: bool) -> None:
 def test_checkpoint_is_as_large_as_a_saved_one(momentum_target: bool) -> None:
     made = planned(f"method.momentum_target={momentum_target}")
     size = train.run(made.recipe).stat().st_size
-    tensors = len(checkpoint.load(made.recipe.checkpoint)[0]["method"])
+    tensors = len(states.load(made.recipe.checkpoint)[0]["method"])
     assert abs(made.checkpoint - size) < 64 * 2 * tensors + 1024  # padding, and the digits of counters
     assert made.checkpoint == pytest.approx(size, rel=0.005)
 

@@ -19,7 +19,7 @@ from stopped_run import stop_after, wait
 from intl_bench import cli
 from intl_bench.core import distributed
 from intl_bench.core.errors import DivergedError, InputError
-from pretrain import checkpoint, train
+from pretrain import states, train
 from pretrain.images.data import open_source
 from pretrain.images.loader import training_batches
 from pretrain.recipe import Recipe, load_recipe
@@ -39,7 +39,7 @@ def tiny(*overrides: str) -> Recipe:
 
 
 def weights(path: Path) -> dict[str, torch.Tensor]:
-    return checkpoint.load(path)[0]["method"]
+    return states.load(path)[0]["method"]
 
 
 def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
@@ -96,7 +96,7 @@ def test_signals_save_and_the_same_command_resumes(
     if code > 0:
         assert len(stderr.strip().splitlines()[-1:]) == 1
         assert "run the same command again to resume" in stderr
-    state, _ = checkpoint.load(Path("runs/pretrain/broken/seed0/checkpoint.pt"))
+    state, _ = states.load(Path("runs/pretrain/broken/seed0/checkpoint.pt"))
     assert 6 <= state["step"] < 36
     assert cli.main(words) == 0
     assert_same(weights(Path("runs/pretrain/broken/seed0/checkpoint.pt")), uninterrupted)
@@ -137,9 +137,9 @@ def test_damaged_checkpoint_is_detected() -> None:
 def test_weights_of_another_architecture_are_refused() -> None:
     recipe = tiny()
     path = train.run(recipe)
-    state, _ = checkpoint.load(path)
+    state, _ = states.load(path)
     state["method"]["backbone.conv1.weight"] = torch.zeros(8, 3, 3, 3)
-    checkpoint.save(path, {key: value for key, value in state.items() if key != "format"})
+    states.save(path, {key: value for key, value in state.items() if key != "format"})
     with pytest.raises(InputError, match=r"another architecture.*conv1"):
         train.run(recipe)
 
@@ -156,7 +156,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         ("missing.pt", "no such file"),
     ):
         with pytest.raises(InputError, match=message):
-            checkpoint.load(tmp_path / name)
+            states.load(tmp_path / name)
 
 
 def test_divergence_keeps_the_last_weights(capsys: pytest.CaptureFixture[str]) -> None:
@@ -184,25 +184,25 @@ def test_a_diverged_state_is_never_saved() -> None:
     recipe = tiny("base_lr=1e30", "warmup_epochs=0", "save_minutes=0")
     with pytest.raises(DivergedError, match=r"step \d") as caught:
         train.run(recipe)
-    state, _ = checkpoint.load(recipe.checkpoint)
+    state, _ = states.load(recipe.checkpoint)
     assert f"at step {state['step']} " in str(caught.value)
     assert all(torch.isfinite(value).all() for value in state["method"].values() if value.is_floating_point())
 
 
 def test_later_changes_of_a_state_are_not_saved(tmp_path: Path) -> None:
-    state = {"method": {"a": torch.zeros(1 << 20)}, "optimizer": {"groups": [{"b": torch.ones(3)}]}, "step": 1}
-    with checkpoint.Writer() as writer:
+    state = {"model": {"a": torch.zeros(1 << 20)}, "optimizer": {"groups": [{"b": torch.ones(3)}]}, "step": 1}
+    with states.Writer() as writer:
         writer.save(tmp_path / "x.pt", state)
-        state["method"]["a"].fill_(1)
+        state["model"]["a"].fill_(1)
         state["optimizer"]["groups"][0]["b"].zero_()
-    saved, _ = checkpoint.load(tmp_path / "x.pt")
-    assert not saved["method"]["a"].any()
+    saved, _ = states.load(tmp_path / "x.pt")
+    assert not saved["model"]["a"].any()
     assert saved["optimizer"]["groups"][0]["b"].all()
 
 
 def test_a_failed_save_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
-    with pytest.raises(InputError, match="cannot write"), checkpoint.Writer() as writer:
+    with pytest.raises(InputError, match="cannot write"), states.Writer() as writer:
         writer.save(tmp_path / "file" / "x.pt", {"step": 1})
 
 

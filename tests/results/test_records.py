@@ -113,7 +113,7 @@ def test_identities_of_the_first_schema_hold_the_summary(tmp_path: Path) -> None
     assert (record.weights_sha256, record.checkpoint_sha256) == ("ab" * 32, "ab" * 32)
     assert record.file == str(path)
     assert RecordStore(tmp_path).find(record.key) is None
-    with pytest.raises(ValueError, match="schema is 1, expected 2"):
+    with pytest.raises(ValueError, match="schema is 1, expected 3"):
         RecordStore(tmp_path).append(record)
     assert list(tmp_path.rglob("*.json")) == [path]
 
@@ -239,7 +239,7 @@ def test_load_is_sorted_and_ignores_other_files(tmp_path: Path) -> None:
         ({"pretrain_seed": False}, "pretrain_seed is False, expected a whole number or null"),
         ({"transfer_seed": None}, "transfer_seed is None, expected a whole number"),
         ({"pretraining": "ours"}, "pretraining is 'ours', expected an object"),
-        ({"schema": 3}, "schema is 3, expected 1 or 2"),
+        ({"schema": 4}, "schema is 4, expected 1 to 3"),
     ],
 )
 def test_impossible_values_are_errors(changes: dict[str, Any], message: str) -> None:
@@ -257,8 +257,8 @@ def test_impossible_values_are_errors(changes: dict[str, Any], message: str) -> 
         (lambda text: text.replace('"backbone": "resnet18",', ""), "backbone is missing, expected a string"),
         (lambda text: text.replace('"backbone"', '"spine"'), "backbone is missing"),
         (lambda text: text.replace('"code"', '"extra": 1,\n "code"'), "unknown field 'extra'"),
-        (lambda text: text.replace('"schema": 2', '"schema": 3'), "schema is 3, expected at most 2; update intl-bench"),
-        (lambda text: text.replace('"schema": 2', '"schema": "2"'), "schema is '2', expected a whole number up to 2"),
+        (lambda text: text.replace('"schema": 3', '"schema": 4'), "schema is 4, expected at most 3; update intl-bench"),
+        (lambda text: text.replace('"schema": 3', '"schema": "3"'), "schema is '3', expected a whole number up to 3"),
         (
             lambda text: text.replace('"lr": 0.5', '"lr": 0.25'),
             "pretraining_sha256 is '[0-9a-f]{64}', expected [0-9a-f]",
@@ -269,6 +269,14 @@ def test_impossible_values_are_errors(changes: dict[str, Any], message: str) -> 
         ),
         (lambda text: text.replace('"evaluation_sha256"', '"evaluation_sha"'), "unknown field 'evaluation_sha'"),
         (lambda text: text.replace('"wall_time_s": 12.5', '"wall_time_s": "12.5"'), "wall_time_s is '12.5', expected"),
+        (
+            lambda text: text.replace('"wall_time_s": 12.5', '"wall_time_s": 12.6'),
+            "does not match its intl_ben",
+        ),
+        (lambda text: text.replace('"intl_bench_sha256"', '"intl_bench_sha255"'), "unknown field 'intl_bench_sha255'"),
+        (lambda text: text.replace('"wall_time_s": 12.5', '"wall_time_s": 1e999'), "wall_time_s is inf, expected"),
+        (lambda text: text.replace('"wall_time_s": 12.5', f'"wall_time_s": 1{"0" * 400}'), "wall_time_s is 1"),
+        (lambda text: text.replace('"details": {', '"details": {"a": ' + "[" * 10**5), "not valid JSON"),
     ],
 )
 def test_an_error_names_the_file_and_the_field(tmp_path: Path, change: Any, message: str) -> None:
@@ -302,7 +310,11 @@ def test_sixteen_processes_append_at_the_same_time(tmp_path: Path) -> None:
     assert len(list((tmp_path / "linear").iterdir())) == 17  # no temporary file is left
     for path in (tmp_path / "linear").iterdir():
         fields = {field.name for field in dataclasses.fields(ResultRecord)} - {"file"}
-        assert set(json.loads(path.read_text())) == fields | {"pretraining_sha256", "evaluation_sha256"}
+        assert set(json.loads(path.read_text())) == fields | {
+            "pretraining_sha256",
+            "evaluation_sha256",
+            "intl_bench_sha256",
+        }
 
 
 def test_importing_records_needs_only_the_standard_library() -> None:

@@ -16,12 +16,13 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from intl_bench import cli
+from intl_bench.core import files
 from intl_bench.core.errors import InputError
 from intl_bench.core.seeding import generator, permutation
 from intl_bench.spectra import compare, measure
 from intl_bench.spectra.measure import Spectra, measure_run
 from intl_bench.spectra.values import curve, record_values
-from pretrain import checkpoint, spectrum, train
+from pretrain import spectrum, states, train
 from pretrain.checkpoint import Preprocessing
 from pretrain.images.data import IMAGENET_NORMALIZATION, DataConfig, normalization, open_source
 from pretrain.images.views import normalize
@@ -67,7 +68,7 @@ def outputs(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
     pixels = torch.from_numpy(np.stack([open_source(config, "test").image(i) for i in range(48)]))
     images = normalize(pixels.permute(0, 3, 1, 2).float() / 255, *normalization(config))
     projector = build_projector(256, ProjectorConfig(hidden=48, out=40))
-    state, _ = checkpoint.load(path)
+    state, _ = states.load(path)
     prefix = "projector."
     projector.load_state_dict({k.removeprefix(prefix): v for k, v in state["method"].items() if k.startswith(prefix)})
     with torch.no_grad():
@@ -324,7 +325,7 @@ def test_equal_labels_get_their_paths(trained: list[Path]) -> None:
 
 def damaged(path: Path, change: str) -> str:
     """Write a damaged copy of a checkpoint; return its path."""
-    state, _ = checkpoint.load(path)
+    state, _ = states.load(path)
     weights = state["method"]
     if change == "no projector":
         state["method"] = {key: value for key, value in weights.items() if not key.startswith("projector.")}
@@ -337,7 +338,7 @@ def damaged(path: Path, change: str) -> str:
         weights["projector.0.weight"][:] = 3e38
     elif change == "unknown key":
         state["config"]["epoch"] = 3
-    checkpoint.save(Path("damaged.pt"), state)
+    files.write_digested(Path("damaged.pt"), lambda stream: torch.save(state, stream))
     return "damaged.pt"
 
 
@@ -391,7 +392,7 @@ def test_refusals(
 
 
 def test_the_state_of_a_task_is_not_a_checkpoint(tmp_path: Path) -> None:
-    checkpoint.save(tmp_path / "state.pt", {"identity": {}, "epoch": 3})
+    states.save(tmp_path / "state.pt", {"identity": {}, "epoch": 3})
     with pytest.raises(
         InputError, match=r"not a checkpoint of a pre-training run; expected a file such as runs/pretrain"
     ):

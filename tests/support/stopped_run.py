@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 
 from intl_bench.core import distributed
-from pretrain import checkpoint, train
+from pretrain import states, train
 from pretrain.images.data import open_source
 from pretrain.images.loader import training_batches
 from pretrain.recipe import Recipe
@@ -19,7 +19,7 @@ def stop_after(recipe: Recipe, steps: int) -> None:
             source, recipe.views, seed=recipe.seed, batch_size=recipe.batch_size, last_step=steps
         ):
             training.take_step(batch)
-        checkpoint.save(recipe.checkpoint, training.state())
+        states.save(recipe.checkpoint, training.state())
 
 
 def wait(condition: Callable[[], object]) -> None:

@@ -10,7 +10,7 @@ from torch import nn
 from transfer_cases import make_checkpoint, make_folder, packaged
 
 from intl_bench.core.errors import InputError
-from pretrain import checkpoint as checkpoints
+from pretrain import states
 from pretrain.images.data import DataConfig, FolderSource, normalization, open_source
 from pretrain.images.loader import evaluation_batches
 from transfer import finetune, sgd_classifier
@@ -116,7 +116,7 @@ def test_run_trains_the_whole_network(root: Path) -> None:
         "test_images": 12,
         "classes": 6,
     }
-    state, _ = checkpoints.load(work / "state.pt")
+    state, _ = states.load(work / "state.pt")
     before = make_checkpoint().backbone
     changed = [key for key, value in before.items() if not torch.equal(state["model"][f"backbone.{key}"], value)]
     assert changed == list(before)
@@ -125,7 +125,7 @@ def test_run_trains_the_whole_network(root: Path) -> None:
     assert finetune.run(make_checkpoint(), settings_for(root, batch_size=6), 0, folder=work) == outcome
     other = finetune.run(make_checkpoint(), settings_for(root, batch_size=6), 1, folder=root.parent / "other")
     assert not torch.equal(
-        checkpoints.load(root.parent / "other" / "state.pt")[0]["model"]["fc.weight"], state["model"]["fc.weight"]
+        states.load(root.parent / "other" / "state.pt")[0]["model"]["fc.weight"], state["model"]["fc.weight"]
     )
     assert other.details["train_images"] == 6
 
@@ -198,7 +198,7 @@ def test_photos(test_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ((images, labels),) = evaluation_batches(part, resize=72, crop=64, mean=mean, std=std, batch_size=10)
     with torch.no_grad():
         before = nn.functional.cross_entropy(model.train()(images), labels)
-        model.load_state_dict(checkpoints.load(tmp_path / "work" / "state.pt")[0]["model"])
+        model.load_state_dict(states.load(tmp_path / "work" / "state.pt")[0]["model"])
         after = nn.functional.cross_entropy(model.train()(images), labels)
     assert before == pytest.approx(math.log(24), abs=0.3)
     assert after < 1.5

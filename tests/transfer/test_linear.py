@@ -20,7 +20,7 @@ from transfer_cases import make_checkpoint, make_folder, packaged
 from intl_bench.core import distributed
 from intl_bench.core.errors import DivergedError, InputError, Preempted
 from intl_bench.core.seeding import permutation, torch_seed
-from pretrain import checkpoint as checkpoints
+from pretrain import states
 from pretrain.images.crops import crop
 from pretrain.images.data import DataConfig, FolderSource, normalization, open_source
 from pretrain.images.loader import evaluation_batches, training_batches
@@ -202,7 +202,7 @@ def train(
 
 
 def state(folder: Path) -> dict:
-    return checkpoints.load(folder / "state.pt")[0]
+    return states.load(folder / "state.pt")[0]
 
 
 def assert_same_state(one: dict, other: dict) -> None:

@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 
 from intl_bench.core import files
 from intl_bench.core.errors import InputError, from_os_error
-from pretrain.checkpoint import current_names
+from pretrain.states import current_names
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -20,12 +20,14 @@ from intl_bench.core.errors import InputError
 from intl_bench.core.progress import Progress
 from intl_bench.core.seeding import torch_seed
 from intl_bench.core.signals import StopRequest
-from pretrain import checkpoint as checkpoints
+from pretrain import states
+from pretrain.finite import Guard
 from pretrain.sync_batch_norm import synchronize
 from transfer.detection import build_model
 from transfer.detection.annotations.objects import Annotations
 from transfer.detection.config import DetectionConfig, ModelConfig
 from transfer.detection.data import Batch, test_images, training_batches
+from transfer.detection.engines import saved
 from transfer.detection.engines.optim import build_sgd, learning_rate
 from transfer.detection.evaluation.coco import to_results
 from transfer.detection.modeling.mask_rcnn import check_targets
@@ -47,6 +49,7 @@ class _Run:
         parallel: the detector as a module for all processes.
         identity: settings that a state to resume from must have.
         iteration: number of completed steps.
+        log_mark: see `files.JsonLines`.
     """
 
     config: DetectionConfig
@@ -55,8 +58,10 @@ class _Run:
     model: Any
     parallel: nn.Module
     optimizer: torch.optim.SGD
+    guard: Guard
     identity: dict[str, Any]
     iteration: int = 0
+    log_mark: dict[str, int] | None = None
 
     def losses(self, batch: Batch, purpose: str) -> dict[str, Tensor]:
         """Compute the losses on this process's part of a batch; `purpose` names the stream of random numbers."""
@@ -85,24 +90,17 @@ class _Run:
         losses = torch.stack(list(self.losses(batch, "detection sampling").values()))
         self.optimizer.zero_grad(set_to_none=True)
         losses.sum().backward()
-        self.optimizer.step()
         self.iteration += 1
+        self.guard.step(self.iteration, losses.sum())
         return torch.cat([losses, losses.sum()[None]]).detach()
 
-    def save(self, path: Path) -> None:
-        state = {
-            "identity": self.identity,
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "iteration": self.iteration,
-        }
-        checkpoints.save(path, state)
-
     def restore(self, path: Path) -> None:
-        state = checkpoints.load_own(path, self.identity)
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.iteration = state["iteration"]
+        """Continue from the newest intact state, if there is one."""
+        state = saved.load_state(path, self.identity, self.config.iterations)
+        if state is not None:
+            states.restore_weights(self.model, state["model"], path)
+            states.restore_optimizer(self.optimizer, state.get("optimizer"), path)
+            self.iteration, self.log_mark = state["iteration"], state.get("log")
 
 
 def run(
@@ -135,18 +133,20 @@ def run(
         DivergedError: a loss is not finite.
         Preempted: a signal stopped the run; the state is saved.
     """
-    path = folder / "state.pt"
+    path = folder / saved.STATE
     run = _prepare(backbone, config, seed, process, identity)
-    if path.exists():
-        run.restore(path)
+    run.restore(path)
+    distributed.from_main(
+        lambda: states.require_space(path, {"model": run.model.state_dict(), "momentum": [*run.model.parameters()]})
+    )
     if run.iteration < config.iterations:
         _loop(run, train, test, evaluate, stop, folder)
     if config.precise_bn:
         _precise_batch_norm(run, train, stop)
+    states.require_finite(run.model.state_dict(), where="before the detection in the test images")
     results = _detect(run, test, stop)
     if process.is_main:
-        weights = {"model": {key: value.cpu() for key, value in run.model.state_dict().items()}}
-        files.write_digested(folder / "detector.pth", lambda stream: torch.save(weights, stream))
+        saved.write_detector(folder, run.model)
     return results
 
 
@@ -173,13 +173,15 @@ def _prepare(
         model.to(memory_format=torch.channels_last)
     if process.world_size > 1:
         synchronize(model)
+    optimizer = build_sgd(model, config)
     return _Run(
         config=config,
         seed=seed,
         process=process,
         model=model,
         parallel=process.parallel(model),
-        optimizer=build_sgd(model, config),
+        optimizer=optimizer,
+        guard=Guard(model, optimizer, process.device),
         identity=identity,
     )
 
@@ -208,7 +210,9 @@ def _loop(
 ) -> None:
     config, process = run.config, run.process
     start = run.iteration
-    log = files.JsonLines(folder / "metrics.jsonl", lambda row: row["iteration"] <= start) if process.is_main else None
+    log = None
+    if process.is_main:
+        log = files.JsonLines(folder / "metrics.jsonl", lambda row: row["iteration"] <= start, run.log_mark)
     progress = Progress(
         config.iterations,
         done=run.iteration,
@@ -229,21 +233,16 @@ def _loop(
         saving = run.iteration % config.checkpoint_every == 0 or last or stopping > 0
         if saving or run.iteration % _LOG_EVERY == 0:
             # The losses are not read in every step, because each time the host waits for the GPU.
+            run.guard.require_finite("lower lr, or increase warmup_iterations")
             values = dict(zip(names, (totals / steps).tolist(), strict=True))
-            distributed.require_finite(
-                values,
-                where=f"before step {run.iteration}",
-                remedy="the saved state is from an earlier step; lower lr, or increase warmup_iterations",
-                device=process.device,
-            )
             if log is not None:
                 lr = learning_rate(config, run.iteration - 1)
                 log.append({"iteration": run.iteration, "lr": lr, "img/s": progress.images_per_second, **values})
             totals.zero_()
             steps = 0
         progress.step(waited, {"loss": values["loss"]} if values else None)
-        if saving and process.is_main:
-            run.save(folder / "state.pt")
+        if saving and log is not None:
+            saved.save_state(log, run.identity, run.model, run.optimizer, run.iteration)
         if stopping and not last:
             progress.close()
             where = f"after step {run.iteration} of {config.iterations}, saved in {folder / 'state.pt'}"

@@ -23,10 +23,11 @@ from intl_bench.core.errors import DivergedError, InputError, ResourceError
 from intl_bench.core.progress import Progress
 from intl_bench.core.seeding import torch_seed
 from intl_bench.core.signals import StopRequest
-from pretrain import checkpoint as checkpoints
+from pretrain import states
 from transfer.detection.annotations.objects import Annotations
 from transfer.detection.config import DetectionConfig
 from transfer.detection.engines import detectron2_settings as names
+from transfer.detection.engines import saved
 from transfer.detection.modeling.resnet import load_backbone, require_matching_weights
 
 try:
@@ -225,13 +226,16 @@ class _Bookkeeping(HookBase):
         run: _Run,
         first: int,
         folder: Path,
+        mark: dict[str, int] | None,
         test: Annotations,
         evaluate: Callable[[list[Result]], dict[str, float]],
     ) -> None:
-        self.run, self.path, self.test, self.evaluate = run, folder / "state.pt", test, evaluate
+        self.run, self.path, self.test, self.evaluate = run, folder / saved.STATE, test, evaluate
         self.vote = distributed.StopVote(run.stop, run.process.device)
         config, main = run.config, run.process.is_main
-        self.log = files.JsonLines(folder / "metrics.jsonl", lambda row: row["iteration"] <= first) if main else None
+        self.log = (
+            files.JsonLines(folder / "metrics.jsonl", lambda row: row["iteration"] <= first, mark) if main else None
+        )
         self.progress = Progress(
             config.iterations, done=first, images_per_step=config.batch_size, label=run.label, enabled=main
         )
@@ -247,7 +251,7 @@ class _Bookkeeping(HookBase):
             if saving or done % _LOG_EVERY == 0:
                 self.log.append({"iteration": done, **self._means(), "img/s": self.progress.images_per_second})
             if saving:
-                self._save(done)
+                saved.save_state(self.log, self.run.identity, self.run.model, self.trainer.optimizer, done)
         if stopping and not last:
             self.progress.close()
             where = f"after step {done} of {config.iterations}, saved in {self.path}"
@@ -265,10 +269,6 @@ class _Bookkeeping(HookBase):
         names = [name for name in storage.histories() if name.startswith("loss_")]
         means = {name: float(storage.history(name).avg(_LOG_EVERY)) for name in [*names, "total_loss"]}
         return {"lr": storage.history("lr").latest(), "loss": means.pop("total_loss"), **means}
-
-    def _save(self, done: int) -> None:
-        state = {"model": self.run.model.state_dict(), "trainer": self.trainer.state_dict(), "iteration": done}
-        checkpoints.save(self.path, {"identity": self.run.identity, **state})
 
 
 def run(
@@ -298,8 +298,8 @@ def run(
     comm._get_global_gloo_group.cache_clear()  # it may hold the process group of an earlier run in this process
     cfg = settings(config, seed=seed, output=folder, processes=process.world_size)
     _require_polygons(train)
-    path = folder / "state.pt"
-    state = checkpoints.load_own(path, identity) if path.exists() else None
+    path = folder / saved.STATE
+    state = saved.load_state(path, identity, config.iterations)
     first = state["iteration"] if state else 0
     session_seed = torch_seed(seed, "detectron2 resumed", first) % 2**31 if first else seed
     seed_all_rng(session_seed + process.rank)
@@ -314,22 +314,25 @@ def run(
         files.write_text(folder / "detectron2.yaml", cfg.dump())
     with _errors_in_one_line():
         if state:
-            model.load_state_dict(state["model"])
+            states.restore_weights(model, state["model"], path)
         if first < config.iterations:
             optimizer = build_optimizer(cfg, model)
             trainer = _Trainer(process.parallel(model), run.batches(train), optimizer, process.device)
-            schedule = hooks.LRScheduler(optimizer, build_lr_scheduler(cfg, optimizer))
-            bookkeeping = _Bookkeeping(run, first, folder, test, evaluate)
-            trainer.register_hooks([hooks.IterationTimer(), schedule, bookkeeping])
+            scheduler = build_lr_scheduler(cfg, optimizer)
             if state:
-                trainer.load_state_dict(state["trainer"])
+                states.restore_optimizer(optimizer, state.get("optimizer"), path)
+                scheduler.last_epoch = first - 1
+                scheduler.step()
+            schedule = hooks.LRScheduler(optimizer, scheduler)
+            bookkeeping = _Bookkeeping(run, first, folder, state and state.get("log"), test, evaluate)
+            trainer.register_hooks([hooks.IterationTimer(), schedule, bookkeeping])
             trainer.train(first, config.iterations)
         if config.precise_bn:
             _precise_batch_norm(run, train)
+        states.require_finite(model.state_dict(), where="before the detection in the test images")
         results = _detect(run, test)
     if process.is_main:
-        weights = {"model": {key: value.cpu() for key, value in model.state_dict().items()}}
-        files.write_digested(folder / "detector.pth", lambda stream: torch.save(weights, stream))
+        saved.write_detector(folder, model)
     return results
 
 

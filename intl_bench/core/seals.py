@@ -1,0 +1,89 @@
+"""A SHA-256 inside the file that it protects, so that a file and its digest cannot be separated.
+
+The file holds the text `intl_bench_sha256` and 64 hexadecimal digits. They are the SHA-256 of the whole file with zeros
+in their place. The text is the comment of a zip archive (a file of `torch.save`), a field of the header of safetensors
+or of a JSON object, or else the end of the file. Each of these formats ignores it.
+
+The digest detects flipped bits, most of which `torch.load` and safetensors do not detect.
+"""
+
+import hashlib
+import re
+from typing import BinaryIO
+
+KEY = "intl_bench_sha256"
+UNSET = "0" * 64
+_SEAL = re.compile(rb'intl_bench_sha256(?:"\s*:\s*")?:?([0-9a-f]{64})')
+_TAIL = f"{KEY}:{UNSET}".encode()
+LENGTH = len(_TAIL)  # of a seal at the end of a file
+_HEAD = 2**24  # more than the longest header
+# The record at the end of a zip archive has 22 bytes. The last 2 are the length of the comment.
+_ZIP_END = b"PK\x05\x06"
+_BLOCK = 2**20
+
+
+def find(stream: BinaryIO) -> int | None:
+    """Return the position of the 64 digits in a file; None if it has no seal."""
+    size = stream.seek(0, 2)
+    start = max(0, size - len(_TAIL))
+    stream.seek(start)
+    if found := _SEAL.fullmatch(stream.read()):
+        return start + found.start(1)
+    stream.seek(0)
+    head = stream.read(8)
+    if head[:1] == b"{":  # JSON
+        length = size
+    elif (length := 8 + int.from_bytes(head, "little")) > size:  # not safetensors
+        return None
+    stream.seek(0)
+    found = _SEAL.search(stream.read(min(length, _HEAD)))
+    return None if found is None else found.start(1)
+
+
+def seal(stream: BinaryIO) -> None:
+    """Put the digest into a complete file, which is open for reading and writing.
+
+    A file that holds `KEY` with `UNSET` keeps its length. Otherwise the end of the file is extended.
+    """
+    place = find(stream)
+    if place is None:
+        end = stream.seek(0, 2)
+        if end >= 22:
+            stream.seek(end - 22)
+            if stream.read(22).startswith(_ZIP_END):
+                stream.seek(end - 2)
+                stream.write(len(_TAIL).to_bytes(2, "little"))
+        stream.seek(end)
+        stream.write(_TAIL)
+        place = end + len(_TAIL) - len(UNSET)
+    stream.seek(place)
+    stream.write(UNSET.encode())
+    _, _, digest = _digests(stream, place)
+    stream.seek(place)
+    stream.write(digest.encode())
+
+
+def check(stream: BinaryIO) -> tuple[str, bool | None]:
+    """Return the SHA-256 of a whole file, and whether its seal is right: None if the file has no seal."""
+    place = find(stream)
+    if place is None:
+        stream.seek(0)
+        return hashlib.file_digest(stream, "sha256").hexdigest(), None  # type: ignore[arg-type]  # files have `readinto`
+    whole, stored, sealed = _digests(stream, place)
+    return whole, stored == sealed
+
+
+def _digests(stream: BinaryIO, place: int) -> tuple[str, str, str]:
+    """Return the SHA-256 of a file, its digits at `place`, and the SHA-256 of the file with zeros there."""
+    stream.seek(0)
+    whole = hashlib.sha256()
+    while left := place - stream.tell():
+        whole.update(stream.read(min(left, _BLOCK)))
+    sealed = whole.copy()
+    stored = stream.read(len(UNSET))
+    whole.update(stored)
+    sealed.update(UNSET.encode())
+    while block := stream.read(_BLOCK):
+        whole.update(block)
+        sealed.update(block)
+    return whole.hexdigest(), stored.decode(), sealed.hexdigest()

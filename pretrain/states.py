@@ -1,0 +1,346 @@
+"""Training states: weights, optimizer and position of an unfinished or finished run, in one file.
+
+A file has its digest inside, and `weights_only=True` can load it. The two states before the newest stay beside it. A
+state with a number that is not finite is never written, because no run could continue from it.
+"""
+
+import pickle
+import re
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+
+from intl_bench.core import config as configs
+from intl_bench.core import files
+from intl_bench.core.errors import DamagedError, DivergedError, InputError, ResourceError, from_os_error
+
+# Format 1 had no fingerprint of the training images; 1 and 2 call the momentum encoder `target`; 1 to 3 have their
+# digest in a file NAME.sha256.
+FORMAT = 4
+_WITH_EARLIER_NAMES = (1, 2)
+_READABLE = (*_WITH_EARLIER_NAMES, 3, FORMAT)
+_MOMENTUM_ENCODER = "momentum_encoder."
+_EARLIER_MOMENTUM_ENCODER = "target."  # its prefix in earlier versions
+_KEPT = 2
+# Types of the fields of `pretrain.train.Training.state`.
+_PRETRAINING = {
+    **{"method": dict, "optimizer": dict, "scaler": dict, "config": dict, "details": dict},
+    **{"step": int, "steps_per_epoch": int, "display": str},
+}
+
+
+def tensors(value: Any, name: str = "") -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield all tensors of a state with their names, such as `method.backbone.conv1.weight`."""
+    if isinstance(value, torch.Tensor):
+        yield name, value
+    elif isinstance(value, Mapping | list | tuple):
+        for key, item in value.items() if isinstance(value, Mapping) else enumerate(value):
+            yield from tensors(item, f"{name}.{key}" if name else str(key))
+
+
+def not_finite(state: Any) -> str | None:
+    """Return the name of a tensor of a state that holds NaN or infinity; None if all are finite."""
+    floating = ((name, tensor) for name, tensor in tensors(state) if tensor.is_floating_point())
+    return next((name for name, tensor in floating if not torch.isfinite(tensor).all()), None)
+
+
+def require_finite(state: Any, *, where: str) -> None:
+    """Refuse weights, statistics or an optimizer with NaN or infinity.
+
+    Args:
+        where: the step, for the message.
+
+    Raises:
+        DivergedError: a tensor is not finite; the message names it.
+    """
+    name = not_finite(state)
+    if name is not None:
+        raise DivergedError(f"diverged {where}: {name} is not finite; earlier states are kept; lower the learning rate")
+
+
+def save(path: Path, state: dict[str, Any]) -> str:
+    """Write a training state (only tensors and plain values) atomically and return the SHA-256 of the file.
+
+    The two states before stay as NAME.1.pt and NAME.2.pt.
+
+    Raises:
+        DivergedError: a tensor is not finite. The file is unchanged.
+        ResourceError: the disk is full or fails. The file is unchanged.
+    """
+    step = state.get("step", state.get("iteration", "?"))
+    require_finite(state, where=f"by step {step}; it is not saved in {path}")
+    return files.write_digested(path, lambda stream: torch.save({"format": FORMAT, **state}, stream), keep=_KEPT)
+
+
+def require_space(path: Path, state: dict[str, Any]) -> None:
+    """Refuse a run at its start if the disk has no room for the states that it will keep, and one more.
+
+    Raises:
+        ResourceError: the message tells the bytes that are needed and free.
+    """
+    one = sum(tensor.numel() * tensor.element_size() for _, tensor in tensors(state))
+    there = [file.stat().st_size for age in range(_KEPT + 1) if (file := files.earlier(path, age)).exists()]
+    needed = (_KEPT + 2) * one - sum(there)
+    folder = next(folder for folder in path.absolute().parents if folder.exists())
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise ResourceError(
+            f"{path.parent}: {free} bytes are free; expected {needed} for {_KEPT + 2} states of {one} bytes; free some "
+            "space, or work in a folder of another disk"
+        )
+
+
+class Writer:
+    """Writer of training states in the background, one at a time. At the end of the `with` block all are written.
+
+    `save` returns as soon as the state is copied. The training may then change the state.
+    """
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(max_workers=1)
+        self._writing: Future[str] | None = None
+
+    def __enter__(self) -> "Writer":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._thread.shutdown()
+        if error is None:
+            self.wait()
+
+    def save(self, path: Path, state: dict[str, Any]) -> None:
+        """Start the function `save`; the next call of a method raises its error."""
+        self.wait()
+        self._writing = self._thread.submit(save, path, _copy(state))
+
+    def wait(self) -> None:
+        """Wait until the state is on the disk; raise the error of `save`, if any."""
+        if self._writing is not None:
+            writing, self._writing = self._writing, None
+            writing.result()
+
+
+def _copy(state: Any) -> Any:
+    """Return a copy on the CPU that shares no tensor with `state`."""
+    if isinstance(state, torch.Tensor):
+        return state.detach().to("cpu", copy=True)
+    if isinstance(state, dict):
+        return {key: _copy(value) for key, value in state.items()}
+    return [_copy(value) for value in state] if isinstance(state, list) else state
+
+
+def load(path: Path) -> tuple[dict[str, Any], str]:
+    """Read a training state that `save` wrote.
+
+    Returns:
+        The state on the CPU with current names (see `current_names`), and the SHA-256 of the file.
+
+    Raises:
+        InputError: the file is missing, contains code, or is not a training state of this project.
+        DamagedError: the file is damaged, or a field is missing or impossible.
+    """
+    if not path.is_file():
+        raise InputError(
+            f"checkpoint {path}: no such file; run `intl-bench pretrain` first, or name another checkpoint"
+        )
+    digest = files.verify(path)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise from_os_error(error, f"cannot read checkpoint {path}") from error
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            f"checkpoint {path}: not loaded: it holds objects other than tensors, which could run code"
+        ) from error
+    except Exception as error:  # a damaged or foreign file can cause many kinds of errors
+        raise DamagedError(f"checkpoint {path}: not a readable PyTorch file (truncated or another format)") from error
+    if not isinstance(state, dict) or "format" not in state:
+        raise InputError(f"checkpoint {path}: not written by `intl-bench pretrain` (it has no field `format`)")
+    check(path, state)
+    return current_names(state), digest
+
+
+def check(path: Path, state: Mapping[str, Any]) -> None:
+    """Check the format of a training state, and the fields of a pre-training.
+
+    Raises:
+        InputError: this version cannot read the format.
+        DamagedError: the digest or a field is missing, or a field is impossible.
+    """
+    if state["format"] not in _READABLE:
+        found, expected = str(state["format"])[:20], " or ".join(map(str, _READABLE))
+        raise InputError(f"checkpoint {path}: found format {found}; expected {expected}; update intl-bench")
+    if state["format"] == FORMAT and not files.has_digest(path):
+        raise DamagedError(f"checkpoint {path}: its SHA-256 is missing; expected it at the end of the file")
+    if "method" in state:
+        require_fields(path, state, _PRETRAINING)
+        _require_position(path, state)
+
+
+def require_fields(path: Path, state: Mapping[str, Any], expected: Mapping[str, type]) -> None:
+    """Refuse a training state with missing fields, fields of another type, or tensors without ordinary memory.
+
+    Raises:
+        DamagedError: the message names the field.
+    """
+    for name, kind in expected.items():
+        found = state.get(name)
+        if not isinstance(found, kind) or (isinstance(found, bool) and kind is not bool):
+            raise DamagedError(
+                f"checkpoint {path}: {name} is {'missing' if name not in state else type(found).__name__}; expected "
+                f"{kind.__name__}; the file is damaged or of another program"
+            )
+    for name, tensor in tensors(state):
+        if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
+            raise DamagedError(f"checkpoint {path}: {name} is not a dense tensor; expected ordinary numbers")
+
+
+def _require_position(path: Path, state: Mapping[str, Any]) -> None:
+    """Refuse the state of a pre-training whose position or details are impossible."""
+    details, epochs, steps = state["details"], state["config"].get("epochs"), state["steps_per_epoch"]
+    total = epochs * steps if isinstance(epochs, int) else 0
+    known = {"step": state["step"], "steps_per_epoch": steps, "details.seconds": details.get("seconds")}
+    for name, value in known.items():
+        most = total if name == "step" else float("inf")
+        if not isinstance(value, int | float) or not (name == "steps_per_epoch") <= value <= most:
+            raise DamagedError(f"checkpoint {path}: {name} is {str(value)[:20]}; expected a number from 0 to {most}")
+    bad = details.get("bad_files")
+    if not isinstance(bad, list) or not all(isinstance(name, str) for name in bad):
+        raise DamagedError(f"checkpoint {path}: details.bad_files is {str(bad)[:20]}; expected a list of file names")
+
+
+def current_names(state: Any) -> Any:
+    """Return a training state with current names: earlier versions called the momentum encoder `target`.
+
+    Any other content is returned unchanged.
+    """
+    earlier = isinstance(state, dict) and "steps_per_epoch" in state and state.get("format") in _WITH_EARLIER_NAMES
+    weights = state.get("method") if earlier else None
+    if not isinstance(weights, dict) or not all(isinstance(name, str) for name in weights):
+        return state
+    return {**state, "method": _renamed(weights, _EARLIER_MOMENTUM_ENCODER, _MOMENTUM_ENCODER)}
+
+
+def earlier_names(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return weights under the names of earlier versions, by which digests of weights are computed."""
+    return _renamed(weights, _MOMENTUM_ENCODER, _EARLIER_MOMENTUM_ENCODER)
+
+
+def _renamed(weights: Mapping[str, torch.Tensor], old: str, new: str) -> dict[str, torch.Tensor]:
+    """Replace the prefix `old` of names by `new`."""
+    return {re.sub(f"^{re.escape(old)}", new, name): tensor for name, tensor in weights.items()}
+
+
+def load_newest(path: Path) -> dict[str, Any] | None:
+    """Read the newest state of a run that is intact; None if there is no state.
+
+    A damaged state is reported and renamed to NAME.damaged, and the state before it is used. Call this in one process.
+
+    Raises:
+        InputError: the newest state cannot be used for another reason (see `load`).
+        DamagedError: all states are damaged.
+    """
+    damaged: dict[Path, DamagedError] = {}
+    for age in range(_KEPT + 1):
+        file = files.earlier(path, age)
+        if not file.exists():
+            continue
+        try:
+            state, _ = load(file)
+            if name := not_finite(state):
+                raise DamagedError(f"{file}: {name} is not finite")
+        except DamagedError as error:
+            damaged[file] = error
+            continue
+        if age:
+            reasons = "; ".join(map(str, damaged.values())) or f"{path} is missing"
+            print(f"{reasons}; continuing from the state before, {file}", file=sys.stderr)
+        for bad in damaged:  # else the next states would move it to the place of a good one
+            files.set_aside(bad)
+        return state
+    if damaged:
+        first = next(iter(damaged.values()))
+        raise DamagedError(f"{first}; no earlier state is intact; add --fresh to start over")
+    return None
+
+
+def load_own(
+    path: Path, identity: dict[str, Any], fields: Mapping[str, type], *, position: str, most: int
+) -> dict[str, Any] | None:
+    """Read the newest intact state of a task that was saved with its `identity`; None if there is no state.
+
+    Args:
+        fields: types of the fields of the state.
+        position: name of the field with the number of completed steps, which is an integer up to `most`.
+
+    Raises:
+        InputError: see `load_newest`; or the state belongs to another run.
+    """
+    state = load_newest(path)
+    if state is None:
+        return None
+    require_fields(path, state, {"identity": dict, position: int, **fields})
+    changed = configs.differences(state["identity"], identity)
+    if changed:
+        raise InputError(f"{path} belongs to another run ({changed[0]}); add --fresh to start over")
+    if not 0 <= state[position] <= most:
+        raise DamagedError(f"{path}: {position} is {state[position]}; expected 0 to {most}; add --fresh to start over")
+    return state
+
+
+def restore_weights(module: torch.nn.Module, weights: Mapping[str, Any], path: Path) -> None:
+    """Load the weights of a state into a module.
+
+    Raises:
+        InputError: names or shapes differ.
+    """
+    try:
+        module.load_state_dict(weights)
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        message = f"{path}: its weights have another architecture: {reason}; add --fresh to start over"
+        raise InputError(message) from error
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, stored: Any, path: Path) -> None:
+    """Copy the numbers of a stored optimizer into a new one. The settings of the new one stay.
+
+    The memory is that of the new optimizer, because fused kernels trust its shapes and strides.
+
+    Args:
+        stored: a state dictionary of an optimizer with the same parameters.
+
+    Raises:
+        InputError: a number is missing, or has another shape or type.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    values = stored.get("state") if isinstance(stored, dict) else None
+    if not isinstance(values, dict) or not values.keys() <= set(range(len(parameters))):
+        raise InputError(f"{path}: its optimizer has other parameters; add --fresh to start over")
+    for number, parameter in enumerate(parameters):
+        found = values.get(number, {})
+        # PyTorch's SGD makes its momentum in the first step, and none for a parameter without a gradient.
+        own = optimizer.state.get(parameter) or ({"momentum_buffer": torch.zeros_like(parameter)} if found else {})
+        if _shapes(found) != _shapes(own):
+            raise InputError(
+                f"{path}: the state of parameter {number} of its optimizer is {_shapes(found)}; expected "
+                f"{_shapes(own)}; add --fresh to start over"
+            )
+        for name, tensor in own.items():
+            tensor.detach().copy_(found[name])
+        if own:
+            optimizer.state[parameter] = own
+
+
+def _shapes(values: Any) -> dict[Any, Any]:
+    """Return the shapes and types of the tensors of a parameter's optimizer state."""
+    items = values.items() if isinstance(values, dict) else ()
+    return {name: (tuple(v.shape), v.dtype) if isinstance(v, torch.Tensor) else type(v) for name, v in items}
