@@ -326,16 +326,16 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, stored: Any, path: Path)
     if not isinstance(values, dict) or not values.keys() <= set(range(len(parameters))):
         raise InputError(f"{path}: its optimizer has other parameters; add --fresh to start over")
     for number, parameter in enumerate(parameters):
-        found = values.get(number, {})
-        # PyTorch's SGD makes its momentum in the first step, and none for a parameter without a gradient.
-        own = optimizer.state.get(parameter) or ({"momentum_buffer": torch.zeros_like(parameter)} if found else {})
-        if _shapes(found) != _shapes(own):
+        found, new = values.get(number, {}), optimizer.state.get(parameter)
+        # PyTorch's SGD makes its momentum in its first step. A momentum of zero has the same effect.
+        own = new or ({"momentum_buffer": torch.zeros_like(parameter)} if values else {})
+        if (found or new) and _shapes(found) != _shapes(own):
             raise InputError(
                 f"{path}: the state of parameter {number} of its optimizer is {_shapes(found)}; expected "
                 f"{_shapes(own)}; add --fresh to start over"
             )
-        for name, tensor in own.items():
-            tensor.detach().copy_(found[name])
+        for name in found:
+            own[name].detach().copy_(found[name])
         if own:
             optimizer.state[parameter] = own
 

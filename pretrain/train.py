@@ -189,7 +189,8 @@ class Training:
             InputError: the state belongs to another recipe, data set or architecture.
         """
         path = self.recipe.checkpoint
-        read = Inputs(**state.get("inputs", {}))
+        with checkpoint.readable(path):
+            read = Inputs(**state.get("inputs", {}))
         check_same_run(self.recipe, self.inputs, from_dict(state["config"], f"checkpoint {path}"), read)
         if read.data is None and self.process.is_main:
             print(f"{path}: written by an earlier version, without a fingerprint of the images", file=sys.stderr)
@@ -337,7 +338,7 @@ def _prepare_folder(training: Training, fresh: bool) -> None:
 def _is_intact(exported: Path) -> bool:
     """Return whether the backbone was exported and its file is not damaged."""
     try:
-        return exported.exists() and bool(files.verify(exported))
+        return exported.exists() and bool(files.verify(exported, required=True))
     except DamagedError as error:
         print(f"{error}; writing it again", file=sys.stderr)
         return False

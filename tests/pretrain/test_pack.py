@@ -296,6 +296,20 @@ def test_a_wrong_file_is_named(packed: Path, damage: Callable[[Path], object], m
     one_line(error)
 
 
+def test_a_pack_of_the_earlier_format_is_read(folder: Path, packed: Path) -> None:
+    """Its index had its digest in a file of its own."""
+    index, before = packed / "train.index", pack.Pack(packed / "train.pack")
+    content = index.read_bytes()[: -seals.LENGTH].replace(b"intl-bench pack 2", b"intl-bench pack 1")
+    index.write_bytes(content)
+    index.with_name("train.index.sha256").write_text(f"{files.sha256(index)}  train.index\n")
+    after = pack.Pack(packed / "train.pack")
+    assert (after.images == before.images).all()
+    assert after.read(3) == before.read(3)
+    flip(index, 10)
+    with pytest.raises(InputError, match="its bytes have changed"):
+        opened(packed)
+
+
 def test_a_missing_split(folder: Path, packed: Path) -> None:
     for file in packed.glob("val.*"):
         file.unlink()
