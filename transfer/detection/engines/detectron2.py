@@ -321,8 +321,9 @@ def run(
             scheduler = build_lr_scheduler(cfg, optimizer)
             if state:
                 states.restore_optimizer(optimizer, state.get("optimizer"), path)
-                scheduler.last_epoch = first - 1
-                scheduler.step()
+                scheduler.last_epoch = first
+                for group, lr in zip(optimizer.param_groups, scheduler.get_lr(), strict=True):
+                    group["lr"] = lr
             schedule = hooks.LRScheduler(optimizer, scheduler)
             bookkeeping = _Bookkeeping(run, first, folder, state and state.get("log"), test, evaluate)
             trainer.register_hooks([hooks.IterationTimer(), schedule, bookkeeping])
