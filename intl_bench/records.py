@@ -75,8 +75,8 @@ class ResultRecord:
     file: str = dataclasses.field(default="", compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            _check_type(field, getattr(self, field.name))
+        for name in _TYPES:
+            _check_type(name, getattr(self, name))
         if self.schema not in _EXPECTED:
             raise ValueError(f"schema is {self.schema}, expected 1 to {SCHEMA}")
         if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", self.task):
@@ -296,9 +296,9 @@ _EXPECTED = {
 _EXPECTED[3] = _EXPECTED[2] | {seals.KEY: "a string"}
 
 
-def _check_type(field: "dataclasses.Field[Any]", value: Any) -> None:
-    if not isinstance(value, _TYPES[field.name]) or isinstance(value, bool):
-        raise ValueError(f"{field.name} is {value!r}, expected {_TYPE_NAMES[_TYPES[field.name]]}")
+def _check_type(name: str, value: Any) -> None:
+    if not isinstance(value, _TYPES[name]) or isinstance(value, bool):
+        raise ValueError(f"{name} is {value!r}, expected {_TYPE_NAMES[_TYPES[name]]}")
 
 
 def _is_number(value: object) -> bool:
