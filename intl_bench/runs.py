@@ -15,6 +15,7 @@ from intl_bench.core import files
 from intl_bench.core.distributed import is_main_process
 from intl_bench.core.errors import InputError
 from intl_bench.core.locks import lock
+from intl_bench.core.names import require_title
 from intl_bench.records import RecordStore, ResultRecord
 from pretrain.backbone import BackboneConfig
 from pretrain.checkpoint import Checkpoint, Origin
@@ -109,9 +110,10 @@ def _checkpoint(plan: TaskRun) -> Checkpoint:
     else:
         given = plan.checkpoint
         checkpoint = given if isinstance(given, Checkpoint) else read(given, plan.layout)
+    for option, name in (("--method", plan.method), ("--group", plan.group)):
+        if name is not None:
+            _require_name(name, option)
     if plan.method is not None:
-        if not plan.method.strip():
-            raise InputError("--method: the name is empty; expected a name for tables, such as INTL")
         checkpoint = dataclasses.replace(checkpoint, method=plan.method)
     if plan.pretrain_seed is None:
         if plan.group is not None:
@@ -130,6 +132,13 @@ def _checkpoint(plan: TaskRun) -> Checkpoint:
             "another project; leave the option out"
         )
     return dataclasses.replace(checkpoint, seed=plan.pretrain_seed, group=plan.group or checkpoint.method)
+
+
+def _require_name(name: str, option: str) -> None:
+    try:
+        require_title(name, option)
+    except ValueError as error:
+        raise InputError(str(error)) from error
 
 
 def run(plan: TaskRun) -> list[ResultRecord]:

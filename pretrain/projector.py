@@ -4,9 +4,11 @@ import dataclasses
 
 from torch import nn
 
+from intl_bench.core.ranges import Checked, Count, Width
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ProjectorConfig:
+class ProjectorConfig(Checked):
     """Settings of the projector.
 
     Attributes:
@@ -15,15 +17,9 @@ class ProjectorConfig:
         layers: number of linear layers.
     """
 
-    hidden: int = 8192
-    out: int = 8192
-    layers: int = 3
-
-    def __post_init__(self) -> None:
-        if min(self.hidden, self.out, self.layers) < 1:
-            raise ValueError(
-                f"projector: hidden={self.hidden}, out={self.out}, layers={self.layers}: must all be at least 1"
-            )
+    hidden: Width = 8192
+    out: Width = 8192
+    layers: Count = 3
 
 
 def build_projector(num_features: int, config: ProjectorConfig) -> nn.Sequential:

@@ -11,6 +11,8 @@ from intl_bench.core import identity as identities
 from intl_bench.core.datasets import DATASETS
 from intl_bench.core.errors import InputError
 from intl_bench.core.identity import SCALES, runtime_only
+from intl_bench.core.names import require_folder_name
+from intl_bench.core.ranges import Checked, Count, Natural, NonNegative, Seed, Share, Workers
 from pretrain import methods, optim
 from pretrain.backbone import BackboneConfig
 from pretrain.images.data import DataConfig, normalization
@@ -22,7 +24,7 @@ PUBLISHED = ("paper", "adapted")  # scales that only a packaged recipe has
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Recipe:
+class Recipe(Checked):
     """All settings of a pre-training run. configs/pretrain/ holds the published ones.
 
     Attributes:
@@ -43,26 +45,26 @@ class Recipe:
     name: str = runtime_only()
     scale: str = runtime_only("reduced")
     init: str | None = runtime_only(None)
-    seed: int = 0
-    epochs: int = 800
-    batch_size: int = 256
-    base_lr: float = 0.3
-    final_lr_ratio: float = 0.001
-    warmup_epochs: int = 2
+    seed: Seed = 0
+    epochs: Count = 800
+    batch_size: Count = 256
+    base_lr: NonNegative = 0.3
+    final_lr_ratio: NonNegative = 0.001
+    warmup_epochs: Natural = 2
     optimizer: str = "sgd"
-    momentum: float = 0.9
-    weight_decay: float = 1e-5
+    momentum: Share = 0.9
+    weight_decay: NonNegative = 1e-5
     decay_one_dimensional: bool = False
-    one_dimensional_lr_ratio: float = 1.0
-    trust_coefficient: float = 0.001
+    one_dimensional_lr_ratio: NonNegative = 1.0
+    trust_coefficient: NonNegative = 0.001
     clip_trust: bool = False
     precision: str = "fp32"
     channels_last: bool = True
     device: str = runtime_only("auto")
-    workers: int = runtime_only(8)
-    log_every: int = runtime_only(50)
-    spectrum_every: int = runtime_only(500)
-    save_minutes: float = runtime_only(10)
+    workers: Workers = runtime_only(8)
+    log_every: Count = runtime_only(50)
+    spectrum_every: Natural = runtime_only(500)
+    save_minutes: NonNegative = runtime_only(10)
     compile: bool = runtime_only(False)
     graph: bool = runtime_only(False)
     deterministic: bool = runtime_only(False)
@@ -73,32 +75,18 @@ class Recipe:
     views: tuple[ViewConfig, ...] = (ViewConfig(), ViewConfig())
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.scale not in SCALES:
             raise ValueError(f"scale={self.scale!r}: expected one of {', '.join(SCALES)}")
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision={self.precision!r}: expected one of {', '.join(PRECISIONS)}")
-        for key, least in {
-            "epochs": 1,
-            "batch_size": 2,
-            "log_every": 1,
-            "seed": 0,
-            "workers": 0,
-            "spectrum_every": 0,
-            "save_minutes": 0,
-            "warmup_epochs": 0,
-            "base_lr": 0,
-            "weight_decay": 0,
-            "one_dimensional_lr_ratio": 0,
-            "trust_coefficient": 0,
-        }.items():
-            if getattr(self, key) < least:
-                raise ValueError(f"{key}={getattr(self, key)}: expected at least {least}")
+        if self.batch_size < 2:
+            raise ValueError(f"batch_size={self.batch_size}: expected at least 2")
         if self.optimizer not in optim.NAMES:
             raise ValueError(f"optimizer={self.optimizer!r}: expected one of {', '.join(optim.NAMES)}")
         if not self.views:
             raise ValueError("views: expected at least one")
-        if self.name in ("", ".", "..") or "/" in self.name:
-            raise ValueError(f"name={self.name!r}: expected a folder name")
+        require_folder_name(self.name, "name")
         mean, std = normalization(self.data)
         object.__setattr__(self, "data", dataclasses.replace(self.data, mean=mean, std=std))
 

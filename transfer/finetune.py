@@ -10,6 +10,7 @@ import numpy as np
 
 from intl_bench.core.errors import InputError
 from intl_bench.core.identity import every_value_published, runtime_only
+from intl_bench.core.ranges import Checked, Count, NonNegative, Pixels, Positive, Workers
 from pretrain.checkpoint import Checkpoint
 from pretrain.images.data import DataConfig, FileSource, normalization, open_source
 from pretrain.images.fingerprint import fingerprint
@@ -28,7 +29,7 @@ _ORIGIN = (
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class FinetuneConfig:
+class FinetuneConfig(Checked):
     """Settings of the authors' evaluate.py with `--weights finetune`. Learning rates stay constant.
 
     Attributes:
@@ -41,18 +42,18 @@ class FinetuneConfig:
     """
 
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
-    workers: int = runtime_only(8)
+    workers: Workers = runtime_only(8)
     device: str = runtime_only("auto")
     deterministic: bool = runtime_only(False)
-    train_percent: int = every_value_published(1)
+    train_percent: Count = every_value_published(1)
     file_list: str | None = runtime_only(None)
-    resize: int | None = 256
-    crop: int = 224
-    epochs: int = 20
-    batch_size: int = 256
-    head_lr: float = 0.2
-    backbone_lr: float = 0.004
-    weight_decay: float = 0.0
+    resize: Pixels | None = 256
+    crop: Pixels = 224
+    epochs: Count = 20
+    batch_size: Count = 256
+    head_lr: Positive = 0.2
+    backbone_lr: Positive = 0.004
+    weight_decay: NonNegative = 0.0
     precision: str = precisions.DEFAULT
 
     def unused(self) -> set[str]:
@@ -60,13 +61,10 @@ class FinetuneConfig:
         return precisions.unused(self.precision)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.train_percent not in (1, 10):
             raise ValueError(f"train_percent={self.train_percent}: expected 1 or 10")
-        if min(self.epochs, self.batch_size) < 1:
-            raise ValueError(f"epochs={self.epochs}, batch_size={self.batch_size}: expected at least 1 of each")
         precisions.check(self.precision)
-        if min(self.head_lr, self.backbone_lr) <= 0:
-            raise ValueError(f"head_lr={self.head_lr}, backbone_lr={self.backbone_lr}: expected more than 0")
         if self.data.kind != "imagefolder":
             raise ValueError(f"data.kind={self.data.kind}: expected imagefolder, because the list names files")
 

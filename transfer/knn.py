@@ -18,6 +18,7 @@ from intl_bench.core import distributed
 from intl_bench.core.copies import fetch, send
 from intl_bench.core.errors import InputError
 from intl_bench.core.identity import runtime_only
+from intl_bench.core.ranges import Checked, Count, Pixels, Positive, Workers
 from pretrain.checkpoint import Checkpoint
 from pretrain.images.data import DataConfig
 from transfer import precision as precisions
@@ -39,7 +40,7 @@ _CHUNK_BYTES = {"cpu": 16 * 2**20, "cuda": 256 * 2**20}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class KnnConfig:
+class KnnConfig(Checked):
     """Settings of the evaluation with k nearest neighbors.
 
     Attributes:
@@ -53,14 +54,14 @@ class KnnConfig:
     """
 
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
-    workers: int = runtime_only(8)
+    workers: Workers = runtime_only(8)
     device: str = runtime_only("auto")
-    resize: int | None = None
-    crop: int | None = None
-    k: int = 5
+    resize: Pixels | None = None
+    crop: Pixels | None = None
+    k: Count = 5
     distance: str = "euclidean"
     weights: str = "uniform"
-    temperature: float = 0.07
+    temperature: Positive = 0.07
     precision: str = precisions.DEFAULT
 
     def unused(self) -> set[str]:
@@ -68,6 +69,7 @@ class KnnConfig:
         return precisions.unused(self.precision) | (set() if self.weights == "softmax" else {"temperature"})
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _check(self.k, self.distance, self.weights, self.temperature)
         precisions.check(self.precision)
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from intl_bench.core import distributed
 from intl_bench.core.identity import runtime_only
+from intl_bench.core.ranges import Checked, Count, Natural, NonNegative, Pixels, Positive, Workers
 from pretrain.checkpoint import Checkpoint
 from pretrain.images.data import DataConfig, normalization, open_source
 from transfer import precision as precisions
@@ -24,7 +25,7 @@ __all__ = ["TASK", "LinearConfig"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LinearConfig:
+class LinearConfig(Checked):
     """Settings of both protocols. The defaults are those without augmentation.
 
     Attributes:
@@ -39,18 +40,18 @@ class LinearConfig:
     """
 
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
-    workers: int = runtime_only(8)
+    workers: Workers = runtime_only(8)
     device: str = runtime_only("auto")
     deterministic: bool = runtime_only(False)
     augment: bool = False
-    resize: int | None = None
-    crop: int | None = None
-    epochs: int = 500
-    batch_size: int = 1000
-    lr: float = 1e-2
-    final_lr: float = 1e-6
-    milestones: tuple[int, ...] = ()
-    weight_decay: float = 5e-6
+    resize: Pixels | None = None
+    crop: Pixels | None = None
+    epochs: Count = 500
+    batch_size: Count = 1000
+    lr: Positive = 1e-2
+    final_lr: Positive = 1e-6
+    milestones: tuple[Natural, ...] = ()
+    weight_decay: NonNegative = 5e-6
     precision: str = precisions.DEFAULT
 
     def unused(self) -> set[str]:
@@ -58,13 +59,10 @@ class LinearConfig:
         return {"final_lr" if self.augment else "milestones", *precisions.unused(self.precision)}
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.augment and self.crop is None:
             raise ValueError("crop: not set; augment=true needs the size of the training images, such as crop=224")
-        if min(self.epochs, self.batch_size) < 1:
-            raise ValueError(f"epochs={self.epochs}, batch_size={self.batch_size}: expected at least 1 of each")
         precisions.check(self.precision)
-        if min(self.lr, self.final_lr) <= 0:
-            raise ValueError(f"lr={self.lr}, final_lr={self.final_lr}: expected more than 0")
 
 
 def protocol(config: LinearConfig) -> dict[str, Any]:

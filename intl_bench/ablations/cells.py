@@ -9,6 +9,8 @@ from intl_bench.ablations.figures import FIGURES
 from intl_bench.core import config as configs
 from intl_bench.core.errors import InputError
 from intl_bench.core.identity import is_runtime_only
+from intl_bench.core.names import require_folder_name
+from intl_bench.core.ranges import Checked, Count
 from pretrain.recipe import Recipe, decides_the_same, load_recipe
 from transfer import TASKS
 
@@ -17,7 +19,7 @@ EXPERIMENTS = {name: f"intl_bench.ablations.{name}" for name in ("toy", "free_em
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Ablation:
+class Ablation(Checked):
     """A grid; see configs/ablation/.
 
     Attributes:
@@ -37,7 +39,7 @@ class Ablation:
     recipe: str = "cifar10_r18_intl"
     overrides: tuple[str, ...] = ()
     cells: tuple[str, ...] = ()
-    seeds: int = 3
+    seeds: Count = 3
     tasks: tuple[str, ...] = ("linear", "knn")
     random: bool = False
     figure: str | None = None
@@ -45,10 +47,10 @@ class Ablation:
     scale: str = "reduced"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        require_folder_name(self.name, "name")
         if not (self.cells or self.also):
             raise ValueError("cells: there is none; expected at least one")
-        if self.seeds < 1:
-            raise ValueError(f"seeds={self.seeds}: expected at least 1")
         choices: list[tuple[str, str | None, Collection[str]]] = [("tasks", name, TASKS) for name in self.tasks]
         choices += [("figure", self.figure, FIGURES), ("also", self.also, EXPERIMENTS)]
         for what, name, known in choices:

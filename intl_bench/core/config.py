@@ -1,7 +1,11 @@
 """Configuration: YAML files and `a.b=c` overrides into frozen keyword-only dataclasses, through OmegaConf.
 
 A file may inherit from another one with `base: other.yaml`, relative to itself. An unknown key is an error that names
-the nearest known key. Each dataclass checks its own values in `__post_init__` and raises `ValueError`.
+the nearest known key. The types of the fields declare the ranges of numbers (`ranges`). Each dataclass checks its other
+values in `__post_init__` and raises `ValueError`.
+
+Files and overrides hold plain values only. OmegaConf's interpolation could read the environment, and aliases of YAML
+could fill the memory: interpolation is refused, and what aliases repeat is counted.
 """
 
 import dataclasses
@@ -11,13 +15,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf._utils import get_yaml_loader
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
-from yaml import YAMLError
+from yaml import AliasEvent, CollectionEndEvent, CollectionStartEvent, NodeEvent, YAMLError
 
+from intl_bench.core import ranges
 from intl_bench.core.errors import InputError, from_os_error
 
 T = TypeVar("T")
+
+_MAX_BYTES, _MAX_NODES, _MAX_DEPTH = 10**6, 20_000, 50
+_MAX_INTEGER = 10**30
+_EVENTS: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 # An installed wheel holds the files inside the package. A checkout holds them beside it.
@@ -45,25 +56,95 @@ def read(path: Path) -> dict[str, Any]:
     Raises:
         InputError: the file cannot be read or is not valid.
     """
+    return _read(path, ())
+
+
+def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+    """Read a file and its base. `above` are the files that it is the base of."""
+    where = " is the base of ".join(str(file) for file in (path, *reversed(above)))
+    if path.resolve() in {file.resolve() for file in above}:
+        raise InputError(f"config {where}: a file cannot be the base of itself; correct `base`")
     try:
-        node = OmegaConf.load(path)
-        content = OmegaConf.to_container(node, resolve=True)
+        if path.stat().st_size > _MAX_BYTES:
+            raise InputError(f"config {where}: found more than {_MAX_BYTES} bytes; expected a configuration")
+        values = _parse(path.read_text(encoding="utf-8-sig"), f"config {where}")
     except OSError as error:
-        raise from_os_error(error, f"cannot read config {path}") from error
-    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
-        raise InputError(f"config {path}: not valid YAML: {_one_line(error)}") from error
-    if not isinstance(content, dict):
-        raise InputError(f"config {path}: expected `key: value` lines at the top level")
-    values = {str(key): value for key, value in content.items()}
+        raise from_os_error(error, f"cannot read config {where}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"config {where}: not valid YAML: {error}") from error
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise InputError(f"config {where}: expected `key: value` lines at the top level")
     base = values.pop("base", None)
     if base is None:
         return values
-    below = read(path.parent / str(base))
+    if not isinstance(base, str):
+        raise InputError(f"config {where}: base is {base!r}; expected the path of a file, such as base: other.yaml")
+    below = _read(path.parent / base, (*above, path))
     # A value of the file holds for every checkpoint, even if the base has another value for some checkpoints.
-    for section in below.get("for_checkpoints", {}).values():
+    sections = below.get("for_checkpoints")
+    for section in sections.values() if isinstance(sections, dict) else ():
         _drop(section, values)
-    merged = OmegaConf.merge(below, values)
-    return cast(dict[str, Any], OmegaConf.to_container(merged))
+    return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.merge(below, values)))
+
+
+def _parse(text: str, where: str) -> Any:
+    """Parse YAML to plain values.
+
+    Raises:
+        InputError: the text is not valid, too large, too deep, or holds an interpolation.
+    """
+    try:
+        _require_bounded(text, where)
+        values = OmegaConf.to_container(OmegaConf.create({"all": yaml.load(text, Loader=get_yaml_loader())}))
+    except (YAMLError, OmegaConfBaseException, ValueError, RecursionError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{where}: not valid YAML: {_one_line(error)}") from error
+    values = cast(dict[str, Any], values)["all"]
+    require_plain(values, where)
+    return values
+
+
+def _require_bounded(text: str, where: str) -> None:
+    """Refuse YAML with too many values, counting those that an alias repeats, or too many levels."""
+    count, sizes, open_nodes = 0, dict[str, int](), list[tuple[str | None, int]]()
+    for event in yaml.parse(text, Loader=_EVENTS):
+        if isinstance(event, AliasEvent):
+            if event.anchor not in sizes:
+                raise InputError(f"{where}: the alias *{event.anchor} is a part of itself; expected plain values")
+            count += sizes[event.anchor]
+        elif isinstance(event, CollectionEndEvent):
+            anchor, before = open_nodes.pop()
+            sizes |= {anchor: count - before} if anchor else {}
+        elif isinstance(event, NodeEvent):
+            count += 1
+            if isinstance(event, CollectionStartEvent):
+                sizes.pop(str(event.anchor), None)
+                open_nodes.append((event.anchor, count))
+            elif event.anchor:
+                sizes[event.anchor] = 1
+        if count > _MAX_NODES or len(open_nodes) > _MAX_DEPTH:
+            raise InputError(f"{where}: more than {_MAX_NODES} values or {_MAX_DEPTH} levels; expected fewer")
+
+
+def require_plain(value: Any, where: str) -> None:
+    """Refuse what a configuration cannot mean: OmegaConf's interpolation, which could read the environment, in a key or
+    a value, and integers that no float holds.
+
+    Raises:
+        InputError: the message names the field.
+    """
+    if isinstance(value, str) and "${" in value:
+        raise InputError(f"{where}: found {value[:60]!r}; ${{...}} is not supported; write the value itself")
+    if isinstance(value, int) and abs(value) > _MAX_INTEGER:
+        raise InputError(f"{where}: found an integer of more than 30 digits; expected a smaller number")
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            require_plain(key, where)
+            require_plain(item, f"{where}: {key}")
+    elif isinstance(value, list | tuple):
+        for item in value:
+            require_plain(item, where)
 
 
 def build(schema: type[T], values: Mapping[str, Any], where: str, overrides: Sequence[str] = ()) -> T:
@@ -77,6 +158,9 @@ def build(schema: type[T], values: Mapping[str, Any], where: str, overrides: Seq
         if "=" not in override or override.startswith("="):
             raise InputError(f"override {override!r}: expected key=value, such as epochs=100")
     try:
+        require_plain(values, where)
+        for override in overrides:
+            require_plain(override, "override")
         # The nodes of the schema are frozen like the dataclass. They are thawed to be filled; the result is frozen.
         template = OmegaConf.structured(schema)
         _thaw(template)
@@ -85,10 +169,10 @@ def build(schema: type[T], values: Mapping[str, Any], where: str, overrides: Seq
         for override in overrides:
             key, _, value = override.partition("=")
             try:
-                parsed = OmegaConf.from_dotlist([f"value={value}"]).value
-            except YAMLError as error:
-                raise InputError(f"override {override}: not valid YAML: {_one_line(error)}") from error
-            OmegaConf.update(merged, key, parsed)
+                OmegaConf.update(merged, key, _parse(value, f"override {override[:80]}"))
+            except (LookupError, AssertionError, TypeError) as error:
+                raise InputError(f"override {override[:80]}: {_one_line(error)}; expected key=value") from error
+        ranges.check(schema, cast(Mapping[str, Any], OmegaConf.to_container(merged)))
         return cast(T, _with_tuples(OmegaConf.to_object(merged)))
     except (ConfigKeyError, ConfigAttributeError) as error:
         key, owner = str(error.key), error.object_type
@@ -101,8 +185,8 @@ def build(schema: type[T], values: Mapping[str, Any], where: str, overrides: Seq
         raise InputError(f"{where}: wrong value for{field or ' a key'}: {_one_line(error)}") from error
     except InputError:
         raise
-    except ValueError as error:
-        raise InputError(f"{where}: {error}") from error
+    except (ValueError, OverflowError, RecursionError) as error:
+        raise InputError(f"{where}: {_one_line(error)}") from error
 
 
 def load(schema: type[T], name: str, kind: str, overrides: Sequence[str] = ()) -> T:

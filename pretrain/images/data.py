@@ -20,6 +20,8 @@ from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 from intl_bench.core import datasets
 from intl_bench.core.errors import InputError, from_os_error
 from intl_bench.core.identity import runtime_only
+from intl_bench.core.names import require_title
+from intl_bench.core.ranges import Checked, Count, Finite, Positive
 from pretrain.images import shapes
 from pretrain.images.decode import decode
 from pretrain.images.pack import Pack, index_of
@@ -34,7 +36,7 @@ _NPZ_ERRORS = (ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFi
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DataConfig:
+class DataConfig(Checked):
     """Settings of a data set.
 
     Attributes:
@@ -57,24 +59,25 @@ class DataConfig:
     name: str | None = runtime_only(None)
     classes: str | None = runtime_only(None)  # the fingerprint of the data covers the selection
     on_bad_image: str = runtime_only("stop")  # with "stop", a run that finishes had no bad image
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    size: int = 2048
+    mean: tuple[Finite, ...] | None = None
+    std: tuple[Positive, ...] | None = None
+    size: Count = 2048
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.kind not in _SOURCES:
             raise ValueError(f"data.kind={self.kind}: expected {', '.join(_SOURCES)}")
         if self.kind == "shapes" and self.root:
             raise ValueError(f"data.root={self.root}: data.kind=shapes generates its images; set data.kind=imagefolder")
+        if self.name is not None:
+            require_title(self.name, "data.name")
         if self.on_bad_image not in ("stop", "skip"):
             raise ValueError(f"data.on_bad_image={self.on_bad_image}: expected stop or skip")
         if self.classes is not None and self.kind != "imagefolder":
             raise ValueError(f"data.classes={self.classes}: data.kind={self.kind} has no class folders; remove it")
         for field, values in (("mean", self.mean), ("std", self.std)):
-            if values is not None and (len(values) != 3 or not np.isfinite(values).all()):
-                raise ValueError(f"data.{field}={values}: expected three finite numbers (red, green, blue)")
-        if self.std is not None and min(self.std) <= 0:
-            raise ValueError(f"data.std={self.std}: expected positive numbers")
+            if values is not None and len(values) != 3:
+                raise ValueError(f"data.{field}={values}: expected three numbers (red, green, blue)")
         if self.size < 40:
             raise ValueError(f"data.size={self.size}: expected at least 40, for one test image of each class")
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from intl_bench.core.copies import pinned, send
+from intl_bench.core.ranges import Checked, NonNegative, Pixels, Share
 
 # Columns of a row of parameters. FACTORS are brightness, contrast, saturation and hue. ORDER holds the numbers of these
 # four in the order of their application. SIGMA is 0 for no blur. The others are flags, 0 or 1.
@@ -28,7 +29,7 @@ _PART = 8 * 224 * 224  # pixels: a CPU processes a batch in parts of this size, 
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ViewConfig:
+class ViewConfig(Checked):
     """Settings of one view of an image; except for the size, the defaults are those of the CIFAR recipe.
 
     Attributes:
@@ -41,38 +42,33 @@ class ViewConfig:
         blur_sigma_min, blur_sigma_max: range of the standard deviation of the Gaussian blur, in pixels of the view.
     """
 
-    size: int = 224
-    min_scale: float = 0.08
-    max_scale: float = 1.0
+    size: Pixels = 224
+    min_scale: Share = 0.08
+    max_scale: Share = 1.0
     interpolation: str = "bicubic"
-    jitter_p: float = 0.8
-    brightness: float = 0.4
-    contrast: float = 0.4
-    saturation: float = 0.2
-    hue: float = 0.1
-    grayscale_p: float = 0.2
-    blur_p: float = 0.0
-    blur_sigma_min: float = 0.1
-    blur_sigma_max: float = 2.0
-    solarize_p: float = 0.0
-    flip_p: float = 0.5
+    jitter_p: Share = 0.8
+    brightness: NonNegative = 0.4
+    contrast: NonNegative = 0.4
+    saturation: NonNegative = 0.2
+    hue: NonNegative = 0.1
+    grayscale_p: Share = 0.2
+    blur_p: Share = 0.0
+    blur_sigma_min: NonNegative = 0.1
+    blur_sigma_max: NonNegative = 2.0
+    solarize_p: Share = 0.0
+    flip_p: Share = 0.5
 
     def __post_init__(self) -> None:
-        if self.size < 1:
-            raise ValueError(f"view size={self.size}: expected at least 1 pixel")
-        if not 0 < self.min_scale <= self.max_scale <= 1:
+        super().__post_init__()
+        if not 0 < self.min_scale <= self.max_scale:
             raise ValueError(
-                f"view min_scale={self.min_scale}, max_scale={self.max_scale}: expected 0 < min_scale <= max_scale <= 1"
+                f"view min_scale={self.min_scale}, max_scale={self.max_scale}: expected 0 < min_scale <= max_scale"
             )
         if self.interpolation not in ("bicubic", "bilinear"):
             raise ValueError(f"view interpolation={self.interpolation!r}: expected bicubic or bilinear")
-        for name in ("jitter_p", "grayscale_p", "blur_p", "solarize_p", "flip_p"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"view {name}={getattr(self, name)}: expected a probability, 0 to 1")
-        for name, most in (("brightness", math.inf), ("contrast", math.inf), ("saturation", math.inf), ("hue", 0.5)):
-            if not (0 <= getattr(self, name) <= most and math.isfinite(getattr(self, name))):
-                raise ValueError(f"view {name}={getattr(self, name)}: expected a finite number, 0 to {most}")
-        if not 0 < self.blur_sigma_min <= self.blur_sigma_max < math.inf:
+        if self.hue > 0.5:
+            raise ValueError(f"view hue={self.hue}: expected at most 0.5")
+        if not 0 < self.blur_sigma_min <= self.blur_sigma_max:
             raise ValueError(
                 f"view blur_sigma_min={self.blur_sigma_min}, blur_sigma_max={self.blur_sigma_max}: "
                 "expected 0 < blur_sigma_min <= blur_sigma_max"

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 
 from intl_bench.core.distributed import gather
+from intl_bench.core.ranges import Checked, Positive
 from pretrain.methods import Method, Setup
 from pretrain.methods._lightly import lightly
 from pretrain.methods._shared import pairs_mean
@@ -18,7 +19,7 @@ DISPLAY = "Barlow Twins"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(Checked):
     """Settings; the defaults are the authors' for ImageNet (facebookresearch/barlowtwins, `main.py`).
 
     Attributes:
@@ -29,13 +30,8 @@ class Config:
     """
 
     name: str = "barlow_twins"
-    off_diagonal_weight: float = 0.0051
-    scale: float = 1.0
-
-    def __post_init__(self) -> None:
-        for field in ("off_diagonal_weight", "scale"):
-            if not getattr(self, field) > 0:
-                raise ValueError(f"{field}={getattr(self, field)}: expected more than 0")
+    off_diagonal_weight: Positive = 0.0051
+    scale: Positive = 1.0
 
 
 class BarlowTwins(Method):

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from intl_bench.core.ranges import Checked, Positive, Share, Width
 from pretrain.methods import Method, Setup
 from pretrain.methods._lightly import lightly
 from pretrain.methods._shared import momentum_copy, move_average
@@ -20,7 +21,7 @@ DISPLAY = "BYOL"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(Checked):
     """Settings; the defaults are those of the authors for 1000 epochs of ImageNet.
 
     Attributes:
@@ -31,17 +32,9 @@ class Config:
     """
 
     name: str = "byol"
-    predictor_hidden: int = 4096
-    base_momentum: float = 0.996
-    scale: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.predictor_hidden < 1:
-            raise ValueError(f"predictor_hidden={self.predictor_hidden}: expected at least 1")
-        if not 0 <= self.base_momentum <= 1:
-            raise ValueError(f"base_momentum={self.base_momentum}: expected 0 to 1")
-        if not self.scale > 0:
-            raise ValueError(f"scale={self.scale}: expected more than 0")
+    predictor_hidden: Width = 4096
+    base_momentum: Share = 0.996
+    scale: Positive = 1.0
 
 
 class BYOL(Method):

@@ -7,6 +7,7 @@ import torch
 
 from intl_bench.core.copies import send
 from intl_bench.core.distributed import gather
+from intl_bench.core.ranges import Checked, Count, Fraction
 from intl_bench.core.seeding import torch_seed
 from pretrain.methods import Method, Setup
 from pretrain.methods._shared import pairs_mean
@@ -27,7 +28,7 @@ DISPLAY = "CW-RGP"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(Checked):
     """Settings; the defaults are those of the authors for CIFAR (github.com/winci-ai/CW-RGP, `scripts/base.sh`).
 
     Attributes:
@@ -38,19 +39,10 @@ class Config:
     """
 
     name: str = "cw_rgp"
-    groups: int = 4
-    sub_batch: int = 64
-    iterations: int = 1
-    epsilon: float = 0.0
-
-    def __post_init__(self) -> None:
-        if min(self.groups, self.sub_batch, self.iterations) < 1:
-            raise ValueError(
-                f"groups={self.groups}, sub_batch={self.sub_batch}, iterations={self.iterations}: "
-                "expected at least 1 for each"
-            )
-        if not 0 <= self.epsilon < 1:
-            raise ValueError(f"epsilon={self.epsilon}: expected at least 0 and below 1")
+    groups: Count = 4
+    sub_batch: Count = 64
+    iterations: Count = 1
+    epsilon: Fraction = 0.0
 
 
 def channel_whiten(

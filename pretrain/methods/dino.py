@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from intl_bench.core.ranges import Checked, Classes, Natural, Positive, Share
 from pretrain.methods import Method, Setup
 from pretrain.methods._lightly import lightly
 from pretrain.methods._shared import move_average
@@ -26,7 +27,7 @@ LAYERS = 3  # number of layers of the head before the last one
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(Checked):
     """Settings; the defaults are those of the authors' code (facebookresearch/dino, `main_dino.py`).
 
     In the recipe, `projector.hidden` is the width of the hidden layers of the head, `projector.out` of its bottleneck.
@@ -44,26 +45,15 @@ class Config:
     """
 
     name: str = "dino"
-    outputs: int = 65536
+    outputs: Classes = 65536
     batch_norm: bool = False
-    student_temperature: float = 0.1
-    teacher_temperature: float = 0.04
-    warmup_teacher_temperature: float = 0.04
-    warmup_epochs: int = 0
-    center_momentum: float = 0.9
-    base_momentum: float = 0.996
-    freeze_last_layer_epochs: int = 1
-
-    def __post_init__(self) -> None:
-        for field in ("student_temperature", "teacher_temperature", "warmup_teacher_temperature"):
-            if not getattr(self, field) > 0:
-                raise ValueError(f"{field}={getattr(self, field)}: expected more than 0")
-        for field in ("center_momentum", "base_momentum"):
-            if not 0 <= getattr(self, field) <= 1:
-                raise ValueError(f"{field}={getattr(self, field)}: expected 0 to 1")
-        for field, bound in {"outputs": 2, "warmup_epochs": 0, "freeze_last_layer_epochs": 0}.items():
-            if getattr(self, field) < bound:
-                raise ValueError(f"{field}={getattr(self, field)}: expected at least {bound}")
+    student_temperature: Positive = 0.1
+    teacher_temperature: Positive = 0.04
+    warmup_teacher_temperature: Positive = 0.04
+    warmup_epochs: Natural = 0
+    center_momentum: Share = 0.9
+    base_momentum: Share = 0.996
+    freeze_last_layer_epochs: Natural = 1
 
 
 def teacher_temperature(epoch: int, config: Config) -> float:

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from intl_bench.core.distributed import gather, world_size
+from intl_bench.core.ranges import Checked, Count, NonNegative, Share
 from pretrain.iternorm import AXES, VARIANTS, Whitening, center, covariance, iter_norm, require_embedding, whiten
 from pretrain.methods import Method, Setup
 from pretrain.methods._shared import momentum_copy, move_average
@@ -21,7 +22,7 @@ DISPLAY = "INTL"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(Checked):
     """Settings; the defaults are those of the authors.
 
     Attributes:
@@ -32,22 +33,19 @@ class Config:
     """
 
     name: str = "intl"
-    iterations: int = 4
+    iterations: Count = 4
     axis: str = "channel"
-    beta: float | None = None
+    beta: NonNegative | None = None
     variant: str = "coupled"
     momentum_target: bool = False
-    base_momentum: float = 0.996
+    base_momentum: Share = 0.996
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.axis not in AXES:
             raise ValueError(f"axis={self.axis!r}: expected one of {AXES}")
         if self.variant not in VARIANTS:
             raise ValueError(f"variant={self.variant!r}: expected one of {VARIANTS}")
-        if self.iterations < 1:
-            raise ValueError(f"iterations={self.iterations}: expected at least 1")
-        if not 0 <= self.base_momentum <= 1:
-            raise ValueError(f"base_momentum={self.base_momentum}: expected 0 to 1")
 
 
 def default_beta(m: int, d: int, axis: str) -> float:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import torch
 
+from intl_bench.core.ranges import Checked, Count
 from pretrain.methods import Setup, intl
 from pretrain.methods.intl import INTL, require_samples
 from pretrain.whiten.hard_whitening import require_batch
@@ -13,15 +14,16 @@ DISPLAY = "IterNorm"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(Checked):
     """Settings of INTL with the same names and defaults."""
 
     name: str = "iternorm"
-    iterations: int = 4
+    iterations: Count = 4
     axis: str = "channel"
     variant: str = "coupled"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.intl()
 
     def intl(self) -> intl.Config:

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from intl_bench.core.distributed import gather
+from intl_bench.core.ranges import Checked, Count, Positive, Share
 from pretrain.methods import Method, Setup
 from pretrain.methods._lightly import lightly
 from pretrain.methods._shared import momentum_copy, move_average, require_queue
@@ -22,7 +23,7 @@ DISPLAY = "MoCo v2"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(Checked):
     """Settings; the defaults, except for `symmetric`, are those of the authors for ImageNet (facebookresearch/moco).
 
     Attributes:
@@ -35,21 +36,18 @@ class Config:
     """
 
     name: str = "mocov2"
-    temperature: float = 0.2
-    queue: int = 65536
-    base_momentum: float = 0.999
-    final_momentum: float = 0.999
+    temperature: Positive = 0.2
+    queue: Count = 65536
+    base_momentum: Share = 0.999
+    final_momentum: Share = 0.999
     symmetric: bool = True
 
     def __post_init__(self) -> None:
-        if self.temperature <= 0:
-            raise ValueError(f"temperature={self.temperature}: expected more than 0")
-        if self.queue < 1:
-            raise ValueError(f"queue={self.queue}: expected at least 1")
-        if not 0 <= self.base_momentum <= self.final_momentum <= 1:
+        super().__post_init__()
+        if self.base_momentum > self.final_momentum:
             raise ValueError(
                 f"base_momentum={self.base_momentum}, final_momentum={self.final_momentum}: "
-                "expected 0 to 1, and final_momentum at least base_momentum"
+                "expected final_momentum to be at least base_momentum"
             )
 
 

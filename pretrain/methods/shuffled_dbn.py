@@ -8,6 +8,7 @@ import torch
 
 from intl_bench.core.copies import send
 from intl_bench.core.distributed import gather
+from intl_bench.core.ranges import Checked, Count
 from intl_bench.core.seeding import torch_seed
 from pretrain.methods import Method, Setup
 from pretrain.methods._shared import pairs_mean
@@ -26,7 +27,7 @@ DISPLAY = "Shuffled-DBN"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(Checked):
     """Settings.
 
     Attributes:
@@ -36,11 +37,7 @@ class Config:
     """
 
     name: str = "shuffled_dbn"
-    groups: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.groups is not None and self.groups < 1:
-            raise ValueError(f"groups={self.groups}: expected at least 1")
+    groups: Count | None = None
 
 
 def default_groups(batch_size: int, embedding_dim: int) -> int:

@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from intl_bench.core.distributed import gather
+from intl_bench.core.ranges import Checked, Positive
 from pretrain.methods import Method, Setup
 from pretrain.methods._lightly import lightly
 from pretrain.methods._shared import pairs_mean
@@ -19,7 +20,7 @@ DISPLAY = "SimCLR"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(Checked):
     """Settings; the defaults are those of the authors for ImageNet (google-research/simclr, `run.py`).
 
     Attributes:
@@ -32,14 +33,9 @@ class Config:
     """
 
     name: str = "simclr"
-    temperature: float = 0.1
+    temperature: Positive = 0.1
     batch_norm: bool = True
-    scale: float = 1.0
-
-    def __post_init__(self) -> None:
-        for field in ("temperature", "scale"):
-            if not getattr(self, field) > 0:
-                raise ValueError(f"{field}={getattr(self, field)}: expected more than 0")
+    scale: Positive = 1.0
 
 
 def nt_xent(first: torch.Tensor, second: torch.Tensor, temperature: float) -> torch.Tensor:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from intl_bench.core.ranges import Checked, Width
 from pretrain.methods import Method, Setup
 from pretrain.methods._lightly import lightly
 from pretrain.precision import at_least_float32
@@ -18,7 +19,7 @@ DISPLAY = "SimSiam"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(Checked):
     """Settings; the defaults are those of the authors for ImageNet (facebookresearch/simsiam, with `--fix-pred-lr`).
 
     Attributes:
@@ -27,12 +28,8 @@ class Config:
     """
 
     name: str = "simsiam"
-    predictor_hidden: int = 512
+    predictor_hidden: Width = 512
     constant_predictor_lr: bool = True
-
-    def __post_init__(self) -> None:
-        if self.predictor_hidden < 1:
-            raise ValueError(f"predictor_hidden={self.predictor_hidden}: expected at least 1")
 
 
 class SimSiam(Method):

@@ -4,12 +4,12 @@ The power functions g(lambda) = lambda^-p are those of Figure 2. p = 0.5 is whit
 """
 
 import dataclasses
-import math
 from collections.abc import Sequence
 
 import torch
 
 from intl_bench.core.distributed import gather
+from intl_bench.core.ranges import Checked, Finite, Fraction
 from pretrain.iternorm import AXES
 from pretrain.methods import Method, Setup
 from pretrain.precision import at_least_float32
@@ -27,7 +27,7 @@ DISPLAY = "Spectral"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(Checked):
     """Settings; the defaults are whitening as in the text of the paper.
 
     Attributes:
@@ -37,17 +37,14 @@ class Config:
     """
 
     name: str = "spectral"
-    power: float = 0.5
+    power: Finite = 0.5
     axis: str = "batch"
-    epsilon: float = FLOOR
+    epsilon: Fraction = FLOOR
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.axis not in AXES:
             raise ValueError(f"axis={self.axis!r}: expected one of {AXES}")
-        if not math.isfinite(self.power):
-            raise ValueError(f"power={self.power}: expected a finite number")
-        if not 0 <= self.epsilon < 1:
-            raise ValueError(f"epsilon={self.epsilon}: expected at least 0 and below 1")
 
 
 def spectral_transform(

@@ -7,21 +7,18 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from intl_bench.core.ranges import Checked, Fraction
 from pretrain.methods import Method, Setup
 
 DISPLAY = "Supervised"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(Checked):
     """Settings; the defaults are those of the supervised ResNet-50 of torchvision and MoCo."""
 
     name: str = "supervised"
-    label_smoothing: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.label_smoothing < 1:
-            raise ValueError(f"label_smoothing={self.label_smoothing}: expected at least 0 and below 1")
+    label_smoothing: Fraction = 0.0
 
 
 class Supervised(Method):

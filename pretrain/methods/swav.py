@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch.nn import functional as F
 
 from intl_bench.core.distributed import gather, world_size
+from intl_bench.core.ranges import Checked, Classes, Count, Natural, Positive
 from pretrain.methods import Method, Setup
 from pretrain.methods._lightly import lightly
 from pretrain.methods._shared import require_queue
@@ -21,7 +22,7 @@ ASSIGNED = 2  # only the first two views are assigned to prototypes; other views
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(Checked):
     """Settings; the defaults are those of the authors for ImageNet.
 
     Source: facebookresearch/swav, `scripts/swav_800ep_pretrain.sh`.
@@ -37,21 +38,16 @@ class Config:
     """
 
     name: str = "swav"
-    prototypes: int = 3000
-    temperature: float = 0.1
-    sinkhorn_epsilon: float = 0.05
-    sinkhorn_iterations: int = 3
-    queue: int = 0
-    queue_from_epoch: int = 15
-    freeze_prototypes_epochs: int = 1
+    prototypes: Classes = 3000
+    temperature: Positive = 0.1
+    sinkhorn_epsilon: Positive = 0.05
+    sinkhorn_iterations: Count = 3
+    queue: Natural = 0
+    queue_from_epoch: Natural = 15
+    freeze_prototypes_epochs: Natural = 1
 
     def __post_init__(self) -> None:
-        least = {"prototypes": 2, "sinkhorn_iterations": 1, "queue": 0, "freeze_prototypes_epochs": 0}
-        for field, bound in least.items():
-            if getattr(self, field) < bound:
-                raise ValueError(f"{field}={getattr(self, field)}: expected at least {bound}")
-        if not self.temperature > 0:
-            raise ValueError(f"temperature={self.temperature}: expected more than 0")
+        super().__post_init__()
         if not self.sinkhorn_epsilon >= 0.03:
             raise ValueError(
                 f"sinkhorn_epsilon={self.sinkhorn_epsilon}: expected at least 0.03, because exp(cosine / epsilon) "

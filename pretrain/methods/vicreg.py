@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from intl_bench.core.distributed import gather
+from intl_bench.core.ranges import Checked, NonNegative
 from pretrain.methods import Method, Setup
 from pretrain.methods._shared import pairs_mean
 from pretrain.precision import at_least_float32
@@ -16,7 +17,7 @@ _EPSILON = 1e-4  # added to variances (Eqn. 2)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(Checked):
     """Settings; the defaults are those of the authors for ImageNet (facebookresearch/vicreg, `main_vicreg.py`).
 
     Attributes:
@@ -27,14 +28,12 @@ class Config:
     """
 
     name: str = "vicreg"
-    invariance_weight: float = 25.0
-    variance_weight: float = 25.0
-    covariance_weight: float = 1.0
+    invariance_weight: NonNegative = 25.0
+    variance_weight: NonNegative = 25.0
+    covariance_weight: NonNegative = 1.0
 
     def __post_init__(self) -> None:
-        for field in ("invariance_weight", "variance_weight", "covariance_weight"):
-            if not getattr(self, field) >= 0:
-                raise ValueError(f"{field}={getattr(self, field)}: expected at least 0")
+        super().__post_init__()
         if self.invariance_weight == self.variance_weight == self.covariance_weight == 0:
             raise ValueError("invariance_weight, variance_weight and covariance_weight are all 0: nothing to train")
 

@@ -7,6 +7,7 @@ import torch
 
 from intl_bench.core.copies import send
 from intl_bench.core.distributed import gather
+from intl_bench.core.ranges import Checked, Count, Fraction
 from intl_bench.core.seeding import torch_seed
 from pretrain.methods import Method, Setup
 from pretrain.methods._shared import pairs_mean
@@ -17,7 +18,7 @@ DISPLAY = "W-MSE"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(Checked):
     """Settings; the defaults are those of the authors for CIFAR (github.com/htdt/self-supervised).
 
     Attributes:
@@ -27,15 +28,9 @@ class Config:
     """
 
     name: str = "wmse"
-    sub_batch: int = 128
-    iterations: int = 1
-    epsilon: float = 0.0
-
-    def __post_init__(self) -> None:
-        if min(self.sub_batch, self.iterations) < 1:
-            raise ValueError(f"sub_batch={self.sub_batch}, iterations={self.iterations}: expected at least 1 for each")
-        if not 0 <= self.epsilon < 1:
-            raise ValueError(f"epsilon={self.epsilon}: expected at least 0 and below 1")
+    sub_batch: Count = 128
+    iterations: Count = 1
+    epsilon: Fraction = 0.0
 
 
 def w_mse(z: torch.Tensor, order: torch.Tensor, *, epsilon: float = 0.0) -> torch.Tensor:

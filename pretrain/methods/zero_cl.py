@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from intl_bench.core.distributed import gather
+from intl_bench.core.ranges import Checked, Share
 from pretrain.methods import Method, Setup
 from pretrain.methods._shared import pairs_mean
 from pretrain.precision import at_least_float32
@@ -20,7 +21,7 @@ _STD, _EIGENVALUE = 1e-4, 1e-5
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(Checked):
     """Settings.
 
     Attributes:
@@ -28,9 +29,10 @@ class Config:
     """
 
     name: str = "zero_cl"
-    shrinkage: float = 0.1
+    shrinkage: Share = 0.1
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 < self.shrinkage < 1:
             raise ValueError(f"shrinkage={self.shrinkage}: expected above 0 and below 1")
 

@@ -225,7 +225,7 @@ def write_invalid_files() -> None:
         (words("coco", OURS, "model.anchors=[8]"), 2, "unknown key 'model.anchors'; did you mean anchor_sizes?"),
         (words("coco", OURS, "model.num_classes=7"), 2, "instances_train2017.json has 5 categories"),
         (words("coco", OURS, "model.width=64"), 2, "set model.* as in pre-training"),
-        (words("coco", OURS, "batch_size=0"), 2, "batch_size=0: expected a positive number"),
+        (words("coco", OURS, "batch_size=0"), 2, "batch_size=0: expected at least 1"),
         (words("coco", OURS, "data.kind=voc"), 2, "set model.masks=false"),
         (words("coco", OURS, "--visualize", "-1"), 2, "visualize=-1: expected at least 0"),
         (words("coco", OURS, "--from", "moco"), 2, "no moco backbone"),

@@ -135,7 +135,7 @@ def test_processes_together_do_what_one_does(sizes: tuple[int, ...]) -> None:
 def test_bad_settings_are_refused() -> None:
     with pytest.raises(ValueError, match="predictor_hidden=0: expected at least 1"):
         byol.Config(predictor_hidden=0)
-    with pytest.raises(ValueError, match=r"base_momentum=1\.1: expected 0 to 1"):
+    with pytest.raises(ValueError, match=r"base_momentum=1\.1: expected at most 1"):
         byol.Config(base_momentum=1.1)
     with pytest.raises(ValueError, match="scale=0: expected more than 0"):
         byol.Config(scale=0)

@@ -218,8 +218,8 @@ def test_processes_together_do_what_one_does(batch_norm: bool, frozen: int, size
         ({"teacher_temperature": -1}, "teacher_temperature=-1: expected more than 0"),
         ({"warmup_teacher_temperature": 0}, "warmup_teacher_temperature=0: expected more than 0"),
         ({"warmup_epochs": -1}, "warmup_epochs=-1: expected at least 0"),
-        ({"center_momentum": 1.5}, r"center_momentum=1\.5: expected 0 to 1"),
-        ({"base_momentum": -0.1}, r"base_momentum=-0\.1: expected 0 to 1"),
+        ({"center_momentum": 1.5}, r"center_momentum=1\.5: expected at most 1"),
+        ({"base_momentum": -0.1}, r"base_momentum=-0\.1: expected at least 0"),
         ({"freeze_last_layer_epochs": -1}, "freeze_last_layer_epochs=-1: expected at least 0"),
     ],
 )

@@ -383,10 +383,10 @@ def test_normalization() -> None:
         ({"kind": "imagenet"}, "data.kind"),
         ({"on_bad_image": "ignore"}, "data.on_bad_image"),
         ({"mean": (0.5, 0.5)}, "data.mean"),
-        ({"std": (0.5, 0.5, 0.0)}, "data.std"),
-        ({"std": (0.5, 0.5, float("nan"))}, "data.std"),
+        ({"std": (0.5, 0.5, 0.0)}, "std"),
+        ({"std": (0.5, 0.5, float("nan"))}, "std"),
         ({"kind": "npz", "classes": "x"}, "data.classes"),
-        ({"kind": "shapes", "size": 0}, "data.size"),
+        ({"kind": "shapes", "size": 0}, "size"),
     ],
 )
 def test_wrong_values_are_named(wrong: dict[str, Any], field: str) -> None:

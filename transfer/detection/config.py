@@ -2,16 +2,16 @@
 
 import dataclasses
 import importlib.util
-import math
 
 from intl_bench.core.datasets import canonical
 from intl_bench.core.identity import every_value_published, runtime_only
+from intl_bench.core.ranges import Checked, Count, Finite, Natural, NonNegative, Pixels, Positive, Share, Width, Workers
 
 _STRIDES = {"imagenet": 16, "cifar": 4}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ModelConfig:
+class ModelConfig(Checked):
     """Settings of Mask R-CNN on the conv4 features of a ResNet. With `masks: false` the detector is Faster R-CNN.
 
     Attributes:
@@ -26,46 +26,40 @@ class ModelConfig:
         pixel_mean, pixel_std: mean and standard deviation of the RGB channels, for pixels from 0 to 255.
     """
 
-    blocks: tuple[int, ...] = (3, 4, 6, 3)
+    blocks: tuple[Count, ...] = (3, 4, 6, 3)
     bottleneck: bool = True
-    width: int = 64
+    width: Width = 64
     stem: str = "imagenet"
-    num_classes: int = 80
+    num_classes: Width = 80
     masks: bool = True
-    mask_channels: int = 256
-    anchor_sizes: tuple[float, ...] = (32.0, 64.0, 128.0, 256.0, 512.0)
-    aspect_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
-    rpn_batch: int = 256
-    roi_batch: int = 512
-    pre_nms_train: int = 12000
-    post_nms_train: int = 2000
-    pre_nms_test: int = 6000
-    post_nms_test: int = 1000
-    pool_size: int = 14
-    score_threshold: float = 0.05
-    nms_threshold: float = 0.5
-    detections_per_image: int = 100
-    pixel_mean: tuple[float, ...] = (123.675, 116.28, 103.53)
-    pixel_std: tuple[float, ...] = (58.395, 57.12, 57.375)
+    mask_channels: Width = 256
+    anchor_sizes: tuple[Positive, ...] = (32.0, 64.0, 128.0, 256.0, 512.0)
+    aspect_ratios: tuple[Positive, ...] = (0.5, 1.0, 2.0)
+    rpn_batch: Count = 256
+    roi_batch: Count = 512
+    pre_nms_train: Count = 12000
+    post_nms_train: Count = 2000
+    pre_nms_test: Count = 6000
+    post_nms_test: Count = 1000
+    pool_size: Pixels = 14
+    score_threshold: Share = 0.05
+    nms_threshold: Share = 0.5
+    detections_per_image: Count = 100
+    pixel_mean: tuple[Finite, ...] = (123.675, 116.28, 103.53)
+    pixel_std: tuple[Positive, ...] = (58.395, 57.12, 57.375)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.stem not in _STRIDES:
             raise ValueError(f"model.stem={self.stem}: expected {' or '.join(_STRIDES)}")
-        if len(self.blocks) != 4 or min(self.blocks) < 1:
-            raise ValueError(f"model.blocks={self.blocks}: expected four positive numbers")
-        counts = ["width", "num_classes", "mask_channels", "rpn_batch", "roi_batch", "pool_size"]
-        counts += ["pre_nms_train", "post_nms_train", "pre_nms_test", "post_nms_test", "detections_per_image"]
-        for name in counts:
-            if getattr(self, name) < 1:
-                raise ValueError(f"model.{name}={getattr(self, name)}: expected a positive number")
+        if len(self.blocks) != 4:
+            raise ValueError(f"model.blocks={self.blocks}: expected four numbers")
         for name in ("anchor_sizes", "aspect_ratios"):
-            values = getattr(self, name)
-            if not values or not all(math.isfinite(value) and value > 0 for value in values):
-                raise ValueError(f"model.{name}={values}: expected positive numbers")
-        if len(self.pixel_mean) != 3 or len(self.pixel_std) != 3 or min(self.pixel_std) <= 0:
+            if not getattr(self, name):
+                raise ValueError(f"model.{name}={getattr(self, name)}: expected at least one number")
+        if len(self.pixel_mean) != 3 or len(self.pixel_std) != 3:
             raise ValueError(
-                f"model.pixel_mean={self.pixel_mean}, model.pixel_std={self.pixel_std}: expected three numbers in "
-                "each, and positive numbers in pixel_std"
+                f"model.pixel_mean={self.pixel_mean}, model.pixel_std={self.pixel_std}: expected three numbers in each"
             )
 
     @property
@@ -112,7 +106,7 @@ class AnnotatedDataConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DetectionConfig:
+class DetectionConfig(Checked):
     """Settings of a detection protocol: data, detector, schedule and engine.
 
     Attributes:
@@ -140,29 +134,30 @@ class DetectionConfig:
     data: AnnotatedDataConfig = dataclasses.field(default_factory=AnnotatedDataConfig)
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     engine: str = every_value_published("auto")
-    iterations: int = 180_000
-    milestones: tuple[int, ...] = (120_000, 160_000)
-    warmup_iterations: int = 1000
-    warmup_factor: float = 0.001
-    batch_size: int = 16
-    lr: float = 0.02
-    weight_decay: float = 1e-4
-    norm_weight_decay: float = 0.0
-    min_sizes: tuple[int, ...] = (640, 672, 704, 736, 768, 800)
-    max_size: int = 1333
-    test_min_size: int = 800
-    test_max_size: int = 1333
-    precise_bn: int = 200
+    iterations: Count = 180_000
+    milestones: tuple[Natural, ...] = (120_000, 160_000)
+    warmup_iterations: Natural = 1000
+    warmup_factor: Share = 0.001
+    batch_size: Count = 16
+    lr: NonNegative = 0.02
+    weight_decay: NonNegative = 1e-4
+    norm_weight_decay: NonNegative = 0.0
+    min_sizes: tuple[Pixels, ...] = (640, 672, 704, 736, 768, 800)
+    max_size: Pixels = 1333
+    test_min_size: Pixels = 800
+    test_max_size: Pixels = 1333
+    precise_bn: Natural = 200
     precision: str = "fp32"
     channels_last: bool = False
-    checkpoint_every: int = runtime_only(5000)
-    eval_every: int = runtime_only(0)
+    checkpoint_every: Count = runtime_only(5000)
+    eval_every: Natural = runtime_only(0)
     evaluator: str = runtime_only("pycocotools")
-    visualize: int = runtime_only(0)
-    workers: int = runtime_only(4)
+    visualize: Natural = runtime_only(0)
+    workers: Workers = runtime_only(4)
     device: str = runtime_only("auto")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         choices = {
             "engine": ("auto", "builtin", "detectron2"),
             "precision": ("fp32", "bf16"),
@@ -171,19 +166,10 @@ class DetectionConfig:
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}={getattr(self, name)}: expected {', '.join(known)}")
-        for name in ("iterations", "batch_size", "max_size", "test_min_size", "test_max_size", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: expected a positive number")
-        for name in ("warmup_iterations", "precise_bn", "eval_every", "visualize", "workers"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)}: expected at least 0")
         if list(self.milestones) != sorted(set(self.milestones)) or min(self.milestones, default=1) < 1:
             raise ValueError(f"milestones={list(self.milestones)}: expected positive numbers in increasing order")
-        if not self.min_sizes or min(self.min_sizes) < 1:
-            raise ValueError(f"min_sizes={list(self.min_sizes)}: expected at least one number, all positive")
-        for name in ("lr", "weight_decay", "norm_weight_decay", "warmup_factor"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name}={getattr(self, name)}: expected a finite number of at least 0")
+        if not self.min_sizes:
+            raise ValueError("min_sizes=[]: expected at least one number")
         if self.engine == "auto":
             object.__setattr__(self, "engine", "detectron2" if importlib.util.find_spec("detectron2") else "builtin")
 
