@@ -18,7 +18,7 @@ from typing import Any, cast
 
 import torch
 
-from intl_bench.core import files
+from intl_bench.core import files, inputs
 from intl_bench.core.errors import BenchError, InputError
 from pretrain import checkpoint as checkpoints
 from pretrain.backbone import Backbone, BackboneConfig
@@ -304,9 +304,9 @@ def _stored(content: safe_load.Content) -> dict[str, Any] | None:
     beside = content.path.with_name(f"{content.path.name}.json")
     try:
         if "config" in content.metadata:
-            found = json.loads(content.metadata["config"])
+            found = inputs.parse_json(content.metadata["config"], f"checkpoint {content.path}")
         elif beside.is_file():
-            found = json.loads(beside.read_text(encoding="utf-8"))
+            found = inputs.read_json(beside, "the facts")
             if found.pop("sha256") != content.sha256:
                 return None
         else:

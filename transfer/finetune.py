@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from intl_bench.core import inputs
 from intl_bench.core.errors import InputError
 from intl_bench.core.identity import every_value_published, runtime_only
 from intl_bench.core.ranges import Checked, Count, NonNegative, Pixels, Positive, Workers
@@ -164,10 +165,7 @@ def listed_images(source: FileSource, path: Path, percent: int) -> FileSource:
     Raises:
         InputError: the list cannot be read, names a file twice, names a missing file, or is not `percent` of all.
     """
-    try:
-        names = path.read_text(encoding="utf-8").split()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"file list {path}: cannot read it as text ({error}); {_ORIGIN}") from error
+    names = inputs.read_text(path, "the file list").split()
     if not 0.5 <= len(names) / (percent / 100 * len(source)) <= 2:
         raise InputError(f"file list {path}: {len(names)} names for {len(source)} images are not {percent}%; {_ORIGIN}")
     twice = [name for name, count in collections.Counter(names).items() if count > 1]

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from intl_bench import __version__
+from intl_bench.core import terminal
 from intl_bench.core.errors import BUG, INTERRUPTED, OK, InputError, translate
 from intl_bench.core.packages import require_own_packages
 from intl_bench.core.signals import StopRequest
@@ -60,6 +61,7 @@ def _report(line: str, exit_code: int) -> int:
     return exit_code
 
 
+@terminal.escaped_output()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code. Every exit code but 0 comes with one line on stderr."""
     try:

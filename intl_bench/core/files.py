@@ -167,6 +167,16 @@ def write_stream(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         write(stream)
 
 
+def append_bytes(path: Path, content: bytes) -> None:
+    """Append to a file, which is created if it is missing, as is its folder; raises the errors of `write_text`."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab") as stream:
+            stream.write(content)
+    except OSError as error:
+        raise from_os_error(error, f"cannot write {path}") from error
+
+
 def create_json(path: Path, value: Any) -> bool:
     """Write indented JSON with sorted keys atomically, unless `path` exists. Return whether it was written.
 

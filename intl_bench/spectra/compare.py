@@ -14,8 +14,10 @@ from tabulate import tabulate
 
 from intl_bench.core import files
 from intl_bench.core.errors import InputError
+from intl_bench.core.terminal import visible
 from intl_bench.spectra.measure import Spectra, measure_checkpoint
 from intl_bench.spectra.values import curve, json_values
+from intl_bench.tables.formats import csv_text, escape_markdown
 from pretrain import spectrum
 
 FORMATS = ("markdown", "csv", "json")
@@ -67,12 +69,12 @@ def table(measured: Sequence[Spectra], format: str) -> str:
     rows = [row for label, one in labeled(measured).items() for row in _rows(label, one)]
     if format == "csv":
         lines = [{key: value for key, value in row.items() if key != "curve"} for row in rows]
-        return pd.DataFrame(lines).to_csv(index=False, lineterminator="\n")
+        return csv_text(pd.DataFrame(lines))
     if format == "json":
         return json.dumps([json_values(row) for row in rows], indent=1, ensure_ascii=False) + "\n"
     cells = [
         [
-            row["checkpoint"].replace("|", r"\|"),
+            escape_markdown(row["checkpoint"]),
             row["of"],
             f"{row['samples']} x {row['dimension']}",
             f"{_short(row['rank'], '.1f')} of {min(row['samples'], row['dimension'])}",
@@ -149,7 +151,9 @@ def draw(measured: Sequence[Spectra]) -> bytes:
             line.set(color=f"C{list(checkpoints).index(label)}", label=_caption(one.numbers()))
         axes.set_title(name)
         axes.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.16), frameon=False)
-    handles = [Line2D([], [], color=f"C{number}", label=label) for number, label in enumerate(checkpoints)]
+    # A dollar sign would begin a formula.
+    names = [label.replace("$", r"\$") for label in checkpoints]
+    handles = [Line2D([], [], color=f"C{number}", label=name) for number, name in enumerate(names)]
     figure.legend(handles=handles, loc="outside lower center", fontsize=8)
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=130)
@@ -159,7 +163,7 @@ def draw(measured: Sequence[Spectra]) -> bytes:
 def labeled(measured: Sequence[Spectra]) -> dict[str, Spectra]:
     """Return the spectra by label. Checkpoints with equal labels get their paths appended."""
     labels = [one.label for one in measured]
-    return {one.label if labels.count(one.label) == 1 else f"{one.label} {one.path}": one for one in measured}
+    return {visible(one.label if labels.count(one.label) == 1 else f"{one.label} {one.path}"): one for one in measured}
 
 
 def _rows(label: str, measured: Spectra) -> list[dict[str, Any]]:
@@ -168,8 +172,8 @@ def _rows(label: str, measured: Spectra) -> list[dict[str, Any]]:
         numbers = one.numbers()
         about: dict[str, Any] = {
             "checkpoint": label,
-            "path": str(measured.path),
-            "dataset": measured.dataset,
+            "path": visible(str(measured.path)),
+            "dataset": visible(measured.dataset),
             "of": name,
         }
         about |= {"samples": one.samples, "dimension": one.dimension, "collapse": spectrum.kind(numbers)}

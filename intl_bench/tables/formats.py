@@ -12,6 +12,7 @@ from tabulate import tabulate
 from intl_bench.tables.frame import BuiltTable
 
 Markup = Callable[[str], str]
+_FORMULA = re.compile(r"\s*[=+\-@\uff1d\uff0b\uff0d\uff20]|[\t\r]")
 
 
 def markdown(tables: Sequence[BuiltTable]) -> str:
@@ -32,7 +33,17 @@ def html_tables(tables: Sequence[BuiltTable]) -> str:
 def csv(tables: Sequence[BuiltTable]) -> str:
     """Return one line for each cell, with the columns of `BuiltTable.frame`. A missing value is empty."""
     frames = [table.frame for table in tables]
-    return pd.concat(frames).to_csv(index=False, lineterminator="\n") if frames else ""
+    return csv_text(pd.concat(frames)) if frames else ""
+
+
+def csv_text(frame: pd.DataFrame) -> str:
+    """Return a frame as CSV in which no text is a formula.
+
+    A spreadsheet runs a cell that begins with =, +, - or @, also after a blank and in full width. An apostrophe before
+    it makes the cell a text. Numbers stay numbers.
+    """
+    safe = frame.map(lambda value: f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value)
+    return safe.to_csv(index=False, lineterminator="\n")
 
 
 def json_text(tables: Sequence[BuiltTable]) -> str:
@@ -55,20 +66,22 @@ FORMATS: dict[str, Callable[[Sequence[BuiltTable]], str]] = {
 }
 
 
-def _markdown(table: BuiltTable) -> str:
-    def escape(text: str) -> str:
-        return re.sub(r"([\\`*_<&|~\[\]])", r"\\\1", _one_line(text))
+def escape_markdown(text: str) -> str:
+    """Return text that Markdown shows as it is, on one line."""
+    return re.sub(r"([\\`*_<&|~\[\]])", r"\\\1", _one_line(text))
 
-    body = _rows(table, escape, bold=lambda text: f"**{text}**", mark=lambda mark: f" [{mark}]")
+
+def _markdown(table: BuiltTable) -> str:
+    body = _rows(table, escape_markdown, bold=lambda text: f"**{text}**", mark=lambda mark: f" [{mark}]")
     grid = tabulate(
         [cells for _, cells in body],
-        headers=["Method", *(escape(column.flat) for column in table.columns)],
+        headers=["Method", *(escape_markdown(column.flat) for column in table.columns)],
         tablefmt="pipe",
         colalign=["left", *("right" for _ in table.columns)],
         disable_numparse=True,
     )
-    notes = "".join(f"- {f'[{mark}] ' if mark else ''}{escape(text)}\n" for mark, text in table.notes)
-    return f"**Table {table.number}.** {escape(table.caption)}\n\n{grid}\n\n{notes}"
+    notes = "".join(f"- {f'[{mark}] ' if mark else ''}{escape_markdown(text)}\n" for mark, text in table.notes)
+    return f"**Table {table.number}.** {escape_markdown(table.caption)}\n\n{grid}\n\n{notes}"
 
 
 _LATEX_START = r"""% needs \usepackage{booktabs}; with \usepackage{graphicx} a wide table shrinks to the line

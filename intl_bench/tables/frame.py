@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 import pandas as pd
 
 from intl_bench import published
+from intl_bench.core.terminal import visible
 from intl_bench.records import ResultRecord
 from intl_bench.tables.measured import measured_rows
 from intl_bench.tables.model import MISSING, Cell, Column, Row, Table
@@ -26,7 +27,7 @@ _OUTPUT_NAMES = {"std_over": "spread"}  # fields whose name in CSV and JSON is a
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BuiltTable:
-    """A table with its rows, which `intl_bench.tables.formats` turns into text.
+    """A table with its rows, which `intl_bench.tables.formats` turns into text. Control characters are escaped.
 
     Attributes:
         frame: a line for each row and column. Its columns are the table's number, the row's position, the column's key
@@ -63,7 +64,15 @@ def build_table(table: Table, records: Sequence[ResultRecord]) -> BuiltTable:
     ]
     frame = pd.DataFrame(lines, columns=_FIELDS).astype(_TYPES).rename(columns=_OUTPUT_NAMES)
     _embolden(frame, {column.key for column in columns if column.ranked})
-    return BuiltTable(number=table.number, caption=caption, columns=columns, frame=frame, notes=notes)
+    return BuiltTable(
+        number=table.number,
+        caption=caption,
+        columns=[
+            dataclasses.replace(column, group=visible(column.group), name=visible(column.name)) for column in columns
+        ],
+        frame=frame.map(lambda value: visible(value) if isinstance(value, str) else value),
+        notes=[(mark, visible(text)) for mark, text in notes],
+    )
 
 
 def _embolden(frame: pd.DataFrame, ranked_columns: Collection[str]) -> None:

@@ -7,8 +7,6 @@ import abc
 import contextlib
 import dataclasses
 import os
-import zipfile
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Self
@@ -17,22 +15,20 @@ import numpy as np
 from torchvision.datasets import CIFAR10, CIFAR100
 from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
-from intl_bench.core import datasets
+from intl_bench.core import datasets, inputs
 from intl_bench.core.errors import InputError, from_os_error
 from intl_bench.core.identity import runtime_only
 from intl_bench.core.names import require_title
 from intl_bench.core.ranges import Checked, Count, Finite, Positive
 from pretrain.images import shapes
 from pretrain.images.decode import decode
+from pretrain.images.npz import read_arrays
 from pretrain.images.pack import Pack, index_of
 
 FOLDERS = {"train": "train", "test": "val"}  # split: folder of an imagefolder
 
 IMAGENET_NORMALIZATION = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _SHAPES_NORMALIZATION = ((0.5, 0.5, 0.5), (0.29, 0.29, 0.29))
-
-# Errors of `np.load` and of array access for damaged or unsupported archives.
-_NPZ_ERRORS = (ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error, NotImplementedError)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -231,8 +227,7 @@ class FolderSource(FileSource):
     def content(self, index: int) -> bytes:
         file = self.file(index)
         try:
-            with open(file, "rb", buffering=0) as stream:  # a buffer would add a copy
-                return stream.read()
+            return inputs.read_bytes(file)
         except OSError as error:
             raise from_os_error(error, f"cannot read {file}") from error
 
@@ -312,16 +307,8 @@ def _open_cifar(config: DataConfig, split: str) -> ArraySource:
 
 def _open_npz(config: DataConfig, split: str) -> ArraySource:
     path = Path(config.root).expanduser()
-    try:
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
-            train_labels = archive["train_y"]
-            images, labels = archive[f"{split}_x"], archive[f"{split}_y"]
-    except OSError as error:
-        raise from_os_error(error, f"cannot read data.root={path}") from error
-    except KeyError as error:
-        raise InputError(f"{path}: no array {error}; expected train_x, train_y, test_x, test_y") from error
-    except _NPZ_ERRORS as error:
-        raise InputError(f"{path}: not a complete .npz archive of plain arrays ({error})") from error
+    arrays = read_arrays(path, ("train_y", f"{split}_x", f"{split}_y"))
+    train_labels, images, labels = arrays["train_y"], arrays[f"{split}_x"], arrays[f"{split}_y"]
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or 0 in images.shape:
         raise InputError(f"{path}: {split}_x is {images.dtype} {images.shape}; expected uint8 (n, height, width, 3)")
     if not np.issubdtype(labels.dtype, np.integer) or labels.shape != images.shape[:1]:
@@ -383,10 +370,7 @@ def _class_folders(folder: Path) -> list[str]:
 
 
 def _listed_classes(path: Path, expected: list[str]) -> list[str]:
-    try:
-        names = sorted({line.strip() for line in path.read_text(encoding="utf-8").splitlines()} - {""})
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"data.classes={path}: cannot read it as text ({error})") from error
+    names = sorted({line.strip() for line in inputs.read_text(path, "the class list").splitlines()} - {""})
     if not names:
         raise InputError(f"data.classes={path}: empty; expected one class folder per line")
     if unknown := sorted({*names} - {*expected}):

@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from intl_bench.core import files
-from intl_bench.core.errors import BenchError, from_os_error
+from intl_bench.core import files, inputs
+from intl_bench.core.errors import BenchError, InputError, from_os_error
 from intl_bench.core.seeding import permutation
 from pretrain.images.data import ArraySource, FolderSource, ImageSource, PackedSource
 
@@ -75,8 +75,7 @@ def of_files(folder: Path, names: np.ndarray, about: bytes) -> str:
     def content(index: int) -> bytes:
         path = place + paths[index]
         try:
-            with open(path, "rb", buffering=0) as stream:
-                return stream.read()
+            return inputs.read_bytes(path)
         except OSError as error:
             raise from_os_error(error, f"cannot read {os.fsdecode(path)}") from error
 
@@ -147,8 +146,8 @@ def _line(kept: Path, value: str) -> str:
 def _read(kept: Path) -> str | None:
     """Return the fingerprint in a cache file; None if the file is missing or damaged."""
     try:
-        text = kept.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
+        text = inputs.read_text(kept, "the fingerprint")
+    except InputError:
         return None
     value = text.partition(" ")[0]
     return value if text == _line(kept, value) else None

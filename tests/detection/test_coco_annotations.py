@@ -208,8 +208,8 @@ BAD: list[tuple[Change, str]] = [
     (file(lambda path: path.write_bytes(b"")), "b.jpg: the file is empty; expected an image"),
     (file(lambda path: path.write_text("no image")), "b.jpg: not a readable image"),
     (file(lambda path: path.write_bytes(path.read_bytes()[:100])), "b.jpg: not a readable image"),
-    (file(lambda path: replace_file(path, Path.mkdir)), "b.jpg: not a regular file"),
-    (file(lambda path: replace_file(path, os.mkfifo)), "b.jpg: not a regular file"),
+    (file(lambda path: replace_file(path, Path.mkdir)), "b.jpg: a folder; expected a regular file"),
+    (file(lambda path: replace_file(path, os.mkfifo)), "b.jpg: a named pipe; expected a regular file"),
     (field("categories", 0, id=...), "categories[0]: id: missing"),
     (field("categories", 0, id=3), "category 3: id: used twice"),
     (field("categories", 0, name=...), "category 7: name: missing; expected text"),
@@ -302,11 +302,11 @@ def test_fields_that_only_the_evaluation_needs_are_checked_in_the_test_split(
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "not complete JSON"),
-        ("no JSON", "not complete JSON"),
-        (json.dumps(valid_document())[:-100], "not complete JSON"),
+        ("", "not valid JSON"),
+        ("no JSON", "not valid JSON"),
+        (json.dumps(valid_document())[:-100], "not valid JSON"),
         ("[]", "contains []; expected an object with images"),
-        ("[" * 100_000, "not complete JSON"),
+        ("[" * 100_000, "not valid JSON"),
     ],
     ids=["empty", "text", "truncated", "list", "deep"],
 )
@@ -320,7 +320,7 @@ def test_a_file_that_is_not_an_instances_json_is_refused(root: Path, text: str, 
 
 def test_missing_and_binary_files_are_refused(root: Path) -> None:
     write_annotations(root, json.dumps(valid_document())).write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(InputError, match=r"instances_train2017\.json: not complete JSON"):
+    with pytest.raises(InputError, match=r"instances_train2017\.json: not valid JSON"):
         read(root)
     with pytest.raises(InputError, match="no such folder"):
         read_split(AnnotatedDataConfig(root=str(root), test_images="nowhere"), "test", masks=True)

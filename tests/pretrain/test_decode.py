@@ -129,7 +129,7 @@ def test_every_kind_as_pillow(kind: str) -> None:
 @needs_simplejpeg
 def test_a_plain_jpeg_does_not_need_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
     content = {kind: every_kind()[kind] for kind in ("exif", "gray", "rgb stored as rgb", "cmyk")}
-    monkeypatch.setattr(Image, "open", lambda *_: (_ for _ in ()).throw(AssertionError("Pillow was asked")))
+    monkeypatch.setattr(Image, "open", lambda *_, **__: (_ for _ in ()).throw(AssertionError("Pillow was asked")))
     for kind in ("exif", "gray", "rgb stored as rgb"):
         assert decode(content[kind]).shape == (33, 47, 3)
     with pytest.raises(AssertionError, match="asked"):
@@ -164,10 +164,11 @@ def test_damaged_files_as_pillow() -> None:
 @pytest.mark.usefixtures("way")
 def test_a_decompression_bomb_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     content = saved(photo(100, 75))
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 3000)
-    with pytest.raises(Image.DecompressionBombError):
+    assert module.LARGEST == Image.MAX_IMAGE_PIXELS
+    monkeypatch.setattr(module, "LARGEST", 7499)
+    with pytest.raises(ValueError, match=r"75 x 100 pixels; expected at most 7499"):
         decode(content)
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    monkeypatch.setattr(module, "LARGEST", 7500)
     assert decode(content).shape == (100, 75, 3)
 
 

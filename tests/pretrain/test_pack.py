@@ -6,7 +6,6 @@ import pickle
 import resource
 import shutil
 import signal
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -420,28 +419,26 @@ def test_a_full_disk_leaves_no_incomplete_pack(folder: Path, tmp_path: Path, cap
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
 def test_an_interrupted_command_keeps_only_complete_packs(
-    folder: Path, tmp_path: Path, number: signal.Signals, code: int, capsys: pytest.CaptureFixture[str]
+    folder: Path,
+    tmp_path: Path,
+    number: signal.Signals,
+    code: int,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """One image is a pipe: the command waits until the test writes to it."""
-    out, pipe = tmp_path / "packed", folder / "val/n1/n1_0.JPEG"
-    content = pipe.read_bytes()
-    pipe.unlink()
-    os.mkfifo(pipe)
+    out, read = tmp_path / "packed", FolderSource.content
 
-    def stop() -> None:
-        with pipe.open("wb") as writer:  # blocks until the command opens it to read
+    def content(self: FolderSource, index: int) -> bytes:
+        if self.file(index).endswith("val/n1/n1_0.JPEG"):
             os.kill(os.getpid(), number)
-            writer.write(content)
+        return read(self, index)
 
-    thread = threading.Thread(target=stop, daemon=True)
-    thread.start()
+    monkeypatch.setattr(FolderSource, "content", content)
     assert main(["data", "pack", str(folder), str(out)]) == code
-    thread.join()
+    monkeypatch.undo()
     last_line = capsys.readouterr().err.splitlines()[-1]
     assert f"stopped by {number.name} before {out / 'val.pack'} was complete" in last_line
     assert sorted(path.name for path in out.iterdir()) == ["train.index", "train.pack"]
-    pipe.unlink()
-    pipe.write_bytes(content)
     assert main(["data", "pack", str(folder), str(out)]) == 0
     assert_same_images(opened(out, "test"), opened(folder, "test"))
 

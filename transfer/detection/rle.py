@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from intl_bench.core.inputs import shorten
+
 
 def decode_counts(text: bytes) -> np.ndarray:
     """Decode the counts of pycocotools' compressed string (`rleToString` of cocoapi).
@@ -45,18 +47,18 @@ def read_counts(encoding: dict[str, Any], height: int, width: int) -> list[int]:
     """
     size, counts = encoding.get("size"), encoding.get("counts")
     if size != [height, width]:
-        raise ValueError(f"size {_shorten(size)}; expected the image's [height, width], [{height}, {width}]")
+        raise ValueError(f"size {shorten(size)}; expected the image's [height, width], [{height}, {width}]")
     if isinstance(counts, str):
         try:
             counts = decode_counts(counts.encode())
         except ValueError as error:
-            raise ValueError(f"counts {_shorten(encoding['counts'])}; expected pycocotools' string") from error
+            raise ValueError(f"counts {shorten(encoding['counts'])}; expected pycocotools' string") from error
         counts = counts.tolist()
     if not isinstance(counts, list) or not set(map(type, counts)) <= {int}:
-        raise ValueError(f"counts {_shorten(counts)}; expected a list of whole numbers or pycocotools' string")
+        raise ValueError(f"counts {shorten(counts)}; expected a list of whole numbers or pycocotools' string")
     if min(counts, default=0) < 0 or sum(counts) != height * width:
         raise ValueError(
-            f"counts with a sum of {_shorten(sum(counts))} (the smallest is {_shorten(min(counts, default=0))}); "
+            f"counts with a sum of {shorten(sum(counts))} (the smallest is {shorten(min(counts, default=0))}); "
             f"expected lengths of runs with a sum of height x width = {height * width}"
         )
     return counts
@@ -74,8 +76,3 @@ def from_bitmap(bitmap: np.ndarray) -> dict[str, Any]:
     pixels = np.concatenate([[False], bitmap.T.ravel(), [not bitmap[-1, -1]]])
     counts = np.diff(np.flatnonzero(pixels[1:] != pixels[:-1]), prepend=0)
     return {"size": list(bitmap.shape), "counts": counts.tolist()}
-
-
-def _shorten(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

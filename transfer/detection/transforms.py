@@ -11,7 +11,9 @@ import torch
 from PIL import Image as Pillow
 from torch import Tensor
 
+from intl_bench.core import inputs
 from intl_bench.core.errors import InputError, from_os_error
+from pretrain.images.decode import open_image
 from transfer.detection import rle
 from transfer.detection.annotations.objects import Annotations
 from transfer.detection.structures import Mask, Target
@@ -36,11 +38,11 @@ def read_image(path: Path) -> Pillow.Image:
         InputError: the file cannot be read.
     """
     try:
-        content = path.read_bytes()
+        content = inputs.read_bytes(path)
     except OSError as error:
         raise from_os_error(error, f"cannot read {path}") from error
     try:
-        with Pillow.open(io.BytesIO(content)) as image:
+        with open_image(io.BytesIO(content)) as image:
             transpose = _TRANSPOSES.get(image.getexif().get(_EXIF_ORIENTATION, 1))
             upright = image if transpose is None else image.transpose(transpose)
             return upright.convert("RGB")

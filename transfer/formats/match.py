@@ -19,6 +19,9 @@ SOURCES = tuple(layout.name for layout in LAYOUTS)
 _BY_NAME = {layout.name: layout for layout in LAYOUTS}
 # With so many names of a layout, a file holds its network, complete or not: half of the smallest architecture.
 _ENOUGH = 30
+_LARGEST = 2**24  # numbers in a tensor of a backbone; the largest has 2.4 million
+_SHOWN = 100  # characters of a key in an error
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 # Keys of networks that are not in `pretrain.backbone`, and the reason that an error gives.
 _OTHER_NETWORKS = (
@@ -205,7 +208,7 @@ def _has_marks(layout: Layout, root: dict[str, Any], inside: dict[str, torch.Ten
 
 def _containers(root: dict[str, Any]) -> list[str]:
     """Return the places where tensors are searched: "" (the top), and the keys of every dictionary at the top."""
-    return ["", *(str(key) for key, value in root.items() if isinstance(value, dict))]
+    return ["", *(key for key, value in root.items() if isinstance(key, str) and isinstance(value, dict))]
 
 
 def _only_prefix(root: dict[str, Any], path: Path) -> Found:
@@ -242,9 +245,9 @@ def _only_prefix(root: dict[str, Any], path: Path) -> Found:
 
 def _sample(root: dict[str, Any]) -> str:
     """Return the first keys of a file, for an error."""
-    keys = [str(key) for key in root]
+    keys = [str(key)[:_SHOWN] for key in root]
     for container in _containers(root)[1:]:
-        keys += [f"{container}/{key}" for key in list(root[container])[:3]]
+        keys += [f"{container}/{key}"[:_SHOWN] for key in list(root[container])[:3]]
     return ", ".join(keys[:6]) + (", ..." if len(keys) > 6 else "")
 
 
@@ -253,7 +256,7 @@ def _reason(keys: list[str]) -> str:
     for pattern, reason in _OTHER_NETWORKS:
         for key in keys:
             if re.search(pattern, key):
-                return f"{reason}: {key}"
+                return f"{reason}: {key[:_SHOWN]}"
     return ""
 
 
@@ -281,7 +284,7 @@ def extract(found: Found, path: Path) -> Extracted:
     wrong = problems[best] or [
         f"{found.prefix}{names(found.table, best)[name]} has values that are not finite"
         for name, tensor in by_architecture[best].items()
-        if not torch.isfinite(tensor).all()
+        if not torch.isfinite(tensor.to(torch.float32)).all()
     ]
     if wrong:
         more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
@@ -326,6 +329,8 @@ def extract(found: Found, path: Path) -> Extracted:
 def _adapt(found: Found, key: str, shape: tuple[int, ...]) -> torch.Tensor:
     """Return a stored tensor in torchvision's form. A wrong shape stays wrong."""
     tensor = found.stored[key]
+    if tensor.numel() > _LARGEST:  # a view of one number can have any shape, and takes its memory only in a copy
+        return tensor
     if found.layout.adapt == "haiku":
         return tensor.permute(3, 2, 0, 1) if key.endswith("/w") and tensor.ndim == 4 else tensor.reshape(-1)
     if found.layout.adapt == "split_bn" and ".running_" in key and tensor.numel() % shape[0] == 0:
@@ -354,7 +359,7 @@ def _problems(
         allowed = {shape, (*shape[:2], 3, 3)} if name == "conv1.weight" else {shape}
         if tuple(tensor.shape) not in allowed:
             wrong.append(f"{found.prefix}{stored_names[name]} has the shape {tuple(tensor.shape)}; expected {shape}")
-        elif not tensor.is_floating_point():
+        elif tensor.dtype not in _DTYPES:
             wrong.append(f"{found.prefix}{stored_names[name]} has {tensor.dtype}; expected floating-point numbers")
     unused = candidates.keys() - set(stored_names.values())
     return wrong + [f"{found.prefix}{key} is not part of the backbone" for key in candidates if key in unused]

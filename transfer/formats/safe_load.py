@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
-from intl_bench.core import files
+from intl_bench.core import files, inputs
 from intl_bench.core.errors import InputError, from_os_error
 from pretrain.states import current_names
 
@@ -126,8 +126,11 @@ def _stand_in(name: str) -> Any:
     return None
 
 
-class _Unpickler(pickle.Unpickler):
-    """Unpickler that finds only the replacements of `_stand_in`."""
+class _Unpickler(pickle._Unpickler):
+    """Unpickler that finds only the replacements of `_stand_in`.
+
+    It is the one written in Python, because the one written in C allocates as many objects as a file claims to have.
+    """
 
     def find_class(self, module: str, name: str) -> Any:
         found = _encode if (module, name) == ("_codecs", "encode") else _stand_in(f"{module}.{name}")
@@ -218,6 +221,9 @@ def _sniff(head: bytes, size: int, path: Path) -> str:
 def _read_torch(path: Path) -> tuple[Any, dict[str, str]]:
     # An open file has no ending, by which torch would choose the format.
     with path.open("rb") as stream:
+        if stream.read(2) == b"PK":
+            inputs.check_stored(stream)
+        stream.seek(0)
         try:
             asked = torch.serialization.get_unsafe_globals_in_checkpoint(stream)
         except ValueError:  # the globals of a file before the zip format cannot be listed
@@ -251,7 +257,7 @@ def _read_pickle(path: Path) -> tuple[Any, dict[str, str]]:
 
 
 def tensors(value: Any) -> dict[str, torch.Tensor]:
-    """Return the tensors and arrays of a mapping by name, all as tensors; an empty mapping for any other value."""
+    """Return the dense tensors and arrays of a mapping by name, all as tensors; an empty mapping for another value."""
     if not isinstance(value, dict):
         return {}
     found: dict[str, torch.Tensor] = {}
@@ -259,7 +265,8 @@ def tensors(value: Any) -> dict[str, torch.Tensor]:
         if not isinstance(name, str):
             continue
         if isinstance(item, torch.Tensor):
-            found[name] = item.detach()
+            if item.layout == torch.strided and item.device.type == "cpu" and not (item.is_quantized or item.is_nested):
+                found[name] = item.detach()
         elif isinstance(item, np.ndarray) and item.dtype.kind in "fiub":
             native = item.astype(item.dtype.newbyteorder("="), copy=False)
             found[name] = torch.from_numpy(native if native.flags.writeable else native.copy())

@@ -5,7 +5,6 @@ import dataclasses
 import gc
 import hashlib
 import itertools
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,16 @@ from typing import Any
 import numpy as np
 import orjson
 
+from intl_bench.core import inputs
 from intl_bench.core.errors import InputError, from_os_error
+from intl_bench.core.inputs import shorten
 from transfer.detection import rle
 from transfer.detection.annotations.image_sizes import check_image_sizes
 from transfer.detection.annotations.objects import BOX_TOLERANCE, Annotations, Outlines
 
 _CORRECT = "correct it, or remove it from the file"
 _NUMBER_TYPES = {int, float}
+_LARGEST = 2**35  # bytes; the largest known files have 5 GB
 _INT64 = np.iinfo(np.int64)
 
 
@@ -102,19 +104,16 @@ def without_garbage_collection() -> Iterator[None]:
 def _load(path: Path) -> tuple[dict[str, Any], str]:
     """Read the JSON object and the SHA-256 of the bytes of a file."""
     try:
-        content = path.read_bytes()
+        content = inputs.read_bytes(path, largest=_LARGEST)
         try:
             document = orjson.loads(content)
         except orjson.JSONDecodeError:  # Python's parser accepts NaN, so a later check can name the entry with the NaN
-            document = json.loads(content.decode())
+            document = inputs.parse_json(content, str(path), any_number=True)
     except OSError as error:
         raise from_os_error(error, f"cannot read the annotations {path}") from error
-    except (ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{path}: not complete JSON: {reason}; copy or download the file again") from error
     if not isinstance(document, dict):
         raise InputError(
-            f"{path}: contains {_shorten(document)}; expected an object with images, annotations and categories"
+            f"{path}: contains {shorten(document)}; expected an object with images, annotations and categories"
         )
     return document, hashlib.sha256(content).hexdigest()
 
@@ -131,14 +130,14 @@ class _Rows:
         self.path, self.key, self.noun = path, key, noun
         rows = document.get(key)
         if not isinstance(rows, list):
-            found = _shorten(rows) if key in document else "missing"
+            found = shorten(rows) if key in document else "missing"
             raise InputError(f"{path}: {key}: {found}; expected a list; use an instances JSON of COCO")
         self.rows: list[dict[str, Any]] = rows
         if not rows:
             raise InputError(f"{path}: {key}: an empty list; expected at least one {noun}; use another file")
         other = self._find_other_type(self.rows, {dict})
         if other is not None:
-            raise InputError(f"{path}: {key}[{other}]: {_shorten(self.rows[other])}; expected an object; {_CORRECT}")
+            raise InputError(f"{path}: {key}[{other}]: {shorten(self.rows[other])}; expected an object; {_CORRECT}")
 
     def error(self, index: int, field: str, found: str, expected: str) -> InputError:
         """Build the error for a field of one row."""
@@ -164,7 +163,7 @@ class _Rows:
                 raise self.error(index, field, "missing", expected) from error
         other = self._find_other_type(values, kinds)
         if other is not None:
-            raise self.error(other, field, _shorten(values[other]), expected)
+            raise self.error(other, field, shorten(values[other]), expected)
         return values
 
     def integers(self, field: str, expected: str, **default: int) -> np.ndarray:
@@ -172,7 +171,7 @@ class _Rows:
         values = self.column(field, {int}, expected, **default)
         if max(values) > _INT64.max or min(values) < _INT64.min:
             index = next(i for i, value in enumerate(values) if not _INT64.min <= value <= _INT64.max)
-            raise self.error(index, field, _shorten(values[index]), f"{expected} of at most 64 bits")
+            raise self.error(index, field, shorten(values[index]), f"{expected} of at most 64 bits")
         return np.array(values, np.int64)
 
     def ids(self) -> np.ndarray:
@@ -195,7 +194,7 @@ def _read_sides(images: _Rows, field: str) -> np.ndarray:
     """Return the widths or the heights of all images, (n,) int64."""
     values = images.integers(field, "a positive whole number of pixels")
     for index in np.flatnonzero(values < 1)[:1]:
-        raise images.error(index, field, _shorten(int(values[index])), "a positive whole number of pixels")
+        raise images.error(index, field, shorten(int(values[index])), "a positive whole number of pixels")
     return values
 
 
@@ -205,11 +204,11 @@ def _read_file_names(images: _Rows) -> list[str]:
     earlier = set[str]()
     for index, name in enumerate(names):
         if name in earlier:
-            found = f"{_shorten(name)} is used by another image"
+            found = f"{shorten(name)} is used by another image"
             raise images.error(index, "file_name", found, "one entry for each file")
         earlier.add(name)
         if not name.isprintable() or name.startswith("/") or ".." in name.split("/") or not name.strip("./"):
-            raise images.error(index, "file_name", _shorten(name), "a file inside the image folder")
+            raise images.error(index, "file_name", shorten(name), "a file inside the image folder")
     return names
 
 
@@ -223,17 +222,17 @@ def _read_objects(
     rank = np.argsort(np.argsort(category_ids))
     crowd = rows.integers("iscrowd", "0 or 1", **({} if evaluated else {"default": 0}))
     for index in np.flatnonzero((crowd != 0) & (crowd != 1))[:1]:
-        raise rows.error(index, "iscrowd", _shorten(int(crowd[index])), "0 or 1")
+        raise rows.error(index, "iscrowd", shorten(int(crowd[index])), "0 or 1")
     ignore = rows.column("ignore", {int}, "0", default=0)
     for index in np.flatnonzero(ignore)[:1]:
-        raise rows.error(index, "ignore", _shorten(ignore[index]), "0, because COCO's metric uses only iscrowd")
+        raise rows.error(index, "ignore", shorten(ignore[index]), "0, because COCO's metric uses only iscrowd")
     if evaluated:
         for index in np.flatnonzero(ids == 0)[:1]:
             raise rows.error(index, "id", "0", "a number of at least 1, because 0 means unmatched in pycocotools")
         areas = rows.column("area", _NUMBER_TYPES, "a number of square pixels")
         area = _flatten(rows, "area", [[value] for value in areas])
         for index in np.flatnonzero(~(area >= 0) | np.isinf(area))[:1]:
-            raise rows.error(index, "area", _shorten(float(area[index])), "a finite number of square pixels, 0 or more")
+            raise rows.error(index, "area", shorten(float(area[index])), "a finite number of square pixels, 0 or more")
     boxes = _read_boxes(rows, sizes[image], notes)
     return {"id": ids, "image": image, "class": rank[category], "crowd": crowd == 1, "box": boxes}
 
@@ -255,7 +254,7 @@ def _read_boxes(rows: _Rows, sizes: np.ndarray, notes: list[str]) -> np.ndarray:
     expected = "[x, y, width, height] in pixels, four numbers"
     lists = rows.column("bbox", {list}, expected)
     for index in np.flatnonzero(np.fromiter(map(len, lists), np.int64, len(lists)) != 4)[:1]:
-        raise rows.error(index, "bbox", _shorten(lists[index]), expected)
+        raise rows.error(index, "bbox", shorten(lists[index]), expected)
     boxes = _flatten(rows, "bbox", lists).reshape(-1, 4)
     low, high = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
     outside = np.maximum(-low, high - sizes).max(1)
@@ -266,7 +265,7 @@ def _read_boxes(rows: _Rows, sizes: np.ndarray, notes: list[str]) -> np.ndarray:
     ]
     for bad, expected in checks:
         for index in np.flatnonzero(bad)[:1]:
-            raise rows.error(index, "bbox", _shorten(lists[index]), expected.format(*sizes[index]))
+            raise rows.error(index, "bbox", shorten(lists[index]), expected.format(*sizes[index]))
     if clipped := int((outside > 0).sum()):
         notes.append(f"boxes up to {BOX_TOLERANCE:g} pixel outside their image, clipped: {clipped}")
     if empty := int((boxes[:, 2:] == 0).any(1).sum()):
@@ -295,7 +294,7 @@ def _read_outlines(rows: _Rows, sizes: np.ndarray, evaluated: bool, notes: list[
     polygons = list(itertools.chain.from_iterable(values))
     for index, polygon in enumerate(polygons) if set(map(type, polygons)) != {list} else ():
         if type(polygon) is not list:
-            raise rows.error(int(owner[index]), "segmentation", _shorten(polygon), "a list of numbers for each polygon")
+            raise rows.error(int(owner[index]), "segmentation", shorten(polygon), "a list of numbers for each polygon")
     numbers = _flatten(rows, "segmentation", polygons, owner)
     lengths = np.fromiter(map(len, polygons), np.int64, len(polygons))
     polygonal = ~encoded[owner]
@@ -304,7 +303,7 @@ def _read_outlines(rows: _Rows, sizes: np.ndarray, evaluated: bool, notes: list[
         raise rows.error(int(owner[index]), "segmentation", found, "x0, y0, x1, y1, ..., an even number of numbers")
     for index in np.flatnonzero(~np.isfinite(numbers))[:1]:
         at = int(owner[np.searchsorted(lengths.cumsum(), index, side="right")])
-        raise rows.error(at, "segmentation", _shorten(float(numbers[index])), "finite coordinates")
+        raise rows.error(at, "segmentation", shorten(float(numbers[index])), "finite coordinates")
     short = polygonal & (lengths < 6)
     for index in np.flatnonzero(short)[:1] if evaluated else ():
         found = f"a polygon of {lengths[index]} numbers"
@@ -337,7 +336,7 @@ def _flatten(rows: _Rows, field: str, lists: list[list[Any]], owner: np.ndarray 
         with contextlib.suppress(OverflowError):
             return np.fromiter(chain(lists), np.float64, sum(map(len, lists)))
     index, value = next((i, v) for i, values in enumerate(lists) for v in values if not _is_number(v))
-    raise rows.error(index if owner is None else int(owner[index]), field, _shorten(value), "plain numbers")
+    raise rows.error(index if owner is None else int(owner[index]), field, shorten(value), "plain numbers")
 
 
 def _is_number(value: Any) -> bool:
@@ -346,8 +345,3 @@ def _is_number(value: Any) -> bool:
 
 def _starts(counts: np.ndarray) -> np.ndarray:
     return np.concatenate([[0], counts.cumsum()])
-
-
-def _shorten(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."

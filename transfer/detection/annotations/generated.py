@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image as Pillow
 
-from intl_bench.core import files
+from intl_bench.core import files, inputs
 from intl_bench.core.errors import InputError
 from intl_bench.core.seeding import generator
 from pretrain.images import shapes
@@ -68,8 +68,8 @@ def write(folder: Path, *, train: int, test: int, seed: int = 0) -> None:
 def _read_info(listing: Path) -> Any:
     """Read the field `info` of an annotation file; None if this fails."""
     try:
-        return json.loads(listing.read_bytes())["info"]
-    except (OSError, ValueError, KeyError, TypeError):
+        return inputs.read_json(listing, "the annotations")["info"]
+    except (InputError, KeyError, TypeError):
         return None
 
 

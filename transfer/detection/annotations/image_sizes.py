@@ -2,7 +2,6 @@
 
 import errno
 import os
-import stat
 import struct
 import time
 from collections.abc import Sequence
@@ -10,9 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
+from intl_bench.core import inputs
 from intl_bench.core.errors import InputError, from_os_error
+from pretrain.images.decode import check_size, open_image
 
 _HEADER_BYTES = 8192  # enough for the size in most JPEG files
 _THREADS = 16
@@ -30,14 +30,10 @@ def image_size(path: str) -> tuple[int, int]:
         InputError: the file does not exist, is not a regular file or is not an image.
     """
     try:
-        # O_NONBLOCK, because opening a named pipe would wait for a writer forever.
-        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        try:
-            if not stat.S_ISREG(os.fstat(handle).st_mode):
-                raise InputError(f"{path}: not a regular file; expected an image file")
-            header = os.read(handle, _HEADER_BYTES)
-        finally:
-            os.close(handle)
+        with inputs.open_file(path, buffered=False) as stream:
+            header = stream.read(_HEADER_BYTES)
+    except InputError:
+        raise
     except OSError as error:
         if error.errno == errno.ENOENT:
             raise InputError(
@@ -49,7 +45,12 @@ def image_size(path: str) -> tuple[int, int]:
         raise InputError(f"{path!r}: not a valid file name ({error}); correct it") from error
     if not header:
         raise InputError(f"{path}: the file is empty; expected an image; restore it")
-    return _jpeg_size(header) or _pillow_size(path)
+    width, height = _jpeg_size(header) or _pillow_size(path)
+    try:
+        check_size(width, height)
+    except ValueError as error:
+        raise InputError(f"{path}: {error}; use a smaller image") from error
+    return width, height
 
 
 def _jpeg_size(header: bytes) -> tuple[int, int] | None:
@@ -79,7 +80,7 @@ def _jpeg_size(header: bytes) -> tuple[int, int] | None:
 def _pillow_size(path: str) -> tuple[int, int]:
     """Read width and height with Pillow, for all files that `_jpeg_size` cannot read."""
     try:
-        with Image.open(path) as image:
+        with inputs.open_file(path) as stream, open_image(stream) as image:
             width, height = image.size
             rotated = image.getexif().get(_EXIF_ORIENTATION) in (5, 6, 7, 8)
     except MemoryError:

@@ -9,8 +9,10 @@ from xml.etree import ElementTree
 
 import numpy as np
 
+from intl_bench.core import inputs
 from intl_bench.core.datasets import DATASETS
 from intl_bench.core.errors import InputError, from_os_error
+from intl_bench.core.inputs import shorten
 from transfer.detection.annotations.image_sizes import check_image_sizes
 from transfer.detection.annotations.objects import BOX_TOLERANCE, Annotations
 
@@ -89,7 +91,7 @@ def _read_list(path: Path, digest: Any) -> list[str]:
     for number, line in enumerate(lines, start=1):
         if len(line.split()) > 1 or os.sep in line or not line.isprintable():
             raise InputError(
-                f"{path}: line {number}: {_shorten(line)}; expected one image name per line; use a list such as "
+                f"{path}: line {number}: {shorten(line)}; expected one image name per line; use a list such as "
                 "trainval.txt or test.txt"
             )
         names += line.split()
@@ -120,7 +122,7 @@ def _read_object(path: Path, tree: ElementTree.Element, number: int, size: tuple
     name = (tree.findtext("name") or "").strip()
     where = f"object {number}"
     if name not in CLASS_NAMES:
-        raise InputError(f"{path}: {where}: name: {_shorten(name)}; expected one of VOC's twenty classes; correct it")
+        raise InputError(f"{path}: {where}: name: {shorten(name)}; expected one of VOC's twenty classes; correct it")
     where = f"{where} ({name})"
     x0, y0, x1, y1 = (_read_number(path, tree, f"bndbox/{field}", where) for field in _CORNERS)
     box = [x0 - 1.0, y0 - 1.0, x1, y1]
@@ -136,14 +138,14 @@ def _read_object(path: Path, tree: ElementTree.Element, number: int, size: tuple
         )
     difficult = (tree.findtext("difficult") or "0").strip()
     if difficult not in ("0", "1"):
-        raise InputError(f"{path}: {where}: difficult: {_shorten(difficult)}; expected 0 or 1; correct it")
+        raise InputError(f"{path}: {where}: difficult: {shorten(difficult)}; expected 0 or 1; correct it")
     return CLASS_NAMES.index(name), box, difficult == "1"
 
 
 def _read_number(path: Path, tree: ElementTree.Element, field: str, where: str) -> float:
     """Read a finite number from an element below `tree`; `where` is for messages."""
     text = tree.findtext(field)
-    found = "missing" if text is None else _shorten(text.strip())
+    found = "missing" if text is None else shorten(text.strip())
     try:
         value = float(text or "")
     except ValueError:
@@ -156,14 +158,10 @@ def _read_number(path: Path, tree: ElementTree.Element, field: str, where: str) 
 def _read_text(path: Path, what: str, digest: Any) -> str:
     """Read a text file and add the SHA-256 of its bytes to `digest`; `what` is for messages."""
     try:
-        content = path.read_bytes()
+        content = inputs.read_bytes(path)
         digest.update(hashlib.sha256(content).digest())
         return content.decode()
     except OSError as error:
         raise from_os_error(error, f"cannot read the {what} {path}") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 text; expected VOC's {what}; restore the file") from error
-
-
-def _shorten(text: str) -> str:
-    return repr(text if len(text) <= 80 else f"{text[:77]}...")

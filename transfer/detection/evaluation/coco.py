@@ -7,7 +7,6 @@ evaluations during training.
 import contextlib
 import io
 import itertools
-import json
 import math
 import operator
 import re
@@ -18,8 +17,9 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from intl_bench.core import inputs
 from intl_bench.core.copies import fetch
-from intl_bench.core.errors import InputError, from_os_error
+from intl_bench.core.errors import InputError
 from transfer.detection import masks, rle
 from transfer.detection.annotations.coco import without_garbage_collection
 from transfer.detection.annotations.objects import Annotations
@@ -71,7 +71,7 @@ def evaluate_coco(
         truth = _read_truth(Path(annotations_json), iou_types)
         name = "detections"
         if isinstance(detections, str | Path):
-            name, detections = str(detections), _read_json(Path(detections))
+            name, detections = str(detections), inputs.read_json(Path(detections), "the detections", any_number=True)
         results = check_results(
             detections,
             sizes={image["id"]: [image["height"], image["width"]] for image in truth["images"]},
@@ -270,18 +270,9 @@ def _compute_area(shape: Any) -> float:
     return float(coco_mask.area(shape)) if isinstance(shape, dict) else shape[2] * shape[3]
 
 
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise from_os_error(error, f"cannot read {path}") from error
-    except ValueError as error:
-        raise InputError(f"{path}: not valid JSON: {error}; copy or download the file again") from error
-
-
 def _read_truth(path: Path, iou_types: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
     """Read and check the annotation file and keep only the fields that the evaluators need."""
-    content = _read_json(path)
+    content = inputs.read_json(path, "the annotations", any_number=True)
     for part, needed in (("images", ("id", "height", "width")), ("categories", ("id",)), ("annotations", ())):
         entries = content.get(part) if isinstance(content, dict) else None
         if not isinstance(entries, list):

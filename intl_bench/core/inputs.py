@@ -1,0 +1,161 @@
+"""Read files that somebody else wrote: regular files of bounded size, and JSON of bounded depth and numbers.
+
+A named pipe or a device would block a reader for ever. Deep nesting and huge numbers make Python's parser, or a later
+use of the values, fail at any line.
+"""
+
+import json
+import math
+import os
+import stat
+import zipfile
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from intl_bench.core.errors import InputError, from_os_error
+
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+_LARGEST = 2**30  # bytes of a file that is read as a whole
+_DEEPEST = 64  # lists and objects inside each other
+_DIGITS = 40  # of a whole number
+_CONTAINERS = (dict, list)
+
+
+def open_file(path: str | bytes | Path, *, buffered: bool = True) -> BinaryIO:
+    """Open a regular file to read its bytes. Do not wait for the writer of a named pipe.
+
+    Raises:
+        InputError: the path is a folder, a named pipe, a socket or a device.
+        OSError: the file cannot be opened.
+    """
+    return open(path, "rb", -1 if buffered else 0, opener=_open_regular)
+
+
+def _open_regular(path: str | bytes, flags: int) -> int:
+    handle = os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY)
+    kind = stat.S_IFMT(os.fstat(handle).st_mode)
+    if kind != stat.S_IFREG:
+        os.close(handle)
+        raise InputError(f"{os.fsdecode(path)}: {_KINDS.get(kind, 'a special file')}; expected a regular file")
+    return handle
+
+
+def read_bytes(path: str | bytes | Path, *, largest: int = _LARGEST) -> bytes:
+    """Read a regular file of at most `largest` bytes.
+
+    Raises:
+        InputError: the path is not a regular file, or the file is larger.
+        OSError: the file cannot be read.
+    """
+    with open_file(path, buffered=False) as stream:  # a buffer would add a copy
+        size = os.fstat(stream.fileno()).st_size
+        if size > largest:
+            raise InputError(f"{os.fsdecode(path)}: {size} bytes; expected at most {largest}; use another file")
+        return stream.read()
+
+
+def check_stored(stream: BinaryIO) -> None:
+    """Check the parts of a PyTorch file, a zip archive, before they are read. PyTorch never compresses them.
+
+    Raises:
+        ValueError: the parts are larger than the file: they are compressed, or lie over each other.
+    """
+    with zipfile.ZipFile(stream) as archive:
+        parts = sum(part.file_size for part in archive.infolist())
+    size = stream.seek(0, os.SEEK_END)
+    stream.seek(0)
+    if parts > size:
+        raise ValueError(f"its parts have {parts} bytes, but the file has {size}")
+
+
+def read_text(path: Path, what: str) -> str:
+    """Read a UTF-8 text file, with or without a byte order mark; `what` names it in messages.
+
+    Raises:
+        InputError: the file cannot be read, or is not UTF-8 text.
+    """
+    try:
+        return read_bytes(path).decode("utf-8-sig")
+    except OSError as error:
+        raise from_os_error(error, f"cannot read {what} {path}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{what} {path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from error
+
+
+def read_json(path: Path, what: str, *, any_number: bool = False) -> Any:
+    """Read a JSON file; see `read_text` and `parse_json`."""
+    return parse_json(read_text(path, what), f"{what} {path}", any_number=any_number)
+
+
+def parse_json(content: str | bytes, where: str, *, any_number: bool = False) -> Any:
+    """Parse JSON whose values every later use can handle.
+
+    Args:
+        content: UTF-8, with or without a byte order mark.
+        where: the beginning of messages.
+        any_number: accept huge numbers and those that are not finite, whose place the caller names.
+
+    Raises:
+        InputError: the text is not JSON, has a key twice in an object, more than 64 levels, a whole number of more than
+            40 digits, half a character, or a number that is not finite.
+    """
+    try:
+        text = content.decode("utf-8-sig") if isinstance(content, bytes) else content
+        value = (_ANY if any_number else _BOUNDED).decode(text)
+        if "\\ud" in text.lower():
+            json.dumps(value, ensure_ascii=False).encode()  # refuses a surrogate without its partner
+    except RecursionError as error:
+        raise InputError(f"{where}: not valid JSON: nested too deeply; expected at most {_DEEPEST} levels") from error
+    except ValueError as error:  # a JSONDecodeError, a UnicodeDecodeError, or one of those below
+        raise InputError(f"{where}: not valid JSON: {' '.join(str(error).split())}") from error
+    level = [value]
+    for _ in range(_DEEPEST + 1):
+        level = [
+            child
+            for parent in level
+            if isinstance(parent, _CONTAINERS)
+            for child in (parent.values() if isinstance(parent, dict) else parent)
+            if isinstance(child, _CONTAINERS)
+        ]
+        if not level:
+            return value
+    raise InputError(f"{where}: not valid JSON: nested too deeply; expected at most {_DEEPEST} levels")
+
+
+def shorten(value: object, length: int = 80) -> str:
+    """Return `repr(value)` for a message, cut to `length` characters."""
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # nested too deeply, or a whole number of thousands of digits
+        text = f"a {type(value).__name__} that is too large to print"
+    return text if len(text) <= length else f"{text[: length - 3]}..."
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {shorten(next(name for name in names if names.count(name) > 1))} occurs twice")
+    return made
+
+
+def _integer(text: str) -> int:
+    if len(text) > _DIGITS:
+        raise ValueError(f"a whole number of {len(text)} digits, expected at most {_DIGITS}")
+    return int(text)
+
+
+def _number(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError(f"{shorten(text)} is not a finite number")
+    return value
+
+
+_ANY = json.JSONDecoder(object_pairs_hook=_object)
+_BOUNDED = json.JSONDecoder(object_pairs_hook=_object, parse_int=_integer, parse_float=_number, parse_constant=_number)
