@@ -170,7 +170,7 @@ def listed_images(source: FileSource, path: Path, percent: int) -> FileSource:
         raise InputError(f"file list {path}: {len(names)} names for {len(source)} images are not {percent}%; {_ORIGIN}")
     twice = [name for name, count in collections.Counter(names).items() if count > 1]
     if twice:
-        raise InputError(f"file list {path}: names {twice[0]} more than once; {_ORIGIN}")
+        raise InputError(f"file list {path}: names {inputs.shorten(twice[0])} more than once; {_ORIGIN}")
     files = [os.path.join(name.split("_")[0], name) for name in names]
     wanted = {os.fsencode(file) for file in files}
     found = {os.fsdecode(file): index for index, file in enumerate(source.files.tolist()) if file in wanted}
@@ -178,7 +178,7 @@ def listed_images(source: FileSource, path: Path, percent: int) -> FileSource:
     if missing:
         raise InputError(
             f"file list {path}: {len(missing)} of its {len(files)} files are not in {source.place}, such as "
-            f"{missing[0]}; use the data set that the list was made for"
+            f"{inputs.shorten(missing[0])}; use the data set that the list was made for"
         )
     return source.choose(np.array([found[file] for file in files]))
 

@@ -18,6 +18,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 from intl_bench.core import datasets, inputs
 from intl_bench.core.errors import InputError, from_os_error
 from intl_bench.core.identity import runtime_only
+from intl_bench.core.inputs import shorten
 from intl_bench.core.names import require_title
 from intl_bench.core.ranges import Checked, Count, Finite, Positive
 from pretrain.images import shapes
@@ -374,7 +375,7 @@ def _listed_classes(path: Path, expected: list[str]) -> list[str]:
     if not names:
         raise InputError(f"data.classes={path}: empty; expected one class folder per line")
     if unknown := sorted({*names} - {*expected}):
-        raise InputError(f"data.classes={path}: {unknown[0]} is not a class folder of the training images")
+        raise InputError(f"data.classes={path}: {shorten(unknown[0])} is not a class folder of the training images")
     return names
 
 

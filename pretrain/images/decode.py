@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 
 def _optional(name: str) -> ModuleType | None:
@@ -37,7 +37,10 @@ def open_image(stream: BinaryIO) -> Image.Image:
     Raises:
         Exception: any error that Pillow raises for bytes that it cannot read; another format; too many pixels.
     """
-    image = Image.open(stream, formats=FORMATS)
+    try:
+        image = Image.open(stream, formats=FORMATS)
+    except UnidentifiedImageError as error:  # its message has only the address of `stream`
+        raise UnidentifiedImageError(f"expected {', '.join(FORMATS)}") from error
     check_size(*image.size)
     return image
 

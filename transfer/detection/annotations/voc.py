@@ -17,6 +17,7 @@ from transfer.detection.annotations.image_sizes import check_image_sizes
 from transfer.detection.annotations.objects import BOX_TOLERANCE, Annotations
 
 CLASS_NAMES = DATASETS["voc0712"].class_names
+_LONGEST = 200  # characters of an image name
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
@@ -89,7 +90,7 @@ def _read_list(path: Path, digest: Any) -> list[str]:
     lines = _read_text(path, "list of images", digest).splitlines()
     names = []
     for number, line in enumerate(lines, start=1):
-        if len(line.split()) > 1 or os.sep in line or not line.isprintable():
+        if len(line.split()) > 1 or os.sep in line or not line.isprintable() or len(line) > _LONGEST:
             raise InputError(
                 f"{path}: line {number}: {shorten(line)}; expected one image name per line; use a list such as "
                 "trainval.txt or test.txt"
