@@ -40,9 +40,7 @@ MUTATIONS = 20_000 if os.environ.get("INTL_BENCH_TORTURE") == "1" else 400
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A complete checkpoint."""
-    path = tmp_path_factory.mktemp("weights") / "resnet18.pt"
-    path.write_bytes(torch_file(file_cases.backbone()))
-    return str(path)
+    return file_cases.small_checkpoint(tmp_path_factory.mktemp("weights") / "small.safetensors")
 
 
 @pytest.fixture(autouse=True)

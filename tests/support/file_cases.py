@@ -18,7 +18,10 @@ from PIL import Image
 from safetensors.torch import save
 
 from intl_bench.cli import main
+from pretrain.backbone import build_backbone
+from pretrain.checkpoint import Checkpoint, Inputs, Origin, Preprocessing, export_backbone
 from pretrain.images import pack_command
+from pretrain.recipe import load_recipe
 
 SECONDS = 2.0  # of CPU time: a refusal takes less
 
@@ -115,6 +118,26 @@ def voc_folder(root: Path) -> Path:
 def backbone() -> dict[str, torch.Tensor]:
     """Return the tensors of a ResNet-18 with torchvision's names."""
     return {key: torch.full_like(value, 0.001) for key, value in random_state("resnet18").items()}
+
+
+def small_checkpoint(path: Path) -> str:
+    """Write a complete backbone of this project, which is small, and return its path."""
+    recipe = load_recipe("demo")
+    checkpoint = Checkpoint(
+        path=path,
+        sha256="",
+        backbone=dict(build_backbone(recipe.backbone.name, stem=recipe.backbone.stem).state_dict()),
+        origin=Origin.TRAINED,
+        method="INTL",
+        architecture=recipe.backbone,
+        preprocessing=Preprocessing.of(recipe.data),
+        seed=0,
+        recipe=recipe,
+        inputs=Inputs(data="0" * 64),
+        epoch=recipe.epochs,
+    )
+    export_backbone(path, checkpoint, {})
+    return str(path)
 
 
 def zip_parts(value: Any) -> dict[str, bytes]:

@@ -211,7 +211,7 @@ def _sniff(head: bytes, size: int, path: Path) -> str:
         if int.from_bytes(head[:8], "little") + 8 > size:
             raise InputError(f"checkpoint {path}: a truncated safetensors file of {size} bytes; get it again")
         return "safetensors"
-    if (head[:1] == b"\x80" and head[1] <= pickle.HIGHEST_PROTOCOL) or head[:1] in (b"(", b"}", b"]", b"c"):
+    if (head[:1] == b"\x80" and head[1:2] <= bytes([pickle.HIGHEST_PROTOCOL])) or head[:1] in (b"(", b"}", b"]", b"c"):
         return "pickle"
     raise InputError(
         f"checkpoint {path}: unknown format; expected a PyTorch file, safetensors or a pickle (not one of TensorFlow)"
