@@ -16,7 +16,7 @@ from intl_bench import protocol, provenance, runs, tables
 from intl_bench.ablations.cells import EXPERIMENTS, Ablation, recipes
 from intl_bench.ablations.figures import FIGURES, Point
 from intl_bench.core import config as configs
-from intl_bench.core import files
+from intl_bench.core import files, inputs
 from intl_bench.core.distributed import Process
 from intl_bench.core.errors import DivergedError, InputError
 from intl_bench.core.identity import digest
@@ -84,7 +84,7 @@ def experiment(ablation: Ablation, results: Path, *, fresh: bool = False) -> Non
     print(f"{ablation.also}: {folder}", flush=True)
     table = folder / f"{ablation.also}.md"
     if table.exists():
-        print(table.read_text())
+        print(inputs.read_text(table, "the table"))
 
 
 def finish(ablation: Ablation, results: Path, cells: Iterable[Recipe]) -> str:

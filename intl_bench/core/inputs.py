@@ -4,9 +4,11 @@ A named pipe or a device would block a reader for ever. Deep nesting and huge nu
 use of the values, fail at any line.
 """
 
+import io
 import json
 import math
 import os
+import pickletools
 import stat
 import zipfile
 from pathlib import Path
@@ -22,6 +24,7 @@ _KINDS = {
     stat.S_IFBLK: "a device",
 }
 _LARGEST = 2**30  # bytes of a file that is read as a whole
+MOST_TUPLES = 50_000  # in a file of weights, which has four for each tensor
 _DEEPEST = 64  # lists and objects inside each other
 _DIGITS = 40  # of a whole number
 _CONTAINERS = (dict, list)
@@ -60,18 +63,34 @@ def read_bytes(path: str | bytes | Path, *, largest: int = _LARGEST) -> bytes:
         return stream.read()
 
 
-def check_stored(stream: BinaryIO) -> None:
-    """Check the parts of a PyTorch file, a zip archive, before they are read. PyTorch never compresses them.
+def check_torch_file(stream: BinaryIO) -> None:
+    """Check a PyTorch file before `torch.load` reads it; leave the stream at its start.
+
+    PyTorch never compresses the parts of a file, a zip archive. Python's hash of a tuple inside 100,000 other tuples,
+    the key of a dictionary, overflows the stack and kills the process.
 
     Raises:
-        ValueError: the parts are larger than the file: they are compressed, or lie over each other.
+        ValueError: the parts are larger than the file, because they are compressed or lie over each other; or there are
+            too many tuples.
+        Exception: any error of the readers of zip archives and pickles for damaged bytes.
     """
-    with zipfile.ZipFile(stream) as archive:
-        parts = sum(part.file_size for part in archive.infolist())
     size = stream.seek(0, os.SEEK_END)
     stream.seek(0)
-    if parts > size:
-        raise ValueError(f"its parts have {parts} bytes, but the file has {size}")
+    if stream.read(2) == b"PK":
+        with zipfile.ZipFile(stream) as archive:
+            parts = archive.infolist()
+            if (total := sum(part.file_size for part in parts)) > size:
+                raise ValueError(f"its parts have {total} bytes, but the file has {size}")
+            # PyTorch's reader ignores the case of names.
+            pickles = [archive.read(part) for part in parts if part.filename.lower().endswith(".pkl")]
+            programs: list[BinaryIO] = [io.BytesIO(program) for program in pickles]
+    else:  # before PyTorch 1.6: a number, a version, facts about the system, the value, the keys of its tensors
+        programs = [stream] * 5
+    stream.seek(0)
+    tuples = sum(code.name.startswith("TUPLE") for one in programs for code, _, _ in pickletools.genops(one))
+    if tuples > MOST_TUPLES:
+        raise ValueError(f"{tuples} tuples; expected at most {MOST_TUPLES}")
+    stream.seek(0)
 
 
 def read_text(path: Path, what: str) -> str:

@@ -31,6 +31,7 @@ from intl_bench.records import RecordStore
 from transfer.formats import safe_load
 
 Capture = pytest.CaptureFixture[str]
+TORTURE = os.environ.get("INTL_BENCH_TORTURE") == "1"
 SECRET = "kept-from-output-7d1f"
 CONVERT = ["convert", "weights", "out.safetensors", "--to", "safetensors"]
 
@@ -493,14 +494,17 @@ PIECES = [
 ]
 
 
+@pytest.mark.parametrize(
+    "zip_it", [pytest.param(zip_it, marks=[pytest.mark.slow] * TORTURE) for zip_it in (False, True)]
+)
 @hypothesis.settings(
-    max_examples=10_000 if os.environ.get("INTL_BENCH_TORTURE") == "1" else 200,
+    max_examples=5000 if TORTURE else 100,
     database=None,
     suppress_health_check=list(hypothesis.HealthCheck),
     phases=[hypothesis.Phase.generate],
 )
-@hypothesis.given(st.lists(st.one_of(st.sampled_from(PIECES), st.binary(max_size=4)), max_size=25), st.booleans())
-def test_random_programs_of_opcodes_are_harmless(pieces: list[bytes], zip_it: bool) -> None:
+@hypothesis.given(pieces=st.lists(st.one_of(st.sampled_from(PIECES), st.binary(max_size=4)), max_size=25))
+def test_random_programs_of_opcodes_are_harmless(zip_it: bool, pieces: list[bytes]) -> None:
     program = b"\x80\x02" + b"".join(pieces) + b"."
     _harmless(zipped({**zip_parts(SMALL), "archive/data.pkl": program}) if zip_it else program)
 
@@ -509,7 +513,7 @@ def test_random_programs_of_opcodes_are_harmless(pieces: list[bytes], zip_it: bo
 def test_fuzzing_with_atheris() -> None:
     """Fuzz the reader with coverage, for 10 minutes if `INTL_BENCH_TORTURE=1`."""
     atheris = pytest.importorskip("atheris")
-    ends = time.monotonic() + (600 if os.environ.get("INTL_BENCH_TORTURE") == "1" else 5)
+    ends = time.monotonic() + (600 if TORTURE else 5)
 
     def one(content: bytes) -> None:
         if time.monotonic() > ends:

@@ -34,7 +34,8 @@ from transfer.formats import safe_load
 from transfer.formats.match import extract, find
 
 Capture = pytest.CaptureFixture[str]
-MUTATIONS = 20_000 if os.environ.get("INTL_BENCH_TORTURE") == "1" else 400
+TORTURE = os.environ.get("INTL_BENCH_TORTURE") == "1"
+MUTATIONS = 20_000 if TORTURE else 400
 
 
 @pytest.fixture(scope="module")
@@ -578,6 +579,16 @@ CHECKPOINTS: dict[str, Callable[[], bytes]] = {
     "a pickle of a deep list": lambda: b"\x80\x02" + b"]" * 10**5 + b"a" * (10**5 - 1) + b".",
     "a pickle of an array of terabytes": lambda: _array_pickle((10**12,)),
     "a pickle of an array of 10^30 numbers": lambda: _array_pickle((10**30,)),
+    **{
+        f"{kind}: a key that is a tuple in a million others": lambda write=write: write(
+            b"\x80\x02})" + b"\x85" * 10**6 + b"Ns."
+        )  # type: ignore[misc]
+        for kind, write in {
+            "pickle": lambda program: program,
+            "zip": lambda program: zipped({**zip_parts(SMALL), "archive/data.pkl": program}),
+            "old PyTorch": lambda program: _old_start() + program,
+        }.items()
+    },
     "safetensors with no header": lambda: safetensors_file(b""),
     "safetensors with half a header": lambda: safetensors_file(b'{"a":', length=5),
     "safetensors with a header of 10^18 bytes": lambda: safetensors_file(b"{}", length=10**18),
@@ -603,6 +614,12 @@ CHECKPOINTS: dict[str, Callable[[], bytes]] = {
     "tar": lambda: bytes(257) + b"ustar" + bytes(300),
     "HDF5": lambda: b"\x89HDF\r\n\x1a\n" + bytes(100),
 }
+
+
+def _old_start() -> bytes:
+    """Return the pickles of an old PyTorch file before that of the value."""
+    content = torch_file(SMALL, old=True)
+    return content[: content.index(b"\x80", 60)]
 
 
 def _doubled(levels: int) -> dict[str, Any]:
@@ -802,7 +819,7 @@ def _mutations(draw: st.DrawFn, content: bytes) -> bytes:
     return bytes(changed)
 
 
-@pytest.mark.parametrize("kind", MUTATED)
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=[pytest.mark.slow] * TORTURE) for kind in MUTATED])
 def test_random_damage_is_an_error_or_harmless(kind: str, tmp_path: Path, capfd: Capture) -> None:
     write, read = MUTATED[kind]
     path = write(tmp_path)

@@ -102,7 +102,8 @@ _KNOWN: dict[str, Any] = {
         for kind in ("Path", "PosixPath", "WindowsPath", "PurePath", "PurePosixPath", "PureWindowsPath")
     },
     **{f"datetime.{kind}": Inert for kind in ("date", "datetime", "timedelta")},
-    **{f"builtins.{kind.__name__}": kind for kind in (bool, int, float, str, list, dict, tuple, set, complex)},
+    **{f"builtins.{kind.__name__}": kind for kind in (bool, int, float, str, list, dict, set, complex)},
+    "builtins.tuple": list,  # so that only the codes for tuples make tuples, which are counted
 }
 # Packages whose settings and counters occur in checkpoints of known layouts. All their objects become stand-ins, so
 # their code does not matter.
@@ -132,11 +133,31 @@ class _Unpickler(pickle._Unpickler):
     It is the one written in Python, because the one written in C allocates as many objects as a file claims to have.
     """
 
+    tuples = 0
+
     def find_class(self, module: str, name: str) -> Any:
         found = _encode if (module, name) == ("_codecs", "encode") else _stand_in(f"{module}.{name}")
         if found is None:
             raise _Refused(f"{module}.{name}")
         return found
+
+
+def _counted(load: Callable[[Any], None]) -> Callable[[Any], None]:
+    """Return the loader of an opcode, which counts the tuples; see `intl_bench.core.inputs.check_torch_file`."""
+
+    def load_tuple(unpickler: _Unpickler) -> None:
+        unpickler.tuples += 1
+        if unpickler.tuples > inputs.MOST_TUPLES:
+            raise pickle.UnpicklingError(f"more than {inputs.MOST_TUPLES} tuples")
+        load(unpickler)
+
+    return load_tuple
+
+
+_LOADERS: dict[int, Any] = pickle._Unpickler.dispatch
+_Unpickler.dispatch = _LOADERS | {
+    code[0]: _counted(_LOADERS[code[0]]) for code in (pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3)
+}
 
 
 class _Refused(Exception):
@@ -221,9 +242,7 @@ def _sniff(head: bytes, size: int, path: Path) -> str:
 def _read_torch(path: Path) -> tuple[Any, dict[str, str]]:
     # An open file has no ending, by which torch would choose the format.
     with path.open("rb") as stream:
-        if stream.read(2) == b"PK":
-            inputs.check_stored(stream)
-        stream.seek(0)
+        inputs.check_torch_file(stream)
         try:
             asked = torch.serialization.get_unsafe_globals_in_checkpoint(stream)
         except ValueError:  # the globals of a file before the zip format cannot be listed

@@ -1,0 +1,119 @@
+"""Output that a terminal cannot obey, in every encoding, through pipes and files."""
+
+import contextlib
+import fcntl
+import io
+import json
+import os
+import pty
+import struct
+import subprocess
+import sys
+import termios
+import traceback
+import unicodedata
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from intl_bench.core.progress import Progress
+from intl_bench.core.terminal import escaped_output, visible
+
+BIDIRECTIONAL = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
+COMMANDS = (["tables"], ["tables", "--format", "json"], ["--help"], ["tables", "--table", "é\x1b"])
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@given(st.text(st.characters(exclude_categories=())))
+def test_no_control_character_is_left_and_json_keeps_its_meaning(text: str) -> None:
+    shown = visible(text)
+    assert not [c for c in shown if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") and c not in "\n\t"]
+    assert not [c for c in shown if unicodedata.bidirectional(c) in BIDIRECTIONAL]
+    shown.encode()
+    for plain in (True, False):
+        assert json.loads(visible(json.dumps(text, ensure_ascii=plain))) == json.loads(json.dumps(text))
+
+
+def test_usual_text_is_unchanged() -> None:
+    text = "INTL 73.1 ± 0.2 – α, 日本語, العربية, \U0001f600\n\tcolumn\n"
+    assert visible(text) == text
+
+
+@given(st.text(st.characters(exclude_categories=())), st.sampled_from(["ascii", "latin-1", "cp1252", "utf-8", "cp932"]))
+def test_every_encoding_takes_every_text(text: str, encoding: str) -> None:
+    raw = io.BytesIO()
+    stream = io.TextIOWrapper(raw, encoding=encoding, newline="\n")
+    before = sys.stdout
+    sys.stdout = stream
+    try:
+        with escaped_output():
+            print(json.dumps(text, ensure_ascii=False))
+            assert sys.stdout.encoding == encoding
+        assert sys.stdout is stream
+    finally:
+        sys.stdout = before
+    stream.flush()
+    assert json.loads(raw.getvalue().decode(encoding)) == json.loads(json.dumps(text))
+
+
+def test_streams_come_back_and_other_output_goes_through(capfd: pytest.CaptureFixture[str]) -> None:
+    before = sys.stdout, sys.stderr
+    with contextlib.suppress(KeyError), escaped_output():
+        print("a\x1b", file=sys.stderr)
+        sys.stdout.writelines(["b\x1b", "\n"])
+        subprocess.run(["true"], stdout=sys.stdout, stderr=sys.stderr, check=True)
+        assert sys.stdout.fileno() == before[0].fileno()
+        assert not sys.stdout.isatty()
+        try:
+            raise KeyError("c\x1b")
+        finally:
+            traceback.print_exc()
+    assert (sys.stdout, sys.stderr) == before
+    output = capfd.readouterr()
+    assert output.out == "b\\u001b\n"
+    assert output.err.startswith("a\\u001b\nTraceback")
+    assert "\x1b" not in output.err
+
+
+def test_a_program_without_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windowed programs and daemons have none."""
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", None)
+    with escaped_output():
+        print("a")
+
+
+@pytest.mark.parametrize("arguments", COMMANDS)
+@pytest.mark.parametrize("environment", [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0"}])
+def test_the_command_line_in_ascii(arguments: list[str], environment: dict[str, str], tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONCOERCECLOCALE": "0", "PYTHONPATH": str(ROOT), **environment}
+    command = [sys.executable, "-m", "intl_bench", *arguments]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True)
+    assert done.returncode == (2 if "--table" in arguments else 0), done.stderr
+    text = (done.stdout + done.stderr).decode("ascii")
+    assert all(character.isprintable() or character in "\n\t" for character in text)
+    if "json" in arguments:
+        assert "–" in json.dumps(json.loads(done.stdout), ensure_ascii=False)
+
+
+def test_a_progress_bar_on_a_terminal_writes_over_itself() -> None:
+    control, terminal = pty.openpty()
+    fcntl.ioctl(control, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
+    before = sys.stderr
+    with os.fdopen(terminal, "w") as sys.stderr:
+        try:
+            with escaped_output():
+                bar = Progress(2, label="a\x1b[2J\rb")
+                bar.step()
+                bar.step()
+                bar.close()
+            sys.stderr.flush()
+            shown = os.read(control, 10_000).decode()
+        finally:
+            sys.stderr = before
+    os.close(control)
+    assert "\x1b" not in shown
+    assert r"a\u001b[2J\u000db: 100%" in shown
+    assert shown.count("\r") >= 2
