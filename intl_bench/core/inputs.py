@@ -4,6 +4,7 @@ A named pipe or a device would block a reader for ever. Deep nesting and huge nu
 use of the values, fail at any line.
 """
 
+import errno
 import io
 import json
 import math
@@ -19,7 +20,6 @@ from intl_bench.core.errors import InputError, from_os_error
 _KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a named pipe",
-    stat.S_IFSOCK: "a socket",
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
@@ -41,7 +41,12 @@ def open_file(path: str | bytes | Path, *, buffered: bool = True) -> BinaryIO:
 
 
 def _open_regular(path: str | bytes, flags: int) -> int:
-    handle = os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY)
+    try:
+        handle = os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY)
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            raise InputError(f"{os.fsdecode(path)}: a socket; expected a regular file") from error
+        raise
     kind = stat.S_IFMT(os.fstat(handle).st_mode)
     if kind != stat.S_IFREG:
         os.close(handle)

@@ -122,7 +122,7 @@ def test_listed_classes(folder: Path, packed: Path) -> None:
         assert_same_images(ours, theirs)
         assert set(ours.labels.tolist()) == {0, 1}
     listing.write_text("n7\n")
-    with pytest.raises(InputError, match="n7 is not a class"):
+    with pytest.raises(InputError, match="'n7' is not a class"):
         opened(packed, classes=str(listing))
 
 
