@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from intl_bench.core import config as configs
-from intl_bench.core import files
+from intl_bench.core import files, inputs
 from intl_bench.core.errors import DamagedError, DivergedError, InputError, ResourceError, from_os_error
 
 # Format 1 had no fingerprint of the training images; 1 and 2 call the momentum encoder `target`; 1 to 3 have their
@@ -153,7 +153,9 @@ def load(path: Path) -> tuple[dict[str, Any], str]:
         )
     digest = files.verify(path)
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with inputs.open_file(path) as stream:
+            inputs.check_torch_file(stream)
+            state = torch.load(stream, map_location="cpu", weights_only=True)
     except OSError as error:
         raise from_os_error(error, f"cannot read checkpoint {path}") from error
     except pickle.UnpicklingError as error:

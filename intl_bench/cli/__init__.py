@@ -19,6 +19,9 @@ from intl_bench.core.signals import StopRequest
 __all__ = ["main"]
 
 
+_LONGEST = 1000  # characters of an error
+
+
 def _parser() -> argparse.ArgumentParser:
     from intl_bench.cli import ablation, convert, data, demo, pretrain, spectrum, tables, task
 
@@ -50,6 +53,8 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 def _report(line: str, exit_code: int) -> int:
     """Print the one line on stderr. Of several processes only the first that fails prints it."""
+    if len(line) > _LONGEST:  # a name or a value of a file is very long
+        line = f"{line[: _LONGEST - 300]} ... {line[-300:]}"
     if "RANK" not in os.environ:
         print(f"intl-bench: {line}", file=sys.stderr)
         return exit_code

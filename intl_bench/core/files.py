@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from intl_bench.core import owners, seals
+from intl_bench.core import inputs, owners, seals
 from intl_bench.core.errors import DamagedError, from_os_error
 
 # Read once, because the call changes the mask of the whole process, and files are also written in the background.
@@ -353,10 +353,10 @@ def verify(path: Path, *, required: bool = False) -> str:
         DamagedError: its content has changed since it was written.
     """
     try:
-        with path.open("rb") as stream:
+        with inputs.open_file(path) as stream:
             digest, right = seals.check(stream)
         if right is None and (sidecar := _sidecar(path)).exists():
-            right = digest.encode() in sidecar.read_bytes().split()
+            right = digest.encode() in inputs.read_bytes(sidecar).split()
     except OSError as error:
         raise from_os_error(error, f"cannot read {path}") from error
     if not (right if right is not None else not required):

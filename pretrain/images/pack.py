@@ -62,17 +62,25 @@ class Pack:
                 start = stream.tell()
             record, count = _record(header["name_bytes"]), header["images"]
             size = start + count * record.itemsize + _AFTER[header["format"]]
-            if index.stat().st_size != size or (header["format"] == _FORMAT and not files.has_digest(index)):
+            if (
+                count < 1
+                or index.stat().st_size != size
+                or (header["format"] == _FORMAT and not files.has_digest(index))
+            ):
                 raise ValueError("another version or another size")
             self.class_names: list[str] = header["classes"]
             self.images = np.memmap(index, record, "r", start, (count,)).view(np.ndarray)
         except OSError as error:
             raise from_os_error(error, f"cannot read {index}") from error
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, IndexError, OverflowError, RecursionError) as error:
             raise InputError(f"{index}: not an index of this version ({error}); {_REMEDY}") from error
-        size, expected = path.stat().st_size, int(self.images[-1]["offset"] + self.images[-1]["size"])
+        size, expected = path.stat().st_size, sum(self.images[-1][["offset", "size"]].item())
         if size != expected:
             raise InputError(f"{path}: {size} bytes, expected {expected}: it was truncated or replaced; {_REMEDY}")
+        offsets, sizes, labels = (self.images[field] for field in ("offset", "size", "label"))
+        outside = (offsets > size) | (sizes > size - np.minimum(offsets, size)) | (labels >= len(self.class_names))
+        if outside.any():
+            raise InputError(f"{index}: record {outside.argmax()} is outside {path.name} or its classes; {_REMEDY}")
         try:
             self._handle = os.open(path, os.O_RDONLY)
         except OSError as error:

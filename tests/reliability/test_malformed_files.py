@@ -27,6 +27,7 @@ from safetensors.torch import save
 
 from intl_bench.core import files, inputs
 from intl_bench.core.errors import BenchError, InputError
+from pretrain.images import pack
 from pretrain.images.data import DataConfig, open_source
 from transfer.detection.annotations.split import read_split
 from transfer.detection.config import AnnotatedDataConfig
@@ -699,6 +700,22 @@ def _index(change: Callable[[dict[str, Any]], None]) -> Callable[[Path], None]:
     return apply
 
 
+def _rows(change: Callable[[np.ndarray], None]) -> Callable[[Path], None]:
+    """Change the records of an index and forge its digest."""
+
+    def apply(folder: Path) -> None:
+        path = folder / "train.index"
+        line, _, rest = path.read_bytes().partition(b"\n")
+        record = pack._record(json.loads(line)["name_bytes"])
+        count = json.loads(line)["images"]
+        images = np.frombuffer(rest[: count * record.itemsize], record).copy()
+        change(images)
+        content = line + b"\n" + images.tobytes() + rest[images.nbytes :]
+        files.write_digested(path, lambda stream: stream.write(content))
+
+    return apply
+
+
 def _cut(name: str, size: int) -> Callable[[Path], None]:
     return lambda folder: os.truncate(folder / name, size)
 
@@ -723,6 +740,12 @@ PACKS: dict[str, Callable[[Path], None]] = {
     "names of -1 bytes": _index(lambda header: header.update(name_bytes=-1)),
     "another format": _index(lambda header: header.update(format="intl-bench pack 99")),
     "no classes": _index(lambda header: header.pop("classes")),
+    "too few classes": _index(lambda header: header.update(classes=["a"])),
+    "classes of text": _index(lambda header: header.update(classes="a")),
+    "an image of 10^15 bytes": _rows(lambda images: images["size"].put(1, 10**15)),
+    "an image at 2^64": _rows(lambda images: images["offset"].put(1, 2**64 - 1)),
+    "a last image at 2^64": _rows(lambda images: images["offset"].put(-1, 2**64 - 1)),
+    "an image of an unknown class": _rows(lambda images: images["label"].put(0, 7)),
 }
 
 
