@@ -16,10 +16,13 @@ from safetensors.torch import load_file
 from intl_bench.core import files
 from intl_bench.core.errors import InputError
 from intl_bench.core.identity import digest
+from intl_bench.core.inputs import shorten
 from pretrain import checkpoint, states
 from pretrain.checkpoint import BRANCHES
 from pretrain.methods import Method
 from pretrain.recipe import Recipe
+
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,6 +62,14 @@ def read(path: Path, method: Method, seed: int) -> InitialWeights:
             weights = {f"{prefix}{name}": tensor for name, tensor in load_file(path).items()}
         except SafetensorError as error:
             raise InputError(f"init={path}: not a readable safetensors file ({error})") from error
+        for name, tensor in weights.items():
+            if name.endswith("num_batches_tracked"):
+                continue
+            if tensor.dtype not in _DTYPES or not torch.isfinite(tensor.to(torch.float32)).all():
+                raise InputError(
+                    f"init={path}: {shorten(name)} has {tensor.dtype} or values that are not finite; expected finite "
+                    "floating-point numbers; use another file"
+                )
     else:
         try:
             state, sha256 = states.load(path)

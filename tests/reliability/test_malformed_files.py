@@ -27,6 +27,7 @@ from safetensors.torch import save
 
 from intl_bench.core import files, inputs
 from intl_bench.core.errors import BenchError, InputError
+from pretrain.backbone import build_backbone
 from pretrain.images import pack
 from pretrain.images.data import DataConfig, open_source
 from transfer.detection.annotations.split import read_split
@@ -645,6 +646,33 @@ def test_checkpoints(kind: str, capfd: Capture) -> None:
     Path("weights").write_bytes(CHECKPOINTS[kind]())
     refused(["convert", "weights", "out.safetensors", "--to", "safetensors"], capfd, "checkpoint weights")
     assert not Path("out.safetensors").exists()
+
+
+def _narrow_with(key: str, value: torch.Tensor) -> bytes:
+    state = build_backbone("resnet10_narrow", stem="imagenet").state_dict()
+    return save({**state, key: value})
+
+
+INITIAL: dict[str, Callable[[], bytes]] = {
+    "empty": lambda: b"",
+    "text": lambda: b"hello",
+    "half": lambda: save(SMALL)[:50],
+    "no backbone": lambda: save(SMALL),
+    "no tensors": lambda: safetensors_file(b"{}"),
+    "a header of 10^18 bytes": lambda: safetensors_file(b"{}", length=10**18),
+    "NaN": lambda: _narrow_with("bn1.weight", torch.full((32,), torch.nan)),
+    "1e300": lambda: _narrow_with("bn1.weight", torch.full((32,), 1e300, dtype=torch.float64)),
+    "whole numbers": lambda: _narrow_with("bn1.weight", torch.ones(32, dtype=torch.int64)),
+    "complex numbers": lambda: _narrow_with("bn1.weight", torch.ones(32, dtype=torch.complex64)),
+    "8-bit floats": lambda: _narrow_with("bn1.weight", torch.ones(32).to(torch.float8_e4m3fn)),
+    "another shape": lambda: _narrow_with("bn1.weight", torch.ones(33)),
+}
+
+
+@pytest.mark.parametrize("kind", INITIAL)
+def test_initial_weights(kind: str, capfd: Capture) -> None:
+    Path("w.safetensors").write_bytes(INITIAL[kind]())
+    refused(["pretrain", "demo", "data.size=200", "init=w.safetensors"], capfd, "w.safetensors")
 
 
 # ---- what is no regular file
