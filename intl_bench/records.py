@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from intl_bench.core import files, seals
+from intl_bench.core import files, inputs, seals
 from intl_bench.core.errors import InputError, from_os_error
 from intl_bench.core.identity import SCALES, digest
 
@@ -213,10 +213,11 @@ def _values(record: ResultRecord) -> dict[str, Any]:
 def _read(path: Path) -> ResultRecord:
     remedy = "restore the file from a copy, or delete it and run the task again"
     try:
-        content = path.read_bytes()
-        values = json.loads(content)
+        content = inputs.read_bytes(path)
     except OSError as error:
         raise from_os_error(error, f"cannot read record {path}") from error
+    try:
+        values = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise InputError(f"record {path}: not valid JSON ({error}); {remedy}") from error
     if not isinstance(values, dict):

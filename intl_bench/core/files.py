@@ -252,7 +252,7 @@ class JsonLines:
     ) -> None:
         self.path = path
         try:
-            content = path.read_bytes() if path.exists() else b""
+            content = inputs.read_bytes(path) if path.exists() else b""
         except OSError as error:
             raise from_os_error(error, f"cannot read {path}") from error
         kept: list[bytes] = []

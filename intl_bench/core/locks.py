@@ -10,7 +10,6 @@ import dataclasses
 import errno
 import fcntl
 import hashlib
-import json
 import os
 import secrets
 import socket
@@ -22,7 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from intl_bench.core import files, owners
+from intl_bench.core import files, inputs, owners
 from intl_bench.core.errors import InputError, from_os_error
 
 _PATIENCE_S = 2.0  # without hard links, a lock is empty between its creation and its writing
@@ -68,10 +67,10 @@ def _me() -> _Holder:
 
 def _parse(path: Path) -> _Holder:
     """Read a lock file; raises FileNotFoundError without a file, and ValueError if the file is not such a lock."""
-    text = path.read_text(encoding="utf-8")
+    stored = inputs.parse_json(inputs.read_bytes(path), str(path))
     try:
         # Every value becomes one line, because it is printed in messages.
-        values: dict[str, Any] = {key: " ".join(str(value).split()) for key, value in json.loads(text).items()}
+        values: dict[str, Any] = {key: " ".join(str(value).split()) for key, value in stored.items()}
         holder = _Holder(**values | {"process": int(values["process"])})
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: {error}") from None

@@ -679,7 +679,9 @@ def test_initial_weights(kind: str, capfd: Capture) -> None:
 
 
 @pytest.mark.parametrize("kind", ["pipe", "device", "folder", "absent", "loop", "socket"])
-@pytest.mark.parametrize("place", ["checkpoint", "npz", "image", "classes", "list", "annotations", "xml", "voc image"])
+@pytest.mark.parametrize(
+    "place", ["checkpoint", "npz", "image", "classes", "list", "annotations", "xml", "voc image", "record"]
+)
 def test_what_is_no_regular_file(kind: str, place: str, weights: str, capfd: Capture) -> None:
     """A reader of a pipe or of /dev/zero never ends."""
     images = ["data.kind=imagefolder", "data.root=images", "data.name=tiny"]
@@ -691,11 +693,13 @@ def test_what_is_no_regular_file(kind: str, place: str, weights: str, capfd: Cap
         "list": ("w", ["finetune", weights, *images, "file_list=w"]),
         "annotations": ("coco/annotations/instances_train2017.json", COCO(weights)),
         "xml": ("voc/VOC2007/Annotations/000005.xml", VOC(weights)),
+        "record": ("results/records/linear/x.json", ["tables"]),
         "voc image": ("voc/VOC2007/JPEGImages/000005.jpg", VOC(weights)),
     }[place]
     file_cases.image_folder(Path("images"))
     file_cases.coco_folder(Path("coco"))
     file_cases.voc_folder(Path("voc"))
+    Path("results/records/linear").mkdir(parents=True)
     Path(path).unlink(missing_ok=True)
     if kind == "pipe":
         os.mkfifo(path)
@@ -707,8 +711,8 @@ def test_what_is_no_regular_file(kind: str, place: str, weights: str, capfd: Cap
         os.symlink(Path(path).name, path)
     elif kind == "socket":
         socket.socket(socket.AF_UNIX).bind(path)
-    if place == "image" and kind in ("absent", "folder"):
-        pytest.skip("not listed")
+    if kind in ("absent", "folder") and place in ("image", "record"):
+        pytest.skip("not listed, or a folder of other tasks")
     refused(command, capfd, Path(path).name)
 
 
