@@ -87,7 +87,7 @@ def test_lists_are_found_in_or_next_to_the_data_folder(root: Path) -> None:
             ["n00000000_1.png", "n00000000_99.png", "n00000009_1.png", "n00000001_1.png"],
             r"2 of its 4 .*n00000000_99\.png",
         ),
-        (["n00000000_1.png"] * 2 + ["n00000001_1.png"] * 2, r"names n00000000_1\.png more than once"),
+        (["n00000000_1.png"] * 2 + ["n00000001_1.png"] * 2, r"names 'n00000000_1\.png' more than once"),
         ([f"n00000000_{i}.png" for i in range(10)] * 6, "60 names for 60 images are not 10%"),
         (["n00000000_1.png"], "1 names for 60 images are not 10%"),
         ([], "0 names"),
@@ -100,7 +100,7 @@ def test_a_wrong_list_is_an_error(root: Path, names: list[str], message: str) ->
 
 def test_a_binary_list_is_an_error(root: Path) -> None:
     (root / "l.txt").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(InputError, match="as text"):
+    with pytest.raises(InputError, match="not UTF-8 text"):
         finetune.listed_images(folder_source(root), root / "l.txt", 10)
 
 
