@@ -15,7 +15,7 @@ from safetensors.torch import save as safetensors_bytes
 
 from intl_bench.core import config as configs
 from intl_bench.core import files, seals
-from intl_bench.core.errors import DamagedError, InputError
+from intl_bench.core.errors import BenchError, DamagedError, InputError
 from intl_bench.core.identity import identity
 from pretrain import recipe as recipes
 from pretrain import states
@@ -144,7 +144,9 @@ def readable(path: Path) -> Iterator[None]:
     """Convert the errors of missing or invalid fields to `InputError`."""
     try:
         yield
-    except (KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
+    except BenchError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
         raise InputError(f"checkpoint {path}: its fields are not those of this version ({reason})") from error
 

@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import copy
 import io
 import json
 import os
@@ -14,6 +15,7 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import file_cases
@@ -25,11 +27,12 @@ from file_cases import SMALL, WHOLE, image, refused, safetensors_file, torch_fil
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from intl_bench.core import files, inputs
+from intl_bench.core import files, inputs, seals
 from intl_bench.core.errors import BenchError, InputError
 from pretrain.backbone import build_backbone
 from pretrain.images import pack
 from pretrain.images.data import DataConfig, open_source
+from transfer import convert
 from transfer.detection.annotations.split import read_split
 from transfer.detection.config import AnnotatedDataConfig
 from transfer.formats import safe_load
@@ -787,6 +790,71 @@ def test_packs(kind: str, capfd: Capture) -> None:
     capfd.readouterr()
     PACKS[kind](folder)
     refused(["pretrain", "demo", "data.kind=imagefolder", "data.root=p/packs", "data.name=tiny"], capfd, "train.")
+
+
+# ---- random values at random places of valid JSON
+
+VALUES = (
+    *(None, True, 0, 1, -1, 2**31, 2**63, 10**30, 10**400, 1.5, 1e308, float("nan"), float("inf"), "", "a", "\x1b"),
+    *([], [[]], {}, [1], [1, 2, 3, 4], [[1] * 6], _nested(60), {"size": [32, 32], "counts": [1024]}),
+)
+
+
+def _places(value: Any) -> list[tuple[Any, Any]]:
+    """Return (parent, key) of all values inside a value."""
+    keys = value.keys() if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
+    return [place for key in list(keys) for place in ((value, key), *_places(value[key]))]
+
+
+def _changed(document: Any, random: Random) -> Any:
+    """Return a copy of a document with one to three values replaced or removed."""
+    document = copy.deepcopy(document)
+    for _ in range(random.randint(1, 3)):
+        parent, key = random.choice(_places(document) or [({0: 0}, 0)])
+        if random.random() < 0.8:
+            parent[key] = copy.deepcopy(random.choice(VALUES))
+        else:
+            del parent[key]
+    return document
+
+
+few = hypothesis.settings(
+    max_examples=2000 if TORTURE else 60,
+    database=None,
+    suppress_health_check=list(hypothesis.HealthCheck),
+    phases=[hypothesis.Phase.generate],
+)
+
+
+@pytest.mark.parametrize(
+    "split", [pytest.param(split, marks=[pytest.mark.slow] * TORTURE) for split in ("train", "test")]
+)
+@few
+@hypothesis.given(random=st.randoms(use_true_random=False))
+def test_any_values_in_annotations_are_an_error_or_harmless(split: str, random: Random) -> None:
+    if not Path("coco").exists():
+        file_cases.coco_folder(Path("coco"))
+    name = {"train": "instances_train2017.json", "test": "instances_val2017.json"}[split]
+    (Path("coco/annotations") / name).write_text(json.dumps(_changed(file_cases.coco_document(), random)))
+    with contextlib.suppress(InputError):
+        read_split(AnnotatedDataConfig(root="coco", name="tiny"), split, masks=True)
+
+
+@hypothesis.settings(few, max_examples=100 if TORTURE else 30)
+@hypothesis.given(random=st.randoms(use_true_random=False))
+def test_any_facts_in_a_backbone_are_an_error_or_harmless(weights: str, random: Random) -> None:
+    content = Path(weights).read_bytes()
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:start])
+    facts = json.loads(header["__metadata__"]["config"])
+    header["__metadata__"] = {"config": json.dumps(_changed(facts, random)), seals.KEY: seals.UNSET}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    files.write_digested(
+        Path("w.safetensors"), lambda stream: stream.write(len(text).to_bytes(8, "little") + text + content[start:])
+    )
+    with contextlib.suppress(InputError):
+        convert.read("w.safetensors")
 
 
 # ---- random damage
