@@ -12,9 +12,7 @@ With padding 1, which lightly usually has, the network is a fifth cheaper.
 """
 
 import argparse
-import contextlib
 import platform
-import socket
 import statistics
 import sys
 import time
@@ -82,11 +80,8 @@ def authors(options: argparse.Namespace) -> dict[str, Step]:
 
     if options.device == "cpu":
         torch.Tensor.cuda = lambda self, *args, **kwargs: self
-    with contextlib.closing(socket.socket()) as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
     backend = "nccl" if options.device == "cuda" else "gloo"
-    torch.distributed.init_process_group(backend, init_method=f"tcp://localhost:{port}", rank=0, world_size=1)
+    torch.distributed.init_process_group(backend, store=torch.distributed.HashStore(), rank=0, world_size=1)
     config = SimpleNamespace(
         arch="resnet18", dataset="cifar10", projection_layers=3, projection_size=2048, emb=2048, axis=0, iters=4,
         bs=options.batch,

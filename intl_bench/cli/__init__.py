@@ -4,19 +4,32 @@ Nothing heavy is imported before a command runs, because `--help` must not impor
 """
 
 import argparse
+import errno
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
 from intl_bench import __version__
-from intl_bench.core import terminal
-from intl_bench.core.errors import BUG, INTERRUPTED, OK, InputError, translate
+from intl_bench.core import heartbeat, signals, terminal
+from intl_bench.core.errors import (
+    BUG,
+    OK,
+    LostProcessError,
+    ResourceError,
+    from_os_error,
+    translate,
+)
 from intl_bench.core.packages import require_own_packages
 from intl_bench.core.signals import StopRequest
+from intl_bench.core.streams import unbreakable
 
 __all__ = ["main"]
+
+# Errors of an output whose reader, such as `head`, has ended, or whose terminal was closed. It counts as read.
+_NO_READER = (errno.EPIPE, errno.EIO)
 
 
 _LONGEST = 1000  # characters of an error
@@ -29,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="intl-bench",
         description="Pre-train INTL, score the backbone, and put the numbers beside the published ones.",
         epilog="exit codes: 0 ok, 1 bug, 2 bad input, 3 diverged, 4 no disk, memory or device, "
-        "75 stopped and resumable, 130 Ctrl-C",
+        "75 stopped and resumable, 129 closed terminal, 130 Ctrl-C",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=__version__)
@@ -66,29 +79,64 @@ def _report(line: str, exit_code: int) -> int:
     return exit_code
 
 
-@terminal.escaped_output()
+def _stopped(number: int) -> int:
+    """Print the one line of a signal that arrived outside of every loop, which can be in the middle of any import.
+
+    A rank does not ask a store whether it is the first, because that needs PyTorch. Its launcher prints the line.
+    """
+    if os.environ.get("RANK", "0") == "0" and not _is_rank_of_launcher():
+        name = signal.Signals(number).name
+        line = f"stopped by {name}; what was finished is saved; run the same command again to resume"
+        print(f"intl-bench: {line}", file=sys.stderr)
+    return signals.exit_code(number)
+
+
+def _is_rank_of_launcher() -> bool:
+    """Return whether `intl_bench.launch.processes.run` started this process."""
+    return heartbeat.is_watched() and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code. Every exit code but 0 comes with one line on stderr."""
+    """Run one command and return its exit code. Every exit code but 0 comes with one line on stderr.
+
+    Args:
+        arguments: of the command line. None means those of this process, which then ends after the command.
+    """
+    with signals.ending(to_exit=arguments is None), unbreakable() as output, terminal.escaped_output():
+        heartbeat.start()
+        code = _main(sys.argv[1:] if arguments is None else arguments)
+        sys.stdout.flush()
+        if code == OK and output is not None and output.error is not None and output.error.errno not in _NO_READER:
+            error = from_os_error(output.error, "cannot write the standard output")
+            return _report(str(error), error.exit_code)
+        return code
+
+
+def _main(arguments: Sequence[str]) -> int:
+    debug = False
     try:
         require_own_packages()  # before the parser, which imports the list of tasks from `transfer`
-    except InputError as error:
-        return _report(str(error), error.exit_code)
-    args = _parse(sys.argv[1:] if arguments is None else arguments)
-    from intl_bench.launch.processes import stop_with_parent
-
-    stop_with_parent()
-    try:
+        args = _parse(arguments)
+        debug = args.debug
         return args.run(args) or OK
     except KeyboardInterrupt:
-        return _report("interrupted", INTERRUPTED)
-    except BrokenPipeError:
-        return OK  # the reader of the output, such as `head`, has closed it
+        return _stopped(signal.SIGINT)
+    except signals.Stopped as stopped:
+        return _stopped(stopped.number)
     except Exception as error:
+        number = signals.raised()
+        if number is not None:  # Python or a library has put another exception around `Stopped`
+            return _stopped(number)
         known = translate(error)
-        if args.debug:
+        if debug:
             traceback.print_exc()
         if known is None:
             where = traceback.extract_tb(error.__traceback__)[-1]
             message = " ".join(f"{type(error).__name__}: {error}".split())[:300]
             return _report(f"bug: {message} ({Path(where.filename).name}:{where.lineno}); --debug shows more", BUG)
-        return _report(" ".join(str(known).split()), known.exit_code)
+        if isinstance(known, LostProcessError) and _is_rank_of_launcher():
+            return known.exit_code  # the launcher knows which process is gone
+        line = " ".join(str(known).split())
+        if isinstance(known, ResourceError) and "RANK" in os.environ:
+            line = f"rank {os.environ['RANK']} ({heartbeat.where() or 'before its first step'}): {line}"
+        return _report(line, known.exit_code)

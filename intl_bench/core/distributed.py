@@ -15,9 +15,10 @@ from typing import Any, NoReturn, TypeVar, cast
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.rendezvous import rendezvous
+from torch.distributed.rendezvous import rendezvous as environment_rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
+from intl_bench.core import rendezvous
 from intl_bench.core.copies import Fetched, fetch, send
 from intl_bench.core.errors import BenchError, DivergedError, InputError, ResourceError
 from intl_bench.core.memory import keep_freed_memory
@@ -145,7 +146,11 @@ def _kernels(deterministic: bool, fixed_shapes: bool) -> Iterator[None]:
 
 @functools.cache
 def _store() -> dist.Store:
-    store: dist.Store = next(rendezvous("env://"))[0]
+    environment = os.environ
+    ours = environment.get("TORCHELASTIC_USE_AGENT_STORE") != "True" and environment["RANK"] == "0"
+    if ours and environment["MASTER_ADDR"] in ("127.0.0.1", "localhost"):
+        return rendezvous.local_store(int(environment["MASTER_PORT"]))
+    store: dist.Store = next(environment_rendezvous("env://"))[0]
     return store
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 OK = 0
 BUG = 1
 PREEMPTED = 75
+HUNG_UP = 129
 INTERRUPTED = 130
 
 
@@ -43,15 +44,20 @@ class ResourceError(BenchError):
     exit_code = 4
 
 
+class LostProcessError(ResourceError):
+    """Another process of the run is gone. The process that started both knows which one, and why."""
+
+
 class Preempted(BenchError):
-    """A signal stopped the run after its state was saved. The same command resumes (exit 75, or 130 after Ctrl-C)."""
+    """A signal stopped the run after its state was saved. The same command resumes.
 
-    exit_code = PREEMPTED
+    Args:
+        exit_code: `intl_bench.core.signals.exit_code` of the signal: 75, 130 after Ctrl-C, 129 after a hangup.
+    """
 
-    def __init__(self, message: str, *, interrupted: bool = False) -> None:
+    def __init__(self, message: str, exit_code: int = PREEMPTED) -> None:
         super().__init__(message)
-        if interrupted:
-            self.exit_code = INTERRUPTED
+        self.exit_code = exit_code
 
 
 _SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -105,7 +111,9 @@ def translate(error: Exception) -> BenchError | None:
         return ResourceError(f"a data worker died: {error}; use fewer workers, or check memory and /dev/shm")
     if isinstance(error, RuntimeError) and ("gloo/" in str(error) or type(error).__name__.startswith("Dist")):
         reason = " ".join(str(error).split())[:200]
-        return ResourceError(f"lost another process, which ended or was killed, possibly for lack of memory: {reason}")
+        return LostProcessError(
+            f"lost another process, which ended or was killed, possibly for lack of memory: {reason}"
+        )
     if isinstance(error, OSError):
         return from_os_error(error, f"cannot use {error.filename or 'a file'}")
     return None

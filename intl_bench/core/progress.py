@@ -6,6 +6,8 @@ from collections.abc import Mapping
 
 from tqdm import tqdm
 
+from intl_bench.core import heartbeat
+
 
 class Progress:
     """The steps done, the time left, the images per second and the share of time spent waiting for data.
@@ -60,6 +62,7 @@ class Progress:
         """Count a step that waited `waited` seconds for its data, and show `values`."""
         self.steps += 1
         self.waited += waited
+        heartbeat.at(self)
         now = time.perf_counter()
         if self.bar is not None:
             self.bar.set_postfix_str(self._details(values), refresh=False)

@@ -5,21 +5,18 @@ time that they need to save their state, the exit code is that of the process th
 """
 
 import os
-import signal
-import subprocess
-import sys
-import threading
 import time
 from collections.abc import Mapping, Sequence
 
 from intl_bench.core.errors import BenchError, ResourceError
 from intl_bench.core.sharing import require_even_batch
 from intl_bench.core.signals import StopRequest
+from intl_bench.launch.children import Child, Watch
 
-_COMMAND = [sys.executable, "-m", "intl_bench"]
-_PARENT = "INTL_BENCH_PARENT"
 # Seconds for the other processes to end after one has failed, because they may be writing.
-_PATIENCE = 30.0
+_PATIENCE = 12.0
+# Which network interface the processes of a group use.
+INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 
 
 class UnfinishedError(BenchError):
@@ -30,28 +27,6 @@ class UnfinishedError(BenchError):
         self.exit_code = next(iter(bad.values()))
         listed = ", ".join(f"{name} (exit {code})" for name, code in bad.items())
         super().__init__(f"not finished: {listed}; see the errors above; run the same command again to resume")
-
-
-def start(arguments: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    """Start `intl-bench ARGUMENTS`. It stops as on a signal when this process dies.
-
-    It has its own session, so that a Ctrl-C reaches it only once, through this process.
-    """
-    environment = {**environment, _PARENT: str(os.getpid())}
-    return subprocess.Popen([*_COMMAND, *arguments], env=environment, start_new_session=True)
-
-
-def stop_with_parent() -> None:
-    """Stop this process when the parent that started it by `start` dies, so that nothing is left running."""
-    parent = os.environ.pop(_PARENT, None)
-    if parent is not None:
-        threading.Thread(target=_watch_parent, args=(int(parent),), daemon=True).start()
-
-
-def _watch_parent(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(1)
-    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def threads(processes: int) -> int:
@@ -96,17 +71,17 @@ def run(arguments: Sequence[str], count: int) -> int:
     That process has printed its error. A signal is passed on to all processes. A failure ends the others.
 
     Raises:
-        Preempted: a signal arrived before there was a state to save.
-        ResourceError: a process was killed.
+        Preempted: a signal arrived before there was a state to save, or a process could not save it.
+        ResourceError: a process was killed or did not answer.
     """
-    import torch.distributed as dist
+    from intl_bench.core import distributed, rendezvous
 
-    from intl_bench.core import distributed
-
-    # The store of the rendezvous is opened here on a free port. It outlives each of the processes.
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    # The store of the rendezvous is opened here. It outlives each of the processes.
+    store = rendezvous.local_store()
     environment = {
         "OMP_NUM_THREADS": str(threads(count)),
+        # The processes talk to each other on this machine only.
+        **dict.fromkeys(INTERFACES, rendezvous.loopback()),
         **os.environ,
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(store.port),
@@ -115,48 +90,46 @@ def run(arguments: Sequence[str], count: int) -> int:
         **distributed.LAUNCHER,
     }
     with StopRequest() as stop:
-        workers: list[subprocess.Popen[bytes]] = []
+        ranks: list[Child] = []
         try:
-            ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
-            workers.extend(start(arguments, environment | rank) for rank in ranks)
-            failed = _wait(workers, stop)
+            for rank in range(count):
+                own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+                ranks.append(Child(f"rank {rank} of {count}", arguments, environment | own))
+            failed = _wait(ranks, stop)
         finally:
-            for worker in workers:
-                worker.kill()
-                worker.wait()
+            for child in ranks:
+                child.end()
     if failed is None:
         return 0
+    error, number = failed.failure(), stop.received
     reported = distributed.reported_exit_code(store)
-    if reported is not None:
+    if reported is not None and not failed.fate:
         return reported
-    code = workers[failed].returncode
-    if stop.received is not None and code == -stop.received:  # it had not installed its signal handlers
+    if number is not None and (error is None or failed.code == -number):
         raise stop.error("before there was anything to save")
-    if code > 0:
-        return code
-    raise ResourceError(
-        f"process {failed} of {count} was killed by {signal.Signals(-code).name}, possibly for lack of memory; "
-        "run the same command again to resume from the last checkpoint"
+    if number is not None:
+        raise stop.error(f"without a new state, because {failed.fate or error}")
+    raise error or ResourceError(
+        f"{failed} ended or lost another rank (exit {failed.code}); run the same command again to resume from the last "
+        "saved state"
     )
 
 
-def _wait(workers: Sequence["subprocess.Popen[bytes]"], stop: StopRequest) -> int | None:
-    """Wait until all have ended, or `_PATIENCE` after the first failure. Return the number of the first that failed."""
-    passed_on: int | None = None
-    failed: int | None = None
-    deadline = float("inf")
-    while True:
-        codes = [worker.poll() for worker in workers]
+def _wait(ranks: Sequence[Child], stop: StopRequest) -> Child | None:
+    """Wait until all have ended, or `_PATIENCE` after the first failure. Return the first that failed."""
+    watch, failed, deadline = Watch(stop), None, float("inf")
+    while any(child.code is None for child in ranks) and time.monotonic() < deadline:
+        watch.look(ranks)
         if failed is None:
-            failed = next((number for number, code in enumerate(codes) if code), None)
-        if None not in codes or time.monotonic() > deadline:
-            return failed
-        if stop.received is not None and stop.received != passed_on:
-            passed_on = stop.received
-            for worker in workers:
-                worker.send_signal(passed_on)
-        elif failed is not None and deadline == float("inf"):
-            deadline = time.monotonic() + _PATIENCE
-            for worker in workers:
-                worker.send_signal(signal.SIGTERM)
-        time.sleep(0.05)
+            failed = _first_failed(ranks)
+            if failed is not None:
+                deadline = time.monotonic() + _PATIENCE
+                for child in ranks:
+                    child.stop()
+    return failed
+
+
+def _first_failed(ranks: Sequence[Child]) -> Child | None:
+    """Return a rank that failed. One that was killed comes first, because others fail for lack of it."""
+    bad = [child for child in ranks if child.code]
+    return min(bad, key=lambda child: child.code or 0, default=None)

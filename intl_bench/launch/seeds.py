@@ -4,14 +4,12 @@ Each command is a process with one seed. Finished seeds keep their records, and 
 """
 
 import os
-import signal
-import subprocess
-import time
 from collections.abc import Mapping, Sequence
 
-from intl_bench.core.errors import OK, PREEMPTED
+from intl_bench.core.errors import HUNG_UP, INTERRUPTED, OK, PREEMPTED
 from intl_bench.core.signals import StopRequest
 from intl_bench.launch import processes
+from intl_bench.launch.children import Child, Watch
 
 
 def run_in_parallel(commands: Mapping[str, Sequence[str]]) -> None:
@@ -33,28 +31,24 @@ def run_in_parallel(commands: Mapping[str, Sequence[str]]) -> None:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")
     free: list[str | None] = list(visible[:gpus]) if gpus else [None] * len(commands)
     threads = processes.threads(max(1, min(len(free), len(commands))))
-    waiting, running, codes = list(commands), dict[str, tuple[subprocess.Popen[bytes], str | None]](), dict[str, int]()
+    waiting, running, codes = list(commands), dict[str, tuple[Child, str | None]](), dict[str, int]()
     with StopRequest() as stop:
+        watch = Watch(stop)
         while running or (waiting and stop.received is None):
             while waiting and free and stop.received is None:
                 name, gpu = waiting.pop(0), free.pop(0)
                 environment = {"OMP_NUM_THREADS": str(threads)} | os.environ
                 if gpu is not None:
                     environment["CUDA_VISIBLE_DEVICES"] = gpu
-                running[name] = processes.start(commands[name], environment), gpu
-            time.sleep(0.2)
-            if stop.received is not None:
-                for process, _ in running.values():
-                    process.send_signal(signal.SIGTERM)
-                for process, _ in running.values():
-                    process.wait()
-            for name, (process, gpu) in list(running.items()):
-                if process.poll() is not None:
-                    codes[name] = process.returncode
+                running[name] = Child(name, commands[name], environment), gpu
+            watch.look([child for child, _ in running.values()])
+            for name, (child, gpu) in list(running.items()):
+                if child.code is not None:
+                    codes[name] = child.report()
                     free.append(gpu)
                     del running[name]
         if stop.received is not None and (waiting or any(codes.values())):
-            saved = set(codes.values()) <= {OK, PREEMPTED}
-            raise stop.error("with the state of every seed saved" if saved else "before every seed had a state to save")
+            saved = set(codes.values()) <= {OK, PREEMPTED, HUNG_UP, INTERRUPTED}
+            raise stop.error(f"{'after' if saved else 'before'} every seed had saved what it had")
     if any(codes.values()):
         raise processes.UnfinishedError({name: codes[name] for name in commands})

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import Any
 from intl_bench.core.errors import PREEMPTED, InputError, Preempted
 from intl_bench.core.signals import StopRequest
 from intl_bench.launch import processes
+from intl_bench.launch.children import Child, Watch
 
 # How long a job that was asked to stop waits for the signal that queues it again.
 _REQUEUE_SECONDS = 60
@@ -31,19 +31,24 @@ class Job:
         """
         import submitit
 
+        from intl_bench.core import rendezvous
+
         os.chdir(self.folder)
         task = submitit.JobEnvironment()
         if task.num_tasks > 1:
             submitit.helpers.TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
-        self.process = processes.start(self.arguments, os.environ)
+            if task.num_nodes == 1:
+                os.environ["MASTER_ADDR"] = "127.0.0.1"
+                for name in processes.INTERFACES:
+                    os.environ.setdefault(name, rendezvous.loopback())
+        self.child = Child(f"task {task.global_rank}", self.arguments, os.environ)
+        watch = Watch(StopRequest())  # submitit handles the signals
         try:
-            while self.process.poll() is None:
-                time.sleep(0.2)
+            while self.child.code is None:
+                watch.look([self.child])
         finally:
-            self.process.send_signal(
-                signal.SIGTERM
-            )  # after a cancellation it saves its state; if it has ended, nothing happens
-        code = self.process.returncode
+            self.child.stop()  # after a cancellation it saves its state
+        code = self.child.report()
         if code == PREEMPTED:
             time.sleep(_REQUEUE_SECONDS)  # the end of a task may end the first task, which queues the job again
             if task.global_rank:
@@ -54,9 +59,9 @@ class Job:
         """Queue the job again; submitit calls this in the first task before the job is preempted or times out."""
         import submitit
 
-        self.process.send_signal(signal.SIGTERM)
+        self.child.stop()
         with contextlib.suppress(ChildProcessError):  # it has ended already
-            os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)
+            os.waitid(os.P_PID, self.child.process.pid, os.WEXITED | os.WNOWAIT)
         again = [word for word in self.arguments if word != "--fresh"]  # the work since the start is kept
         return submitit.helpers.DelayedSubmission(Job(again, self.folder))
 

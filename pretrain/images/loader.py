@@ -25,6 +25,7 @@ from intl_bench.core.copies import pinned
 from intl_bench.core.errors import BenchError, InputError, ResourceError
 from intl_bench.core.seeding import permutation, uniforms
 from intl_bench.core.sharing import require_even_batch
+from intl_bench.core.signals import STOP_SIGNALS
 from pretrain.images import crops
 from pretrain.images.ahead import ahead
 from pretrain.images.data import ArraySource, BadImageError, ImageSource
@@ -220,10 +221,12 @@ def _transferred(loader: DataLoader[Any]) -> Iterator[Any]:
 def _ignore_signals(_: int) -> None:
     """Ignore stop signals, except SIGTERM of the parent process.
 
-    Ctrl-C in a terminal and the warning of a cluster reach every process. The parent decides when its workers end.
+    Ctrl-C in a terminal, its closing, and the warning of a cluster reach every process. The parent decides when its
+    workers end.
     """
-    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)
+    for number in STOP_SIGNALS:
+        if number != signal.SIGTERM:
+            signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # macOS does not tell which process sent a signal
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from intl_bench.core.errors import InputError, Preempted, ResourceError
 from intl_bench.core.progress import Progress
-from intl_bench.core.signals import StopRequest
+from intl_bench.core.signals import StopRequest, exit_code
 from pretrain.images import pack
 from pretrain.images.data import FOLDERS, DataConfig, FolderSource, open_source
 
@@ -99,7 +99,7 @@ def _contents(part: Part, stop: StopRequest) -> Iterator[bytes]:
             raise Preempted(
                 f"stopped by {signal.Signals(stop.received).name} before {part.path} was complete: it was removed; "
                 "run the same command again",
-                interrupted=stop.received == signal.SIGINT,
+                exit_code(stop.received),
             )
         yield part.source.content(index)
         progress.step()

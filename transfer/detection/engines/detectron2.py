@@ -252,6 +252,8 @@ class _Bookkeeping(HookBase):
                 self.log.append({"iteration": done, **self._means(), "img/s": self.progress.images_per_second})
             if saving:
                 saved.save_state(self.log, self.run.identity, self.run.model, self.trainer.optimizer, done)
+        else:
+            self.progress.step()
         if stopping and not last:
             self.progress.close()
             where = f"after step {done} of {config.iterations}, saved in {self.path}"
