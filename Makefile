@@ -1,5 +1,6 @@
 # make demo: the whole path on generated images. make check: lint, types and the fast tests, in two minutes on two cores.
-# make test: lint, types and all tests, in ten minutes on two cores. Each of them sets up .venv.
+# make test: lint, types and all tests, in ten minutes on two cores. make torture: the long form of the tests of
+# reliability, in an hour on two cores (docs/reliability.md). Each of them sets up .venv.
 PYTHON ?= python3
 BIN := .venv/bin
 # One worker for each core; each takes up to 1.5 GB of memory.
@@ -7,7 +8,7 @@ WORKERS ?= auto
 PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 8
 
 # LOCKED=1 installs exactly the packages of requirements.lock and checks their hashes; `make lock` renews it.
-.PHONY: demo check test lint lock
+.PHONY: demo check test torture lint lock
 
 demo: .venv/installed
 	$(BIN)/intl-bench demo
@@ -17,6 +18,9 @@ check: lint
 
 test: lint
 	$(PYTEST)
+
+torture: .venv/installed
+	INTL_BENCH_TORTURE=1 $(PYTEST) -rsP tests/reliability
 
 lint: .venv/installed
 	$(BIN)/ruff check .
