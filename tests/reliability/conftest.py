@@ -51,7 +51,7 @@ def undisturbed(
 
 
 @pytest.fixture
-def new_case(material: Path, tmp_path: Path) -> Iterator[Callable[[object], Path]]:
+def new_case(material: Path, tmp_path: Path) -> Callable[[object], Path]:
     """A function that makes the folder of a case. Folders of earlier cases of the test are removed."""
     made: list[Path] = []
 
@@ -61,4 +61,4 @@ def new_case(material: Path, tmp_path: Path) -> Iterator[Callable[[object], Path
         made.append(commands.make_case(tmp_path / str(name), material))
         return made[-1]
 
-    yield make
+    return make

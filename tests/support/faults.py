@@ -10,6 +10,7 @@ import dataclasses
 import errno
 import io
 import os
+import resource
 import signal
 import threading
 from collections.abc import Callable
@@ -189,3 +190,10 @@ def install(folder: str, journal: str, fault: dict[str, Any]) -> None:
         setattr(os, function, counted(getattr(os, function), name))
     for function, name in {"replace": "rename", "rename": "rename", "link": "link"}.items():
         setattr(os, function, counted(getattr(os, function), name, target=1))
+
+
+def limit(kind: int, value: int) -> None:
+    """Set a limit of this process; a number of open files counts from those that are open now."""
+    if kind == resource.RLIMIT_NOFILE:
+        value += max(map(int, os.listdir("/proc/self/fd")))
+    resource.setrlimit(kind, (value, value))

@@ -1,7 +1,6 @@
 """Commands as users type them, on inputs that a CPU handles in a second; what they leave; and how runs are compared."""
 
 import contextlib
-import dataclasses
 import hashlib
 import importlib.util
 import io
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+import torture
 import transfer_cases
 import voc_cases
 from safetensors import safe_open
@@ -63,9 +63,11 @@ COMMANDS: dict[str, list[str]] = {
     "convert": ["convert", "ours.pt", "exported.safetensors", "--to", "safetensors"],
     "convert-detectron2": ["convert", "ours.pt", "exported.pth", "--to", "detectron2"],
 }
+# The commands of the short form; the others repeat their code.
+SHORT = ("pretrain", "linear", "coco", "knn", "pack", "convert")
 RESUMES = ("pretrain", "pretrain-2", "linear", "finetune", "coco", "coco-detectron2", "voc")
 # By-products: a run may go on without them, with one warning.
-BY_PRODUCTS = ("tensorboard", "runs/features")
+BY_PRODUCTS = ("tensorboard", "runs/features", "runs/fingerprints")
 # Fields that depend on time or on the machine.
 _TIMED = {"img/s", "data", "seconds", "wall_time_s", "peak_memory_mib", "created", "time", "data_time"}
 # Digests of files that hold such fields.
@@ -126,12 +128,13 @@ def temporaries(work: Path) -> list[str]:
 def results(work: Path) -> dict[str, str]:
     """Return the digest of each final file without what depends on time: equal for equal results.
 
-    Files that depend on the history of a run are left out: earlier states, TensorBoard events, locks and side-cars.
+    Files that depend on the history of a run or on its place are left out: earlier states, TensorBoard events, locks,
+    side-cars and cached fingerprints.
     """
     found = {}
     for name, path in made(work).items():
-        left_out = name.endswith((".lock", ".sha256", ".tmp", ".1.pt", ".2.pt", ".png")) or "tensorboard" in name
-        if not left_out:
+        left_out = name.endswith((".lock", ".sha256", ".tmp", ".1.pt", ".2.pt", ".png"))
+        if not left_out and "tensorboard" not in name and "runs/fingerprints" not in name:
             found[name] = hashlib.sha256(repr(_content(path)).encode()).hexdigest()[:16]
     return found
 
@@ -173,7 +176,9 @@ def records(work: Path) -> dict[str, str]:
 
 
 def require(name: str) -> None:
-    """Skip the test if a command needs a package that is not installed."""
+    """Skip the test if a command needs a package that is not installed, or belongs to the long form."""
+    if name not in SHORT and not torture.LONG:
+        pytest.skip("long form")
     if "detectron2" in name and "--engine" in COMMANDS[name] and importlib.util.find_spec("detectron2") is None:
         pytest.skip("Detectron2 is not installed")
 

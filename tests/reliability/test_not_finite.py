@@ -1,0 +1,85 @@
+"""R5: a value that is not finite ends a training with exit 3, leaves no record, and spoils no state."""
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import reliability_commands as commands
+import torture
+from fork_server import ForkServer
+from poison import PLACES
+
+# command: number of its optimizer steps, and whether forward passes for statistics follow
+_STEPS = {
+    "pretrain": (4, False),
+    "linear": (4, False),
+    "linear-features": (6, False),
+    "finetune": (4, False),
+    "coco": (4, True),
+    "coco-detectron2": (4, True),
+}
+_SHORT = {"pretrain": 5, "coco": 4}  # number of cases in the short form; of other commands 2
+
+
+def cases(command: str) -> Iterator[tuple[str, int, str, bool]]:
+    """Return all cases of a command: place, step, value, and whether a signal follows."""
+    steps, statistics = _STEPS[command]
+    for place in PLACES:
+        if command == "linear-features" and place in ("buffer", "input", "loss", "test input"):
+            continue  # a linear layer on finite features; see `test_features_that_are_not_finite`
+        if command == "linear" and place == "buffer":
+            continue  # a frozen backbone
+        if command == "pretrain" and place == "test input":
+            continue  # nothing is tested
+        last = 1 if place == "test input" else steps + (statistics and place in ("buffer", "input"))
+        for step in range(1, last + 1):
+            for value in ("nan", "inf"):
+                for stop in (False, True):
+                    yield place, step, value, stop
+
+
+@pytest.mark.parametrize("command", _STEPS)
+def test_a_value_is_not_finite(
+    command: str,
+    server: ForkServer,
+    undisturbed: Callable[[str], tuple[dict[str, str], list[str]]],
+    new_case: Callable[[object], Path],
+) -> None:
+    """Put NaN or infinity into one tensor in one step; then run again without it."""
+    expected, _ = undisturbed(command)
+    failures, every = torture.Failures(), list(cases(command))
+    labels = ["{} step {} {} {}".format(*one[:3], "SIGTERM" if one[3] else "") for one in every]
+    for at in torture.numbers(labels, _SHORT.get(command, 2), "poison", command):
+        place, step, value, stop = every[at - 1]
+        case = new_case(at)
+        work = case / "work"
+        poison = "poison:install", {"place": place, "step": step, "value": value, "stop": stop}
+        ended = server.run(case, commands.COMMANDS[command], setup=[poison])
+        stopped = stop and ended.code == 75  # before the value was noticed; the saved state must be good all the same
+        wrong = [] if ended.code == 3 or stopped else [f"exit {ended.code}: {ended.stderr[-200:]!r}"]
+        line = next((line for line in ended.lines if line.startswith("intl-bench: ")), "")
+        named = re.search(r"\b(step|epoch|iteration|test|detecting|statistics)\b", line)
+        wrong += [] if named else [f"no step is named: {line}"]
+        wrong += [f"record {name}" for name in commands.records(work)]
+        again = server.run(case, commands.COMMANDS[command], name="again-")
+        if again.code:
+            wrong.append(f"exit {again.code} of the next start: {again.stderr[-200:]!r}")
+        elif not any(text.startswith("record") for text in wrong):
+            wrong += commands.changed(expected, commands.results(work))
+        failures.check(at, labels[at - 1], wrong)
+    failures.report()
+
+
+@pytest.mark.parametrize("command", ["knn", "linear-features"])
+def test_features_that_are_not_finite(
+    command: str, server: ForkServer, undisturbed: Callable[[str], object], new_case: Callable[[object], Path]
+) -> None:
+    """A feature that is not finite is an error of the checkpoint or the images: no record, no cache."""
+    undisturbed(command)
+    case = new_case(command)
+    poison = "poison:install", {"place": "test input", "step": 1, "value": "nan", "stop": False}
+    ended = server.run(case, commands.COMMANDS[command], setup=[poison])
+    assert ended.code in (2, 3), ended.stderr
+    assert commands.records(case / "work") == {}
+    assert not [name for name in commands.made(case / "work") if name.endswith(".npy")]
