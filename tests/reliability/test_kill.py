@@ -43,7 +43,7 @@ def test_killed_at_every_boundary(
         before = commands.records(work)
         again = server.run(case, commands.COMMANDS[command], name="again-")
         wrong = wrong_after(again, work, expected, before, command)
-        failures.check(at, torture.kind(killed.calls[-2] if len(killed.calls) > 1 else "none"), wrong)
+        failures.check(at, torture.kind(killed.calls[-1]) if killed.calls else "none", wrong)
     failures.report()
 
 

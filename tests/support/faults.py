@@ -81,7 +81,7 @@ class _Layer:
             strikes = self.count == fault.at and counts
             if not fault.at or not (strikes or (fault.lasting and self.count >= fault.at)):
                 return
-            os_write(self.journal, f"! {fault.act} {self.count}\n".encode())
+            os_write(self.journal, f"! {name} {path}\n".encode())
             if half is not None:
                 half()
             if fault.act == KILL:
@@ -141,7 +141,8 @@ def install(folder: str, journal: str, fault: dict[str, Any]) -> None:
 
     Args:
         folder: only files below it count.
-        journal: a file elsewhere that gets a line for each call that counts: its name and path.
+        journal: a file elsewhere that gets a line for each call that counts, its name and path, and the same after
+            "! " for each call that failed.
         fault: the fields of a `Fault`.
     """
     layer = _Layer(Path(folder), Path(journal), Fault(**{**fault, "calls": tuple(fault.get("calls", CHANGES))}))

@@ -27,8 +27,7 @@ def install(place: str, step: int, value: str, stop: bool) -> None:
     def put(tensor: torch.Tensor) -> None:
         nonlocal done
         done = True
-        with torch.no_grad():
-            tensor[(0,) * tensor.dim()] = bad
+        tensor.data[(0,) * tensor.dim()] = bad  # `data`: autograd does not count this change
         if stop:
             os.kill(os.getpid(), signal.SIGTERM)
 

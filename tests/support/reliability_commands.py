@@ -63,6 +63,7 @@ COMMANDS: dict[str, list[str]] = {
     "convert": ["convert", "ours.pt", "exported.safetensors", "--to", "safetensors"],
     "convert-detectron2": ["convert", "ours.pt", "exported.pth", "--to", "detectron2"],
 }
+SILENT = ("runs/fingerprints",)  # of these, without a warning
 # The commands of the short form; the others repeat their code.
 SHORT = ("pretrain", "linear", "coco", "knn", "pack", "convert")
 RESUMES = ("pretrain", "pretrain-2", "linear", "finetune", "coco", "coco-detectron2", "voc")
@@ -71,7 +72,7 @@ BY_PRODUCTS = ("tensorboard", "runs/features", "runs/fingerprints")
 # Fields that depend on time or on the machine.
 _TIMED = {"img/s", "data", "seconds", "wall_time_s", "peak_memory_mib", "created", "time", "data_time"}
 # Digests of files that hold such fields.
-_TIMED_DIGESTS = {"checkpoint_sha256", "sha256", "source_sha256"}
+_TIMED_DIGESTS = {"checkpoint_sha256", "intl_bench_sha256", "source_sha256", "log"}
 _MATERIAL = ("ours.pt", "resnet18.pth", "images", "folder", "list.txt", "VOCdevkit", "grid.yaml")
 
 
@@ -141,30 +142,30 @@ def results(work: Path) -> dict[str, str]:
 
 def _content(path: Path) -> Any:
     if path.suffix in (".pt", ".pth"):
-        return _plain(torch.load(path, weights_only=True, map_location="cpu"))
+        return plain(torch.load(path, weights_only=True, map_location="cpu"))
     if path.suffix == ".safetensors":
         with safe_open(path, "pt") as file:
             about = json.loads(file.metadata().get("config", "{}"))
-            return _plain({"about": about} | {key: file.get_tensor(key) for key in sorted(file.keys())})
+            return plain({"about": about} | {key: file.get_tensor(key) for key in sorted(file.keys())})
     if path.suffix == ".json":
-        return _plain(json.loads(path.read_text()))
+        return plain(json.loads(path.read_text()))
     if path.suffix == ".jsonl":
-        return [_plain(json.loads(line)) for line in path.read_text().splitlines()]
+        return [plain(json.loads(line)) for line in path.read_text().splitlines()]
     if path.suffix == ".npy":
-        return _plain(torch.from_numpy(np.load(io.BytesIO(path.read_bytes()))))
+        return plain(torch.from_numpy(np.load(io.BytesIO(path.read_bytes()))))
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Return a value whose text is equal for equal values; tensors become digests."""
     if isinstance(value, torch.Tensor):
         raw = value.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
         return f"{value.dtype} {tuple(value.shape)} {hashlib.sha256(raw).hexdigest()[:16]}"
     if isinstance(value, dict):
         left = _TIMED | _TIMED_DIGESTS
-        return [(key, _plain(value[key])) for key in sorted(value, key=str) if key not in left]
+        return [(key, plain(value[key])) for key in sorted(value, key=str) if key not in left]
     if isinstance(value, list | tuple):
-        return [_plain(one) for one in value]
+        return [plain(one) for one in value]
     return value
 
 
