@@ -23,6 +23,8 @@ from pretrain.images.pack import Pack
 from transfer import features
 from transfer.convert import read
 
+pytestmark = pytest.mark.slow  # the children take most of the time; `make check` leaves them out
+
 TRUNCATIONS, FLIPS = (22, 50) if torture.LONG else (3, 8)  # of each kind of file; there are ten kinds
 
 

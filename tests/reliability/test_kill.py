@@ -9,6 +9,8 @@ import reliability_commands as commands
 import torture
 from fork_server import Ended, ForkServer
 
+pytestmark = pytest.mark.slow  # the children take most of the time; `make check` leaves them out
+
 _SHORT = {"pretrain": 6, "coco": 4}  # number of kills in the short form; of the other commands 2
 _RANDOM = 12 if torture.LONG else 1  # runs that are killed at random times until they end
 

@@ -12,6 +12,8 @@ from fork_server import Child, ForkServer
 
 from intl_bench.records import RecordStore
 
+pytestmark = pytest.mark.slow  # the children take most of the time; `make check` leaves them out
+
 WRITERS, RECORDS, KILLS = (16, 200, 50) if torture.LONG else (6, 25, 8)
 _SHARED = 20  # records that all writers append
 _MISSING = {

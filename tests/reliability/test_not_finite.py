@@ -10,6 +10,8 @@ import torture
 from fork_server import ForkServer
 from poison import PLACES
 
+pytestmark = pytest.mark.slow  # the children take most of the time; `make check` leaves them out
+
 # command: number of its optimizer steps, and whether forward passes for statistics follow
 _STEPS = {
     "pretrain": (4, False),

@@ -13,6 +13,7 @@ import os
 import resource
 import signal
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -198,3 +199,23 @@ def limit(kind: int, value: int) -> None:
     if kind == resource.RLIMIT_NOFILE:
         value += max(map(int, os.listdir("/proc/self/fd")))
     resource.setrlimit(kind, (value, value))
+
+
+def clock(offset: float) -> None:
+    """Set the clock of this process forward by so many seconds, or back."""
+    now, now_ns = time.time, time.time_ns
+    time.time = lambda: now() + offset
+    time.time_ns = lambda: now_ns() + int(offset * 1e9)
+
+
+def watch_memory(log: str) -> None:
+    """Write the resident memory of this process in KiB to the file `log` after each step of an optimizer."""
+    from torch.optim.optimizer import register_optimizer_step_post_hook
+
+    pages, file = os.sysconf("SC_PAGE_SIZE") // 1024, os.open(log, os.O_WRONLY | os.O_CREAT)
+
+    def note(*_: Any) -> None:
+        with _io_open("/proc/self/statm") as stream:
+            os_write(file, f"{int(stream.read().split()[1]) * pages}\n".encode())
+
+    register_optimizer_step_post_hook(note)

@@ -70,7 +70,18 @@ RESUMES = ("pretrain", "pretrain-2", "linear", "finetune", "coco", "coco-detectr
 # By-products: a run may go on without them, with one warning.
 BY_PRODUCTS = ("tensorboard", "runs/features", "runs/fingerprints")
 # Fields that depend on time or on the machine.
-_TIMED = {"img/s", "data", "seconds", "wall_time_s", "peak_memory_mib", "created", "time", "data_time"}
+_TIMED = {
+    "code",
+    "hardware",
+    "img/s",
+    "data",
+    "seconds",
+    "wall_time_s",
+    "peak_memory_mib",
+    "created",
+    "time",
+    "data_time",
+}
 # Digests of files that hold such fields.
 _TIMED_DIGESTS = {"checkpoint_sha256", "intl_bench_sha256", "source_sha256", "log"}
 _MATERIAL = ("ours.pt", "resnet18.pth", "images", "folder", "list.txt", "VOCdevkit", "grid.yaml")

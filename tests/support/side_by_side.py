@@ -1,6 +1,6 @@
 """A pytest plugin: how pytest-xdist divides the tests among its workers.
 
-A worker gets the tests of a whole file, so that fixtures of a module are built once. Files that share what takes long
+A worker gets the tests of a whole file, so that fixtures of a module are built once; those of reliability one by one. Files that share what takes long
 to build go to one worker together. The files that take longest come first, so that the workers end at the same time.
 """
 
@@ -12,6 +12,8 @@ import pytest
 TOGETHER = ("tests/methods/test_intl.py", "tests/pretrain/test_gram.py", "tests/pretrain/test_sync_batch_norm.py")
 # In this order before all others: what a worker has to begin with, and what takes longest.
 FIRST = (
+    "tests/reliability/test_write_faults.py",
+    "tests/reliability/test_kill.py",
     "tests/launch/test_seeds.py",
     "tests/end_to_end/test_gpu_day.py",
     "tests/launch/test_launch.py",
@@ -51,6 +53,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             name = file_of(nodeid)
+            if name.startswith("tests/reliability/"):
+                return nodeid  # they share only what each worker builds in a few seconds
             return TOGETHER[0] if name in TOGETHER else name
 
     config.option.loadscopereorder = False  # it would put the files with most tests first
