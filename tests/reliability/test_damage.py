@@ -7,10 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import pytest
 import reliability_commands as commands
-import torch
 import torture
 from fork_server import ForkServer
 
@@ -191,20 +189,3 @@ def test_a_run_goes_on_from_what_is_intact(
     assert commands.changed(expected, found) == []
     if command != "knn":  # damaged features are computed again without a word
         assert len([line for line in again.lines if path.name in line]) == 1, again.stderr
-
-
-def flips_noticed_by_torch(path: Path, flips: int) -> tuple[int, int]:
-    """Flip bits of a file of `torch.save`; return how many `torch.load` refuses, and how many change a value."""
-    content, refused, silent = path.read_bytes(), 0, 0
-    expected = commands.plain(torch.load(path, weights_only=True))
-    draw = np.random.default_rng(0)
-    for bit in draw.integers(0, 8 * len(content), flips).tolist():
-        changed = bytearray(content)
-        changed[bit // 8] ^= 1 << bit % 8
-        try:
-            found = torch.load(io.BytesIO(changed), weights_only=True)
-        except Exception:
-            refused += 1
-        else:
-            silent += commands.plain(found) != expected
-    return refused, silent

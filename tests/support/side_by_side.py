@@ -1,7 +1,8 @@
 """A pytest plugin: how pytest-xdist divides the tests among its workers.
 
-A worker gets the tests of a whole file, so that fixtures of a module are built once; those of reliability one by one. Files that share what takes long
-to build go to one worker together. The files that take longest come first, so that the workers end at the same time.
+A worker gets the tests of a whole file, so that fixtures of a module are built once. The tests of reliability come one
+by one, because they share little. Files that share what takes long to build go to one worker together. The files that
+take longest come first, so that the workers end at the same time.
 """
 
 from typing import Any
