@@ -4,6 +4,7 @@ A named pipe or a device would block a reader for ever. Deep nesting and huge nu
 use of the values, fail at any line.
 """
 
+import collections
 import errno
 import io
 import json
@@ -164,8 +165,8 @@ def shorten(value: object, length: int = 80) -> str:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(pairs)
     if len(made) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"the key {shorten(next(name for name in names if names.count(name) > 1))} occurs twice")
+        ((name, _),) = collections.Counter(name for name, _ in pairs).most_common(1)
+        raise ValueError(f"the key {shorten(name)} occurs twice")
     return made
 
 
