@@ -21,7 +21,7 @@ from omegaconf._utils import get_yaml_loader
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
 from yaml import AliasEvent, CollectionEndEvent, CollectionStartEvent, NodeEvent, YAMLError
 
-from intl_bench.core import ranges
+from intl_bench.core import inputs, ranges
 from intl_bench.core.errors import InputError, from_os_error
 
 T = TypeVar("T")
@@ -65,9 +65,8 @@ def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     if path.resolve() in {file.resolve() for file in above}:
         raise InputError(f"config {where}: a file cannot be the base of itself; correct `base`")
     try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise InputError(f"config {where}: found more than {_MAX_BYTES} bytes; expected a configuration")
-        values = _parse(path.read_text(encoding="utf-8-sig"), f"config {where}")
+        text = inputs.read_bytes(path, largest=_MAX_BYTES).decode("utf-8-sig")
+        values = _parse(text, f"config {where}")
     except OSError as error:
         raise from_os_error(error, f"cannot read config {where}") from error
     except UnicodeDecodeError as error:
