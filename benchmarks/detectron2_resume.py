@@ -4,8 +4,8 @@
 
 Detectron2's `DefaultTrainer.resume_or_load` restores weights, optimizer, schedule and iteration. The sampler of the
 training images, `TrainingSampler`, has no state and starts at the beginning of its stream again: the same images with
-`SEED` set, the beginning of another stream with the default `SEED = -1`. This project draws the images of iteration i as
-a function of (seed, i).
+`SEED` set, the beginning of another stream with the default `SEED = -1`. This project draws the images of iteration
+i as a function of (seed, i).
 """
 
 import itertools
@@ -23,9 +23,7 @@ def main() -> None:
     print(f"resumed after 10, its next 10:  {resumed}")
     print(f"the first ten again: {resumed == run[:10]}")
     stateful = any(hasattr(TrainingSampler, name) for name in ("state_dict", "load_state_dict", "set_epoch"))
-    print(
-        f"TrainingSampler has a state to save: {stateful}; SimpleTrainer.state_dict: {SimpleTrainer.state_dict.__doc__}"
-    )
+    print(f"the sampler has a state to save: {stateful}")
 
 
 if __name__ == "__main__":
