@@ -36,7 +36,7 @@ def test_killed_at_every_boundary(
     """Kill the run before each call that changes a file, or in the middle of a write."""
     expected, calls = undisturbed(command)
     failures = torture.Failures()
-    for at in torture.numbers(calls, _SHORT.get(command, 2), "kill", command):
+    for at in torture.numbers(calls, _SHORT.get(command, 2), "kill", command, every=command in commands.SHORT):
         case = new_case(at)
         work = case / "work"
         child = server.start(case, commands.COMMANDS[command], setup=[torture.faulty(case, at=at)])

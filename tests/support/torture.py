@@ -35,18 +35,28 @@ def kind(call: str) -> str:
     return re.sub(r"events\.out\S*", "EVENTS", re.sub(r"[0-9a-f]{16,}", "DIGEST", call))
 
 
-def numbers(calls: Sequence[str], short: int, *what: object) -> Iterator[int]:
-    """Choose numbers of calls: all in the long form, in the short form `short` of them, of different kinds."""
+def numbers(calls: Sequence[str], short: int, *what: object, every: bool = True) -> Iterator[int]:
+    """Choose numbers of calls, from 1.
+
+    Args:
+        short: in the short form, the number of calls; they are of different kinds.
+        what: what they are for.
+        every: in the long form, whether all calls are chosen, or the first and the last of each kind.
+    """
     if AT:
         yield AT
         return
-    chosen = range(1, len(calls) + 1)
+    first: dict[str, int] = {}
+    last: dict[str, int] = {}
+    for number, call in enumerate(calls, start=1):
+        first.setdefault(kind(call), number)
+        last[kind(call)] = number
     if not LONG:
-        first: dict[str, int] = {}
-        for number, call in enumerate(calls, start=1):
-            first.setdefault(kind(call), number)
-        chosen = draw(*what).permutation(list(first.values()))[:short].tolist()
-    yield from sorted(chosen)
+        yield from sorted(draw(*what).permutation(list(first.values()))[:short].tolist())
+    elif every:
+        yield from range(1, len(calls) + 1)
+    else:
+        yield from sorted({*first.values(), *last.values()})
 
 
 class Failures:
