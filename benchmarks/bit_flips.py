@@ -85,7 +85,7 @@ def main() -> None:
         print(f"| `torch.load(weights_only=True)` | {noticed} | {silent} |", flush=True)
         path = Path(folder) / "model.safetensors"
         path.write_bytes(safetensors.torch.save({k: v.contiguous() for k, v in state["model"].items()}))
-        noticed, silent = count(path, lambda file: safetensors.torch.load_file(file), bits)
+        noticed, silent = count(path, lambda file: safetensors.torch.load(file.read_bytes()), bits)
         print(f"| safetensors (weights alone) | {noticed} | {silent} |", flush=True)
         path = Path(folder) / "ours.pt"
         states.save(path, state)

@@ -47,7 +47,8 @@ def wrong_with(ended: Ended, failed: Sequence[str], number: int) -> list[str]:
         wrong.append(f"no reason: {line}")
     if number in (errno.ENOSPC, errno.EDQUOT) and failed[-1].startswith("write") and not re.search(r"\d bytes", line):
         wrong.append(f"no number of bytes: {line}")
-    names = {re.sub(r"^\.(.+?)\.[^.]+\.tmp$|\.[12](?=\.pt$)", r"\1", Path(path).name) for path in paths}
+    names = {re.sub(r"^\.(.+?)\.[^.]+\.tmp$", r"\1", Path(path).name) for path in paths}
+    names |= {re.sub(r"\.[12](?=\.pt$)", "", name) for name in names}
     if not any(name in line for name in names) or ".tmp" in line:
         wrong.append(f"not the path {names}: {line}")
     return wrong
