@@ -192,9 +192,11 @@ def _run_seed(
     )
     folder = Path("runs") / plan.task / record.key
     with lock(folder) if is_main_process() else contextlib.nullcontext():
+        files.sweep(store.folder / plan.task)
         done = None if plan.fresh else store.find(record.key)
         if done is not None:
             if is_main_process():
+                _clear(folder)  # of a process that was killed after it had written the record
                 undrawn = getattr(config, "visualize", 0) and "picture" not in done.details
                 _report(done, "already there; add --fresh to draw" if undrawn else "already there")
             return done

@@ -157,7 +157,10 @@ def load(path: Path) -> tuple[dict[str, Any], str]:
             inputs.check_torch_file(stream)
             state = torch.load(stream, map_location="cpu", weights_only=True)
     except OSError as error:
-        raise from_os_error(error, f"cannot read checkpoint {path}") from error
+        known = from_os_error(error, f"cannot read checkpoint {path}")
+        if isinstance(known, ResourceError):
+            raise known from error
+        raise DamagedError(f"{known}; the file is damaged") from error  # for example a position before its start
     except pickle.UnpicklingError as error:
         raise InputError(
             f"checkpoint {path}: not loaded: it holds objects other than tensors, which could run code"

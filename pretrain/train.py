@@ -65,7 +65,7 @@ class Training:
     step: int = 0
     seconds: float = 0.0
     bad_files: set[str] = dataclasses.field(default_factory=set)
-    log_mark: dict[str, int] | None = None  # see `files.JsonLines`
+    log_mark: dict[str, int] | None = None  # see `JsonLines`
     recorded: accelerate.Recorded | None = None
     # Of the latest step: the names of the loss terms, and the features of the view whose embedding the method keeps.
     terms: list[str] = dataclasses.field(default_factory=list)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from intl_bench.core import files
+from intl_bench.core.json_lines import JsonLines
 from intl_bench.core.progress import Progress
 from pretrain.step_metrics import StepMetrics
 
@@ -36,7 +37,7 @@ class Log:
         )
         if training.process.is_main:
             path = recipe.folder / "metrics.jsonl"
-            self.lines = files.JsonLines(path, lambda row: row["step"] <= training.step, training.log_mark)
+            self.lines = JsonLines(path, lambda row: row["step"] <= training.step, training.log_mark)
             self.board = _Board(recipe.folder / "tensorboard", purge_step=training.step + 1 if training.step else None)
 
     def write(self, metrics: StepMetrics, more: Mapping[str, float] | None = None) -> None:

@@ -8,23 +8,24 @@ import dataclasses
 import functools
 import importlib
 import importlib.util
-import json
 import pickle
 import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 
-from intl_bench.core import files, inputs
+from intl_bench.core import files
 from intl_bench.core.errors import BenchError, InputError
 from pretrain import checkpoint as checkpoints
 from pretrain.backbone import Backbone, BackboneConfig
 from pretrain.checkpoint import Checkpoint, Origin, Preprocessing, export_backbone
 from pretrain.images.data import DataConfig
 from transfer.formats import safe_load
+from transfer.formats.facts import read as read_facts
+from transfer.formats.facts import write as write_facts
 from transfer.formats.layouts import LAYOUTS, Layout
 from transfer.formats.match import Extracted, Found, extract, find
 from transfer.formats.names import DETECTRON2, TORCHVISION, Names, names
@@ -213,9 +214,7 @@ def convert(path: str | Path, out: str | Path, to: str, source: str = "auto") ->
             f"{out}: its features differ from those of {path} by {difference:.1e}; expected at most {_TOLERANCE:.0e}; "
             "do not use it"
         )
-    files.write_text(
-        out.with_name(f"{out.name}.json"), json.dumps({**about, "sha256": written.sha256}, indent=2) + "\n"
-    )
+    write_facts(out, written.sha256, about)
     lines = [
         *_describe(loaded),
         f"{out}: {to}, {count} tensors, sha256 {written.sha256}; features equal within {difference:.0e} ({against})",
@@ -231,7 +230,7 @@ def _interpret(content: safe_load.Content, source: str) -> _Loaded:
     path = content.path
     found = find(content, source)
     extracted = extract(found, path)
-    stored = _stored(content) if source == "auto" else None
+    stored = read_facts(content) if source == "auto" else None
     facts: dict[str, Any] = {"source_sha256": content.sha256}
     with checkpoints.readable(path):
         if found.layout.name == "intl-bench":
@@ -297,24 +296,6 @@ def _facts(layout: Layout, extracted: Extracted) -> dict[str, Any]:
                 "; keys do not tell the mean and std of the pixels: assumed those of the protocol or data set"
             )
     return facts
-
-
-def _stored(content: safe_load.Content) -> dict[str, Any] | None:
-    """Return the facts that this project stored in a backbone's header or JSON file; None if there are none."""
-    beside = content.path.with_name(f"{content.path.name}.json")
-    try:
-        if "config" in content.metadata:
-            found = inputs.parse_json(content.metadata["config"], f"checkpoint {content.path}")
-        elif beside.is_file():
-            found = inputs.read_json(beside, "the facts")
-            if found.pop("sha256") != content.sha256:
-                return None
-        else:
-            return None
-        BackboneConfig(**found["backbone"])
-    except (ValueError, KeyError, TypeError, AttributeError, OSError):
-        return None
-    return cast(dict[str, Any], found)
 
 
 def _warn(loaded: _Loaded) -> None:

@@ -14,10 +14,11 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from intl_bench.core import distributed, files
+from intl_bench.core import distributed
 from intl_bench.core.copies import send
 from intl_bench.core.errors import DivergedError
 from intl_bench.core.identity import identity
+from intl_bench.core.json_lines import JsonLines
 from intl_bench.core.progress import Progress
 from intl_bench.core.seeding import torch_seed
 from intl_bench.core.signals import StopRequest
@@ -112,7 +113,7 @@ class _Run:
     step: int = 0
     history: list[dict[str, float]] = dataclasses.field(default_factory=list)
     bad_files: list[str] = dataclasses.field(default_factory=list)
-    log_mark: dict[str, int] | None = None  # see `files.JsonLines`
+    log_mark: dict[str, int] | None = None  # see `JsonLines`
 
     @property
     def total_steps(self) -> int:
@@ -291,7 +292,7 @@ def _loop(run: _Run, batches: Iterator[Batch], test: ImageSource, stop: StopRequ
     process, start = run.process, run.step
     log = None
     if process.is_main:
-        log = files.JsonLines(path.with_name("metrics.jsonl"), lambda row: row["step"] <= start, run.log_mark)
+        log = JsonLines(path.with_name("metrics.jsonl"), lambda row: row["step"] <= start, run.log_mark)
     progress = Progress(
         run.total_steps,
         done=run.step,

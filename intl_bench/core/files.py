@@ -12,10 +12,8 @@ import os
 import re
 import secrets
 import shutil
-import sys
 import time
-import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -29,6 +27,7 @@ _NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, er
 _NO_FOLDER_SYNC = (errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.ENOSYS, errno.EISDIR)
 # .NAME.MACHINE-PROCESS-START-RANDOM.tmp, or .NAME.RANDOM.tmp of an earlier version
 _TEMPORARY = re.compile(r"\..+\.(?:([0-9a-f]{8})-(\d+)-(\d*)-[0-9a-f]{8}|[a-z0-9_]{8})\.tmp")
+_CLAIM = re.compile(r"\.[0-9a-f]{16}\.claim")
 _CLAIM_S = 10.0  # a claim (see `_create_without_links`) that is older belongs to a process that was killed
 _UNKNOWN_OWNER_S = 24 * 3600.0
 
@@ -40,16 +39,23 @@ def sweep(folder: Path) -> None:
     """
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
-            found = _TEMPORARY.fullmatch(entry.name) if entry.name.startswith(".") else None
-            if found is None:
+            if not entry.name.startswith("."):
                 continue
-            place, process, start = found.groups()
-            if place == owners.place():
-                dead = not owners.is_running(int(process), start)
+            if found := _TEMPORARY.fullmatch(entry.name):
+                place, process, start = found.groups()
+                if place == owners.place():
+                    dead = not owners.is_running(int(process), start)
+                else:
+                    dead = _age(entry) > _UNKNOWN_OWNER_S
             else:
-                dead = time.time() - entry.stat(follow_symlinks=False).st_mtime > _UNKNOWN_OWNER_S
+                dead = _CLAIM.fullmatch(entry.name) is not None and _age(entry) > _CLAIM_S
             if dead:
                 os.unlink(entry.path)
+
+
+def _age(entry: os.DirEntry[str]) -> float:
+    """Return the seconds since a file was changed."""
+    return time.time() - entry.stat(follow_symlinks=False).st_mtime
 
 
 def _sync_folder(folder: Path) -> None:
@@ -125,6 +131,7 @@ def _replacement(path: Path, keep: int = 0) -> Iterator[Path]:
                 _copy_by_link(newer, earlier(path, 1))
             else:
                 newer.replace(earlier(path, age))
+                newer.unlink(missing_ok=True)  # a rename onto another link of the same file does nothing
         temporary.replace(path)
         _sync_folder(path.parent)
 
@@ -174,7 +181,7 @@ def append_bytes(path: Path, content: bytes) -> None:
         with path.open("ab") as stream:
             stream.write(content)
     except OSError as error:
-        raise from_os_error(error, f"cannot write {path}") from error
+        raise from_os_error(error, f"cannot write {path}", path=path) from error
 
 
 def create_json(path: Path, value: Any) -> bool:
@@ -235,54 +242,6 @@ def sealed_json(value: Any) -> bytes:
     digest = hashlib.sha256(content).hexdigest()
     unset, sealed = (f'"{seals.KEY}": "{value}"'.encode() for value in (seals.UNSET, digest))
     return content.replace(unset, sealed)
-
-
-class JsonLines:
-    """A log with one JSON object a line.
-
-    Args:
-        path: the file. It and its folder are created if missing.
-        keep: returns whether a line of an earlier session stays. A line that a crash cut short is removed. Other lines
-            that cannot be read are removed with one warning.
-        mark: a value of `mark`, which the state of the run stored. A log that has changed since then causes a warning.
-    """
-
-    def __init__(
-        self, path: Path, keep: Callable[[dict[str, Any]], bool], mark: Mapping[str, int] | None = None
-    ) -> None:
-        self.path = path
-        try:
-            content = inputs.read_bytes(path) if path.exists() else b""
-        except OSError as error:
-            raise from_os_error(error, f"cannot read {path}") from error
-        kept: list[bytes] = []
-        damaged = 0
-        for line in content.splitlines(keepends=True):
-            try:
-                if keep(json.loads(line)):
-                    kept.append(line)
-            except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
-                damaged += line.endswith(b"\n")  # else the line was cut short
-        if damaged or (mark is not None and zlib.crc32(content[: mark["bytes"]]) != mark["crc32"]):
-            removed = f"; removed {damaged} lines that cannot be read" if damaged else ""
-            print(f"{path}: its lines have changed since the state of this run was saved{removed}", file=sys.stderr)
-        content = b"".join(kept)
-        write_bytes(path, content)
-        self._length, self._crc32 = len(content), zlib.crc32(content)
-
-    def append(self, row: dict[str, Any]) -> None:
-        """Append one line; raises the errors of `write_text`."""
-        line = json.dumps(row, allow_nan=False).encode() + b"\n"
-        try:
-            with self.path.open("ab") as stream:
-                stream.write(line)
-        except OSError as error:
-            raise from_os_error(error, f"cannot write {self.path}", path=self.path) from error
-        self._length, self._crc32 = self._length + len(line), zlib.crc32(line, self._crc32)
-
-    def mark(self) -> dict[str, int]:
-        """Return the length and the CRC-32 of the lines so far, for the state of the run."""
-        return {"bytes": self._length, "crc32": self._crc32}
 
 
 def sha256(path: Path) -> str:

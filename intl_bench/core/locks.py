@@ -107,7 +107,7 @@ def _take_over(path: Path, me: _Holder) -> bool:
     try:
         guard = os.open(Path(tempfile.gettempdir()) / name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
         try:
-            fcntl.flock(guard, fcntl.LOCK_EX)
+            _exclude(guard)
             try:
                 gone = _parse(path).is_gone(me)
             except (FileNotFoundError, ValueError):
@@ -119,6 +119,15 @@ def _take_over(path: Path, me: _Holder) -> bool:
             os.close(guard)
     except OSError as error:
         raise from_os_error(error, f"cannot take over {path}") from error
+
+
+def _exclude(handle: int) -> None:
+    """Lock a file, where the file system can."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
 
 
 def _refusal(folder: Path, path: Path, holder: _Holder, me: _Holder, otherwise: str) -> InputError:

@@ -21,6 +21,7 @@ import torch
 from intl_bench.core import config, files, owners, seals
 from intl_bench.core.errors import DamagedError, InputError, Preempted, ResourceError, from_os_error
 from intl_bench.core.identity import digest
+from intl_bench.core.json_lines import JsonLines
 from intl_bench.core.progress import Progress
 from intl_bench.core.seeding import generator, permutation, philox, torch_seed, uniforms
 from intl_bench.core.signals import StopRequest
@@ -167,6 +168,33 @@ class TestFiles:
         found = {file.name: file.read_bytes()[:1] for file in tmp_path.iterdir()}
         assert found == {"a.pt": b"4", "a.1.pt": b"3", "a.2.pt": b"2"}
 
+    def test_a_kill_between_the_links_of_a_file_stops_nothing(self, tmp_path: Path) -> None:
+        """The newest file then has two names, and a rename of one to the other does nothing."""
+        path = tmp_path / "a.pt"
+        for number in range(2):
+            files.write_digested(path, lambda stream, n=number: stream.write(b"%d" % n), keep=2)
+        (tmp_path / "a.1.pt").replace(tmp_path / "a.2.pt")
+        os.link(path, tmp_path / "a.1.pt")
+        for number in (2, 3):
+            files.write_digested(path, lambda stream, n=number: stream.write(b"%d" % n), keep=2)
+        found = {file.name: file.read_bytes()[:1] for file in tmp_path.iterdir()}
+        assert found == {"a.pt": b"3", "a.1.pt": b"2", "a.2.pt": b"1"}
+
+    def test_claims_of_dead_processes_are_removed(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def refuse(*_: object, **__: object) -> None:
+            raise OSError(errno.EPERM, "Operation not permitted")
+
+        monkeypatch.setattr(os, "link", refuse)
+        assert files.create_json(tmp_path / "a.json", {})
+        assert not files.create_json(tmp_path / "a.json", {})
+        claim = tmp_path / ".0123456789abcdef.claim"
+        claim.touch()
+        files.sweep(tmp_path)
+        assert claim.exists()
+        os.utime(claim, (0, 0))
+        files.sweep(tmp_path)
+        assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
     def test_temporary_files_of_dead_processes_are_removed(self, tmp_path: Path) -> None:
         code = (
             "import os, sys; from pathlib import Path; from intl_bench.core import files\n"
@@ -218,15 +246,15 @@ class TestFiles:
 
     def test_damaged_lines_of_a_log_are_counted(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         path = tmp_path / "log.jsonl"
-        log = files.JsonLines(path, lambda row: row["step"] < 9)
+        log = JsonLines(path, lambda row: row["step"] < 9)
         for step in range(1, 5):
             log.append({"step": step, "loss": 0.5})
         mark, whole = log.mark(), path.read_bytes()
         log.append({"step": 5})
-        files.JsonLines(path, lambda row: row["step"] < 5, mark)
+        JsonLines(path, lambda row: row["step"] < 5, mark)
         assert (path.read_bytes(), capsys.readouterr().err) == (whole, "")
         path.write_bytes(whole + b"[1]\n" + b"\xff\n" + b'{"step": 8, "lo')  # the last line was cut short
-        files.JsonLines(path, lambda row: row["step"] < 9, mark)
+        JsonLines(path, lambda row: row["step"] < 9, mark)
         changed = f"{path}: its lines have changed since the state of this run was saved"
         assert (path.read_bytes(), capsys.readouterr().err) == (
             whole,
@@ -234,7 +262,7 @@ class TestFiles:
         )
         for damaged in (whole.replace(b"0.5", b"0.6"), whole[:-1], b""):
             path.write_bytes(damaged)
-            files.JsonLines(path, lambda row: row["step"] < 9, mark)
+            JsonLines(path, lambda row: row["step"] < 9, mark)
             assert capsys.readouterr().err == f"{changed}\n"
 
     def test_crash_while_writing_keeps_the_old_file(self, tmp_path: Path) -> None:
@@ -256,7 +284,7 @@ class TestFiles:
         assert error.exit_code == 4
         if Path("/dev/full").exists():
             with pytest.raises(ResourceError, match="No space left"):
-                files.JsonLines.append(_lines_at(Path("/dev/full")), {"a": 1})
+                JsonLines.append(_lines_at(Path("/dev/full")), {"a": 1})
 
     def test_full_disk_is_told_through_a_writer_that_hides_it(self, tmp_path: Path) -> None:
         """`torch.save` replaces the system's error by one of its own."""
@@ -308,13 +336,13 @@ class TestFiles:
     def test_log_forgets_what_will_be_done_again(self, tmp_path: Path) -> None:
         path = tmp_path / "m.jsonl"
         path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
-        lines = files.JsonLines(path, keep=lambda row: row["step"] <= 2)
+        lines = JsonLines(path, keep=lambda row: row["step"] <= 2)
         lines.append({"step": 3})
         assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3]
 
 
-def _lines_at(path: Path) -> files.JsonLines:
-    lines = files.JsonLines.__new__(files.JsonLines)
+def _lines_at(path: Path) -> JsonLines:
+    lines = JsonLines.__new__(JsonLines)
     lines.path = path
     return lines
 

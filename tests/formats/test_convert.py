@@ -210,7 +210,9 @@ def test_small_stems_are_those_of_the_authors(
     assert read(tmp_path / "out.st").architecture.stem == stem
 
 
-def test_safetensors_keep_what_keys_cannot_tell(small: tuple[State, State], tmp_path: Path) -> None:
+def test_safetensors_keep_what_keys_cannot_tell(
+    small: tuple[State, State], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = write(CASES["swav released"](*small).root, tmp_path / "swav.pth.tar")
     convert(path, tmp_path / "out.safetensors", to="safetensors")
     with safe_open(tmp_path / "out.safetensors", framework="pt") as stream:
@@ -224,6 +226,20 @@ def test_safetensors_keep_what_keys_cannot_tell(small: tuple[State, State], tmp_
     convert(path, tmp_path / "out.pth", to="torchvision")
     assert read(tmp_path / "out.pth").source == "swav"
     write(small[1], tmp_path / "out.pth")
+    assert read(tmp_path / "out.pth").source == "torchvision"
+    assert "belongs to another file than out.pth" in capsys.readouterr().err
+
+
+def test_damaged_facts_beside_a_file_are_an_error(small: tuple[State, State], tmp_path: Path) -> None:
+    path = write(CASES["swav released"](*small).root, tmp_path / "swav.pth")
+    convert(path, tmp_path / "out.pth", to="torchvision")
+    facts = tmp_path / "out.pth.json"
+    before = facts.read_bytes()
+    for damaged in (before.replace(b"0.228", b"0.229"), before[:-20], before.replace(b'"std"', b'"stt"')):
+        facts.write_bytes(damaged)
+        with pytest.raises(InputError, match=r"out\.pth\.json: damaged"):
+            read(tmp_path / "out.pth")
+    facts.write_bytes(b"{}")  # a file of somebody else
     assert read(tmp_path / "out.pth").source == "torchvision"
 
 

@@ -14,6 +14,7 @@ from fork_server import ForkServer
 
 from intl_bench.core import files
 from intl_bench.core.errors import BenchError
+from intl_bench.core.json_lines import JsonLines
 from intl_bench.records import RecordStore
 from pretrain import states
 from pretrain.images import fingerprint
@@ -49,7 +50,7 @@ def _state(path: Path) -> Any:
 def _rows(path: Path) -> Any:
     """Read the log of a run as a resumed run does."""
     state = states.load(path.with_name("checkpoint.pt"))[0]
-    files.JsonLines(path, lambda row: row["step"] <= state["step"], state["log"])
+    JsonLines(path, lambda row: row["step"] <= state["step"], state["log"])
     return path.read_bytes()
 
 

@@ -218,7 +218,7 @@ def test_the_name_of_a_file_may_hold_an_equals_sign(trained: Path, capsys: pytes
     assert "checkpoint: epoch=1-step=5.pt" in printed
     assert "k: 1" in printed
     assert cli.main(["spectrum", "epoch=1-step=5.pt", "data.size=80", "--images", "20"]) == 0
-    assert cli.main(["pretrain", "demo", "--dry-run", f"name={'a' * 300}"]) == 0  # longer than the name of a file
+    assert cli.main(["pretrain", "demo", "--dry-run", f"name={'a' * 300}"]) == 2  # longer than the name of a file
 
 
 def test_a_seed_of_a_random_initialization_is_refused(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:

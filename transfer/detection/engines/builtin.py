@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from intl_bench.core import distributed, files
+from intl_bench.core import distributed
 from intl_bench.core.copies import send
-from intl_bench.core.errors import InputError
+from intl_bench.core.errors import DivergedError, InputError
+from intl_bench.core.json_lines import JsonLines
 from intl_bench.core.progress import Progress
 from intl_bench.core.seeding import torch_seed
 from intl_bench.core.signals import StopRequest
@@ -49,7 +50,7 @@ class _Run:
         parallel: the detector as a module for all processes.
         identity: settings that a state to resume from must have.
         iteration: number of completed steps.
-        log_mark: see `files.JsonLines`.
+        log_mark: see `JsonLines`.
     """
 
     config: DetectionConfig
@@ -87,7 +88,10 @@ class _Run:
         """
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, self.iteration)
-        losses = torch.stack(list(self.losses(batch, "detection sampling").values()))
+        try:
+            losses = torch.stack(list(self.losses(batch, "detection sampling").values()))
+        except DivergedError as error:
+            raise DivergedError(f"diverged in step {self.iteration + 1}: {error}") from error
         self.optimizer.zero_grad(set_to_none=True)
         losses.sum().backward()
         self.iteration += 1
@@ -212,7 +216,7 @@ def _loop(
     start = run.iteration
     log = None
     if process.is_main:
-        log = files.JsonLines(folder / "metrics.jsonl", lambda row: row["iteration"] <= start, run.log_mark)
+        log = JsonLines(folder / "metrics.jsonl", lambda row: row["iteration"] <= start, run.log_mark)
     progress = Progress(
         config.iterations,
         done=run.iteration,

@@ -20,6 +20,7 @@ from torch.utils.data import Dataset
 
 from intl_bench.core import distributed, files
 from intl_bench.core.errors import DivergedError, InputError, ResourceError
+from intl_bench.core.json_lines import JsonLines
 from intl_bench.core.progress import Progress
 from intl_bench.core.seeding import torch_seed
 from intl_bench.core.signals import StopRequest
@@ -233,9 +234,7 @@ class _Bookkeeping(HookBase):
         self.run, self.path, self.test, self.evaluate = run, folder / saved.STATE, test, evaluate
         self.vote = distributed.StopVote(run.stop, run.process.device)
         config, main = run.config, run.process.is_main
-        self.log = (
-            files.JsonLines(folder / "metrics.jsonl", lambda row: row["iteration"] <= first, mark) if main else None
-        )
+        self.log = JsonLines(folder / "metrics.jsonl", lambda row: row["iteration"] <= first, mark) if main else None
         self.progress = Progress(
             config.iterations, done=first, images_per_step=config.batch_size, label=run.label, enabled=main
         )

@@ -7,13 +7,14 @@ import torch
 from torch import nn
 
 from intl_bench.core import distributed, files
+from intl_bench.core.json_lines import JsonLines
 from pretrain import states
 
 STATE = "state.pt"
 
 
 def save_state(
-    log: files.JsonLines,
+    log: JsonLines,
     identity: dict[str, Any],
     model: nn.Module,
     optimizer: torch.optim.Optimizer,

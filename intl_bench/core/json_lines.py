@@ -1,0 +1,55 @@
+"""A log with one JSON object a line."""
+
+import json
+import sys
+import zlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from intl_bench.core import files, inputs
+from intl_bench.core.errors import from_os_error
+
+
+class JsonLines:
+    """A log with one JSON object a line.
+
+    Args:
+        path: the file. It and its folder are created if missing.
+        keep: returns whether a line of an earlier session stays. A line that a crash cut short is removed. Other lines
+            that cannot be read are removed with one warning.
+        mark: a value of `mark`, which the state of the run stored. A log that has changed since then causes a warning.
+    """
+
+    def __init__(
+        self, path: Path, keep: Callable[[dict[str, Any]], bool], mark: Mapping[str, int] | None = None
+    ) -> None:
+        self.path = path
+        try:
+            content = inputs.read_bytes(path) if path.exists() else b""
+        except OSError as error:
+            raise from_os_error(error, f"cannot read {path}") from error
+        kept: list[bytes] = []
+        damaged = 0
+        for line in content.splitlines(keepends=True):
+            try:
+                if keep(json.loads(line)):
+                    kept.append(line)
+            except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+                damaged += line.endswith(b"\n")  # else the line was cut short
+        if damaged or (mark is not None and zlib.crc32(content[: mark["bytes"]]) != mark["crc32"]):
+            removed = f"; removed {damaged} lines that cannot be read" if damaged else ""
+            print(f"{path}: its lines have changed since the state of this run was saved{removed}", file=sys.stderr)
+        content = b"".join(kept)
+        files.write_bytes(path, content)
+        self._length, self._crc32 = len(content), zlib.crc32(content)
+
+    def append(self, row: dict[str, Any]) -> None:
+        """Append one line; raises the errors of `files.append_bytes`."""
+        line = json.dumps(row, allow_nan=False).encode() + b"\n"
+        files.append_bytes(self.path, line)
+        self._length, self._crc32 = self._length + len(line), zlib.crc32(line, self._crc32)
+
+    def mark(self) -> dict[str, int]:
+        """Return the length and the CRC-32 of the lines so far, for the state of the run."""
+        return {"bytes": self._length, "crc32": self._crc32}
