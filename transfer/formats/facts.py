@@ -4,7 +4,7 @@ import io
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from intl_bench.core import files, inputs, seals
 from intl_bench.core.errors import DamagedError, InputError
@@ -30,32 +30,40 @@ def read(content: Content) -> dict[str, Any] | None:
     Raises:
         DamagedError: the facts have changed since they were written.
     """
-    beside = _beside(content.path)
     if "config" in content.metadata:
         found = _parse(content.metadata["config"], f"checkpoint {content.path}")
-    elif beside.is_file():
-        text = inputs.read_bytes(beside)
-        found = _parse(text, str(beside))
-        if seals.KEY.encode() in text and (found is None or not seals.check(io.BytesIO(text))[1]):
-            raise DamagedError(
-                f"{beside}: damaged: its content does not match its SHA-256; convert the checkpoint again, or delete "
-                f"this file to read {content.path.name} without its facts"
-            )
-        if found is not None and found.pop("sha256", None) != content.sha256:
-            print(f"{beside}: it belongs to another file than {content.path.name}; it is not used", file=sys.stderr)
-            return None
-        if found is not None:
-            found.pop(seals.KEY, None)
-    else:
+        return found if _has_backbone(found) else None
+    beside, name = _beside(content.path), content.path.name
+    if not beside.is_file():
         return None
-    return found
+    text = inputs.read_bytes(beside)
+    found = _parse(text, str(beside))
+    if seals.KEY.encode() in text and (found is None or not seals.check(io.BytesIO(text))[1]):
+        raise DamagedError(
+            f"{beside}: damaged: its content does not match its SHA-256; convert the checkpoint again, or delete this "
+            f"file to read {name} without its facts"
+        )
+    if found is not None and not _has_backbone(found):
+        return None  # a file of somebody else
+    if found is None or found.get("sha256") != content.sha256:
+        reason = "not readable" if found is None else f"it belongs to another file than {name}"
+        print(f"{beside}: {reason}; it is not used", file=sys.stderr)
+        return None
+    return {key: value for key, value in found.items() if key not in ("sha256", seals.KEY)}
 
 
-def _parse(text: str | bytes, where: str) -> dict[str, Any] | None:
-    """Return JSON with the architecture of a backbone; None for any other text."""
+def _parse(text: str | bytes, where: str) -> Any:
+    """Return the values of JSON; None for any other text."""
     try:
-        found = inputs.parse_json(text, where)
-        BackboneConfig(**found["backbone"])
-    except (InputError, ValueError, KeyError, TypeError, AttributeError):
+        return inputs.parse_json(text, where)
+    except InputError:
         return None
-    return cast(dict[str, Any], found)
+
+
+def _has_backbone(values: Any) -> bool:
+    """Return whether values tell the architecture of a backbone, as all facts of this project do."""
+    try:
+        BackboneConfig(**values["backbone"])
+        return True
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return False
