@@ -33,10 +33,10 @@ def default_path(task: str, data: DataConfig) -> Path:
         InputError: there is no such file.
     """
     folder = configs.CONFIGS / task
-    for name in (data.dataset, data.kind, "default"):
-        if (folder / f"{name}.yaml").is_file():
-            return folder / f"{name}.yaml"
     known = sorted(path.stem for path in folder.glob("*.yaml"))
+    for name in (data.dataset, data.kind, "default"):  # a data set of a stranger's checkpoint can be named ../../x
+        if name in known:
+            return folder / f"{name}.yaml"
     near = difflib.get_close_matches(data.dataset, known, n=1) or known
     raise InputError(
         f"{task}: no protocol for the data set {data.dataset}; choose one with --config, such as {near[0]}"

@@ -85,13 +85,14 @@ def prepare(plan: TaskRun) -> tuple[Task[Any], Checkpoint, Any]:
     task = find_task(plan.task)
     checkpoint = _checkpoint(plan)
     if task.default is not None:
-        data, path = {}, configs.find(plan.config or task.default, plan.task)
+        data, path = {}, configs.find(task.default if plan.config is None else plan.config, plan.task)
     else:
         changes = [change.removeprefix("data.") for change in plan.overrides if change.startswith("data.")]
         own = {} if checkpoint.recipe is None else inherited_data(checkpoint.recipe.data, changes)
         data = {key: value for key, value in own.items() if key not in ("mean", "std")}  # these belong to the backbone
         asked = configs.build(DataConfig, data, "data", changes)
-        path = configs.find(plan.config, plan.task) if plan.config else protocol.default_path(plan.task, asked)
+        default = plan.config is None
+        path = protocol.default_path(plan.task, asked) if default else configs.find(plan.config, plan.task)
     return task, checkpoint, protocol.build_config(task, checkpoint, data, path, plan.overrides)
 
 

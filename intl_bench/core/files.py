@@ -85,6 +85,8 @@ def _writing(path: Path) -> Iterator[Path]:
     """Yield an empty temporary file beside `path`, and remove it at the end, unless it has been renamed."""
     temporary: Path | None = None
     try:
+        with contextlib.suppress(FileNotFoundError):  # renaming would destroy a device such as /dev/null
+            inputs.require_regular(path, path.stat())
         _make_folder(path.parent)
         if (folder := path.parent.absolute()) not in _swept:
             _swept.add(folder)

@@ -23,6 +23,7 @@ _KINDS = {
     stat.S_IFIFO: "a named pipe",
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
 }
 _LARGEST = 2**30  # bytes of a file that is read as a whole
 MOST_TUPLES = 50_000  # in a file of weights, which has four for each tensor
@@ -48,11 +49,23 @@ def _open_regular(path: str | bytes, flags: int) -> int:
         if error.errno == errno.ENXIO:
             raise InputError(f"{os.fsdecode(path)}: a socket; expected a regular file") from error
         raise
-    kind = stat.S_IFMT(os.fstat(handle).st_mode)
-    if kind != stat.S_IFREG:
+    try:
+        require_regular(path, os.fstat(handle))
+    except InputError:
         os.close(handle)
-        raise InputError(f"{os.fsdecode(path)}: {_KINDS.get(kind, 'a special file')}; expected a regular file")
+        raise
     return handle
+
+
+def require_regular(path: str | bytes | Path, status: os.stat_result) -> None:
+    """Refuse everything that is no regular file.
+
+    Raises:
+        InputError: the message says what the path is.
+    """
+    kind = stat.S_IFMT(status.st_mode)
+    if kind != stat.S_IFREG:
+        raise InputError(f"{os.fsdecode(path)}: {_KINDS.get(kind, 'a special file')}; expected a regular file")
 
 
 def read_bytes(path: str | bytes | Path, *, largest: int = _LARGEST) -> bytes:

@@ -25,9 +25,12 @@ from file_cases import SMALL, coco_document, refused, safetensors_file, torch_fi
 from hypothesis import strategies as st
 from safetensors.torch import save
 
+from intl_bench import protocol
 from intl_bench.cli import main
+from intl_bench.core import config as configs
 from intl_bench.core.errors import InputError
 from intl_bench.records import RecordStore
+from pretrain.images.data import DataConfig
 from transfer.formats import safe_load
 
 Capture = pytest.CaptureFixture[str]
@@ -281,6 +284,24 @@ def test_a_checkpoint_that_is_a_link(target: str, capfd: Capture) -> None:
     os.symlink(target, "weights")
     line = refused(CONVERT, capfd, "checkpoint weights")
     assert "root:" not in line
+
+
+@pytest.mark.parametrize("target", ["/dev/null", "pipe"])
+def test_an_output_that_is_no_file_is_not_replaced(target: str, weights: str, capfd: Capture) -> None:
+    """Root can replace /dev/null, which every program of the machine needs."""
+    os.mkfifo("pipe")
+    os.symlink(target, "out")
+    before = sorted(os.listdir())
+    refused(["convert", weights, "out", "--to", "timm"], capfd, "out: ", "expected a regular file")
+    assert sorted(os.listdir()) == before
+    assert os.path.islink("out")
+
+
+def test_a_data_set_whose_name_is_a_path_has_the_protocol_of_its_kind() -> None:
+    config = Path("knn.yaml").absolute()
+    config.write_text("k: 3\n")
+    name = os.path.relpath(config.with_suffix(""), configs.CONFIGS / "knn")
+    assert protocol.default_path("knn", DataConfig(kind="cifar10", name=name)).name == "cifar10.yaml"
 
 
 @pytest.mark.parametrize("member", ["train_x", "train_y"])
