@@ -5,7 +5,7 @@ import dataclasses
 import datetime
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from intl_bench.core.distributed import is_main_process
 from intl_bench.core.errors import InputError
 from intl_bench.core.locks import lock
 from intl_bench.core.names import require_title
+from intl_bench.core.ranges import SEEDS
 from intl_bench.records import RecordStore, ResultRecord
 from pretrain.backbone import BackboneConfig
 from pretrain.checkpoint import Checkpoint, Origin
@@ -25,6 +26,8 @@ from transfer import find_task
 from transfer.convert import read
 from transfer.features import RANDOM, random_init
 from transfer.task import Task
+
+_MOST_SEEDS = 10_000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,15 +65,18 @@ def parse_seeds(text: str) -> list[int]:
     """Parse seeds: "3" means 0, 1, 2; "3,7,11" means these three; "3," means 3 alone.
 
     Raises:
-        InputError: the text is something else.
+        InputError: the text is something else, or more than 10,000 seeds, or a seed out of range.
     """
     try:
         numbers = [int(part) for part in text.removesuffix(",").split(",")]
     except ValueError:
         numbers = []
-    seeds = numbers if "," in text else list(range(numbers[0])) if numbers else []
-    if not seeds or min(seeds) < 0 or len(set(seeds)) != len(seeds):
+    seeds = numbers if "," in text else list(range(min(numbers[0], _MOST_SEEDS + 1))) if numbers else []
+    if not seeds or len(set(seeds)) != len(seeds) or len(seeds) > _MOST_SEEDS:
         raise InputError(f"--seeds {text}: expected a count such as 3, or different seeds such as 3,7,11")
+    with _refusing():
+        for seed in seeds:
+            SEEDS.check("--seeds", seed)
     return seeds
 
 
@@ -91,8 +97,7 @@ def prepare(plan: TaskRun) -> tuple[Task[Any], Checkpoint, Any]:
         own = {} if checkpoint.recipe is None else inherited_data(checkpoint.recipe.data, changes)
         data = {key: value for key, value in own.items() if key not in ("mean", "std")}  # these belong to the backbone
         asked = configs.build(DataConfig, data, "data", changes)
-        default = plan.config is None
-        path = protocol.default_path(plan.task, asked) if default else configs.find(plan.config, plan.task)
+        path = protocol.default_path(plan.task, asked) if plan.config is None else configs.find(plan.config, plan.task)
     return task, checkpoint, protocol.build_config(task, checkpoint, data, path, plan.overrides)
 
 
@@ -113,15 +118,16 @@ def _checkpoint(plan: TaskRun) -> Checkpoint:
         checkpoint = given if isinstance(given, Checkpoint) else read(given, plan.layout)
     for option, name in (("--method", plan.method), ("--group", plan.group)):
         if name is not None:
-            _require_name(name, option)
+            with _refusing():
+                require_title(name, option)
     if plan.method is not None:
         checkpoint = dataclasses.replace(checkpoint, method=plan.method)
     if plan.pretrain_seed is None:
         if plan.group is not None:
             raise InputError(f"--group {plan.group}: --pretrain-seed is missing; add --pretrain-seed N")
         return checkpoint
-    if plan.pretrain_seed < 0:
-        raise InputError(f"--pretrain-seed {plan.pretrain_seed}: expected at least 0")
+    with _refusing():
+        SEEDS.check("--pretrain-seed", plan.pretrain_seed)
     if plan.init == "random":
         raise InputError(
             f"--pretrain-seed {plan.pretrain_seed}: a random initialization has the seeds of --seeds; remove "
@@ -135,9 +141,10 @@ def _checkpoint(plan: TaskRun) -> Checkpoint:
     return dataclasses.replace(checkpoint, seed=plan.pretrain_seed, group=plan.group or checkpoint.method)
 
 
-def _require_name(name: str, option: str) -> None:
+@contextlib.contextmanager
+def _refusing() -> Iterator[None]:
     try:
-        require_title(name, option)
+        yield
     except ValueError as error:
         raise InputError(str(error)) from error
 

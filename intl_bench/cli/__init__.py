@@ -11,12 +11,14 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from intl_bench import __version__
 from intl_bench.core import heartbeat, signals, terminal
 from intl_bench.core.errors import (
     BUG,
     OK,
+    InputError,
     LostProcessError,
     ResourceError,
     from_os_error,
@@ -35,10 +37,17 @@ _NO_READER = (errno.EPIPE, errno.EIO)
 _LONGEST = 1000  # characters of an error
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, as all others, without the usage before them."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; see {self.prog} --help")
+
+
 def _parser() -> argparse.ArgumentParser:
     from intl_bench.cli import ablation, convert, data, demo, pretrain, spectrum, tables, task
 
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="intl-bench",
         description="Pre-train INTL, score the backbone, and put the numbers beside the published ones.",
         epilog="exit codes: 0 ok, 1 bug, 2 bad input, 3 diverged, 4 no disk, memory or device, "

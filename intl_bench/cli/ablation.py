@@ -35,7 +35,7 @@ def _run(args: argparse.Namespace) -> None:
         raise InputError("ablation: NAME is missing; expected a grid of configs/ablation/, such as power_reduced")
     ablation = cells.load(name)
     one = args.only_seed is not None
-    seeds = [args.only_seed] if one else runs.parse_seeds(args.seeds or str(ablation.seeds))
+    seeds = runs.parse_seeds(f"{args.only_seed}," if one else str(ablation.seeds) if args.seeds is None else args.seeds)
     results = args.results or Path("results") / "ablations" / ablation.name
     made = cells.recipes(ablation, seeds[0], overrides)
     if args.dry_run:

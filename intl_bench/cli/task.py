@@ -74,7 +74,7 @@ def _run(name: str, args: argparse.Namespace) -> None:
         checkpoint=checkpoint,
         config=args.config,
         overrides=overrides,
-        seeds=runs.parse_seeds(args.seeds) if args.only_seed is None else [args.only_seed],
+        seeds=runs.parse_seeds(args.seeds if args.only_seed is None else f"{args.only_seed},"),
         init=args.init,
         layout=args.layout,
         method=args.method,

@@ -38,7 +38,8 @@ class Range:
 
 Natural = Annotated[int, Range(0, 10**9)]
 Count = Annotated[int, Range(1, 10**9)]
-Seed = Annotated[int, Range(0, 2**63 - 1)]
+SEEDS = Range(0, 2**63 - 1)
+Seed = Annotated[int, SEEDS]
 Workers = Annotated[int, Range(0, 512)]  # processes that load data
 Width = Annotated[int, Range(1, 2**20)]  # of a layer, or a number of classes
 Classes = Annotated[int, Range(2, 2**20)]

@@ -8,13 +8,14 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 
-from intl_bench.core.errors import BenchError, ResourceError
+from intl_bench.core.errors import BenchError, InputError, ResourceError
 from intl_bench.core.sharing import require_even_batch
 from intl_bench.core.signals import StopRequest
 from intl_bench.launch.children import Child, Watch
 
 # Seconds for the other processes to end after one has failed, because they may be writing.
 _PATIENCE = 12.0
+_MOST = 1024
 # Which network interface the processes of a group use.
 INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 
@@ -61,6 +62,8 @@ def count(requested: int | None, *, device: str, batch_size: int) -> int:
             f"--processes {number}: found {gpus} GPUs; expected at most {gpus} processes, because each needs a GPU; "
             "lower --processes"
         )
+    if number > _MOST:
+        raise InputError(f"--processes {number}: expected at most {_MOST} on one machine; lower --processes")
     require_even_batch(batch_size, number)
     return number
 

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_map_only
 
 from intl_bench.core.datasets import DATASETS
 from intl_bench.core.distributed import Process
-from intl_bench.core.errors import BenchError
+from intl_bench.core.errors import BenchError, InputError
 from intl_bench.core.sharing import require_even_batch
 from pretrain import train
 from pretrain.dry_run import costs
@@ -127,6 +127,11 @@ def make_plan(recipe: Recipe, *, processes: int = 1, devices: Sequence[Device] =
         InputError: the batch does not fit the data set, the method or the number of processes.
     """
     require_even_batch(recipe.batch_size, processes)
+    if recipe.batch_size == processes:
+        raise InputError(
+            f"--processes {processes}: the cost of one image for each process is unknown; expected at most "
+            f"{recipe.batch_size // 2}; lower --processes"
+        )
     images, classes, images_from = _images(recipe.data)
     meta = torch.device("meta")
     with meta:

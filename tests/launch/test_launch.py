@@ -257,6 +257,8 @@ def test_an_uneven_batch_is_reported_before_anything_starts() -> None:
         processes.count(3, device="cpu", batch_size=32)
     with pytest.raises(InputError, match="--processes 0: expected at least 1"):
         processes.count(0, device="cpu", batch_size=32)
+    with pytest.raises(InputError, match="at most 1024"):
+        processes.count(4096, device="cpu", batch_size=4096)
 
 
 @pytest.mark.gpu

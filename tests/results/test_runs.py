@@ -126,7 +126,7 @@ def test_seeds(text: str, seeds: list[int]) -> None:
     assert runs.parse_seeds(text) == seeds
 
 
-@pytest.mark.parametrize("text", ["0", "-1", "a", "1,1", "", ",", "1,,2", "2.5"])
+@pytest.mark.parametrize("text", ["0", "-1", "a", "1,1", "", ",", "1,,2", "2.5", "10001", str(10**26), f"1,{2**63}"])
 def test_bad_seeds(text: str) -> None:
     with pytest.raises(InputError, match="--seeds"):
         runs.parse_seeds(text)
@@ -191,10 +191,34 @@ def test_overrides_may_follow_options(trained: Path, capsys: pytest.CaptureFixtu
     assert "epochs: 7" in text
     assert "lr: 0.5" in text
     for words in (["linear", "--sedes", "3", "epochs=7"], ["tables", "epochs=7"]):
-        with pytest.raises(SystemExit) as caught:
-            cli.main(words)
-        assert caught.value.code == 2
+        assert cli.main(words) == 2
         assert "unrecognized arguments" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "",
+        "nothing",
+        "knn --nothing",
+        "knn --seeds",
+        "knn --only-seed x",
+        "knn --only-seed=-1",
+        f"knn --only-seed={10**26}",
+        f"knn --seeds={10**26}",
+        f"knn --seeds=1,{10**26}",
+        f"knn --pretrain-seed={10**26}",
+        "knn --config=",
+        "pretrain --processes=1.5",
+        "pretrain --processes=256",
+    ],
+)
+def test_a_wrong_command_line_is_one_line(words: str, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command, *options = words.split() or [""]
+    given = [str(trained)] if command == "knn" else []
+    assert cli.main([command, *given, *options, "--dry-run"] if words else []) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("intl-bench: ")
 
 
 def test_a_bug_is_one_line_and_debug_shows_more(
