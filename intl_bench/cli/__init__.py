@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from intl_bench import __version__
-from intl_bench.core import heartbeat, signals, terminal
+from intl_bench.core import heartbeat, launched, signals, terminal
 from intl_bench.core.errors import (
     BUG,
     OK,
@@ -127,6 +127,7 @@ def _main(arguments: Sequence[str]) -> int:
         require_own_packages()  # before the parser, which imports the list of tasks from `transfer`
         args = _parse(arguments)
         debug = args.debug
+        launched.check()
         return args.run(args) or OK
     except KeyboardInterrupt:
         return _stopped(signal.SIGINT)

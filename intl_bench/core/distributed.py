@@ -166,13 +166,19 @@ def first_to_fail(exit_code: int) -> bool:
     """
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return True
-    note = f"{os.environ['RANK']} {exit_code}"
     try:
+        note = f"{os.environ['RANK']} {exit_code}"
         where = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         socket.create_connection(where, timeout=10).close()  # without an answer a TCPStore prints much and tries long
         store = dist.TCPStore(*where, is_master=False, timeout=timedelta(seconds=10))
         return bool(store.compare_set(_failure_key(), "", note) == note.encode())
-    except (OSError, RuntimeError):  # the store is gone
+    except (
+        OSError,
+        RuntimeError,
+        KeyError,
+        ValueError,
+        OverflowError,
+    ):  # the store is gone, or the environment names none
         return True
 
 

@@ -50,8 +50,11 @@ def start() -> None:
     pipe = os.environ.pop(VARIABLE, None)
     if pipe is None:
         return
+    try:
+        os.set_inheritable(int(pipe), False)
+    except (ValueError, OSError):  # the variable was inherited through another program, without the pipe
+        return
     _started = True
-    os.set_inheritable(int(pipe), False)
     if sys.platform == "linux":
         # A process that is stopped (SIGSTOP) continues when its parent dies, and then ends as on a signal.
         with contextlib.suppress(OSError, AttributeError):

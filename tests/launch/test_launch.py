@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 from stopped_run import wait
 
-from intl_bench.core import distributed
+from intl_bench import cli
+from intl_bench.core import distributed, heartbeat
 from intl_bench.core.errors import InputError, ResourceError
 from intl_bench.launch import children as children_of_launch
 from intl_bench.launch import processes
@@ -272,3 +273,27 @@ def test_threads_share_the_cores() -> None:
     assert 1 <= cores <= (os.cpu_count() or 1)
     assert processes.threads(2) == max(1, cores // 2)
     assert processes.threads(10 * cores) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *[(name, value) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT") for value in ("x", "", "-1")],
+        ("RANK", "2"),
+        ("WORLD_SIZE", "9" * 5000),
+        ("MASTER_ADDR", ""),
+        ("MASTER_PORT", "99999"),
+    ],
+)
+@pytest.mark.parametrize("store", ["True", "False"])
+def test_a_wrong_environment_is_one_line(
+    name: str, value: str, store: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    right = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    for key, given in (right | {name: value, "TORCHELASTIC_USE_AGENT_STORE": store}).items():
+        monkeypatch.setenv(key, given)
+    monkeypatch.setenv(heartbeat.VARIABLE, "x")
+    assert cli.main(["pretrain", "demo", "--dry-run"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("intl-bench: environment: ")
+    assert name in line
