@@ -1,4 +1,4 @@
-"""Which process owns a lock or a temporary file, and whether that process still runs."""
+"""Which process owns a lock or a temporary file, and whether a process still runs or is stopped."""
 
 import contextlib
 import hashlib
@@ -19,6 +19,11 @@ def _state_and_start(process: int) -> tuple[str, str]:
     """Return fields 3 and 22 of /proc/PID/stat, or empty text. Field 2 may hold spaces and parentheses."""
     fields = read_text(f"/proc/{process}/stat").rpartition(")")[2].split()
     return (fields[0], fields[19]) if len(fields) > 19 else ("", "")
+
+
+def is_stopped(process: int) -> bool:
+    """Return whether a process was stopped by SIGSTOP. False if the system does not tell."""
+    return _state_and_start(process)[0] == "T"
 
 
 def started(process: int) -> str:

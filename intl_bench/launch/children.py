@@ -11,9 +11,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
-from intl_bench.core import heartbeat
+from intl_bench.core import heartbeat, owners
 from intl_bench.core.errors import ResourceError
 from intl_bench.core.signals import StopRequest
 
@@ -79,24 +78,17 @@ class Child:
         """Ask the child to save its state and end. A child that is stopped continues for that."""
         if self.code is not None:
             return
-        if self.is_stopped():
+        if owners.is_stopped(self.process.pid):
             print(f"intl-bench: {self} was stopped; it continues, to save its state", file=sys.stderr, flush=True)
         self.asked = number
         self.process.send_signal(number)
         self.process.send_signal(signal.SIGCONT)
         self._silent = self._unmoved = 0.0
 
-    def is_stopped(self) -> bool:
-        """Return whether the child was stopped by SIGSTOP. False if the system does not tell."""
-        try:
-            return Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
-        except OSError:
-            return False
-
     def kill_if_lost(self, *, stopping: bool) -> None:
         """End a child for which it makes no sense to wait, sooner if the run is to end (`stopping`)."""
         reason = ""
-        if self._silent > (_STOPPED_AFTER_SIGNAL if stopping else _STOPPED) and self.is_stopped():
+        if self._silent > (_STOPPED_AFTER_SIGNAL if stopping else _STOPPED) and owners.is_stopped(self.process.pid):
             reason = f"was stopped (SIGSTOP) for {self._silent:.0f} s"
         elif self._silent > (_SILENT_AFTER_SIGNAL if stopping else _SILENT):
             reason = f"did not answer for {self._silent:.0f} s"
