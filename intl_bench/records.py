@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from intl_bench.core import files, inputs, seals
-from intl_bench.core.errors import InputError, from_os_error
+from intl_bench.core.errors import InputError
 from intl_bench.core.identity import SCALES, digest
 
 __all__ = ["SCHEMA", "RecordStore", "ResultRecord"]
@@ -212,10 +212,7 @@ def _values(record: ResultRecord) -> dict[str, Any]:
 
 def _read(path: Path) -> ResultRecord:
     remedy = "restore the file from a copy, or delete it and run the task again"
-    try:
-        content = inputs.read_bytes(path)
-    except OSError as error:
-        raise from_os_error(error, f"cannot read record {path}") from error
+    content = inputs.read_bytes(path, f"record {path}")
     try:
         values = json.loads(content)
     except (ValueError, RecursionError) as error:

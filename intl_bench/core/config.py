@@ -22,7 +22,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from yaml import AliasEvent, CollectionEndEvent, CollectionStartEvent, NodeEvent, YAMLError
 
 from intl_bench.core import inputs, ranges
-from intl_bench.core.errors import InputError, from_os_error
+from intl_bench.core.errors import InputError
 
 T = TypeVar("T")
 
@@ -65,10 +65,8 @@ def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     if path.resolve() in {file.resolve() for file in above}:
         raise InputError(f"config {where}: a file cannot be the base of itself; correct `base`")
     try:
-        text = inputs.read_bytes(path, largest=_MAX_BYTES).decode("utf-8-sig")
+        text = inputs.read_bytes(path, f"config {where}", largest=_MAX_BYTES).decode("utf-8-sig")
         values = _parse(text, f"config {where}")
-    except OSError as error:
-        raise from_os_error(error, f"cannot read config {where}") from error
     except UnicodeDecodeError as error:
         raise InputError(f"config {where}: not valid YAML: {error}") from error
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
@@ -128,7 +126,7 @@ def _require_bounded(text: str, where: str) -> None:
 
 def require_plain(value: Any, where: str) -> None:
     """Refuse what a configuration cannot mean: OmegaConf's interpolation, which could read the environment, in a key or
-    a value, and integers that no float holds.
+    a value, and integers of more than 30 digits.
 
     Raises:
         InputError: the message names the field.

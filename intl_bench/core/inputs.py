@@ -68,18 +68,24 @@ def require_regular(path: str | bytes | Path, status: os.stat_result) -> None:
         raise InputError(f"{os.fsdecode(path)}: {_KINDS.get(kind, 'a special file')}; expected a regular file")
 
 
-def read_bytes(path: str | bytes | Path, *, largest: int = _LARGEST) -> bytes:
+def read_bytes(path: str | bytes | Path, name: str = "", *, largest: int = _LARGEST) -> bytes:
     """Read a regular file of at most `largest` bytes.
+
+    Args:
+        name: of the file in the message if it cannot be read, such as "record x.json". By default it is the path.
 
     Raises:
         InputError: the path is not a regular file, or the file is larger.
-        OSError: the file cannot be read.
+        InputError, ResourceError: the file cannot be read.
     """
-    with open_file(path, buffered=False) as stream:  # a buffer would add a copy
-        size = os.fstat(stream.fileno()).st_size
-        if size > largest:
-            raise InputError(f"{os.fsdecode(path)}: {size} bytes; expected at most {largest}; use another file")
-        return stream.read()
+    try:
+        with open_file(path, buffered=False) as stream:  # a buffer would add a copy
+            size = os.fstat(stream.fileno()).st_size
+            if size > largest:
+                raise InputError(f"{os.fsdecode(path)}: {size} bytes; expected at most {largest}; use another file")
+            return stream.read()
+    except OSError as error:
+        raise from_os_error(error, f"cannot read {name or os.fsdecode(path)}") from error
 
 
 def check_torch_file(stream: BinaryIO) -> None:
@@ -119,9 +125,7 @@ def read_text(path: Path, what: str) -> str:
         InputError: the file cannot be read, or is not UTF-8 text.
     """
     try:
-        return read_bytes(path).decode("utf-8-sig")
-    except OSError as error:
-        raise from_os_error(error, f"cannot read {what} {path}") from error
+        return read_bytes(path, f"{what} {path}").decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"{what} {path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from error
 

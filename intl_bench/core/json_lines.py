@@ -25,10 +25,7 @@ class JsonLines:
         self, path: Path, keep: Callable[[dict[str, Any]], bool], mark: Mapping[str, int] | None = None
     ) -> None:
         self.path = path
-        try:
-            content = inputs.read_bytes(path) if path.exists() else b""
-        except OSError as error:
-            raise from_os_error(error, f"cannot read {path}") from error
+        content = inputs.read_bytes(path) if path.exists() else b""
         kept: list[bytes] = []
         damaged = 0
         for line in content.splitlines(keepends=True):

@@ -67,7 +67,8 @@ def _me() -> _Holder:
 
 def _parse(path: Path) -> _Holder:
     """Read a lock file; raises FileNotFoundError without a file, and ValueError if the file is not such a lock."""
-    stored = inputs.parse_json(inputs.read_bytes(path), str(path))
+    with inputs.open_file(path) as stream:
+        stored = inputs.parse_json(stream.read(), str(path))
     try:
         # Every value becomes one line, because it is printed in messages.
         values: dict[str, Any] = {key: " ".join(str(value).split()) for key, value in stored.items()}

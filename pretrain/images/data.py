@@ -226,11 +226,7 @@ class FolderSource(FileSource):
         return os.path.join(self.place, os.fsdecode(self.files[index]))
 
     def content(self, index: int) -> bytes:
-        file = self.file(index)
-        try:
-            return inputs.read_bytes(file)
-        except OSError as error:
-            raise from_os_error(error, f"cannot read {file}") from error
+        return inputs.read_bytes(self.file(index))
 
     def choose(self, indices: np.ndarray) -> Self:
         return type(self)(self.place, self.files[indices], self.labels[indices], self.class_names, self.skip_bad)

@@ -71,14 +71,6 @@ def of_files(folder: Path, names: np.ndarray, about: bytes) -> str:
     """
     now, place, paths = time.time_ns(), os.fsencode(os.path.join(os.path.abspath(folder), "")), names.tolist()
     key, sizes, newest = hashlib.sha256(_FORMAT + place + b"\0" + about), list[int](), 0
-
-    def content(index: int) -> bytes:
-        path = place + paths[index]
-        try:
-            return inputs.read_bytes(path)
-        except OSError as error:
-            raise from_os_error(error, f"cannot read {os.fsdecode(path)}") from error
-
     for states in _in_parts(lambda some: [_state(place + paths[index]) for index in some], range(len(paths))):
         for state in states:
             key.update(b"%d %d %d %d " % state)
@@ -89,7 +81,7 @@ def of_files(folder: Path, names: np.ndarray, about: bytes) -> str:
     kept = FOLDER / key.hexdigest()
     if (known := _read(kept)) is not None:
         return known
-    found = _hash(names, np.array(sizes), content, about)
+    found = _hash(names, np.array(sizes), lambda index: inputs.read_bytes(place + paths[index]), about)
     # A file that changes again within the resolution of the clock keeps its times, and so its key (as in git).
     if newest < now - _YOUNG:
         with suppress(BenchError):  # without the cache, only the next run is slower

@@ -12,7 +12,7 @@ from PIL import Image as Pillow
 from torch import Tensor
 
 from intl_bench.core import inputs
-from intl_bench.core.errors import InputError, from_os_error
+from intl_bench.core.errors import InputError
 from pretrain.images.decode import open_image
 from transfer.detection import rle
 from transfer.detection.annotations.objects import Annotations
@@ -37,10 +37,7 @@ def read_image(path: Path) -> Pillow.Image:
     Raises:
         InputError: the file cannot be read.
     """
-    try:
-        content = inputs.read_bytes(path)
-    except OSError as error:
-        raise from_os_error(error, f"cannot read {path}") from error
+    content = inputs.read_bytes(path)
     try:
         with open_image(io.BytesIO(content)) as image:
             transpose = _TRANSPOSES.get(image.getexif().get(_EXIF_ORIENTATION, 1))

@@ -13,7 +13,7 @@ import numpy as np
 import orjson
 
 from intl_bench.core import inputs
-from intl_bench.core.errors import InputError, from_os_error
+from intl_bench.core.errors import InputError
 from intl_bench.core.inputs import shorten
 from transfer.detection import rle
 from transfer.detection.annotations.image_sizes import check_image_sizes
@@ -103,14 +103,11 @@ def without_garbage_collection() -> Iterator[None]:
 
 def _load(path: Path) -> tuple[dict[str, Any], str]:
     """Read the JSON object and the SHA-256 of the bytes of a file."""
+    content = inputs.read_bytes(path, f"the annotations {path}", largest=_LARGEST)
     try:
-        content = inputs.read_bytes(path, largest=_LARGEST)
-        try:
-            document = orjson.loads(content)
-        except orjson.JSONDecodeError:  # Python's parser accepts NaN, so a later check can name the entry with the NaN
-            document = inputs.parse_json(content, str(path), any_number=True)
-    except OSError as error:
-        raise from_os_error(error, f"cannot read the annotations {path}") from error
+        document = orjson.loads(content)
+    except orjson.JSONDecodeError:  # Python's parser accepts NaN, so a later check can name the entry with the NaN
+        document = inputs.parse_json(content, str(path), any_number=True)
     if not isinstance(document, dict):
         raise InputError(
             f"{path}: contains {shorten(document)}; expected an object with images, annotations and categories"

@@ -11,7 +11,7 @@ import numpy as np
 
 from intl_bench.core import inputs
 from intl_bench.core.datasets import DATASETS
-from intl_bench.core.errors import InputError, from_os_error
+from intl_bench.core.errors import InputError
 from intl_bench.core.inputs import shorten
 from transfer.detection.annotations.image_sizes import check_image_sizes
 from transfer.detection.annotations.objects import BOX_TOLERANCE, Annotations
@@ -158,11 +158,9 @@ def _read_number(path: Path, tree: ElementTree.Element, field: str, where: str) 
 
 def _read_text(path: Path, what: str, digest: Any) -> str:
     """Read a text file and add the SHA-256 of its bytes to `digest`; `what` is for messages."""
+    content = inputs.read_bytes(path, f"the {what} {path}")
+    digest.update(hashlib.sha256(content).digest())
     try:
-        content = inputs.read_bytes(path)
-        digest.update(hashlib.sha256(content).digest())
         return content.decode()
-    except OSError as error:
-        raise from_os_error(error, f"cannot read the {what} {path}") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 text; expected VOC's {what}; restore the file") from error
