@@ -4,6 +4,7 @@ A file has its digest inside, and `weights_only=True` can load it. The two state
 state with a number that is not finite is never written, because no run could continue from it.
 """
 
+import math
 import pickle
 import re
 import shutil
@@ -184,7 +185,7 @@ def check(path: Path, state: Mapping[str, Any]) -> None:
         found, expected = str(state["format"])[:20], " or ".join(map(str, _READABLE))
         raise InputError(f"checkpoint {path}: found format {found}; expected {expected}; update intl-bench")
     if state["format"] == FORMAT and not files.has_digest(path):
-        raise DamagedError(f"checkpoint {path}: its SHA-256 is missing; expected it at the end of the file")
+        raise DamagedError(f"checkpoint {path}: its SHA-256 is missing; restore the file from a copy")
     if "method" in state:
         require_fields(path, state, _PRETRAINING)
         _require_position(path, state)
@@ -212,11 +213,15 @@ def _require_position(path: Path, state: Mapping[str, Any]) -> None:
     """Refuse the state of a pre-training whose position or details are impossible."""
     details, epochs, steps = state["details"], state["config"].get("epochs"), state["steps_per_epoch"]
     total = epochs * steps if isinstance(epochs, int) else 0
-    known = {"step": state["step"], "steps_per_epoch": steps, "details.seconds": details.get("seconds")}
-    for name, value in known.items():
-        most = total if name == "step" else float("inf")
-        if not isinstance(value, int | float) or not (name == "steps_per_epoch") <= value <= most:
-            raise DamagedError(f"checkpoint {path}: {name} is {str(value)[:20]}; expected a number from 0 to {most}")
+    for name, value, least, most in (
+        ("step", state["step"], 0, total),
+        ("steps_per_epoch", steps, 1, math.inf),
+        ("details.seconds", details.get("seconds"), 0, math.inf),
+    ):
+        if not isinstance(value, int | float) or not least <= value <= most:
+            raise DamagedError(
+                f"checkpoint {path}: {name} is {str(value)[:20]}; expected a number from {least} to {most}"
+            )
     bad = details.get("bad_files")
     if not isinstance(bad, list) or not all(isinstance(name, str) for name in bad):
         raise DamagedError(f"checkpoint {path}: details.bad_files is {str(bad)[:20]}; expected a list of file names")

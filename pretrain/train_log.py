@@ -1,6 +1,7 @@
 """Log of a pre-training run."""
 
 import io
+import math
 import os
 import socket
 import sys
@@ -63,7 +64,7 @@ class Log:
             rates = {"img/s": self.progress.images_per_second, "data": self.progress.data_share}
             row = {**values, **rates, **(more or {})}
             self.lines.append(
-                {"step": metrics.step, **{key: value if value - value == 0 else None for key, value in row.items()}}
+                {"step": metrics.step, **{key: value if math.isfinite(value) else None for key, value in row.items()}}
             )
             self.board.add(row, metrics.step)
 

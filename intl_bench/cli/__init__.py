@@ -15,15 +15,7 @@ from typing import NoReturn
 
 from intl_bench import __version__
 from intl_bench.core import heartbeat, launched, signals, terminal
-from intl_bench.core.errors import (
-    BUG,
-    OK,
-    InputError,
-    LostProcessError,
-    ResourceError,
-    from_os_error,
-    translate,
-)
+from intl_bench.core.errors import BUG, OK, InputError, LostProcessError, ResourceError, from_os_error, translate
 from intl_bench.core.packages import require_own_packages
 from intl_bench.core.signals import StopRequest
 from intl_bench.core.streams import unbreakable
@@ -32,8 +24,6 @@ __all__ = ["main"]
 
 # Errors of an output whose reader, such as `head`, has ended, or whose terminal was closed. It counts as read.
 _NO_READER = (errno.EPIPE, errno.EIO)
-
-
 _LONGEST = 1000  # characters of an error
 
 
