@@ -1,6 +1,6 @@
 """Read files that somebody else wrote: regular files of bounded size, and JSON of bounded depth and numbers.
 
-A named pipe or a device would block a reader for ever. Deep nesting and huge numbers make Python's parser, or a later
+A named pipe or a device would block a reader forever. Deep nesting and huge numbers make Python's parser, or a later
 use of the values, fail at any line.
 """
 

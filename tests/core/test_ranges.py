@@ -181,6 +181,7 @@ def test_malformed_overrides_end_in_one_line(word: str) -> None:
         configs.build(Recipe, {"name": "x"}, "here", [word])
     except InputError as error:
         assert len(str(error)) < 1000  # noqa: PT017
+        assert "\n" not in str(error)  # noqa: PT017
     else:
         assert word.startswith(("name=", "method="))
 
