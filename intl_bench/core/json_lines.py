@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from intl_bench.core import files, inputs
-from intl_bench.core.errors import from_os_error
 
 
 class JsonLines:
