@@ -163,8 +163,6 @@ def from_state(
     Raises:
         InputError: this version does not know the recipe in the state.
     """
-    if "format" in state:  # it was read from a file
-        states.check(path, state)
     recipe, steps = recipes.from_dict(state["config"], f"checkpoint {path}"), state["steps_per_epoch"]
     total = recipe.epochs * steps
     return Checkpoint(

@@ -20,6 +20,7 @@ import torch
 from intl_bench.core import files
 from intl_bench.core.errors import BenchError, InputError
 from pretrain import checkpoint as checkpoints
+from pretrain import states
 from pretrain.backbone import Backbone, BackboneConfig
 from pretrain.checkpoint import Checkpoint, Origin, Preprocessing, export_backbone
 from pretrain.images.data import DataConfig
@@ -234,6 +235,7 @@ def _interpret(content: safe_load.Content, source: str) -> _Loaded:
     facts: dict[str, Any] = {"source_sha256": content.sha256}
     with checkpoints.readable(path):
         if found.layout.name == "intl-bench":
+            states.check(path, content.data)
             checkpoint = checkpoints.from_state(path, content.sha256, content.data, extracted.state, found.branch)
         elif stored is not None:
             checkpoint = checkpoints.from_about(stored, path, content.sha256, extracted.state)
