@@ -13,7 +13,10 @@ from typing import BinaryIO
 
 KEY = "intl_bench_sha256"
 UNSET = "0" * 64
-_SEAL = re.compile(rb'intl_bench_sha256(?:"\s*:\s*")?:?([0-9a-f]{64})')
+_SEAL = re.compile(rb"intl_bench_sha256:([0-9a-f]{64})")
+# Only a key can match: text in JSON has no quotation mark without a backslash, and no line break.
+_HEADER_SEAL = re.compile(rb'(?<!\\)"intl_bench_sha256"\s*:\s*"([0-9a-f]{64})"')
+_JSON_SEAL = re.compile(rb'\n  "intl_bench_sha256": "([0-9a-f]{64})"')
 _TAIL = f"{KEY}:{UNSET}".encode()
 LENGTH = len(_TAIL)  # of a seal at the end of a file
 _HEAD = 2**24  # more than the longest header
@@ -31,12 +34,13 @@ def find(stream: BinaryIO) -> int | None:
         return start + found.start(1)
     stream.seek(0)
     head = stream.read(8)
-    if head[:1] == b"{":  # JSON
-        length = size
+    pattern = _HEADER_SEAL
+    if head[:1] == b"{":  # JSON, whose first level is indented by two spaces
+        length, pattern = size, _JSON_SEAL
     elif (length := 8 + int.from_bytes(head, "little")) > size:  # not safetensors
         return None
     stream.seek(0)
-    found = _SEAL.search(stream.read(min(length, _HEAD)))
+    found = pattern.search(stream.read(min(length, _HEAD)))
     return None if found is None else found.start(1)
 
 

@@ -55,6 +55,14 @@ def test_round_trip(tmp_path: Path) -> None:
     assert RecordStore(tmp_path).find("0" * 16) is None
 
 
+def test_names_and_details_that_look_like_the_digest_are_content(tmp_path: Path) -> None:
+    store, unset = RecordStore(tmp_path), "0" * 64
+    record = make(dataset=f"intl_bench_sha256{unset}", details={"intl_bench_sha256": unset})
+    assert store.load() == []
+    store.append(record)
+    assert store.load() == [record]
+
+
 def test_a_record_with_an_unknown_pre_training_seed_can_be_stored(tmp_path: Path) -> None:
     record = make(pretrain_seed=None, weights_sha256=None)
     assert RecordStore(tmp_path).append(record).name == f"intl-cifar10-punknown-t1-{record.key}.json"
