@@ -4,7 +4,6 @@ A file has its digest inside, and `weights_only=True` can load it. The two state
 state with a number that is not finite is never written, because no run could continue from it.
 """
 
-import math
 import pickle
 import re
 import shutil
@@ -29,8 +28,9 @@ _READABLE = (*_WITH_EARLIER_NAMES, 3, FORMAT)
 _MOMENTUM_ENCODER = "momentum_encoder."
 _EARLIER_MOMENTUM_ENCODER = "target."  # its prefix in earlier versions
 _KEPT = 2
+_FACTS = {"display", "config", "details", "inputs", "log", "identity", "history"}  # no tensors
 # Types of the fields of `pretrain.train.Training.state`.
-_PRETRAINING = {
+PRETRAINING = {
     **{"method": dict, "optimizer": dict, "scaler": dict, "config": dict, "details": dict},
     **{"step": int, "steps_per_epoch": int, "display": str},
 }
@@ -181,14 +181,34 @@ def check(path: Path, state: Mapping[str, Any]) -> None:
         InputError: this version cannot read the format.
         DamagedError: the digest or a field is missing, or a field is impossible.
     """
-    if state["format"] not in _READABLE:
+    if type(state["format"]) is not int or state["format"] not in _READABLE:
         found, expected = str(state["format"])[:20], " or ".join(map(str, _READABLE))
         raise InputError(f"checkpoint {path}: found format {found}; expected {expected}; update intl-bench")
     if state["format"] == FORMAT and not files.has_digest(path):
         raise DamagedError(f"checkpoint {path}: its SHA-256 is missing; restore the file from a copy")
+    _require_plain(path, state)
     if "method" in state:
-        require_fields(path, state, _PRETRAINING)
+        require_fields(path, state, PRETRAINING)
         _require_position(path, state)
+
+
+def _require_plain(path: Path, state: Mapping[str, Any]) -> None:
+    """Refuse a state whose facts cannot be written into records, or whose mark of the log is impossible."""
+    for name in _FACTS & state.keys():
+        try:
+            # Names of files may hold bytes that are not text.
+            facts = {**state[name], "bad_files": []} if name == "details" else state[name]
+            inputs.parse_json(files.json_text(facts).encode(), name)
+        except (ValueError, TypeError, RecursionError) as error:
+            reason = " ".join(str(error).split())[:120]
+            raise DamagedError(f"checkpoint {path}: {name} holds more than plain values: {reason}") from error
+    log, read = state.get("log"), state.get("inputs", {})
+    if log is not None and not (isinstance(log, dict) and [*map(type, map(log.get, ("bytes", "crc32")))] == [int, int]):
+        raise DamagedError(f"checkpoint {path}: log is {inputs.shorten(log)}; expected numbers of bytes and crc32")
+    if not isinstance(read, dict) or not all(isinstance(value, str | None) for value in read.values()):
+        raise DamagedError(f"checkpoint {path}: inputs is {inputs.shorten(read)}; expected digests by name")
+    if "display" in state and not str(state["display"]).strip():
+        raise DamagedError(f"checkpoint {path}: display is empty; expected the name of a method")
 
 
 def require_fields(path: Path, state: Mapping[str, Any], expected: Mapping[str, type]) -> None:
@@ -215,8 +235,8 @@ def _require_position(path: Path, state: Mapping[str, Any]) -> None:
     total = epochs * steps if isinstance(epochs, int) else 0
     for name, value, least, most in (
         ("step", state["step"], 0, total),
-        ("steps_per_epoch", steps, 1, math.inf),
-        ("details.seconds", details.get("seconds"), 0, math.inf),
+        ("steps_per_epoch", steps, 1, 1e18),
+        ("details.seconds", details.get("seconds"), 0, 1e12),
     ):
         if not isinstance(value, int | float) or not least <= value <= most:
             raise DamagedError(
@@ -232,8 +252,8 @@ def current_names(state: Any) -> Any:
 
     Any other content is returned unchanged.
     """
-    earlier = isinstance(state, dict) and "steps_per_epoch" in state and state.get("format") in _WITH_EARLIER_NAMES
-    weights = state.get("method") if earlier else None
+    ours = isinstance(state, dict) and "steps_per_epoch" in state and isinstance(state.get("format"), int)
+    weights = state.get("method") if ours and state["format"] in _WITH_EARLIER_NAMES else None
     if not isinstance(weights, dict) or not all(isinstance(name, str) for name in weights):
         return state
     return {**state, "method": _renamed(weights, _EARLIER_MOMENTUM_ENCODER, _MOMENTUM_ENCODER)}
@@ -313,6 +333,9 @@ def restore_weights(module: torch.nn.Module, weights: Mapping[str, Any], path: P
         InputError: names or shapes differ.
     """
     try:
+        for name, own in module.state_dict().items():
+            if name in weights and weights[name].dtype != own.dtype:
+                raise TypeError(f"{name} has {weights[name].dtype}, expected {own.dtype}")
         module.load_state_dict(weights)
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]

@@ -189,6 +189,7 @@ class Training:
             InputError: the state belongs to another recipe, data set or architecture.
         """
         path = self.recipe.checkpoint
+        states.require_fields(path, state, states.PRETRAINING)
         with checkpoint.readable(path):
             read = Inputs(**state.get("inputs", {}))
         check_same_run(self.recipe, self.inputs, from_dict(state["config"], f"checkpoint {path}"), read)
@@ -329,10 +330,10 @@ def run(recipe: Recipe, *, fresh: bool = False) -> Path:
 
 
 def _prepare_folder(training: Training, fresh: bool) -> None:
+    if training.step < training.total_steps:  # before the old run is removed, because the new one may be refused
+        states.require_space(training.recipe.checkpoint, training.state())
     if fresh:
         files.remove_contents(training.recipe.folder)
-    if training.step < training.total_steps:
-        states.require_space(training.recipe.checkpoint, training.state())
 
 
 def _is_intact(exported: Path) -> bool:

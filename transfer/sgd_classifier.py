@@ -16,8 +16,9 @@ from torch.nn import functional
 
 from intl_bench.core import distributed
 from intl_bench.core.copies import send
-from intl_bench.core.errors import DivergedError
+from intl_bench.core.errors import DamagedError, DivergedError
 from intl_bench.core.identity import identity
+from intl_bench.core.inputs import shorten
 from intl_bench.core.json_lines import JsonLines
 from intl_bench.core.progress import Progress
 from intl_bench.core.seeding import torch_seed
@@ -194,12 +195,25 @@ class _Run:
         )
         if state is None:
             return
+        self._require_scores(state, path)
         states.restore_weights(self.classifier.trained, state["model"], path)
         states.restore_optimizer(self.optimizer, state["optimizer"], path)
         if "loss" in state:  # not in the states of earlier versions
             self.loss = state["loss"].to(self.process.device)
         self.step, self.history, self.bad_files = state["step"], state["history"], state["bad_files"]
         self.log_mark = state.get("log")
+
+    def _require_scores(self, state: dict[str, Any], path: Path) -> None:
+        """Refuse a state whose scores, sum of losses or names of images are impossible."""
+        epochs, loss = state["step"] // self.steps_per_epoch, state.get("loss", self.loss)
+        rows = [row if isinstance(row, dict) and "top1" in row else {"": None} for row in state["history"]]
+        scores = [score for row in rows for score in row.values()]
+        if len(rows) != epochs or not all(isinstance(score, float) and 0 <= score <= 100 for score in scores):
+            raise DamagedError(f"{path}: history is {shorten(state['history'])}; expected scores of {epochs} epochs")
+        if not isinstance(loss, torch.Tensor) or (loss.shape, loss.dtype) != (self.loss.shape, self.loss.dtype):
+            raise DamagedError(f"{path}: loss is {shorten(loss)}; expected one number")
+        if not all(isinstance(name, str) for name in state["bad_files"]):
+            raise DamagedError(f"{path}: bad_files is {shorten(state['bad_files'])}; expected names of files")
 
 
 def train_classifier(

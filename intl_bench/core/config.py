@@ -200,7 +200,7 @@ def to_dict(config: Any) -> dict[str, Any]:
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
     """Return the differences of two resolved configurations, as lines "key: old -> new"."""
     found: list[str] = []
-    for key in sorted({*old, *new}):
+    for key in sorted({*old, *new}, key=str):
         a, b = old.get(key), new.get(key)
         if isinstance(a, Mapping) and isinstance(b, Mapping):
             found += differences(a, b, f"{prefix}{key}.")

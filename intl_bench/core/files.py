@@ -50,7 +50,8 @@ def sweep(folder: Path) -> None:
             else:
                 dead = _CLAIM.fullmatch(entry.name) is not None and _age(entry) > _CLAIM_S
             if dead:
-                os.unlink(entry.path)
+                with contextlib.suppress(OSError):  # one that cannot be removed does not keep the others
+                    os.unlink(entry.path)
 
 
 def _age(entry: os.DirEntry[str]) -> float:
@@ -242,7 +243,8 @@ def sealed_json(value: Any) -> bytes:
     """Return `json_text` as bytes. A value `seals.UNSET` of the key `seals.KEY` becomes the digest."""
     content = json_text(value).encode()
     digest = hashlib.sha256(content).hexdigest()
-    unset, sealed = (f'"{seals.KEY}": "{value}"'.encode() for value in (seals.UNSET, digest))
+    # The two spaces are those of the first level. A value inside may have the same key.
+    unset, sealed = (f'\n  "{seals.KEY}": "{value}"'.encode() for value in (seals.UNSET, digest))
     return content.replace(unset, sealed)
 
 

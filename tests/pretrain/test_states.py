@@ -207,7 +207,22 @@ FORGED: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
         "torch.float64",
     ),
     "a momentum more": (lambda s: s["optimizer"]["state"].update({999: {}}), "its optimizer has other parameters"),
-    "inputs of another kind": (lambda s: s.update(inputs={"x": 1}), "not those of this version"),
+    "inputs of another kind": (lambda s: s.update(inputs={"x": "y"}), "not those of this version"),
+    "an input as a number": (lambda s: s.update(inputs={"data": 5}), "inputs is {'data': 5}; expected digests"),
+    "a format as a tensor": (lambda s: s.update(format=torch.ones(2)), "found format tensor"),
+    "the state of a task": (lambda s: s.pop("method"), "method is missing; expected dict"),
+    "a mark as a list": (lambda s: s.update(log=[1]), "log is .1.; expected numbers of bytes and crc32"),
+    "a mark of texts": (lambda s: s.update(log={"bytes": "a", "crc32": 1}), "log is {'bytes': 'a'"),
+    "endless seconds": (lambda s: s["details"].update(seconds=10**400), "details holds more than plain values"),
+    "infinite seconds": (lambda s: s["details"].update(seconds=math.inf), "details holds more than plain values"),
+    "a tensor among details": (lambda s: s["details"].update(images=torch.ones(2)), "details holds more than"),
+    "keys of several types": (lambda s: s["details"].update({5: 5}), "details holds more than plain values"),
+    "half a character": (lambda s: s.update(display="\ud800"), "display holds more than plain values"),
+    "an empty name": (lambda s: s.update(display=""), "display is empty"),
+    "weights as truths": (
+        lambda s: s["method"].update({"backbone.bn1.weight": s["method"]["backbone.bn1.weight"].bool()}),
+        "backbone.bn1.weight has torch.bool, expected torch.float32",
+    ),
 }
 
 
@@ -255,6 +270,14 @@ def test_a_disk_without_room_is_refused_at_the_start(
     assert cli.main(["pretrain", "demo", *TINY]) == 4
     assert "9 bytes are free; expected" in capsys.readouterr().err
     assert not list(Path().rglob("*.pt"))
+
+
+def test_a_fresh_run_that_is_refused_keeps_the_old_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    train.run(tiny())
+    before = {path: path.read_bytes() for path in Path("runs").rglob("*") if path.is_file()}
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**6, 10**6 - 9, 9))
+    assert cli.main(["pretrain", "demo", *TINY, "projector.hidden=4096", "--fresh"]) == 4
+    assert before == {path: path.read_bytes() for path in Path("runs").rglob("*") if path.is_file()}
 
 
 def test_a_damaged_export_is_written_again(capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transfer_cases import make_checkpoint, make_folder, packaged
 
-from intl_bench.core.errors import InputError
+from intl_bench.core.errors import DamagedError, InputError
 from pretrain import states
 from pretrain.images.data import DataConfig, FolderSource, normalization, open_source
 from pretrain.images.loader import evaluation_batches
@@ -122,6 +122,17 @@ def test_run_trains_the_whole_network(root: Path) -> None:
     assert changed == list(before)
     rates = [group["lr"] for group in state["optimizer"]["param_groups"]]
     assert rates == pytest.approx([3.0 * 6 / 256, 0.5 * 6 / 256])
+    for change in (
+        {"history": []},
+        {"history": [1] * len(state["history"])},
+        {"history": [{"top1": 1e9}] * len(state["history"])},
+        {"loss": None},
+        {"loss": torch.ones(3)},
+        {"bad_files": [1]},
+    ):
+        states.save(root.parent / "forged" / "state.pt", {**state, **change})
+        with pytest.raises(DamagedError, match=f"{next(iter(change))} is .*; expected"):
+            finetune.run(make_checkpoint(), settings_for(root, batch_size=6), 0, folder=root.parent / "forged")
     assert finetune.run(make_checkpoint(), settings_for(root, batch_size=6), 0, folder=work) == outcome
     other = finetune.run(make_checkpoint(), settings_for(root, batch_size=6), 1, folder=root.parent / "other")
     assert not torch.equal(
