@@ -276,7 +276,8 @@ def _decoded_batch(source: ImageSource, sampler: _Sampler, step: int) -> Batch:
     labels, bad_files = _empty((len(indices),), torch.int64), list[str]()
     for row, (index, of_views) in enumerate(zip(indices.tolist(), np.stack(shapes, axis=1), strict=True)):
         image, labels[row], bad = _readable(source, index)
-        bad_files += bad
+        # Records hold text. The bytes of a name may be something else.
+        bad_files += [name.encode(errors="backslashreplace").decode() for name in bad]
         boxes = crops.fit_boxes(of_views, *image.shape[:2])
         for view, box, pixels in zip(sampler.views, boxes.tolist(), made, strict=True):
             pixels[row] = crops.crop(image, box, view.size, view.interpolation)

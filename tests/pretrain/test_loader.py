@@ -280,6 +280,14 @@ def test_the_next_image_replaces_a_damaged_one(folder: Path, workers: int) -> No
     assert_identical(batches, training_batches(source, VIEWS, seed=1, batch_size=10, last_step=3))
 
 
+def test_the_name_of_a_damaged_image_becomes_text(folder: Path) -> None:
+    name = Path(truncate(folder / "train" / "a/4.JPEG"))
+    name.rename(name.with_name("4\udcff.JPEG"))  # the byte 255
+    source = open_source(DataConfig(root=str(folder), on_bad_image="skip"), "train")
+    (batch,) = training_batches(source, VIEWS, seed=1, batch_size=10, last_step=1)
+    assert batch.bad_files == [str(name.with_name("4\\udcff.JPEG"))]
+
+
 def test_no_readable_image_is_an_error(folder: Path) -> None:
     for file in (folder / "train").glob("*/*"):
         truncate(file)
