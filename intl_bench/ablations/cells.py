@@ -8,7 +8,8 @@ from pathlib import Path
 from intl_bench.ablations.figures import FIGURES
 from intl_bench.core import config as configs
 from intl_bench.core.errors import InputError
-from intl_bench.core.identity import is_runtime_only
+from intl_bench.core.identity import SCALES, is_runtime_only
+from intl_bench.core.inputs import shorten
 from intl_bench.core.names import require_folder_name
 from intl_bench.core.ranges import Checked, Count
 from pretrain.recipe import Recipe, decides_the_same, load_recipe
@@ -49,6 +50,12 @@ class Ablation(Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_folder_name(self.name, "name")
+        for what in ("overrides", "cells", "tasks"):
+            for item in getattr(self, what):
+                if not isinstance(item, str):
+                    raise ValueError(f"{what}: found {shorten(item)}; expected text such as epochs=100")
+        if self.scale not in SCALES:
+            raise ValueError(f"scale={self.scale!r}: expected one of {', '.join(SCALES)}")
         if not (self.cells or self.also):
             raise ValueError("cells: there is none; expected at least one")
         choices: list[tuple[str, str | None, Collection[str]]] = [("tasks", name, TASKS) for name in self.tasks]

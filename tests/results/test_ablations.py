@@ -275,3 +275,15 @@ def test_the_command_needs_the_name_of_a_grid(capsys: pytest.CaptureFixture[str]
     assert cli.main(["ablation", "grid.yaml", "--dry-run"]) == 0
     assert json.dumps("tiny-method.iterations_1")[1:-1] in capsys.readouterr().out
     assert not Path("results").exists()
+
+
+@pytest.mark.parametrize("line", ["scale: x", "overrides: [[a]]", "cells: [{a: 1}]", "tasks: [[knn]]"])
+def test_a_malformed_grid_is_one_line(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    values = {"name": "name: g", "recipe": "recipe: demo", "cells": "cells: [epochs=1]", line.split(":")[0]: line}
+    Path("g.yaml").write_text("\n".join(values.values()))
+    assert cli.main(["ablation", "g.yaml", "--dry-run"]) == 2
+    (error,) = capsys.readouterr().err.splitlines()
+    assert error.startswith(f"intl-bench: config g.yaml: {line.split(':')[0]}")
