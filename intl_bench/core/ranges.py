@@ -96,6 +96,8 @@ def _check(hint: Any, value: Any, key: str) -> None:
             _check(part, value, key)
     elif kind is tuple and isinstance(value, list | tuple):
         for index, item in enumerate(value):
+            if isinstance(item, list | dict) and not dataclasses.is_dataclass(parts[0]):
+                raise ValueError(f"{key}[{index}]: found {item!s:.60}; expected one value")
             _check(parts[0], item, f"{key}[{index}]")
     elif isinstance(hint, type) and dataclasses.is_dataclass(hint):
         if dataclasses.is_dataclass(value):

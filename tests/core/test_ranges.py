@@ -207,3 +207,9 @@ def test_usual_names() -> None:
     for name in ("cifar10_r18_intl", "INTL (T = 4), β = 1", "Übung 3", "名前", "a.b-c+d=e"):
         require_title(name, "--method")
         require_folder_name(name, "name")
+
+
+@pytest.mark.parametrize("value", ["[[1]]", "[{a: 1}]"])
+def test_a_list_in_a_list_of_numbers_is_refused(value: str) -> None:
+    with pytest.raises(InputError, match=r"milestones\[0\]: found"):
+        configs.build(find_task("linear").config, {}, "config", [f"milestones={value}"])
