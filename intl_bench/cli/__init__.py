@@ -63,6 +63,14 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     return args
 
 
+def _require_folder() -> None:
+    """Refuse a working directory that was removed, in which libraries end the process."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise from_os_error(error, "the working directory was removed or cannot be read; change to another") from error
+
+
 def _report(line: str, exit_code: int) -> int:
     """Print the one line on stderr. Of several processes only the first that fails prints it."""
     if len(line) > _LONGEST:  # a name or a value of a file is very long
@@ -118,6 +126,7 @@ def _main(arguments: Sequence[str]) -> int:
         args = _parse(arguments)
         debug = args.debug
         launched.check()
+        _require_folder()
         return args.run(args) or OK
     except KeyboardInterrupt:
         return _stopped(signal.SIGINT)

@@ -96,11 +96,17 @@ def from_os_error(error: OSError, doing: str, *, path: Path | None = None, writt
 _ALLOCATORS = ("DefaultCPUAllocator", "alloc_cpu", "not enough memory", "Storage size calculation overflowed")
 
 
+# Parts of the messages of the dynamic linker when a library does not fit into the memory.
+_LINKER = ("failed to map segment", "cannot allocate memory", "cannot map zero-fill pages")
+
+
 def translate(error: Exception) -> BenchError | None:
     """Translate an error of a library that has its own exit code. Return None for a bug."""
     if isinstance(error, BenchError):
         return error
     no_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    if isinstance(error, ImportError) and any(text in str(error) for text in _LINKER):
+        return ResourceError(f"out of memory: {error}; allow more memory (ulimit -v) and run the command again")
     if no_memory or (isinstance(error, RuntimeError) and any(text in str(error) for text in _ALLOCATORS)):
         return ResourceError(
             f"out of memory: {str(error).splitlines()[0] if str(error) else 'no more memory'}; "

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from intl_bench import cli, runs, tables
-from intl_bench.core.errors import InputError
+from intl_bench.core.errors import InputError, ResourceError, translate
 from intl_bench.records import RecordStore
 from pretrain import train
 from pretrain.recipe import load_recipe
@@ -219,6 +219,23 @@ def test_a_wrong_command_line_is_one_line(words: str, trained: Path, capsys: pyt
     assert cli.main([command, *given, *options, "--dry-run"] if words else []) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("intl-bench: ")
+
+
+def test_a_folder_that_was_removed_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert cli.main(["pretrain", "demo", "--dry-run"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("intl-bench: the working directory was removed")
+
+
+def test_a_library_without_memory_is_no_bug() -> None:
+    known = translate(ImportError("libtorch_cpu.so: failed to map segment from shared object"))
+    assert isinstance(known, ResourceError)
+    assert translate(ImportError("No module named x")) is None
 
 
 def test_a_bug_is_one_line_and_debug_shows_more(
