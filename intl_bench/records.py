@@ -1,5 +1,6 @@
 """Records of results. Each record is one JSON file, which is written once and never changed."""
 
+import contextlib
 import dataclasses
 import functools
 import io
@@ -22,6 +23,7 @@ _KEY = (
     *("task", "method", "dataset", "pretraining_sha256", "evaluation_sha256"),
     *("pretrain_seed", "transfer_seed", "weights_sha256"),
 )
+_RESULT = _KEY[:-1]  # equal for the results of a repeated pre-training too
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -156,16 +158,17 @@ class RecordStore:
         repeated. They are deleted after the new record is on the disk.
 
         Raises:
-            InputError: the folder cannot be written, or a file in it is not a record.
+            InputError: the folder cannot be written.
             ResourceError: the disk is full.
             ValueError: see `append`.
         """
         path = self._path(record)
         files.write_bytes(path, files.sealed_json(_values(record)))
-        for old in self.load():
-            same = all(getattr(old, name) == getattr(record, name) for name in _KEY if name != "weights_sha256")
-            if same and Path(old.file) != path:
-                Path(old.file).unlink(missing_ok=True)
+        for other in self._paths():
+            with contextlib.suppress(InputError):  # a damaged record is another result, which `load` reports
+                old = _read(other)
+                if other != path and all(getattr(old, name) == getattr(record, name) for name in _RESULT):
+                    other.unlink(missing_ok=True)
         return path
 
     def load(self) -> list[ResultRecord]:

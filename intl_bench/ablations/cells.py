@@ -82,7 +82,7 @@ def recipes(ablation: Ablation, seed: int, overrides: Sequence[str] = ()) -> lis
     """
     changes_grid = [word for word in overrides if not is_runtime_only(Recipe, word.partition("=")[0])]
     scale = "reduced" if changes_grid else ablation.scale
-    made = []
+    made: list[Recipe] = []
     for cell in ablation.cells:
         other = [word for word in cell.split() if "=" not in word]
         name = other[0] if other else ablation.recipe
@@ -96,6 +96,8 @@ def recipes(ablation: Ablation, seed: int, overrides: Sequence[str] = ()) -> lis
             )
         # A cell of an adapted recipe is adapted too.
         adapted = scale == "paper" and load_recipe(name).scale == "adapted"
+        if any(recipe.name == before.name for before in made):
+            raise InputError(f"cells: {cell!r} has the name of another cell, {recipe.name}; expected different cells")
         made.append(dataclasses.replace(recipe, scale="adapted" if adapted else scale))
     return made
 

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -127,7 +128,10 @@ def _main(arguments: Sequence[str]) -> int:
         debug = args.debug
         launched.check()
         _require_folder()
-        return args.run(args) or OK
+        with warnings.catch_warnings():
+            if not debug:  # of libraries, such as of Pillow about a damaged image; our own lines are not warnings
+                warnings.simplefilter("ignore")
+            return args.run(args) or OK
     except KeyboardInterrupt:
         return _stopped(signal.SIGINT)
     except signals.Stopped as stopped:

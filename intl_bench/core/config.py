@@ -108,7 +108,7 @@ def _require_bounded(text: str, where: str) -> None:
     for event in yaml.parse(text, Loader=_EVENTS):
         if isinstance(event, AliasEvent):
             if event.anchor not in sizes:
-                raise InputError(f"{where}: the alias *{event.anchor} is a part of itself; expected plain values")
+                raise InputError(f"{where}: the alias *{event.anchor} is unknown or a part of itself; expected values")
             count += sizes[event.anchor]
         elif isinstance(event, CollectionEndEvent):
             anchor, before = open_nodes.pop()

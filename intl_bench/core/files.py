@@ -135,6 +135,8 @@ def _replacement(path: Path, keep: int = 0) -> Iterator[Path]:
             else:
                 newer.replace(earlier(path, age))
                 newer.unlink(missing_ok=True)  # a rename onto another link of the same file does nothing
+            with contextlib.suppress(FileNotFoundError):
+                _sidecar(newer).replace(_sidecar(earlier(path, age)))
         temporary.replace(path)
         _sync_folder(path.parent)
 

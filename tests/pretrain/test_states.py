@@ -340,6 +340,10 @@ def test_a_state_of_each_earlier_format_resumes(number: int, capsys: pytest.Capt
     assert same(weights(train.run(recipe)), whole)
     assert not recipe.checkpoint.with_name("checkpoint.pt.sha256").exists()
     assert "continuing" not in capsys.readouterr().err
+    before = files.earlier(recipe.checkpoint, 1)  # its digest has moved with it
+    flip(before, 3000)
+    with pytest.raises(DamagedError):
+        states.load(before)
 
 
 def test_a_damaged_state_of_an_earlier_format_is_noticed() -> None:

@@ -10,6 +10,7 @@ from intl_bench import cli
 from intl_bench.ablations import cells, free_embedding, grid
 from intl_bench.ablations.figures import FIGURES, Point
 from intl_bench.core import config as configs
+from intl_bench.core.errors import InputError
 from intl_bench.records import RecordStore
 
 GRID = """
@@ -287,3 +288,10 @@ def test_a_malformed_grid_is_one_line(
     assert cli.main(["ablation", "g.yaml", "--dry-run"]) == 2
     (error,) = capsys.readouterr().err.splitlines()
     assert error.startswith(f"intl-bench: config g.yaml: {line.split(':')[0]}")
+
+
+def test_equal_cells_would_share_a_folder(tmp_path: Path) -> None:
+    path = tmp_path / "grid.yaml"
+    path.write_text("name: tiny\nrecipe: demo\ncells: [epochs=1, 'epochs=1 ']")
+    with pytest.raises(InputError, match=r"cells: 'epochs=1 ' has the name of another cell, tiny-epochs_1"):
+        cells.recipes(cells.load(str(path)), 0)

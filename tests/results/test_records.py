@@ -333,3 +333,14 @@ def test_importing_records_needs_only_the_standard_library() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_a_damaged_record_of_another_result_does_not_stop_a_replacement(tmp_path: Path) -> None:
+    store = RecordStore(tmp_path)
+    other = store.append(make(transfer_seed=5))
+    other.write_text("damaged")
+    store.append(make())
+    path = store.replace(make(weights_sha256="ef" * 32))
+    assert sorted(file.name for file in (tmp_path / "linear").iterdir()) == sorted([other.name, path.name])
+    with pytest.raises(InputError, match="not valid JSON"):
+        store.load()
