@@ -300,8 +300,7 @@ def write_digested(path: Path, write: Callable[[Any], object], *, keep: int = 0)
             if stream.error is not None:
                 raise stream.error from None
             raise
-        seals.seal(raw)
-        digest, _ = seals.check(raw)
+        digest = seals.seal(raw)
     with contextlib.suppress(OSError):
         _sidecar(path).unlink()
     return digest

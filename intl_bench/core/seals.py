@@ -44,8 +44,8 @@ def find(stream: BinaryIO) -> int | None:
     return None if found is None else found.start(1)
 
 
-def seal(stream: BinaryIO) -> None:
-    """Put the digest into a complete file, which is open for reading and writing.
+def seal(stream: BinaryIO) -> str:
+    """Put the digest into a complete file, which is open for reading and writing; return the SHA-256 of the whole file.
 
     A file that holds `KEY` with `UNSET` keeps its length. Otherwise the end of the file is extended.
     """
@@ -60,11 +60,11 @@ def seal(stream: BinaryIO) -> None:
         stream.seek(end)
         stream.write(_TAIL)
         place = end + len(_TAIL) - len(UNSET)
-    stream.seek(place)
-    stream.write(UNSET.encode())
-    _, _, digest = _digests(stream, place)
+    before = _hash_until(stream, place)
+    digest = _hash_rest(before, UNSET, stream, place)
     stream.seek(place)
     stream.write(digest.encode())
+    return _hash_rest(before, digest, stream, place)
 
 
 def check(stream: BinaryIO) -> tuple[str, bool | None]:
@@ -73,21 +73,26 @@ def check(stream: BinaryIO) -> tuple[str, bool | None]:
     if place is None:
         stream.seek(0)
         return hashlib.file_digest(stream, "sha256").hexdigest(), None  # type: ignore[arg-type]  # files have `readinto`
-    whole, stored, sealed = _digests(stream, place)
-    return whole, stored == sealed
+    before = _hash_until(stream, place)
+    stored = stream.read(len(UNSET)).decode()
+    right = stored == _hash_rest(before, UNSET, stream, place)
+    return _hash_rest(before, stored, stream, place), right
 
 
-def _digests(stream: BinaryIO, place: int) -> tuple[str, str, str]:
-    """Return the SHA-256 of a file, its digits at `place`, and the SHA-256 of the file with zeros there."""
+def _hash_until(stream: BinaryIO, place: int) -> "hashlib._Hash":
+    """Hash the bytes of a file before `place`."""
     stream.seek(0)
-    whole = hashlib.sha256()
-    while left := place - stream.tell():
-        whole.update(stream.read(min(left, _BLOCK)))
-    sealed = whole.copy()
-    stored = stream.read(len(UNSET))
-    whole.update(stored)
-    sealed.update(UNSET.encode())
+    found = hashlib.sha256()
+    while block := stream.read(min(place - stream.tell(), _BLOCK)):
+        found.update(block)
+    return found
+
+
+def _hash_rest(before: "hashlib._Hash", digits: str, stream: BinaryIO, place: int) -> str:
+    """Return the SHA-256 of a file with these digits at `place`, given the hash of what is before."""
+    found = before.copy()
+    found.update(digits.encode())
+    stream.seek(place + len(UNSET))
     while block := stream.read(_BLOCK):
-        whole.update(block)
-        sealed.update(block)
-    return whole.hexdigest(), stored.decode(), sealed.hexdigest()
+        found.update(block)
+    return found.hexdigest()
