@@ -4,7 +4,7 @@ import dataclasses
 
 from torch import nn
 
-from intl_bench.core.ranges import Checked, Count, Width
+from intl_bench.core.ranges import Checked, Layers, Width
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -19,7 +19,7 @@ class ProjectorConfig(Checked):
 
     hidden: Width = 8192
     out: Width = 8192
-    layers: Count = 3
+    layers: Layers = 3
 
 
 def build_projector(num_features: int, config: ProjectorConfig) -> nn.Sequential:

@@ -39,6 +39,8 @@ class Range:
 Natural = Annotated[int, Range(0, 10**9)]
 Count = Annotated[int, Range(1, 10**9)]
 SEEDS = Range(0, 2**63 - 1)
+Layers = Annotated[int, Range(1, 256)]
+Iterations = Annotated[int, Range(1, 1000)]  # of an algorithm within a step
 Seed = Annotated[int, SEEDS]
 Workers = Annotated[int, Range(0, 512)]  # processes that load data
 Width = Annotated[int, Range(1, 2**20)]  # of a layer, or a number of classes

@@ -75,8 +75,8 @@ class DataConfig(Checked):
         for field, values in (("mean", self.mean), ("std", self.std)):
             if values is not None and len(values) != 3:
                 raise ValueError(f"data.{field}={values}: expected three numbers (red, green, blue)")
-        if self.size < 40:
-            raise ValueError(f"data.size={self.size}: expected at least 40, for one test image of each class")
+        if not 40 <= self.size <= 10**7:
+            raise ValueError(f"data.size={self.size}: expected 40, for one test image of each class, to 10000000")
 
     def unused(self) -> set[str]:
         """Return the fields that this kind does not use; see `intl_bench.core.identity.identity`."""

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from intl_bench.core.distributed import gather, world_size
-from intl_bench.core.ranges import Checked, Count, NonNegative, Share
+from intl_bench.core.ranges import Checked, Iterations, NonNegative, Share
 from pretrain.iternorm import AXES, VARIANTS, Whitening, center, covariance, iter_norm, require_embedding, whiten
 from pretrain.methods import Method, Setup
 from pretrain.methods._shared import momentum_copy, move_average
@@ -33,7 +33,7 @@ class Config(Checked):
     """
 
     name: str = "intl"
-    iterations: Count = 4
+    iterations: Iterations = 4
     axis: str = "channel"
     beta: NonNegative | None = None
     variant: str = "coupled"

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import torch
 
-from intl_bench.core.ranges import Checked, Count
+from intl_bench.core.ranges import Checked, Iterations
 from pretrain.methods import Setup, intl
 from pretrain.methods.intl import INTL, require_samples
 from pretrain.whiten.hard_whitening import require_batch
@@ -18,7 +18,7 @@ class Config(Checked):
     """Settings of INTL with the same names and defaults."""
 
     name: str = "iternorm"
-    iterations: Count = 4
+    iterations: Iterations = 4
     axis: str = "channel"
     variant: str = "coupled"
 

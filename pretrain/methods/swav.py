@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch.nn import functional as F
 
 from intl_bench.core.distributed import gather, world_size
-from intl_bench.core.ranges import Checked, Classes, Count, Natural, Positive
+from intl_bench.core.ranges import Checked, Classes, Iterations, Natural, Positive
 from pretrain.methods import Method, Setup
 from pretrain.methods._lightly import lightly
 from pretrain.methods._shared import require_queue
@@ -41,7 +41,7 @@ class Config(Checked):
     prototypes: Classes = 3000
     temperature: Positive = 0.1
     sinkhorn_epsilon: Positive = 0.05
-    sinkhorn_iterations: Count = 3
+    sinkhorn_iterations: Iterations = 3
     queue: Natural = 0
     queue_from_epoch: Natural = 15
     freeze_prototypes_epochs: Natural = 1

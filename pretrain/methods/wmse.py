@@ -7,7 +7,7 @@ import torch
 
 from intl_bench.core.copies import send
 from intl_bench.core.distributed import gather
-from intl_bench.core.ranges import Checked, Count, Fraction
+from intl_bench.core.ranges import Checked, Count, Fraction, Iterations
 from intl_bench.core.seeding import torch_seed
 from pretrain.methods import Method, Setup
 from pretrain.methods._shared import pairs_mean
@@ -29,7 +29,7 @@ class Config(Checked):
 
     name: str = "wmse"
     sub_batch: Count = 128
-    iterations: Count = 1
+    iterations: Iterations = 1
     epsilon: Fraction = 0.0
 
 

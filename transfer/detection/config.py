@@ -5,7 +5,19 @@ import importlib.util
 
 from intl_bench.core.datasets import canonical
 from intl_bench.core.identity import every_value_published, runtime_only
-from intl_bench.core.ranges import Checked, Count, Finite, Natural, NonNegative, Pixels, Positive, Share, Width, Workers
+from intl_bench.core.ranges import (
+    Checked,
+    Count,
+    Finite,
+    Layers,
+    Natural,
+    NonNegative,
+    Pixels,
+    Positive,
+    Share,
+    Width,
+    Workers,
+)
 
 _STRIDES = {"imagenet": 16, "cifar": 4}
 
@@ -26,7 +38,7 @@ class ModelConfig(Checked):
         pixel_mean, pixel_std: mean and standard deviation of the RGB channels, for pixels from 0 to 255.
     """
 
-    blocks: tuple[Count, ...] = (3, 4, 6, 3)
+    blocks: tuple[Layers, ...] = (3, 4, 6, 3)
     bottleneck: bool = True
     width: Width = 64
     stem: str = "imagenet"
