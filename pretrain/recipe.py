@@ -200,11 +200,13 @@ def inherited_data(own: DataConfig, changes: Sequence[str]) -> dict[str, Any]:
     return values
 
 
-def _of_kind(stored: dict[str, Any], changes: Sequence[str]) -> dict[str, Any]:
+def _of_kind(stored: Any, changes: Sequence[str]) -> Any:
     """Return the stored values of a `DataConfig` that still hold under overrides "key=value".
 
     An override that changes the kind of data means other images. Only what does not depend on them remains.
     """
+    if not isinstance(stored, dict):  # `configs.build` refuses it
+        return stored
     if _asked(changes, "kind", stored.get("kind")) == stored.get("kind"):
         return stored
     return {key: stored[key] for key in ("mean", "std", "on_bad_image") if key in stored}

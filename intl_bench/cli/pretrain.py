@@ -32,7 +32,7 @@ def _run(args: argparse.Namespace) -> int:
     from pretrain.recipe import load_recipe
 
     name, overrides = split_words(args.words, "CONFIG")
-    recipe = load_recipe(name or "imagenet_r50_intl", overrides)
+    recipe = load_recipe("imagenet_r50_intl" if name is None else name, overrides)
     if args.dry_run:
         from pretrain.dry_run import plan
 

@@ -65,10 +65,12 @@ def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     if path.resolve() in {file.resolve() for file in above}:
         raise InputError(f"config {where}: a file cannot be the base of itself; correct `base`")
     try:
-        text = inputs.read_bytes(path, f"config {where}", largest=_MAX_BYTES).decode("utf-8-sig")
-        values = _parse(text, f"config {where}")
+        text = inputs.read_bytes(path, largest=_MAX_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"config {where}: not valid YAML: {error}") from error
+    except InputError as error:
+        raise InputError(f"config {where}: {error}") from error
+    values = _parse(text, f"config {where}")
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise InputError(f"config {where}: expected `key: value` lines at the top level")
     base = values.pop("base", None)
@@ -133,6 +135,8 @@ def require_plain(value: Any, where: str) -> None:
     """
     if isinstance(value, str) and "${" in value:
         raise InputError(f"{where}: found {value[:60]!r}; ${{...}} is not supported; write the value itself")
+    if isinstance(value, str) and "\0" in value:
+        raise InputError(f"{where}: found a zero byte in {value[:60]!r}; leave it out")
     if isinstance(value, int) and abs(value) > _MAX_INTEGER:
         raise InputError(f"{where}: found an integer of more than 30 digits; expected a smaller number")
     if isinstance(value, Mapping):

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -86,7 +87,9 @@ def run_on_cluster(commands: Mapping[str, Sequence[str]], options: str, logs: Pa
     except ImportError:
         raise InputError("--slurm: the package submitit is not installed; run pip install submitit") from None
     pairs = [option.partition("=") for option in options.split(",") if option]
-    values: dict[str, Any] = {name: int(value) if value.isdigit() else value for name, _, value in pairs}
+    values: dict[str, Any] = {
+        name: int(value) if re.fullmatch(r"[0-9]{1,18}", value) else value for name, _, value in pairs
+    }
     if values.get("nodes", 1) != 1 and "gpus_per_node" in values:
         values.setdefault("tasks_per_node", values["gpus_per_node"])
     cluster = values.pop("cluster", "slurm")

@@ -5,6 +5,7 @@ import importlib.util
 
 from intl_bench.core.datasets import canonical
 from intl_bench.core.identity import every_value_published, runtime_only
+from intl_bench.core.names import require_title
 from intl_bench.core.ranges import (
     Checked,
     Count,
@@ -105,6 +106,7 @@ class AnnotatedDataConfig:
     def __post_init__(self) -> None:
         if self.kind not in ("coco", "voc"):
             raise ValueError(f"data.kind={self.kind}: expected coco or voc")
+        require_title(self.name, "data.name")
         for field in ("train", "test"):
             files = getattr(self, field)
             if not files or (self.kind == "coco" and len(files) > 1):
