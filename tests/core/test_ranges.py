@@ -191,7 +191,7 @@ def test_names_of_folders(name: str) -> None:
     with pytest.raises(ValueError, match=r"expected (a|the) name"):
         require_folder_name(name, "name")
     for schema, values in ((Recipe, {}), (Ablation, {"also": "toy"})):
-        with pytest.raises(InputError, match="name[=:]"):
+        with pytest.raises(InputError, match=r"name[=:]"):
             configs.build(schema, {"name": name, **values}, "here")
 
 
