@@ -77,15 +77,18 @@ def test_numbers_of_views_are_checked(word: str) -> None:
 
 def test_every_record_has_settings_that_are_still_accepted() -> None:
     """A range may be too narrow for what people have run."""
-    seen = 0
+    seen = set()
     for path in (ROOT / "results").rglob("records/*/*.json"):
         values = json.loads(path.read_text())
+        config = values["config"] | ({"seed": 0, "name": "x"} if values["task"] == "pretrain" else {})
+        if (what := json.dumps([values["task"], config], sort_keys=True)) in seen:
+            continue
+        seen.add(what)
         if values["task"] == "pretrain":
-            from_dict(values["config"], path.name)
+            from_dict(config, path.name)
         else:
-            configs.build(SCHEMAS[values["task"]], values["config"], path.name)
-        seen += 1
-    assert seen > 50
+            configs.build(SCHEMAS[values["task"]], config, path.name)
+    assert len(seen) > 50
 
 
 SECRET = "intl-bench-secret-value"
