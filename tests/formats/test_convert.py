@@ -70,7 +70,7 @@ def test_every_layout_from_file_to_file(name: str, small: tuple[State, State], t
     assert about["source"].split(":")[0] == case.layout
     assert about["backbone"] == {"name": "resnet10_narrow", "stem": "imagenet", "zero_init_residual": False}
     (tmp_path / "out.pth.json").write_text((tmp_path / "out.pth.json").read_text()[:100])
-    with pytest.raises(InputError, match=r"out\.pth\.json: not valid JSON"):
+    with pytest.raises(InputError, match=r"out\.pth\.json: damaged: it is not valid JSON"):
         read(tmp_path / "out.pth")
 
 

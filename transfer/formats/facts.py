@@ -38,16 +38,17 @@ def read(content: Content) -> dict[str, Any] | None:
         return None
     text = inputs.read_bytes(beside)
     found = _parse(text, str(beside))
-    if seals.KEY.encode() in text and (found is None or not seals.check(io.BytesIO(text))[1]):
+    # Without its facts, the file would count as one of an unknown project, with other scores.
+    if found is None or (seals.KEY.encode() in text and not seals.check(io.BytesIO(text))[1]):
+        reason = "it is not valid JSON" if found is None else "its content does not match its SHA-256"
         raise DamagedError(
-            f"{beside}: damaged: its content does not match its SHA-256; convert the checkpoint again, or delete this "
-            f"file to read {name} without its facts"
+            f"{beside}: damaged: {reason}; convert the checkpoint again, or delete this file to read {name} as one of "
+            "another project"
         )
-    if found is not None and not _has_backbone(found):
+    if not _has_backbone(found):
         return None  # a file of somebody else
-    if found is None or found.get("sha256") != content.sha256:
-        reason = "not readable" if found is None else f"it belongs to another file than {name}"
-        print(f"{beside}: {reason}; it is not used", file=sys.stderr)
+    if found.get("sha256") != content.sha256:
+        print(f"{beside}: it belongs to another file than {name}; it is not used", file=sys.stderr)
         return None
     return {key: value for key, value in found.items() if key not in ("sha256", seals.KEY)}
 
