@@ -1,5 +1,6 @@
-# make demo: the whole path on generated images. make check: lint, types and the fast tests, in two minutes on two cores.
-# make test: lint, types and all tests, in ten minutes on two cores. make torture: the long form of the tests of
+# make demo: the whole path on generated images. make check: lint, types and the fast tests, in two minutes on two cores
+# (without those of reliability).
+# make test: lint, types and all tests, in a quarter of an hour on two cores. make torture: the long form of the tests of
 # reliability, in an hour on two cores (docs/reliability.md). Each of them sets up .venv.
 PYTHON ?= python3
 BIN := .venv/bin
@@ -14,7 +15,7 @@ demo: .venv/installed
 	$(BIN)/intl-bench demo
 
 check: lint
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow" --ignore tests/reliability
 
 test: lint
 	$(PYTEST)
