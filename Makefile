@@ -1,4 +1,4 @@
-# make demo: the whole path on generated images. make check: lint, types and the fast tests, in two minutes on two cores
+# make demo: the whole path on generated images. make check: lint, types and the fast tests, in three minutes on two cores
 # (without those of reliability).
 # make test: lint, types and all tests, in a quarter of an hour on two cores. make torture: the long form of the tests of
 # reliability, in an hour on two cores (docs/reliability.md). Each of them sets up .venv.

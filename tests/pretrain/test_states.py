@@ -19,6 +19,8 @@ from pretrain import states, train
 from pretrain.recipe import Recipe, load_recipe
 from transfer.convert import read
 
+pytestmark = pytest.mark.slow  # many short trainings, a minute together
+
 TINY = ["data.size=192", "batch_size=32", "epochs=1", "projector.hidden=32", "projector.out=32", "workers=0"]
 TINY += ["spectrum_every=0", "log_every=1"]
 
