@@ -95,9 +95,9 @@ def _parse(text: str, where: str) -> Any:
     try:
         _require_bounded(text, where)
         values = OmegaConf.to_container(OmegaConf.create({"all": yaml.load(text, Loader=get_yaml_loader())}))
+    except InputError:
+        raise
     except (YAMLError, OmegaConfBaseException, ValueError, RecursionError) as error:
-        if isinstance(error, InputError):
-            raise
         raise InputError(f"{where}: not valid YAML: {_one_line(error)}") from error
     values = cast(dict[str, Any], values)["all"]
     require_plain(values, where)

@@ -172,13 +172,8 @@ def first_to_fail(exit_code: int) -> bool:
         socket.create_connection(where, timeout=10).close()  # without an answer a TCPStore prints much and tries long
         store = dist.TCPStore(*where, is_master=False, timeout=timedelta(seconds=10))
         return bool(store.compare_set(_failure_key(), "", note) == note.encode())
-    except (
-        OSError,
-        RuntimeError,
-        KeyError,
-        ValueError,
-        OverflowError,
-    ):  # the store is gone, or the environment names none
+    # The store is gone, or the environment names none.
+    except (OSError, RuntimeError, KeyError, ValueError, OverflowError):
         return True
 
 

@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 import table_cases
 import torch
+import torture
 from file_cases import SMALL, coco_document, refused, safetensors_file, torch_file, zip_parts, zipped
 from hypothesis import strategies as st
 from safetensors.torch import save
@@ -34,7 +35,6 @@ from pretrain.images.data import DataConfig
 from transfer.formats import safe_load
 
 Capture = pytest.CaptureFixture[str]
-TORTURE = os.environ.get("INTL_BENCH_TORTURE") == "1"
 SECRET = "kept-from-output-7d1f"
 CONVERT = ["convert", "weights", "out.safetensors", "--to", "safetensors"]
 
@@ -513,10 +513,10 @@ PIECES = [
 
 
 @pytest.mark.parametrize(
-    "zip_it", [pytest.param(zip_it, marks=[pytest.mark.slow] * TORTURE) for zip_it in (False, True)]
+    "zip_it", [pytest.param(zip_it, marks=[pytest.mark.slow] * torture.LONG) for zip_it in (False, True)]
 )
 @hypothesis.settings(
-    max_examples=5000 if TORTURE else 100,
+    max_examples=5000 if torture.LONG else 100,
     database=None,
     suppress_health_check=list(hypothesis.HealthCheck),
     phases=[hypothesis.Phase.generate],
@@ -531,7 +531,7 @@ def test_random_programs_of_opcodes_are_harmless(zip_it: bool, pieces: list[byte
 def test_fuzzing_with_atheris() -> None:
     """Fuzz the reader with coverage, for 10 minutes if `INTL_BENCH_TORTURE=1`."""
     atheris = pytest.importorskip("atheris")
-    ends = time.monotonic() + (600 if TORTURE else 5)
+    ends = time.monotonic() + (600 if torture.LONG else 5)
 
     def one(content: bytes) -> None:
         if time.monotonic() > ends:

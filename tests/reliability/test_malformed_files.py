@@ -23,6 +23,7 @@ import hypothesis
 import numpy as np
 import pytest
 import torch
+import torture
 from file_cases import SMALL, WHOLE, image, refused, safetensors_file, torch_file, zip_parts, zipped
 from hypothesis import strategies as st
 from safetensors.torch import save
@@ -39,8 +40,7 @@ from transfer.formats import safe_load
 from transfer.formats.match import extract, find
 
 Capture = pytest.CaptureFixture[str]
-TORTURE = os.environ.get("INTL_BENCH_TORTURE") == "1"
-MUTATIONS = 20_000 if TORTURE else 400
+MUTATIONS = 20_000 if torture.LONG else 400
 
 
 @pytest.fixture(scope="module")
@@ -819,7 +819,7 @@ def _changed(document: Any, random: Random) -> Any:
 
 
 few = hypothesis.settings(
-    max_examples=2000 if TORTURE else 60,
+    max_examples=2000 if torture.LONG else 60,
     database=None,
     suppress_health_check=list(hypothesis.HealthCheck),
     phases=[hypothesis.Phase.generate],
@@ -827,7 +827,7 @@ few = hypothesis.settings(
 
 
 @pytest.mark.parametrize(
-    "split", [pytest.param(split, marks=[pytest.mark.slow] * TORTURE) for split in ("train", "test")]
+    "split", [pytest.param(split, marks=[pytest.mark.slow] * torture.LONG) for split in ("train", "test")]
 )
 @few
 @hypothesis.given(random=st.randoms(use_true_random=False))
@@ -840,7 +840,7 @@ def test_any_values_in_annotations_are_an_error_or_harmless(split: str, random: 
         read_split(AnnotatedDataConfig(root="coco", name="tiny"), split, masks=True)
 
 
-@hypothesis.settings(few, max_examples=100 if TORTURE else 30)
+@hypothesis.settings(few, max_examples=100 if torture.LONG else 30)
 @hypothesis.given(random=st.randoms(use_true_random=False))
 def test_any_facts_in_a_backbone_are_an_error_or_harmless(weights: str, random: Random) -> None:
     content = Path(weights).read_bytes()
@@ -942,7 +942,7 @@ def _mutations(draw: st.DrawFn, content: bytes) -> bytes:
     return bytes(changed)
 
 
-@pytest.mark.parametrize("kind", [pytest.param(kind, marks=[pytest.mark.slow] * TORTURE) for kind in MUTATED])
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=[pytest.mark.slow] * torture.LONG) for kind in MUTATED])
 def test_random_damage_is_an_error_or_harmless(kind: str, tmp_path: Path, capfd: Capture) -> None:
     write, read = MUTATED[kind]
     path = write(tmp_path)

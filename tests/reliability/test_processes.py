@@ -11,9 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torture
 from places import ROOT
 from stopped_run import wait
-from tiny_command import TORTURE, Run, assert_same_result, children
+from tiny_command import Run, assert_same_result, children
 
 from intl_bench.launch.children import _STOPPED
 
@@ -83,7 +84,7 @@ def test_a_rank_without_memory_is_named_with_its_step(tmp_path: Path, whole: Run
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not TORTURE, reason="INTL_BENCH_TORTURE=1 runs it: it waits for the timeout")
+@pytest.mark.skipif(not torture.LONG, reason="INTL_BENCH_TORTURE=1 runs it: it waits for the timeout")
 def test_a_stopped_rank_is_named_with_its_step(tmp_path: Path, whole: Run) -> None:
     code, errors = break_and_resume(tmp_path, whole, lambda _, ranks: os.kill(ranks[1], signal.SIGSTOP), _STOPPED)
     assert code == 4

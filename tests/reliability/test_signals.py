@@ -10,7 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
-from tiny_command import TORTURE, Run, assert_same_result
+import torture
+from tiny_command import Run, assert_same_result
 
 SEED = int(os.environ.get("INTL_BENCH_TORTURE_SEED", random.SystemRandom().randrange(10**6)))
 CODES = {
@@ -29,7 +30,7 @@ EPOCHS = "epochs=10"  # of five steps
 def case(values: tuple[signal.Signals, int, int]) -> object:
     number, workers, times = values
     marks = [] if values in SHORT else [pytest.mark.slow]
-    if not TORTURE and values not in SHORT and values != (signal.SIGINT, 4, 1):
+    if not torture.LONG and values not in SHORT and values != (signal.SIGINT, 4, 1):
         marks.append(pytest.mark.skip(reason="INTL_BENCH_TORTURE=1 runs it"))
     return pytest.param(number, workers, times, marks=marks, id=f"{number.name}-workers{workers}-{times}")
 
@@ -70,7 +71,7 @@ def test_a_signal_at_a_random_moment(
     assert_same_result(run, whole)
 
 
-@pytest.mark.skipif(not TORTURE, reason="INTL_BENCH_TORTURE=1 runs it")
+@pytest.mark.skipif(not torture.LONG, reason="INTL_BENCH_TORTURE=1 runs it")
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [number for number, code in CODES.items() if code])
 def test_a_signal_before_the_first_step(tmp_path: Path, number: signal.Signals) -> None:

@@ -90,13 +90,12 @@ class ForkServer:
         *,
         setup: Sequence[Step] = (),
         target: Step | None = None,
-        environment: dict[str, str] | None = None,
         name: str = "",
     ) -> "Child":
         """Start `intl-bench ARGUMENTS` in `case/work`, or the function `target`, after the functions of `setup`."""
         (case / "work").mkdir(parents=True, exist_ok=True)
         request = {"case": str(case), "arguments": list(arguments), "setup": setup, "target": target, "name": name}
-        process = self._ask(**request, environment=environment or {})
+        process = self._ask(**request)
         return Child(self, case, name, process)
 
     def run(self, case: Path, arguments: Sequence[str] = (), *, timeout: float = 300, **options: Any) -> Ended:
@@ -182,9 +181,6 @@ class _Forked:
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
 
-    def terminate(self) -> None:
-        self.send_signal(signal.SIGTERM)
-
 
 def _own_signals() -> None:
     signal.set_wakeup_fd(-1)
@@ -229,7 +225,7 @@ def _child(request: dict[str, Any]) -> None:
     os.setsid()
     _note(str(case))
     _own_signals()
-    os.environ.update(request["environment"], INTL_BENCH_CASE=str(case))
+    os.environ["INTL_BENCH_CASE"] = str(case)
     for descriptor, name in ((1, "stdout"), (2, "stderr")):
         path = case / f"{request['name']}{name}"
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)

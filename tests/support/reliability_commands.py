@@ -66,7 +66,6 @@ COMMANDS: dict[str, list[str]] = {
 SILENT = ("runs/fingerprints",)  # of these, without a warning
 # The commands of the short form; the others repeat their code.
 SHORT = ("pretrain", "linear", "coco", "knn", "pack", "convert")
-RESUMES = ("pretrain", "pretrain-2", "linear", "finetune", "coco", "coco-detectron2", "voc")
 # By-products: a run may go on without them, with one warning.
 BY_PRODUCTS = ("tensorboard", "runs/features", "runs/fingerprints")
 # Fields that depend on time or on the machine.

@@ -18,7 +18,6 @@ TINY = [
     *("warmup_epochs=0", "base_lr=0.002", "log_every=1", "device=cpu"),
 ]
 # Whether all cases of a matrix run, instead of a few.
-TORTURE = os.environ.get("INTL_BENCH_TORTURE") == "1"
 
 
 class Run:
