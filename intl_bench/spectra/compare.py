@@ -19,6 +19,7 @@ from intl_bench.spectra.measure import Spectra, measure_checkpoint
 from intl_bench.spectra.values import curve, json_values
 from intl_bench.tables.formats import csv_text, escape_markdown
 from pretrain import spectrum
+from pretrain.spectrum import Spectrum
 
 FORMATS = ("markdown", "csv", "json")
 _FLOOR = 1e-10  # lowest value in a plot, relative to the highest
@@ -28,8 +29,10 @@ _NOTES = f"""\
   over ranks {spectrum.FIRST_RANK} to {spectrum.LAST_RANK} (alpha-ReQ). Largest is the share of the first eigenvalue in
   the sum of all.
 - Collapse is complete if all vectors are nearly equal (standard deviation below {spectrum.COMPLETE} after scaling them
-  to the length sqrt(dim.)). It is dimensional if more than {spectrum.DIMENSIONAL:.0%} of the eigenvalues vanish (are
-  below {spectrum.VANISHING:g} of their mean). It is undefined if a number is not finite.
+  to the length sqrt(dim.)). It is dimensional if RankMe is below {spectrum.LOW_RANK:.0%} of the largest possible
+  rank, or if one direction has more than {spectrum.ONE_DIRECTION:.0%} of the variance. It is undefined if a number is
+  not finite.
+- An eigenvalue vanishes if it is below {spectrum.VANISHING:g} of their mean.
 """
 
 
@@ -148,7 +151,7 @@ def draw(measured: Sequence[Spectra]) -> bytes:
         here = {label: one.spectra[name] for label, one in checkpoints.items() if name in one.spectra}
         lines = plot(axes, {label: curve(one) for label, one in here.items()})
         for line, (label, one) in zip(lines, here.items(), strict=True):
-            line.set(color=f"C{list(checkpoints).index(label)}", label=_caption(one.numbers()))
+            line.set(color=f"C{list(checkpoints).index(label)}", label=_caption(one))
         axes.set_title(name)
         axes.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.16), frameon=False)
     # A dollar sign would begin a formula.
@@ -176,14 +179,19 @@ def _rows(label: str, measured: Spectra) -> list[dict[str, Any]]:
             "dataset": visible(measured.dataset),
             "of": name,
         }
-        about |= {"samples": one.samples, "dimension": one.dimension, "collapse": spectrum.kind(numbers)}
+        about |= {
+            "samples": one.samples,
+            "dimension": one.dimension,
+            "collapse": spectrum.kind(numbers, one.largest_rank),
+        }
         rows.append({**about, **numbers, "curve": curve(one)})
     return rows
 
 
-def _caption(numbers: Mapping[str, float]) -> str:
+def _caption(one: Spectrum) -> str:
+    numbers = one.numbers()
     rank, exponent = _short(numbers["rank"], ".1f"), _short(numbers["alpha"], ".2f")
-    return f"RankMe {rank}, α {exponent}, collapse: {spectrum.kind(numbers)}"
+    return f"RankMe {rank}, α {exponent}, collapse: {spectrum.kind(numbers, one.largest_rank)}"
 
 
 def _short(value: float, form: str) -> str:

@@ -28,14 +28,18 @@ def record_values(measured: Spectra) -> tuple[dict[str, float], dict[str, Any]]:
     for name, one in measured.spectra.items():
         numbers = one.numbers()
         values = {
-            "rank": 100 * numbers["rank"] / min(one.samples, one.dimension),
+            "rank": 100 * numbers["rank"] / one.largest_rank,
             "inverse_condition": numbers["inverse_condition"],
             "log10_condition": -math.log10(numbers["inverse_condition"] or math.nan),
             "std": numbers["std"],
         }
         # RankMe adds 1e-7, so a full rank is slightly above the largest possible rank.
         metrics |= {f"{name}/{key}": min(value, 100.0) for key, value in values.items() if math.isfinite(value)}
-        about = {"samples": one.samples, "dimension": one.dimension, "collapse": spectrum.kind(numbers)}
+        about = {
+            "samples": one.samples,
+            "dimension": one.dimension,
+            "collapse": spectrum.kind(numbers, one.largest_rank),
+        }
         details[name] = {**about, "numbers": json_values(numbers), **curve(one)}
     return metrics, {"spectra": details}
 

@@ -163,7 +163,7 @@ def test_summary_of_a_spread_out_embedding() -> None:
     assert found["transformed/rank"] == pytest.approx(32, rel=1e-3)
     assert found["transformed/condition"] == pytest.approx(1, rel=1e-3)
     assert found["transformed/alpha"] == pytest.approx(0, abs=1e-3) != pytest.approx(found["embedding/alpha"])
-    assert collapse(found) is None
+    assert collapse(found, 32) is None
     assert summary({"embedding": z}) == {key: value for key, value in found.items() if key.startswith("embedding/")}
 
 
@@ -184,35 +184,50 @@ def test_complete_collapse(value: float | None, dtype: torch.dtype) -> None:
     found = summary({"embedding": z, "transformed": iter_norm(z)})
     assert found["embedding/std"] == pytest.approx(0, abs=1e-6)
     assert found["embedding/trace"] == pytest.approx(0, abs=1e-25)
-    assert kind(compute_spectrum(z).numbers()) == "complete"
-    assert collapse(found) == "complete collapse: all images get the same embedding"
+    assert kind(compute_spectrum(z).numbers(), 16) == "complete"
+    assert collapse(found, 16) == "complete collapse: all images get the same embedding"
 
 
 def test_complete_collapse_with_a_little_noise() -> None:
     common = normal(1, 16)
     noise = torch.from_numpy(generator(3, "test_spectrum").standard_normal((64, 16)))
-    assert kind(compute_spectrum(common + 0.005 * noise).numbers()) == "complete"
-    assert kind(compute_spectrum(common + 0.05 * noise).numbers()) == "none"
+    assert kind(compute_spectrum(common + 0.005 * noise).numbers(), 16) == "complete"
+    assert kind(compute_spectrum(common + 0.05 * noise).numbers(), 16) != "complete"
 
 
-@pytest.mark.parametrize(("kept", "name"), [(1, "dimensional"), (8, "dimensional"), (11, "none"), (20, "none")])
-def test_dimensional_collapse_if_most_directions_vanish(kept: int, name: str) -> None:
-    """Keep `kept` of 20 directions; scale the others by a thousandth."""
-    z = normal(200, 20) * torch.tensor([1.0] * kept + [1e-3] * (20 - kept))
+@pytest.mark.parametrize(("kept", "name"), [(1, "dimensional"), (3, "dimensional"), (5, "none"), (40, "none")])
+def test_dimensional_collapse_if_few_directions_are_used(kept: int, name: str) -> None:
+    """Keep `kept` of 40 directions; scale the others by a thousandth."""
+    z = normal(400, 40) * torch.tensor([1.0] * kept + [1e-3] * (40 - kept))
     found = compute_spectrum(z).numbers()
-    assert found["vanishing"] == (20 - kept) / 20
-    assert kind(found) == name
-    sentence = collapse(summary({"embedding": z}))
+    assert found["vanishing"] == (40 - kept) / 40
+    assert kind(found, 40) == name
+    sentence = collapse(summary({"embedding": z}), 40)
     if name == "none":
         assert sentence is None
     else:
-        assert sentence == f"dimensional collapse: {100 - 5 * kept}% of the eigenvalues of the embedding vanish"
+        assert sentence is not None
+        assert sentence.startswith(
+            f"dimensional collapse: the embedding has an effective rank of {found['rank']:.1f} of 40,"
+        )
+
+
+def test_one_direction_with_nearly_all_variance_is_dimensional_collapse() -> None:
+    values = torch.tensor([1.0] + [1e-6] * 127, dtype=torch.float64)
+    found = {**numbers(values), "std": 0.5}
+    assert found["vanishing"] == 0
+    assert found["rank"] == pytest.approx(2.45, abs=0.01)  # of 128
+    assert kind(found, 128) == "dimensional"
+    most = torch.tensor([1.0] + [0.04 / 31] * 31, dtype=torch.float64)  # RankMe 9.9 of 32, but 96% in one direction
+    found = {**numbers(most), "std": 0.5}
+    assert found["rank"] > 3.2
+    assert kind(found, 32) == "dimensional"
 
 
 def test_a_steep_power_law_is_not_collapse() -> None:
     rank = torch.arange(1, 61, dtype=torch.float64)
-    assert kind(compute_spectrum(normal(500, 60) / rank).numbers()) == "none"  # alpha 2
-    assert kind(compute_spectrum(normal(500, 60) / rank**3).numbers()) == "dimensional"
+    assert kind(compute_spectrum(normal(500, 60) / rank).numbers(), 60) == "none"  # alpha 2
+    assert kind(compute_spectrum(normal(500, 60) / rank**3).numbers(), 60) == "dimensional"
 
 
 def test_nonfinite_values_are_undefined() -> None:
@@ -220,5 +235,5 @@ def test_nonfinite_values_are_undefined() -> None:
     z[3, 4] = math.inf
     found = compute_spectrum(z).numbers()
     assert all(math.isnan(value) for value in found.values())
-    assert kind(found) == "undefined"
-    assert collapse(summary({"embedding": normal(32, 16), "transformed": z})) is None
+    assert kind(found, 16) == "undefined"
+    assert collapse(summary({"embedding": normal(32, 16), "transformed": z}), 16) is None

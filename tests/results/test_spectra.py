@@ -141,8 +141,8 @@ def test_side_by_side(trained: list[Path], capsys: pytest.CaptureFixture[str]) -
         f"{numbers['condition']:.3g}",
         f"{numbers['inverse_condition']:.2g}",
     ]
-    assert rows[4][-1] == spectrum.kind(numbers)
-    assert "more than 50% of the eigenvalues vanish" in out
+    assert rows[4][-1] == spectrum.kind(numbers, 40)
+    assert "RankMe is below 10% of the largest possible" in out
     picture = Image.open("some/plot.png")
     assert picture.format == "PNG"
     assert min(picture.size) > 400
