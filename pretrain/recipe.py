@@ -12,7 +12,7 @@ from intl_bench.core.datasets import DATASETS
 from intl_bench.core.errors import InputError
 from intl_bench.core.identity import SCALES, runtime_only
 from intl_bench.core.names import require_folder_name
-from intl_bench.core.ranges import Checked, Count, Natural, NonNegative, Seed, Share, Workers
+from intl_bench.core.ranges import Checked, Count, Device, Natural, NonNegative, Seed, Share, Workers
 from pretrain import methods, optim
 from pretrain.backbone import BackboneConfig
 from pretrain.images.data import DataConfig, normalization
@@ -60,7 +60,7 @@ class Recipe(Checked):
     clip_trust: bool = False
     precision: str = "fp32"
     channels_last: bool = True
-    device: str = runtime_only("auto")
+    device: Device = runtime_only("auto")
     workers: Workers = runtime_only(8)
     log_every: Count = runtime_only(50)
     spectrum_every: Natural = runtime_only(500)
@@ -155,7 +155,7 @@ def judged_scale(recipe: Recipe) -> str:
     for other in packaged if recipe.init is None else ():
         values = _packaged(other)
         # These two settings distinguish most recipes, in a fiftieth of the time that building them takes.
-        if all(values.get(key, getattr(Recipe, key)) == getattr(recipe, key) for key in ("epochs", "batch_size")):
+        if all(int(values.get(key, getattr(Recipe, key))) == getattr(recipe, key) for key in ("epochs", "batch_size")):
             published = dataclasses.replace(_build(values, other.name, ()), seed=recipe.seed)
             if decides_the_same(published, recipe):
                 return published.scale

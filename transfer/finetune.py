@@ -11,7 +11,7 @@ import numpy as np
 from intl_bench.core import inputs
 from intl_bench.core.errors import InputError
 from intl_bench.core.identity import every_value_published, runtime_only
-from intl_bench.core.ranges import Checked, Count, NonNegative, Pixels, Positive, Workers
+from intl_bench.core.ranges import Checked, Count, Device, NonNegative, Pixels, Positive, Workers
 from pretrain.checkpoint import Checkpoint
 from pretrain.images.data import DataConfig, FileSource, normalization, open_source
 from pretrain.images.fingerprint import fingerprint
@@ -44,7 +44,7 @@ class FinetuneConfig(Checked):
 
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     workers: Workers = runtime_only(8)
-    device: str = runtime_only("auto")
+    device: Device = runtime_only("auto")
     deterministic: bool = runtime_only(False)
     train_percent: Count = every_value_published(1)
     file_list: str | None = runtime_only(None)

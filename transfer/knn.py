@@ -18,7 +18,7 @@ from intl_bench.core import distributed
 from intl_bench.core.copies import fetch, send
 from intl_bench.core.errors import InputError
 from intl_bench.core.identity import runtime_only
-from intl_bench.core.ranges import Checked, Count, Pixels, Positive, Workers
+from intl_bench.core.ranges import Checked, Count, Device, Pixels, Positive, Workers
 from pretrain.checkpoint import Checkpoint
 from pretrain.images.data import DataConfig
 from transfer import precision as precisions
@@ -55,7 +55,7 @@ class KnnConfig(Checked):
 
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     workers: Workers = runtime_only(8)
-    device: str = runtime_only("auto")
+    device: Device = runtime_only("auto")
     resize: Pixels | None = None
     crop: Pixels | None = None
     k: Count = 5

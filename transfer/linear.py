@@ -11,7 +11,7 @@ from typing import Any
 
 from intl_bench.core import distributed
 from intl_bench.core.identity import runtime_only
-from intl_bench.core.ranges import Checked, Count, Natural, NonNegative, Pixels, Positive, Workers
+from intl_bench.core.ranges import Checked, Count, Device, Natural, NonNegative, Pixels, Positive, Workers
 from pretrain.checkpoint import Checkpoint
 from pretrain.images.data import DataConfig, normalization, open_source
 from transfer import precision as precisions
@@ -41,7 +41,7 @@ class LinearConfig(Checked):
 
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     workers: Workers = runtime_only(8)
-    device: str = runtime_only("auto")
+    device: Device = runtime_only("auto")
     deterministic: bool = runtime_only(False)
     augment: bool = False
     resize: Pixels | None = None

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,8 +47,12 @@ def split_words(words: Sequence[str], what: str) -> tuple[str | None, list[str]]
 
 
 def is_override(word: str) -> bool:
-    """Return whether a word is key=value. The path of a file may hold "=", as in `epoch=9-step=100.ckpt`."""
-    return "=" in word and not os.path.isfile(word)
+    """Return whether a word is key=value. A path may hold "=" too, as in `epoch=9-step=100.ckpt` or `lr=0.1/last.ckpt`.
+
+    A word is a path if it or its folder exists, or if no key has such a name.
+    """
+    is_path = os.path.exists(word) or os.path.isdir(os.path.dirname(word) or word)
+    return re.match(r"[\w.]*=", word) is not None and not is_path
 
 
 def starts_seeds(args: argparse.Namespace) -> bool:

@@ -6,6 +6,9 @@ values in `__post_init__` and raises `ValueError`.
 
 Files and overrides hold plain values only. OmegaConf's interpolation could read the environment, and aliases of YAML
 could fill the memory: interpolation is refused, and what aliases repeat is counted.
+
+Every value is read as text, and the field that gets it decides what the text means. So a name may be `on`, `0123` or
+`2024_01_01`. Only an unquoted `null`, `~` or nothing is no text.
 """
 
 import dataclasses
@@ -28,6 +31,7 @@ T = TypeVar("T")
 
 _MAX_BYTES, _MAX_NODES, _MAX_DEPTH = 10**6, 20_000, 50
 _MAX_INTEGER = 10**30
+_LONGEST = 400  # characters of a message of OmegaConf, which may quote a value
 _EVENTS: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -94,7 +98,7 @@ def _parse(text: str, where: str) -> Any:
     """
     try:
         _require_bounded(text, where)
-        values = OmegaConf.to_container(OmegaConf.create({"all": yaml.load(text, Loader=get_yaml_loader())}))
+        values = OmegaConf.to_container(OmegaConf.create({"all": yaml.load(text, Loader=_Loader)}))
     except InputError:
         raise
     except (YAMLError, OmegaConfBaseException, ValueError, RecursionError) as error:
@@ -102,6 +106,16 @@ def _parse(text: str, where: str) -> Any:
     values = cast(dict[str, Any], values)["all"]
     require_plain(values, where)
     return values
+
+
+class _Loader(get_yaml_loader()):  # type: ignore[misc]
+    """OmegaConf's loader, which reads all values as text but null."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag.endswith((":null", ":merge"))]
+    for first, resolvers in _Loader.yaml_implicit_resolvers.items()
+}
 
 
 def _require_bounded(text: str, where: str) -> None:
@@ -170,7 +184,7 @@ def build(schema: type[T], values: Mapping[str, Any], where: str, overrides: Seq
         for override in overrides:
             key, _, value = override.partition("=")
             try:
-                OmegaConf.update(merged, key, _parse(value, f"override {override[:80]}"))
+                OmegaConf.update(merged, key, _read_override(schema, key, value))
             except (LookupError, AssertionError, TypeError) as error:
                 raise InputError(f"override {override[:80]}: {_one_line(error)}; expected key=value") from error
         ranges.check(schema, cast(Mapping[str, Any], OmegaConf.to_container(merged)))
@@ -188,6 +202,14 @@ def build(schema: type[T], values: Mapping[str, Any], where: str, overrides: Seq
         raise
     except (ValueError, OverflowError, RecursionError) as error:
         raise InputError(f"{where}: {_one_line(error)}") from error
+
+
+def _read_override(schema: type, key: str, text: str) -> Any:
+    """Return the value of an override: for a field of type text the text itself, else what it is in YAML."""
+    optional = ranges.is_text(schema, key)
+    if optional is None:
+        return _parse(text, f"override {key}={text[:80]}")
+    return None if optional and text in ("", "null") else text
 
 
 def load(schema: type[T], name: str, kind: str, overrides: Sequence[str] = ()) -> T:
@@ -244,4 +266,5 @@ def _thaw(node: DictConfig | ListConfig) -> None:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split("\n    full_key")[0].split())
+    text = " ".join(str(error).split("\n    full_key")[0].split())
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} ... {text[-_LONGEST // 2 :]}"

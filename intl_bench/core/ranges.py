@@ -1,4 +1,4 @@
-"""The ranges of numbers in configurations, declared as types of their fields: `epochs: Count = 800`.
+"""The ranges of values in configurations, declared as types of their fields: `epochs: Count = 800`.
 
 The bounds are wide. They refuse what cannot be meant, such as a NaN, a negative count, or a size that no memory holds.
 """
@@ -36,6 +36,19 @@ class Range:
             raise ValueError(f"{key}={shown}: expected {'less than' if self.below else 'at most'} {self.most:g}")
 
 
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """Some texts."""
+
+    values: tuple[str, ...]
+
+    def check(self, key: str, value: object) -> None:
+        """Raise `ValueError` unless `value` is one of the texts. Values that are no text are checked elsewhere."""
+        if isinstance(value, str) and value not in self.values:
+            raise ValueError(f"{key}={value:.60}: expected {', '.join(self.values[:-1])} or {self.values[-1]}")
+
+
+Device = Annotated[str, Choice(("auto", "cpu", "cuda"))]
 Natural = Annotated[int, Range(0, 10**9)]
 Count = Annotated[int, Range(1, 10**9)]
 SEEDS = Range(0, 2**63 - 1)
@@ -55,13 +68,26 @@ Finite = Annotated[float, Range(-_LARGE, _LARGE)]
 _UNDECLARED = Range(-_LARGE, _LARGE)  # of other people's configurations
 
 
+def is_text(schema: type, key: str) -> bool | None:
+    """Return whether the field of a dotted key may be None, if its type is text; None if it has another type."""
+    hint: Any = schema
+    for part in key.split("."):
+        if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+            hint = _hints(hint).get(part)
+        else:
+            hint = typing.get_args(hint)[0] if typing.get_origin(hint) is tuple else None
+    if typing.get_origin(hint) is Annotated:
+        hint = typing.get_args(hint)[0]
+    return {str: False, str | None: True}.get(hint)
+
+
 @functools.cache
 def _hints(schema: type) -> dict[str, Any]:
     return typing.get_type_hints(schema, include_extras=True)
 
 
 def check(schema: type, values: Mapping[str, Any], prefix: str = "") -> None:
-    """Check every number of the values of a configuration against the range of its field.
+    """Check the values of a configuration against the ranges of their fields.
 
     Args:
         schema: the dataclass of the configuration.
@@ -91,7 +117,7 @@ def _check(hint: Any, value: Any, key: str) -> None:
     kind, parts = typing.get_origin(hint), typing.get_args(hint)
     if kind is Annotated:
         for declared in parts[1:]:
-            if isinstance(declared, Range):
+            if isinstance(declared, Range | Choice):
                 declared.check(key, value)
     elif kind in (typing.Union, types.UnionType):
         for part in parts:

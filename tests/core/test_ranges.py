@@ -38,7 +38,9 @@ def numbers(schema: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
             inner = typing.get_args(part)[0] if typing.get_origin(part) is tuple else part
             if isinstance(inner, type) and dataclasses.is_dataclass(inner):
                 yield from numbers(inner, f"{prefix}{name}{'[0]' if inner is not part else ''}.")
-            elif inner in (int, float) or typing.get_origin(inner) is Annotated:
+            elif inner in (int, float) or (
+                typing.get_origin(inner) is Annotated and typing.get_args(inner)[0] is not str
+            ):
                 yield f"{prefix}{name}{'[0]' if inner is not part else ''}", inner
 
 
@@ -117,7 +119,7 @@ def test_interpolation_is_refused_everywhere(text: str, tmp_path: Path, monkeypa
         assert SECRET not in str(caught.value)
 
 
-@pytest.mark.parametrize("word", ["name=${oc.env:HOME}", 'name="\\x24{oc.env:HOME}"', "${x}=1", "a=[${x}]"])
+@pytest.mark.parametrize("word", ["name=${oc.env:HOME}", 'method={name: "\\x24{oc.env:HOME}"}', "${x}=1", "a=[${x}]"])
 def test_interpolation_in_overrides_is_refused(word: str) -> None:
     with pytest.raises(InputError, match="is not supported"):
         configs.build(Recipe, {"name": "x"}, "here", [word])
@@ -138,11 +140,11 @@ MALFORMED = {
     "merge bomb": (BOMB + "z: {<<: *i}", "more than 20000 values"),
     "deep lists": ("name: " + "[" * 3000 + "]" * 3000, "levels|nesting depth"),
     "deep mappings": ("".join(f"{' ' * i}a:\n" for i in range(200)) + " " * 200 + "a: 1", "levels"),
-    "an integer of 5000 digits": ("epochs: " + "9" * 5000, "not valid YAML"),
-    "a number too large for a float": ("base_lr: 1" + "0" * 400, "base_lr: found an integer of more than 30 digits"),
+    "an integer of 5000 digits": ("epochs: " + "9" * 5000, "wrong value for 'epochs'"),
+    "a number too large for a float": ("base_lr: 1" + "0" * 400, "base_lr=inf: expected a finite number"),
     "a tag": ("name: !!python/object/apply:os.system [echo]", "not valid YAML"),
     "a key twice": ("epochs: 1\nepochs: 2", "not valid YAML"),
-    "a key that is no text": ("1: 2", "expected `key: value` lines"),
+    "a key that is no text": ("1: 2", "unknown key '1'"),
     "a key that is a list": ("? [a]\n: 1", "not valid YAML"),
     "a list": ("- 1", "expected `key: value` lines"),
     "a word": ("hello", "expected `key: value` lines"),

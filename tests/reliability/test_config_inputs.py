@@ -195,17 +195,17 @@ OVERRIDES = [
         "epochs=\r",
     ),
     *("epochs=???", "epochs=!!python/object/apply:os.system [echo]", f"epochs={NINES}", f"epochs={'[' * 5000}"),
-    *("name=${oc.env:HOME}", 'name="\\x24{oc.env:HOME}"', "${x}=1", "name=$${x}", "name=", "name=[]", "name={}"),
-    *("name=.", "name=..", "name=../x", "name=/x", "name=a/b", "name='a\\b'", "name=-x", "name=' x'", f"name={NINES}"),
-    *('name="\\0"', 'name="\\u202e"', 'name="\\u2028"', 'name="\\e[1m"', 'name="\\ud800"', 'init="\\0"', "init=[x]"),
+    *("name=${oc.env:HOME}", 'method={name: "\\x24{oc.env:HOME}"}', "${x}=1", "name=$${x}", "name="),
+    *("name=.", "name=..", "name=../x", "name=/x", "name=a/b", "name=a\\b", "name=-x", "name= x", f"name={NINES}"),
+    *("name=\0", "name=\u202e", "name=\u2028", "name=\x1b[1m", "name=\ud800", "init=\0"),
     *(
         "data=1",
         "data=null",
         "data=[1]",
         "data.kind=x",
         "data.kind=",
-        "data.name=''",
-        'data.name="\\u202e"',
+        "data.name= ",
+        "data.name=\u202e",
         "data.x=1",
     ),
     *("method=1", "method=null", "method=intl", "method.name=", "method.name=os", "method.name=../x", "method.x=1"),
@@ -226,7 +226,7 @@ def test_overrides(word: str, capfd: Capture, monkeypatch: pytest.MonkeyPatch) -
 
 TASK_OVERRIDES = [
     *("iterations=0", "iterations=1e99", "model.blocks=[1000000000]", "model.anchor_sizes=[-1]", "model.x=1", "x=1"),
-    *("data.name=''", 'data.name="\\u202e"', "data.kind=x", 'data.root="\\0"', "data.train=[]", "data.train=x"),
+    *("data.name=", "data.name=\u202e", "data.kind=x", "data.root=\0", "data.train=[]", "data.train=x"),
     *("milestones=[-1]", "milestones=1", "batch_size=0", "lr=nan", "lr=-1", "visualize=-1", "engine=x", "device="),
 ]
 

@@ -9,6 +9,7 @@ from intl_bench.core.names import require_title
 from intl_bench.core.ranges import (
     Checked,
     Count,
+    Device,
     Finite,
     Layers,
     Natural,
@@ -168,7 +169,7 @@ class DetectionConfig(Checked):
     evaluator: str = runtime_only("pycocotools")
     visualize: Natural = runtime_only(0)
     workers: Workers = runtime_only(4)
-    device: str = runtime_only("auto")
+    device: Device = runtime_only("auto")
 
     def __post_init__(self) -> None:
         super().__post_init__()
