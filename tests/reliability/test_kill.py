@@ -19,7 +19,7 @@ def wrong_after(ended: Ended, work: Path, expected: dict[str, str], before: dict
     """Return what is wrong after the run that followed a kill; `before` holds the records at the kill."""
     wrong = [] if ended.code == 0 else [f"exit {ended.code} of the next start: {ended.stderr[-300:]!r}"]
     if ended.code == 0:
-        wrong += commands.changed(expected, commands.results(work))
+        wrong += commands.changed(expected, commands.results(work), command)
     now = commands.records(work)
     wrong += [f"the record {name} was lost or changed" for name, text in before.items() if now.get(name) != text]
     wrong += [f"{name} is left" for name in commands.temporaries(work)]

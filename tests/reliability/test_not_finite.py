@@ -68,7 +68,7 @@ def test_a_value_is_not_finite(
         if again.code:
             wrong.append(f"exit {again.code} of the next start: {again.stderr[-200:]!r}")
         elif not any(text.startswith("record") for text in wrong):
-            wrong += commands.changed(expected, commands.results(work))
+            wrong += commands.changed(expected, commands.results(work), command)
         failures.check(at, labels[at - 1], wrong)
     failures.report()
 
