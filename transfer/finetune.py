@@ -18,7 +18,7 @@ from pretrain.images.fingerprint import fingerprint
 from transfer import precision as precisions
 from transfer.features import from_checkpoint
 from transfer.scores import describe_normalization
-from transfer.sgd_classifier import Settings, train_classifier
+from transfer.sgd_classifier import Settings, train_classifier, without_last_batch
 from transfer.task import Outcome, Task
 
 __all__ = ["TASK", "FinetuneConfig", "find_list", "listed_images"]
@@ -39,6 +39,8 @@ class FinetuneConfig(Checked):
         resize, crop: of the test images, in pixels. `crop` is also the size of the random training crops.
         head_lr, backbone_lr: for a batch of 256 images.
         precision: of the backbone, "fp32" or "bf16". The classifier and the loss are float32.
+        drop_last: whether an epoch leaves out the images that do not fill its last batch. The authors' code keeps them:
+            51 steps for the 12,811 images of 1%.
         deterministic: a GPU computes the same weights bit for bit, at some cost in time.
     """
 
@@ -56,10 +58,11 @@ class FinetuneConfig(Checked):
     backbone_lr: Positive = 0.004
     weight_decay: NonNegative = 0.0
     precision: str = precisions.DEFAULT
+    drop_last: bool = True
 
     def unused(self) -> set[str]:
         """See `intl_bench.core.identity.identity`."""
-        return precisions.unused(self.precision)
+        return precisions.unused(self.precision) | without_last_batch(self.drop_last)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -79,6 +82,7 @@ def protocol(config: FinetuneConfig) -> dict[str, Any]:
         "optimizer": "SGD",
         "epochs": config.epochs,
         "batch_size": config.batch_size,
+        "last_batch": None if config.drop_last else "kept",
         "head_lr": config.head_lr,
         "backbone_lr": config.backbone_lr,
         "weight_decay": config.weight_decay,
@@ -114,6 +118,7 @@ def run(checkpoint: Checkpoint, config: FinetuneConfig, seed: int, *, folder: Pa
         mean=mean,
         std=std,
         precision=config.precision,
+        drop_last=config.drop_last,
     )
     return train_classifier(
         checkpoint,

@@ -18,7 +18,7 @@ from transfer import precision as precisions
 from transfer.features import extract_both, fingerprints, from_checkpoint
 from transfer.probe import train_probe
 from transfer.scores import describe_normalization, last_and_best
-from transfer.sgd_classifier import Settings, train_classifier
+from transfer.sgd_classifier import Settings, train_classifier, without_last_batch
 from transfer.task import Outcome, Task
 
 __all__ = ["TASK", "LinearConfig"]
@@ -36,6 +36,8 @@ class LinearConfig(Checked):
         final_lr: of Adam at the end (without `augment`).
         milestones: epochs after which SGD's learning rate falls to a tenth (with `augment`).
         precision: of the backbone's forward pass, "fp32" or "bf16". The classifier is trained in float32.
+        drop_last: with `augment`, whether an epoch leaves out the images that do not fill its last batch. The authors'
+            code for ImageNet (`evaluate.py`) keeps them.
         deterministic: with `augment`, a GPU computes the same weights bit for bit, at some cost in time.
     """
 
@@ -53,10 +55,12 @@ class LinearConfig(Checked):
     milestones: tuple[Natural, ...] = ()
     weight_decay: NonNegative = 5e-6
     precision: str = precisions.DEFAULT
+    drop_last: bool = True
 
     def unused(self) -> set[str]:
         """See `intl_bench.core.identity.identity`."""
-        return {"final_lr" if self.augment else "milestones", *precisions.unused(self.precision)}
+        names = {"final_lr" if self.augment else "milestones", *precisions.unused(self.precision)}
+        return names | without_last_batch(self.drop_last or not self.augment)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -76,6 +80,7 @@ def protocol(config: LinearConfig) -> dict[str, Any]:
         "optimizer": "SGD" if config.augment else "Adam",
         "epochs": config.epochs,
         "batch_size": config.batch_size,
+        "last_batch": None if config.drop_last else "kept",
         "lr": config.lr,
         "weight_decay": config.weight_decay,
         **schedule,
@@ -113,6 +118,7 @@ def run(checkpoint: Checkpoint, config: LinearConfig, seed: int, *, folder: Path
             mean=mean,
             std=std,
             precision=config.precision,
+            drop_last=config.drop_last,
         )
         train, test = (open_source(config.data, split) for split in ("train", "test"))
         return train_classifier(

@@ -64,10 +64,16 @@ class Settings:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     precision: str = DEFAULT
+    drop_last: bool = True
 
     def unused(self) -> set[str]:
         """See `intl_bench.core.identity.identity`."""
-        return unused(self.precision)
+        return unused(self.precision) | without_last_batch(self.drop_last)
+
+
+def without_last_batch(drop_last: bool) -> set[str]:
+    """Return what `unused` of a configuration leaves out: `drop_last`, if it is set, as in all earlier versions."""
+    return {"drop_last"} if drop_last else set()
 
 
 class Classifier(nn.Module):
@@ -229,10 +235,10 @@ def train_classifier(
 ) -> Outcome:
     """Train on randomly cropped and flipped images with SGD (momentum 0.9) and score the test images every epoch.
 
-    `folder` receives `state.pt` after every epoch and on a signal, and a line of `metrics.jsonl` for each epoch. Images
-    that do not fill the last batch of an epoch are left out of that epoch. Under `torchrun` the processes divide every
-    batch; batch norms are not synchronized, as in the authors' code. With `deterministic` the weights are the same bit
-    for bit on a GPU too.
+    `folder` receives `state.pt` after every epoch and on a signal, and a line of `metrics.jsonl` for each epoch. With
+    `drop_last`, images that do not fill the last batch of an epoch are left out of that epoch. Under `torchrun` the
+    processes divide every batch; batch norms are not synchronized, as in the authors' code. With `deterministic` the
+    weights are the same bit for bit on a GPU too.
 
     Returns:
         `top1` and `top5` (with more than five classes) of the last epoch, `best_top1` and `best_top5` of the best.
@@ -259,6 +265,7 @@ def train_classifier(
             world_size=process.world_size,
             workers=workers,
             device=process.device,
+            drop_last=settings.drop_last,
         )
         _loop(run, batches, test, stop, workers, path)
     metrics, best_epoch = last_and_best(run.history)
@@ -291,7 +298,9 @@ def _prepare(
         model=process.parallel(classifier),
         optimizer=optimizer,
         guard=Guard(classifier, optimizer, process.device),
-        steps_per_epoch=steps_per_epoch(len(train), settings.batch_size),
+        steps_per_epoch=steps_per_epoch(
+            len(train), settings.batch_size, drop_last=settings.drop_last, world_size=process.world_size
+        ),
         identity={
             "weights": checkpoint.weights_sha256,
             "train_images": len(train),

@@ -34,6 +34,7 @@ from pretrain.images.views import PARAMETER_DRAWS, Prepared, ViewConfig, draw_pa
 # Limits of the images that `crops.ResidentImages` crops on a GPU. Its matrices grow with the square of the side, and
 # workers can crop larger images. On a CPU, it is slower than resizing image by image.
 _RESIDENT_SIDE = 128  # pixels
+_FEWEST = 2  # images of a process in the smaller batch at the end of an epoch
 _RESIDENT_BYTES = 4 * 2**30
 _CPU = torch.device("cpu")
 
@@ -57,17 +58,23 @@ class Batch(NamedTuple):
     bad_files: list[str]
 
 
-def steps_per_epoch(images: int, batch_size: int) -> int:
-    """Return the number of whole batches in one epoch; the epoch leaves out the remaining images.
+def steps_per_epoch(images: int, batch_size: int, *, drop_last: bool = True, world_size: int = 1) -> int:
+    """Return the number of batches in one epoch.
+
+    Args:
+        drop_last: whether an epoch leaves out the images that do not fill a batch. If not, they are a smaller batch, if
+            each of the `world_size` processes gets two of them or more, because one image has no batch statistics.
 
     Raises:
-        InputError: there are fewer images than in a batch.
+        InputError: there are too few images for a batch.
     """
-    if batch_size > images:
+    whole, rest = divmod(images, batch_size)
+    steps = whole + (not drop_last and rest // world_size >= _FEWEST)
+    if steps == 0:
         raise InputError(
             f"batch_size={batch_size}: the data set has only {images} images; set batch_size to at most {images}"
         )
-    return images // batch_size
+    return steps
 
 
 def training_batches(
@@ -82,10 +89,12 @@ def training_batches(
     world_size: int = 1,
     workers: int = 0,
     device: torch.device = _CPU,
+    drop_last: bool = True,
 ) -> Iterator[Batch]:
     """Return an iterator over the batches first_step, ..., last_step - 1 of a run.
 
-    Each epoch takes the images in a new order. Process `rank` gets part number `rank` of each batch.
+    Each epoch takes the images in a new order. Process `rank` gets part number `rank` of each batch. Of the smaller
+    batch at the end of an epoch, all processes get equally many images.
 
     Args:
         views: settings of each view; an image is decoded once for all views.
@@ -94,6 +103,7 @@ def training_batches(
         workers: number of worker processes; 0 makes the batches in this process.
         device: the device that uses the batches. For a GPU, the batches are in page-locked memory, which can be copied
             without a synchronization. Small images of an `ArraySource` stay on the GPU, without workers.
+        drop_last: see `steps_per_epoch`.
 
     Raises:
         InputError: the data set is smaller than a batch, a batch does not divide evenly, or (while iterating) an
@@ -105,8 +115,8 @@ def training_batches(
         images=len(source),
         views=tuple(views),
         seed=seed,
-        steps=steps_per_epoch(len(source), batch_size),
-        share=batch_size // world_size,
+        steps=steps_per_epoch(len(source), batch_size, drop_last=drop_last, world_size=world_size),
+        batch_size=batch_size,
         rank=rank,
         world_size=world_size,
     )
@@ -252,15 +262,20 @@ class _Sampler:
     views: tuple[ViewConfig, ...]
     seed: int
     steps: int
-    share: int
+    batch_size: int
     rank: int
     world_size: int
 
     def draw(self, step: int) -> tuple[np.ndarray, list[np.ndarray], list[np.ndarray]]:
-        """Draw the image indices (share,), and for each view (share, BOX_DRAWS) shapes and (share, PARAMETERS) rows."""
+        """Draw the image indices (n,), and for each view (n, BOX_DRAWS) shapes and (n, PARAMETERS) rows.
+
+        n is the number of images of the process: a part of a batch, or of the rest of an epoch.
+        """
         epoch, position = divmod(step, self.steps)
-        start = (position * self.world_size + self.rank) * self.share
-        indices = _order(self.seed, epoch, self.images)[start : start + self.share]
+        first = position * self.batch_size
+        share = min(self.batch_size, self.images - first) // self.world_size
+        first += self.rank * share
+        indices = _order(self.seed, epoch, self.images)[first : first + share]
         shapes, parameters = [], []
         for number, view in enumerate(self.views):
             draws = PARAMETER_DRAWS + crops.BOX_DRAWS

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -153,7 +154,7 @@ def test_a_worker_makes_its_batch_in_shared_memory(folder: Path) -> None:
     """Shared memory reaches the main process without a copy."""
     source = open_source(DataConfig(root=str(folder)), "train")
     steps = steps_per_epoch(10, 5)
-    sampler = loader._Sampler(images=10, views=tuple(VIEWS), seed=1, steps=steps, share=5, rank=0, world_size=1)
+    sampler = loader._Sampler(images=10, views=tuple(VIEWS), seed=1, steps=steps, batch_size=5, rank=0, world_size=1)
 
     def tensors(batch: Batch) -> list[torch.Tensor]:
         return [*batch.crops, *batch.parameters, batch.labels]
@@ -175,7 +176,7 @@ def test_a_worker_makes_its_batch_in_shared_memory(folder: Path) -> None:
 def test_resident_images_make_the_same_batches() -> None:
     source = arrays()
     expected = list(training_batches(source, VIEWS, seed=1, batch_size=8, last_step=5, rank=1, world_size=2))
-    sampler = loader._Sampler(images=22, views=tuple(VIEWS), seed=1, steps=2, share=4, rank=1, world_size=2)
+    sampler = loader._Sampler(images=22, views=tuple(VIEWS), seed=1, steps=2, batch_size=8, rank=1, world_size=2)
     assert_identical(list(loader._resident_batches(source, sampler, range(5), CPU)), prepared(expected))
 
 
@@ -234,6 +235,37 @@ def test_batch_larger_than_the_data_set() -> None:
         training_batches(arrays(), VIEWS, seed=1, batch_size=32, last_step=5)
     assert steps_per_epoch(22, 22) == 1
     assert steps_per_epoch(22, 4) == 5
+
+
+def test_the_last_batch_of_an_epoch_may_be_kept() -> None:
+    """Each image comes once an epoch. The whole batches are those without the last one."""
+    assert steps_per_epoch(12811, 256, drop_last=False) == 51  # 1% of ImageNet's labels
+    assert steps_per_epoch(12811, 256) == 50
+    options: Any = {"seed": 3, "batch_size": 8, "drop_last": False}
+    batches = list(training_batches(arrays(), VIEWS, last_step=6, **options))
+    assert [len(batch.labels) for batch in batches] == [8, 8, 6] * 2
+    assert [len(rows) for batch in batches for rows in batch.parameters] == [8, 8, 8, 8, 6, 6] * 2
+    for epoch in (batches[:3], batches[3:]):
+        assert sorted(torch.cat([batch.labels for batch in epoch]).tolist()) == list(range(22))
+    dropped = list(training_batches(arrays(), VIEWS, seed=3, batch_size=8, last_step=2))
+    assert_identical(batches[:2], dropped)
+    resumed = training_batches(arrays(), VIEWS, first_step=2, last_step=6, workers=2, **options)
+    assert_identical(batches[2:], resumed)
+
+
+def test_the_last_batch_is_divided_evenly_among_processes() -> None:
+    options: Any = {"seed": 3, "batch_size": 8, "drop_last": False, "last_step": 3}
+    whole = list(training_batches(arrays(23), VIEWS, **options))
+    parts = [list(training_batches(arrays(23), VIEWS, rank=rank, world_size=2, **options)) for rank in (0, 1)]
+    assert [[len(batch.labels) for batch in part] for part in parts] == [[4, 4, 3]] * 2  # of the last 7 images, 6
+    for batch, *shares in zip(whole, *parts, strict=True):
+        together = torch.cat([share.labels for share in shares])
+        assert torch.equal(together, batch.labels[: len(together)])
+    assert steps_per_epoch(9, 8, drop_last=False) == 1  # one image has no batch statistics
+    assert steps_per_epoch(11, 8, drop_last=False, world_size=2) == 1
+    assert steps_per_epoch(3, 8, drop_last=False) == 1  # fewer images than in a batch
+    with pytest.raises(InputError, match=r"batch_size=8: .* only 1 images"):
+        steps_per_epoch(1, 8, drop_last=False)
 
 
 def test_batch_that_does_not_divide_evenly() -> None:

@@ -141,6 +141,22 @@ def test_run_trains_the_whole_network(root: Path) -> None:
     assert other.details["train_images"] == 6
 
 
+def test_the_last_batch_is_kept_as_in_the_authors_code(root: Path) -> None:
+    """Six images in batches of four are two steps an epoch. Earlier versions left two of them out."""
+    write_list(root / "10percent.txt", names_of(root, 1))
+    steps = {}
+    for drop_last in (False, True):
+        folder = root.parent / str(drop_last)
+        config = settings_for(root, drop_last=drop_last, crop=64)
+        outcome = finetune.run(make_checkpoint(), config, 0, folder=folder)
+        steps[drop_last] = states.load(folder / "state.pt")[0]["step"]
+        assert outcome.details["train_images"] == 6
+    assert steps == {False: 4, True: 2}  # of two epochs
+    assert packaged("finetune", "imagenet").drop_last is False
+    assert packaged("linear", "imagenet").drop_last is False
+    assert packaged("linear", "cifar10").drop_last is True
+
+
 def test_settings_are_passed_to_the_training(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_list(root / "10percent.txt", names_of(root, 1))
     received = []
@@ -178,6 +194,7 @@ def test_packaged_configs_have_the_authors_settings(name: str) -> None:
         "optimizer": "SGD",
         "epochs": 20,
         "batch_size": 256,
+        "last_batch": "kept",
         "head_lr": 0.2,
         "backbone_lr": 0.004,
         "weight_decay": 0.0,
