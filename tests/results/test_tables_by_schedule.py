@@ -56,6 +56,7 @@ def test_published_values_are_exactly_those_of_the_collection(name: str) -> None
     with collection.open(encoding="utf-8", newline="") as stream:
         lines = [line for line in csv.DictReader(stream) if line["task"] == task and line["verified"] == "yes"]
     lines = [line for line in lines if line["schedule"].startswith(schedule) and "at batch" not in line["schedule"]]
+    lines = [line for line in lines if "user repro" not in line["method"]]  # reports in issues are not published
     rows = published.load(name).rows
     for line in lines:
         column = line["metric"].replace("_", "/") if "_" in line["metric"] else f"bbox/{line['metric']}"
