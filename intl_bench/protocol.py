@@ -138,12 +138,13 @@ def describe_pretraining(checkpoint: Checkpoint) -> dict[str, Any]:
     if recipe is None:
         known = {} if checkpoint.epoch is None else {"pretrain_epochs": checkpoint.epoch}
         return {"pretrain_source": checkpoint.source, **known}
+    epochs = f"{recipe.epochs} planned, {checkpoint.progress}" if checkpoint.unfinished else checkpoint.epoch
     sizes = [view.size for view in recipe.views]
     momentum = checkpoint.details.get("momentum_target", bool(recipe.method.get("momentum_target")))
     stated = {
         "pretrain_dataset": recipe.data.dataset,
         "pretrain_images": checkpoint.details.get("images"),
-        "pretrain_epochs": checkpoint.epoch,
+        "pretrain_epochs": epochs,
         "pretrain_batch_size": recipe.batch_size,
         "pretrain_lr": recipe.base_lr,
         "pretrain_crops": "+".join(f"{sizes.count(size)}x{size}" for size in dict.fromkeys(sizes)),

@@ -11,7 +11,7 @@ from typing import Any
 
 from intl_bench import protocol, provenance
 from intl_bench.core import config as configs
-from intl_bench.core import files
+from intl_bench.core import files, json_lines
 from intl_bench.core.distributed import is_main_process
 from intl_bench.core.errors import InputError
 from intl_bench.core.locks import lock
@@ -156,6 +156,8 @@ def run(plan: TaskRun) -> list[ResultRecord]:
         BenchError: a seed failed. The records of finished seeds are kept.
     """
     task, checkpoint, config = prepare(plan)
+    if checkpoint.unfinished and plan.init == "checkpoint" and is_main_process():
+        print(f"{checkpoint.path}: its pre-training is not finished: {checkpoint.progress}", file=sys.stderr)
     store = RecordStore(plan.results / "records")
     seeds = list(plan.seeds)
     if not task.seeded and plan.init == "checkpoint" and len(seeds) > 1:
@@ -212,6 +214,7 @@ def _run_seed(
             _require_one_file_per_seed(record, store)
         if plan.fresh and is_main_process():
             files.remove_contents(folder)
+        before = json_lines.seconds(folder / "metrics.jsonl") if any(folder.glob("state*.pt")) else 0.0
         started = time.perf_counter()
         outcome = task.run(checkpoint, config, seed, folder=folder)
         if task.fingerprints(config) != data:
@@ -223,7 +226,7 @@ def _run_seed(
             # The sizes distinguish two data sets of one name, such as CIFAR-10 and a part of it.
             protocol=record.protocol | {key: outcome.details[key] for key in ("train_images", "test_images")},
             details={"checkpoint": str(checkpoint.path), "pretrain": checkpoint.details, **outcome.details},
-            wall_time_s=round(time.perf_counter() - started, 2),
+            wall_time_s=round(before + time.perf_counter() - started, 2),
             peak_memory_mib=round(provenance.peak_memory_mib(), 1),
             created=now(),
         )

@@ -70,7 +70,7 @@ class Checkpoint:
         recipe, inputs: recipe and inputs of the pre-training; None and empty for a foreign or random backbone.
         branch: "online" or "momentum", for a checkpoint of this project.
         epoch: number of completed epochs; None if it is unknown.
-        progress: "complete", or the completed part of the training.
+        progress: "complete", "unknown", or the completed part of the training, such as "step 3 of 40".
         group: name, chosen by the user, of foreign files that are seeds of the same training; None for a single file.
         details: counts and times of the pre-training (`images`, `bad_images`, `seconds`, ...).
     """
@@ -91,6 +91,11 @@ class Checkpoint:
     progress: str = "complete"
     group: str | None = None
     details: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether a part of the pre-training is known to be missing."""
+        return self.progress not in ("complete", "unknown")
 
     @functools.cached_property
     def weights_sha256(self) -> str:

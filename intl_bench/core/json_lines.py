@@ -1,7 +1,10 @@
 """A log with one JSON object a line."""
 
+import contextlib
 import json
+import math
 import sys
+import time
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,7 +14,7 @@ from intl_bench.core import files, inputs
 
 
 class JsonLines:
-    """A log with one JSON object a line.
+    """A log with one JSON object a line. Each gets the seconds that its run has taken, over all of its sessions.
 
     Args:
         path: the file. It and its folder are created if missing.
@@ -24,6 +27,7 @@ class JsonLines:
         self, path: Path, keep: Callable[[dict[str, Any]], bool], mark: Mapping[str, int] | None = None
     ) -> None:
         self.path = path
+        self._before, self._started = seconds(path), time.perf_counter()
         content = inputs.read_bytes(path) if path.exists() else b""
         kept: list[bytes] = []
         damaged = 0
@@ -42,10 +46,20 @@ class JsonLines:
 
     def append(self, row: dict[str, Any]) -> None:
         """Append one line; raises the errors of `files.append_bytes`."""
-        line = json.dumps(row, allow_nan=False).encode() + b"\n"
+        taken = round(self._before + time.perf_counter() - self._started, 2)
+        line = json.dumps({**row, "seconds": taken}, allow_nan=False).encode() + b"\n"
         files.append_bytes(self.path, line)
         self._length, self._crc32 = self._length + len(line), zlib.crc32(line, self._crc32)
 
     def mark(self) -> dict[str, int]:
         """Return the length and the CRC-32 of the lines so far, for the state of the run."""
         return {"bytes": self._length, "crc32": self._crc32}
+
+
+def seconds(path: Path) -> float:
+    """Return the seconds that the run of a log has taken up to its last line, 0.0 if it has none."""
+    found = [0.0]
+    for line in inputs.read_bytes(path).splitlines() if path.exists() else ():
+        with contextlib.suppress(ValueError, TypeError, LookupError, RecursionError):
+            found.append(float(json.loads(line)["seconds"]))
+    return max(value for value in found if math.isfinite(value))

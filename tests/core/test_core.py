@@ -343,7 +343,7 @@ class TestFiles:
 
 def _lines_at(path: Path) -> JsonLines:
     lines = JsonLines.__new__(JsonLines)
-    lines.path = path
+    lines.path, lines._before, lines._started = path, 0.0, 0.0
     return lines
 
 

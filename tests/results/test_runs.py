@@ -1,19 +1,24 @@
 """Tasks with several seeds, their records and tables, on a checkpoint trained on generated images."""
 
+import dataclasses
+import json
 import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
+from transfer_cases import make_folder
 
 from intl_bench import cli, runs, tables
 from intl_bench.core.errors import InputError, ResourceError, translate
 from intl_bench.records import RecordStore
-from pretrain import train
+from pretrain import states, train
 from pretrain.recipe import load_recipe
+from transfer import sgd_classifier
 from transfer.convert import read
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -113,6 +118,52 @@ def test_random_init_gives_a_different_network_for_each_seed(trained: Path) -> N
     assert [(r.pretrain_seed, r.transfer_seed) for r in records] == [(0, 0), (1, 1), (2, 2)]
     assert len({r.weights_sha256 for r in records}) == 3
     assert all(r.protocol["pretrain_epochs"] == 0 for r in records)
+
+
+def test_an_unfinished_checkpoint_is_named(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its footnote must not read as that of a random initialization, "epochs 0"."""
+    state, _ = states.load(trained)
+    states.save(Path("part.pt"), {**state, "step": 3})
+    knn = runs.TaskRun(task="knn", checkpoint=Path("part.pt"), seeds=[0])
+    (record,) = runs.run(knn)
+    assert "part.pt: its pre-training is not finished: step 3 of 5\n" in capsys.readouterr().err
+    assert record.protocol["pretrain_epochs"] == "1 planned, step 3 of 5"
+    assert record.pretraining["progress"] == "step 3 of 5"
+    assert "epochs 1 planned, step 3 of 5" in tables.render([record], format="markdown")
+    (finished,) = runs.run(dataclasses.replace(knn, checkpoint=trained))
+    assert "not finished" not in capsys.readouterr().err
+    assert finished.protocol["pretrain_epochs"] == 1
+    assert finished.pretraining_sha256 != record.pretraining_sha256
+
+
+def test_the_time_of_a_resumed_run_is_that_of_all_its_processes(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_folder(tmp_path / "images", classes=4, train=6, test=2)
+    data = ["data.kind=imagefolder", f"data.root={tmp_path / 'images'}", "workers=0", "device=cpu"]
+    overrides = [*data, "augment=true", "crop=16", "resize=18", "epochs=4", "batch_size=12"]
+    plan = linear(trained, seeds=[0], config="imagefolder", overrides=overrides)
+    now, elapsed = time.perf_counter, iter(range(0, 10**6, 100))  # each look at the clock is 100 s later
+    monkeypatch.setattr("intl_bench.core.json_lines.time.perf_counter", lambda: now() + next(elapsed))
+
+    def stop(self: sgd_classifier._Run, *given: object) -> dict[str, float]:
+        if len(self.history) == 2:
+            raise ResourceError("no memory")
+        return test(self, *given)
+
+    test = sgd_classifier._Run.test
+    monkeypatch.setattr(sgd_classifier._Run, "test", stop)
+    with pytest.raises(ResourceError):
+        runs.run(plan)
+    (log,) = Path("runs").rglob("metrics.jsonl")
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [row["seconds"] > 100 * row["epoch"] for row in rows] == [True, True]
+    monkeypatch.setattr(sgd_classifier._Run, "test", test)
+    (record,) = runs.run(plan)
+    assert record.wall_time_s > rows[-1]["seconds"]
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
+    assert sorted(row["seconds"] for row in rows) == [row["seconds"] for row in rows]
 
 
 def test_knn_of_a_checkpoint_has_one_result(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
