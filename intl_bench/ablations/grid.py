@@ -139,8 +139,9 @@ def _run_cell(recipe: Recipe, tasks: Sequence[str], store: RecordStore, results:
         trained = checkpoints.online(path, sha256, state)
         if trained.inputs != planned.inputs:
             raise InputError(f"{path}: begun by an earlier version, without a fingerprint of its images; add --fresh")
-        # A training that was repeated because its checkpoint was missing replaces its scores.
-        again = fresh or before is None
+        # A training that was repeated because its checkpoint was missing replaces the scores of other weights.
+        scores = [r for r in records if (r.pretraining_sha256, r.pretrain_seed) == cell[1:] and r.task in tasks]
+        again = fresh or any(r.weights_sha256 != trained.weights_sha256 for r in scores)
         for task in tasks:
             runs.run(runs.TaskRun(task=task, checkpoint=trained, seeds=[recipe.seed], results=results, fresh=again))
         metrics, details = record_values(measure_run(path, state))

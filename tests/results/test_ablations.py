@@ -81,6 +81,14 @@ def test_a_grid_from_pre_training_to_table_and_figure(capfd: pytest.CaptureFixtu
     others = [path for path in before if path.name != missing.name and path.parent.name == "knn"]
     assert all(path.read_bytes() == before[path] for path in others)
 
+    # A cell that was interrupted before its own record keeps the scores of the same weights.
+    scores = {path: path.read_bytes() for path in paths() if path.parent.name == "knn"}
+    next(path for path in paths() if path.parent.name == "pretrain" and path.name.startswith("intl")).unlink()
+    assert cli.main(["ablation", "grid.yaml"]) == 0
+    assert capfd.readouterr().out.count("already there") == 6
+    assert {path.name for path in paths()} == {path.name for path in before}
+    assert all(path.read_bytes() == content for path, content in scores.items())
+
     assert cli.main(["ablation", "grid.yaml", "--parallel"]) == 0
     printed = capfd.readouterr().out
     # The processes of the seeds report four cells and two random initializations. The parent process prints the table.
