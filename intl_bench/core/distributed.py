@@ -18,7 +18,7 @@ from torch import nn
 from torch.distributed.rendezvous import rendezvous as environment_rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from intl_bench.core import rendezvous
+from intl_bench.core import peers, rendezvous
 from intl_bench.core.copies import Fetched, fetch, send
 from intl_bench.core.errors import BenchError, DivergedError, InputError, ResourceError
 from intl_bench.core.memory import keep_freed_memory
@@ -111,16 +111,18 @@ def start(device: str = "auto", *, deterministic: bool = False, fixed_shapes: bo
         if world_size == 1:
             yield Process(rank=0, world_size=1, device=where)
             return
+        group = f"group {next(_GROUPS)}"
         dist.init_process_group(
             "nccl" if use_cuda else "gloo",
             # The store outlives a group. A second group, for another seed, must not find the addresses of the first.
-            store=dist.PrefixStore(f"group {next(_GROUPS)}", _store()),
+            store=dist.PrefixStore(group, _store()),
             rank=rank,
             world_size=world_size,
             timeout=_TIMEOUT,
             device_id=where if use_cuda else None,
         )
-        yield Process(rank=rank, world_size=world_size, device=where)
+        with peers.watching(f"signs of life in {group}", rank, world_size):
+            yield Process(rank=rank, world_size=world_size, device=where)
         # A thread of gloo may still free the tensors of the last message, and needs Python's lock for that. The end of
         # the group of a DistributedDataParallel holds this lock while it waits for the thread (seen with PyTorch 2.11).
         time.sleep(0.0 if use_cuda else 0.1)

@@ -12,7 +12,7 @@ from fork_server import Ended, ForkServer
 pytestmark = pytest.mark.slow  # the children take most of the time; `make check` leaves them out
 
 _SHORT = {"pretrain": 6, "coco": 4}  # number of kills in the short form; of the other commands 2
-_RANDOM = 12 if torture.LONG else 1  # runs that are killed at random times until they end
+_RANDOM = 6 if torture.LONG else 1  # runs that are killed at random times until they end
 
 
 def wrong_after(ended: Ended, work: Path, expected: dict[str, str], before: dict[str, str], command: str) -> list[str]:

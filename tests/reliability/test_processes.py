@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from places import ROOT
 from stopped_run import wait
 from tiny_command import Run, assert_same_result, children
 
+from intl_bench.core.peers import SILENT
 from intl_bench.launch.children import _STOPPED
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
@@ -214,3 +216,73 @@ def test_a_store_of_our_own_listens_on_this_machine_only() -> None:
     assert "00000000" not in listening(os.getpid())
     store.set("key", "value")
     assert store.get("key") == b"value"
+
+
+class TwoMachines:
+    """Two network namespaces, joined by a cable, on this machine."""
+
+    def __init__(self) -> None:
+        self.holders = [subprocess.Popen(["unshare", "--net", "sleep", "1000"]) for _ in range(2)]
+        time.sleep(0.5)  # until they are in their namespaces
+        other = str(self.holders[1].pid)
+        self.run(0, "ip", "link", "add", "cable0", "type", "veth", "peer", "name", "cable1", "netns", other)
+        for machine in range(2):
+            self.run(machine, "ip", "address", "add", f"10.77.0.{machine + 1}/24", "dev", f"cable{machine}")
+            for name in ("lo", f"cable{machine}"):
+                self.run(machine, "ip", "link", "set", name, "up")
+
+    def inside(self, machine: int, *command: str) -> list[str]:
+        return ["nsenter", "--target", str(self.holders[machine].pid), "--net", *command]
+
+    def run(self, machine: int, *command: str) -> None:
+        subprocess.run(self.inside(machine, *command), check=True, capture_output=True)
+
+    def close(self) -> None:
+        for holder in self.holders:
+            holder.kill()
+            holder.wait()
+
+    def start(self, machine: int, folder: Path, words: list[str]) -> "subprocess.Popen[str]":
+        """Start a rank of a pre-training with torchrun."""
+        torchrun = ["-m", "torch.distributed.run", "--nnodes", "2", "--node-rank", str(machine)]
+        torchrun += ["--master-addr", "10.77.0.1", "--master-port", "29411"]
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": f"cable{machine}"}
+        program = ["-m", "intl_bench", "pretrain", "demo", *words]
+        command = self.inside(machine, sys.executable, *torchrun, *program)
+        return subprocess.Popen(command, cwd=folder, env=environment, text=True, stderr=subprocess.PIPE)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not torture.LONG, reason="INTL_BENCH_TORTURE=1 runs it: it waits for the timeout")
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("nsenter"), reason="makes network namespaces")
+def test_a_cut_network_ends_both_machines(tmp_path: Path, whole: Run) -> None:
+    try:
+        machines = TwoMachines()
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"cannot make network namespaces: {error}")
+    try:
+        run = Run(tmp_path, EPOCHS, "save_minutes=0.01")
+        processes = [machines.start(machine, tmp_path, run.words) for machine in range(2)]
+        run.reach(10, processes[0])
+        ranks = [rank for process in processes for rank in children(process.pid)]
+        assert ranks
+        machines.run(0, "ip", "link", "set", "cable0", "down")
+        cut = time.monotonic()
+        errors = [process.communicate(timeout=SILENT + 60)[1] for process in processes]
+        wait(lambda: all_gone(ranks))
+        assert time.monotonic() - cut < SILENT + MARGIN
+        for machine, text in enumerate(errors):
+            assert processes[machine].returncode != 0
+            (line,) = [line for line in text.splitlines() if line.startswith("intl-bench: ")]
+            assert re.match(
+                rf"intl-bench: rank {machine} \(pretrain demo: step \d+ of 40\): no sign of life for 120 s", line
+            )
+            assert re.search(
+                rf"from rank {1 - machine} \(\S+, pretrain demo: step \d+ of 40\); check the network", line
+            )
+        machines.run(0, "ip", "link", "set", "cable0", "up")
+        processes = [machines.start(machine, tmp_path, run.words) for machine in range(2)]
+        assert [process.wait(timeout=300) for process in processes] == [0, 0]
+        assert_same_result(run, whole)
+    finally:
+        machines.close()

@@ -93,6 +93,8 @@ def test_a_call_fails(
     new_case: Callable[[object], Path],
 ) -> None:
     """Let one call fail, of each kind the first and the last. The error changes with the number of the call."""
+    if lasting and command in ("ablation", "coco-detectron2"):
+        pytest.skip("its calls are those of other commands")
     expected, calls = undisturbed(command)
     failures = torture.Failures()
     first = {"once": 0, "lasting": 2}["lasting" if lasting else "once"]

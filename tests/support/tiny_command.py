@@ -17,7 +17,6 @@ TINY = [
     *("data.size=160", "batch_size=32", "backbone.name=resnet10_narrow", "projector.hidden=64", "projector.out=256"),
     *("warmup_epochs=0", "base_lr=0.002", "log_every=1", "device=cpu"),
 ]
-# Whether all cases of a matrix run, instead of a few.
 
 
 class Run:
@@ -59,7 +58,7 @@ class Run:
     def result(self) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
         """Return the final weights, and the lines of the log without measured times."""
         lines = [json.loads(line) for line in (self.run / "metrics.jsonl").read_text().splitlines()]
-        timed = {"img/s", "data"}
+        timed = {"img/s", "data", "seconds"}
         return states.load(self.run / "checkpoint.pt")[0]["method"], [
             {key: value for key, value in line.items() if key not in timed} for line in lines
         ]

@@ -32,6 +32,7 @@ def faulty(case: Path, **fault: Any) -> tuple[str, dict[str, Any]]:
 def kind(call: str) -> str:
     """Return a call with the random and the numbered parts of its path replaced."""
     call = re.sub(r"\.[^./]+(?:\.[^/]*)?\.tmp$", ".TEMPORARY", call)
+    call = re.sub(r"grid-[^/]+", "CELL", call)
     return re.sub(r"events\.out\S*", "EVENTS", re.sub(r"[0-9a-f]{16,}", "DIGEST", call))
 
 

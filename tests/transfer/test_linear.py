@@ -235,7 +235,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(workplace: Path, stops: li
 def metrics_of(folder: Path) -> list[dict[str, float]]:
     """The lines of `metrics.jsonl` without the rates, which are times."""
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert all(0 <= row.pop("data") <= 1 and row.pop("img/s") > 0 for row in rows)
+    assert all(0 <= row.pop("data") <= 1 and row.pop("img/s") > 0 and row.pop("seconds") > 0 for row in rows)
     return rows
 
 
