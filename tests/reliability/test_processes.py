@@ -275,8 +275,8 @@ def test_a_cut_network_ends_both_machines(tmp_path: Path, whole: Run) -> None:
             assert processes[machine].returncode != 0
             (line,) = [line for line in text.splitlines() if line.startswith("intl-bench: ")]
             beginning = rf"intl-bench: rank {machine} \(pretrain demo: step \d+ of 40\): no sign of life for 120 s"
-            # What the other machine told last may be some seconds old.
-            assert re.match(rf"{beginning} from rank {1 - machine} \(\S+, [^)]+\); check the network", line), line
+            # The cut comes within seconds of the start, maybe before the other machine has told something.
+            assert re.match(rf"{beginning} from rank {1 - machine} \([^)]+\); check the network", line), line
         machines.run(0, "ip", "link", "set", "cable0", "up")
         processes = [machines.start(machine, tmp_path, run.words) for machine in range(2)]
         assert [process.wait(timeout=300) for process in processes] == [0, 0]
