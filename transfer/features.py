@@ -42,7 +42,7 @@ _CODE = [
     Path(backbones.__file__),
     *(
         Path(image_files.__file__).with_name(f"{name}.py")
-        for name in ("crops", "data", "decode", "loader", "pack", "views")
+        for name in ("crops", "data", "decode", "loader", "pack", "rgb", "views")
     ),
 ]
 

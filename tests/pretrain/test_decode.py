@@ -69,7 +69,6 @@ def every_kind() -> dict[str, bytes]:
         "png palette": saved(photo(33, 47).quantize(), "PNG"),
         "png palette transparent": saved(photo(33, 47).quantize(), "PNG", transparency=3),
         "png alpha": saved(rgba, "PNG"),
-        "png 16 bits": saved(Image.fromarray(np.arange(900, dtype=np.uint16).reshape(30, 30) * 70), "PNG"),
         "gif": saved(photo(33, 47), "GIF"),
         "bmp": saved(photo(33, 47), "BMP"),
         "tiff": saved(photo(33, 47), "TIFF"),
@@ -162,19 +161,16 @@ def test_damaged_files_as_pillow() -> None:
 
 
 @pytest.mark.usefixtures("way")
-def test_a_decompression_bomb_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_decompression_bomb_is_refused() -> None:
     content = saved(photo(100, 75))
-    assert module.LARGEST == Image.MAX_IMAGE_PIXELS
-    monkeypatch.setattr(module, "LARGEST", 7499)
-    with pytest.raises(ValueError, match=r"75 x 100 pixels; expected at most 7499"):
-        decode(content)
-    monkeypatch.setattr(module, "LARGEST", 7500)
-    assert decode(content).shape == (100, 75, 3)
+    with pytest.raises(ValueError, match=r"75 x 100 = 7500 pixels; expected at most 7499"):
+        decode(content, 7499)
+    assert decode(content, 7500).shape == (100, 75, 3)
 
 
 def test_a_huge_size_in_a_header_takes_no_memory() -> None:
     content = bytearray(saved(photo(100, 75), subsampling="4:4:4"))
     place = content.index(b"\xff\xc0") + 5
     content[place : place + 4] = struct.pack(">HH", 65000, 65000)
-    with pytest.raises(Image.DecompressionBombError):
+    with pytest.raises(module.TooManyPixelsError):
         decode(bytes(content))

@@ -3,7 +3,6 @@
 Every step gives the same numbers as Detectron2's `DatasetMapper` with `ResizeShortestEdge` and `RandomFlip`.
 """
 
-import io
 from pathlib import Path
 
 import numpy as np
@@ -13,22 +12,12 @@ from torch import Tensor
 
 from intl_bench.core import inputs
 from intl_bench.core.errors import InputError
-from pretrain.images.decode import open_image
+from pretrain.images.decode import decode_image
 from transfer.detection import rle
 from transfer.detection.annotations.objects import Annotations
 from transfer.detection.structures import Mask, Target
 
 _SMALLEST_SIDE = 1e-5  # pixels of the resized image; a box with a side of at most this length is empty
-_EXIF_ORIENTATION = 0x0112
-_TRANSPOSES = {
-    2: Pillow.Transpose.FLIP_LEFT_RIGHT,
-    3: Pillow.Transpose.ROTATE_180,
-    4: Pillow.Transpose.FLIP_TOP_BOTTOM,
-    5: Pillow.Transpose.TRANSPOSE,
-    6: Pillow.Transpose.ROTATE_270,
-    7: Pillow.Transpose.TRANSVERSE,
-    8: Pillow.Transpose.ROTATE_90,
-}
 
 
 def read_image(path: Path) -> Pillow.Image:
@@ -39,10 +28,7 @@ def read_image(path: Path) -> Pillow.Image:
     """
     content = inputs.read_bytes(path)
     try:
-        with open_image(io.BytesIO(content)) as image:
-            transpose = _TRANSPOSES.get(image.getexif().get(_EXIF_ORIENTATION, 1))
-            upright = image if transpose is None else image.transpose(transpose)
-            return upright.convert("RGB")
+        return decode_image(content, upright=True)
     except MemoryError:
         raise
     except Exception as error:  # Pillow's decoders raise many kinds of errors if the bytes are damaged

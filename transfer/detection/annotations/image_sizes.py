@@ -82,7 +82,8 @@ def _pillow_size(path: str) -> tuple[int, int]:
     try:
         with inputs.open_file(path) as stream, open_image(stream) as image:
             width, height = image.size
-            rotated = image.getexif().get(_EXIF_ORIENTATION) in (5, 6, 7, 8)
+            # Pillow itself turns TIFF files, and their size.
+            rotated = image.format != "TIFF" and image.getexif().get(_EXIF_ORIENTATION) in (5, 6, 7, 8)
     except MemoryError:
         raise
     except Exception as error:  # Pillow's readers raise many kinds of errors if the bytes are damaged

@@ -1,4 +1,5 @@
-"""The engine Detectron2: its model, trainer and data loader. Only this file imports Detectron2.
+"""The engine Detectron2: its model, trainer and data loader. Only this file and `detectron2_mapper`
+import Detectron2.
 
 The inputs and outputs are those of the built-in engine, so one evaluator scores both. Detectron2 draws the order, sizes
 and flips of images and the regions from global generators. So a result is reproducible only with the same numbers of
@@ -33,8 +34,7 @@ from transfer.detection.modeling.resnet import load_backbone, require_matching_w
 
 try:
     from detectron2.config import CfgNode, get_cfg
-    from detectron2.data import DatasetMapper, build_detection_test_loader, build_detection_train_loader
-    from detectron2.data.detection_utils import SizeMismatchError
+    from detectron2.data import build_detection_test_loader, build_detection_train_loader
     from detectron2.data.samplers import TrainingSampler
     from detectron2.engine import HookBase, SimpleTrainer, hooks
     from detectron2.evaluation.coco_evaluation import instances_to_coco_json
@@ -46,6 +46,8 @@ try:
     from detectron2.structures import BoxMode
     from detectron2.utils import comm
     from detectron2.utils.env import seed_all_rng
+
+    from transfer.detection.engines.detectron2_mapper import Mapper
 except ImportError as error:
     raise InputError(
         f"engine=detectron2: cannot import Detectron2: {error}; install it from "
@@ -152,19 +154,6 @@ class DatasetDicts(Dataset[dict[str, Any]]):
         return {"file_name": file, "image_id": entry.image_id, **size, "annotations": objects}
 
 
-class _Mapper(DatasetMapper):
-    """Detectron2's mapper, which reads, resizes and flips images. Its errors name the file."""
-
-    def __call__(self, dataset_dict: dict[str, Any]) -> Any:
-        try:
-            return super().__call__(dataset_dict)
-        except (OSError, SizeMismatchError) as error:
-            reason = " ".join(str(error).split())
-            raise InputError(
-                f"{dataset_dict['file_name']}: cannot be read as annotated ({reason}); restore it"
-            ) from error
-
-
 class _Trainer(SimpleTrainer):
     """Detectron2's trainer. If a loss of one process is not finite, all processes raise an error."""
 
@@ -211,7 +200,7 @@ class _Run:
     def batches(self, annotations: Annotations) -> Any:
         """Load the training batches of this process without end, with Detectron2."""
         sampler = TrainingSampler(len(annotations), seed=self.session_seed)
-        mapper = _Mapper(self.cfg, True)
+        mapper = Mapper(self.cfg, True)
         return build_detection_train_loader(self.cfg, dataset=DatasetDicts(annotations), sampler=sampler, mapper=mapper)
 
     def stop_between(self, where: str) -> None:
@@ -382,7 +371,7 @@ def _precise_batch_norm(run: _Run, train: Annotations) -> None:
 def _detect(run: _Run, test: Annotations) -> list[Result]:
     """Detect in all test images, a share in each process, and return the COCO results on the first process."""
     loader = build_detection_test_loader(
-        DatasetDicts(test), mapper=_Mapper(run.cfg, False), num_workers=run.config.workers
+        DatasetDicts(test), mapper=Mapper(run.cfg, False), num_workers=run.config.workers
     )
     progress = Progress(len(loader), label=f"{run.label}: detecting", enabled=run.process.is_main)
     run.model.eval()
