@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from intl_bench.core.ranges import Checked, Count, Device, NonNegative, Pixels, 
 from pretrain.checkpoint import Checkpoint
 from pretrain.images.data import DataConfig, FileSource, normalization, open_source
 from pretrain.images.fingerprint import fingerprint
+from pretrain.images.names import fold, read_lines, require_one
 from transfer import precision as precisions
 from transfer.features import from_checkpoint
 from transfer.scores import describe_normalization
@@ -23,6 +25,7 @@ from transfer.task import Outcome, Task
 
 __all__ = ["TASK", "FinetuneConfig", "find_list", "listed_images"]
 
+_OTHER_SPLITS = ("val", "valid", "validation", "test")
 _ORIGIN = (
     "SimCLR's lists are imagenet_subsets/1percent.txt and 10percent.txt of github.com/google-research/simclr, "
     "one file name such as n04235860_14959.JPEG a line"
@@ -35,7 +38,8 @@ class FinetuneConfig(Checked):
 
     Attributes:
         train_percent: 1 or 10, the percentage of the training images in the list.
-        file_list: path of the list. None looks for `1percent.txt` or `10percent.txt` in data.root and the folder above.
+        file_list: path of the list, with one FILE or CLASS/FILE a line. None looks for `1percent.txt` or
+            `10percent.txt` in data.root and the folder above.
         resize, crop: of the test images, in pixels. `crop` is also the size of the random training crops.
         head_lr, backbone_lr: for a batch of 256 images.
         precision: of the backbone, "fp32" or "bf16". The classifier and the loss are float32.
@@ -165,27 +169,69 @@ def find_list(config: FinetuneConfig) -> Path:
 
 
 def listed_images(source: FileSource, path: Path, percent: int) -> FileSource:
-    """Return the images that the file list at `path` names, in its order. The part of a name before "_" is the class.
+    """Return the images that the file list at `path` names, in its order.
+
+    A line is CLASS/FILE or FILE. FILE is in the class folder that its part before "_" names, or in the only class folder
+    that has it. Spaces, accents, backslashes and leading folders may differ from the disk.
 
     Raises:
-        InputError: the list cannot be read, names a file twice, names a missing file, or is not `percent` of all.
+        InputError: the list cannot be read, names a file twice, names a missing file or one that several class folders
+            have, or is not `percent` of all.
     """
-    names = inputs.read_text(path, "the file list").split()
+    lines, where = read_lines(path, "the file list"), f"file list {path}"
+    found = _find(source, lines)
+    if parts := [part for line in lines if line not in found for part in line.split()]:  # several names in a line
+        found |= _find(source, parts)
+    several = {
+        line: line.split() for line in lines if line not in found and all(part in found for part in line.split())
+    }
+    names = [name for line in lines for name in several.get(line, [line])]
     if not 0.5 <= len(names) / (percent / 100 * len(source)) <= 2:
-        raise InputError(f"file list {path}: {len(names)} names for {len(source)} images are not {percent}%; {_ORIGIN}")
-    twice = [name for name, count in collections.Counter(names).items() if count > 1]
-    if twice:
-        raise InputError(f"file list {path}: names {inputs.shorten(twice[0])} more than once; {_ORIGIN}")
-    files = [os.path.join(name.split("_")[0], name) for name in names]
-    wanted = {os.fsencode(file) for file in files}
-    found = {os.fsdecode(file): index for index, file in enumerate(source.files.tolist()) if file in wanted}
-    missing = [file for file in files if file not in found]
-    if missing:
+        raise InputError(f"{where}: {len(names)} names for {len(source)} images are not {percent}%; {_ORIGIN}")
+    if missing := [name for name in names if name not in found]:
         raise InputError(
-            f"file list {path}: {len(missing)} of its {len(files)} files are not in {source.place}, such as "
-            f"{inputs.shorten(missing[0])}; use the data set that the list was made for"
+            f"{where}: {len(missing)} of its {len(names)} files are not in {source.place}, such as "
+            f"{inputs.shorten(missing[0])}; use the data set that the list was made for, or write CLASS/FILE"
         )
-    return source.choose(np.array([found[file] for file in files]))
+    for name in names:
+        require_one([os.fsdecode(source.files[index]) for index in found[name]], name, where)
+    indices = [found[name][0] for name in names]
+    first: dict[int, str] = {}
+    for name, index in zip(names, indices, strict=True):
+        if index in first:
+            other = "" if first[index] == name else f", the second time as {inputs.shorten(name)}"
+            raise InputError(f"{where}: names {inputs.shorten(first[index])} more than once{other}; {_ORIGIN}")
+        first[index] = name
+    return source.choose(np.array(indices))
+
+
+def _find(source: FileSource, names: Collection[str]) -> dict[str, list[int]]:
+    """Return the indices of the images that each name can mean, for the names that have any."""
+    files, found = source.files.tolist(), dict[str, list[int]]()
+    wanted: dict[bytes, list[str]] = collections.defaultdict(list)
+    for name in {*names}:
+        for file in (name,) if "/" in name else (f"{name.split('_')[0]}/{name}",):
+            wanted[os.fsencode(file)].append(name)
+    for index, file in enumerate(files):
+        for name in wanted.get(file, ()):
+            found[name] = [index]
+    by_last: dict[str, list[tuple[str, str]]] = collections.defaultdict(list)
+    for name in {*names} - {*found}:
+        folded = fold(name)
+        by_last[folded.rpartition("/")[2]].append((name, folded))
+    for index, file in enumerate(files if by_last else ()):
+        path = fold(os.fsdecode(file))
+        for name, folded in by_last.get(path.rpartition("/")[2], ()):
+            if _can_mean(folded, path):
+                found.setdefault(name, []).append(index)
+    return found
+
+
+def _can_mean(name: str, file: str) -> bool:
+    """Tell whether a line of a list can mean a file of train/: without its first folders, or with other ones before."""
+    if name.endswith(f"/{file}"):
+        return name.removesuffix(f"/{file}").rpartition("/")[2] not in _OTHER_SPLITS
+    return f"/{file}".endswith(f"/{name}")
 
 
 TASK = Task(

@@ -4,6 +4,7 @@ A named pipe or a device would block a reader forever. Deep nesting and huge num
 use of the values, fail at any line.
 """
 
+import codecs
 import collections
 import errno
 import io
@@ -30,6 +31,14 @@ MOST_TUPLES = 50_000  # in a file of weights, which has four for each tensor
 _DEEPEST = 64  # lists and objects inside each other
 _DIGITS = 40  # of a whole number
 _CONTAINERS = (dict, list)
+# The byte order marks of encodings. That of UTF-32 begins with that of UTF-16.
+_MARKS = {
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
 
 
 def open_file(path: str | bytes | Path, *, buffered: bool = True) -> BinaryIO:
@@ -119,13 +128,18 @@ def check_torch_file(stream: BinaryIO) -> None:
 
 
 def read_text(path: Path, what: str) -> str:
-    """Read a UTF-8 text file, with or without a byte order mark; `what` names it in messages.
+    """Read a text file in UTF-8, with or without a byte order mark, or in UTF-16 or UTF-32 with one.
+
+    Args:
+        what: name of the file in messages.
 
     Raises:
-        InputError: the file cannot be read, or is not UTF-8 text.
+        InputError: the file cannot be read, or is not text.
     """
+    content = read_bytes(path, f"{what} {path}")
+    encoding = next((encoding for mark, encoding in _MARKS.items() if content.startswith(mark)), "utf-8")
     try:
-        return read_bytes(path, f"{what} {path}").decode("utf-8-sig")
+        return content.decode(encoding)
     except UnicodeDecodeError as error:
         raise InputError(f"{what} {path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from error
 

@@ -5,6 +5,7 @@ A packed image folder (`pretrain.images.pack`) can replace the folder.
 
 import abc
 import contextlib
+import copy
 import dataclasses
 import os
 from collections.abc import Callable
@@ -13,20 +14,26 @@ from typing import Self
 
 import numpy as np
 from torchvision.datasets import CIFAR10, CIFAR100
-from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
 from intl_bench.core import datasets, inputs
 from intl_bench.core.errors import InputError, from_os_error
 from intl_bench.core.identity import runtime_only
-from intl_bench.core.inputs import shorten
 from intl_bench.core.names import require_title
 from intl_bench.core.ranges import Checked, Count, Finite, Positive
 from pretrain.images import shapes
-from pretrain.images.decode import decode
+from pretrain.images.decode import LARGEST, TooManyPixelsError, decode
+from pretrain.images.folders import (
+    FOLDERS,
+    Listing,
+    is_skipped,
+    list_images,
+    listed_classes,
+    note_skipped,
+    skip_setting,
+    without_images,
+)
 from pretrain.images.npz import read_arrays
 from pretrain.images.pack import Pack, index_of
-
-FOLDERS = {"train": "train", "test": "val"}  # split: folder of an imagefolder
 
 IMAGENET_NORMALIZATION = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _SHAPES_NORMALIZATION = ((0.5, 0.5, 0.5), (0.29, 0.29, 0.29))
@@ -45,6 +52,10 @@ class DataConfig(Checked):
             an .npz file without its suffix; for the other kinds it stands for the kind. The names of the paper's data
             sets are reserved: `open_source` rejects other images under such a name.
         classes: a text file with one class folder per line; only these classes are used (imagefolder).
+        skip: patterns of the class folders and the image files to leave out, relative to the folder of a split, such as
+            "*/broken_*.jpg" (imagefolder). `*` also matches `/`.
+        max_pixels: larger image files are refused, because a small file can fill the memory. Raise it for images that
+            you trust.
         on_bad_image: what to do with an image that cannot be decoded. "stop" ends the run; "skip" replaces the image by
             the next one during training. Changed bytes in a pack always end the run.
         mean, std: three values each, for pixels in 0..1; None selects those of `normalization`.
@@ -55,6 +66,8 @@ class DataConfig(Checked):
     root: str = runtime_only("")
     name: str | None = runtime_only(None)
     classes: str | None = runtime_only(None)  # the fingerprint of the data covers the selection
+    skip: tuple[str, ...] = runtime_only(())  # the fingerprint covers the selection here too
+    max_pixels: Count = runtime_only(LARGEST)
     on_bad_image: str = runtime_only("stop")  # with "stop", a run that finishes had no bad image
     mean: tuple[Finite, ...] | None = None
     std: tuple[Positive, ...] | None = None
@@ -72,6 +85,8 @@ class DataConfig(Checked):
             raise ValueError(f"data.on_bad_image={self.on_bad_image}: expected stop or skip")
         if self.classes is not None and self.kind != "imagefolder":
             raise ValueError(f"data.classes={self.classes}: data.kind={self.kind} has no class folders; remove it")
+        if self.skip and self.kind != "imagefolder":
+            raise ValueError(f"data.skip={list(self.skip)}: data.kind={self.kind} has no image files; remove it")
         for field, values in (("mean", self.mean), ("std", self.std)):
             if values is not None and len(values) != 3:
                 raise ValueError(f"data.{field}={values}: expected three numbers (red, green, blue)")
@@ -166,10 +181,15 @@ class FileSource(ImageSource):
     Attributes:
         files: (n,) bytes, the name of each file relative to the folder of the split.
         place: the folder of the split, or the pack that holds the files.
+        max_pixels: larger images are refused.
     """
 
     files: np.ndarray
     place: Path
+
+    def __init__(self, labels: np.ndarray, class_names: list[str], skip_bad: bool, max_pixels: int) -> None:
+        super().__init__(labels, class_names)
+        self.skip_bad, self.max_pixels = skip_bad, max_pixels
 
     @property
     @abc.abstractmethod
@@ -188,16 +208,23 @@ class FileSource(ImageSource):
             InputError: the bytes cannot be read.
         """
 
-    @abc.abstractmethod
     def choose(self, indices: np.ndarray) -> Self:
         """Return a source of only the images `indices`, in this order."""
+        part = copy.copy(self)
+        part.labels = self.labels[indices]
+        return part
 
     def image(self, index: int) -> np.ndarray:
         content = self.content(index)
         try:
-            return decode(content)
+            return decode(content, self.max_pixels)
         except MemoryError:
             raise
+        except TooManyPixelsError as error:
+            raise BadImageError(
+                f"{self.file(index)}: {error}; set data.max_pixels={error.pixels} if you trust the file, or leave it "
+                "out with data.skip"
+            ) from error
         except Exception as error:  # the decoders of Pillow raise many types of errors for damaged bytes
             raise BadImageError(
                 f"{self.file(index)}: not a readable image ({' '.join(str(error).split())}); replace it, "
@@ -208,12 +235,10 @@ class FileSource(ImageSource):
 class FolderSource(FileSource):
     """Images of an image folder."""
 
-    def __init__(
-        self, folder: Path, files: np.ndarray, labels: np.ndarray, class_names: list[str], skip_bad: bool
-    ) -> None:
-        super().__init__(labels, class_names)
+    def __init__(self, folder: Path, listing: Listing, skip_bad: bool, max_pixels: int) -> None:
+        super().__init__(listing.labels, listing.class_names, skip_bad, max_pixels)
         # A list of a million strings would be copied into every worker as soon as reference counts change.
-        self.place, self.files, self.skip_bad = folder, files, skip_bad
+        self.place, self.files = folder, listing.files
 
     @property
     def sizes(self) -> np.ndarray:
@@ -229,17 +254,19 @@ class FolderSource(FileSource):
         return inputs.read_bytes(self.file(index))
 
     def choose(self, indices: np.ndarray) -> Self:
-        return type(self)(self.place, self.files[indices], self.labels[indices], self.class_names, self.skip_bad)
+        part = super().choose(indices)
+        part.files = self.files[indices]
+        return part
 
 
 class PackedSource(FileSource):
     """Images of a pack, all or some; `rows` (n,) holds the record number of each image in the pack."""
 
     def __init__(
-        self, pack: Pack, rows: np.ndarray, labels: np.ndarray, class_names: list[str], skip_bad: bool
+        self, pack: Pack, rows: np.ndarray, labels: np.ndarray, class_names: list[str], skip_bad: bool, max_pixels: int
     ) -> None:
-        super().__init__(labels, class_names)
-        self.pack, self.rows, self.place, self.skip_bad = pack, rows, pack.path, skip_bad
+        super().__init__(labels, class_names, skip_bad, max_pixels)
+        self.pack, self.rows, self.place = pack, rows, pack.path
 
     @property
     def files(self) -> np.ndarray:  # type: ignore[override]
@@ -256,7 +283,9 @@ class PackedSource(FileSource):
         return self.pack.read(int(self.rows[index]))
 
     def choose(self, indices: np.ndarray) -> Self:
-        return type(self)(self.pack, self.rows[indices], self.labels[indices], self.class_names, self.skip_bad)
+        part = super().choose(indices)
+        part.rows = self.rows[indices]
+        return part
 
 
 def open_source(config: DataConfig, split: str) -> ArraySource | FileSource:
@@ -321,23 +350,8 @@ def _open_folder(config: DataConfig, split: str) -> FileSource:
     packs = [path for name in FOLDERS.values() if (path := root / f"{name}.pack").exists() or index_of(path).exists()]
     if packs:
         return _open_pack(config, root, split, packs)
-    folder = root / FOLDERS[split]
-    present = _class_folders(folder)
-    # The training folders define the labels: a class without validation images must not shift other labels.
-    expected = _class_folders(root / "train") if (root / "train").is_dir() else present
-    class_names = expected if config.classes is None else _listed_classes(Path(config.classes), expected)
-    if config.classes is None and (unknown := sorted({*present} - {*expected})):
-        raise InputError(f"{folder / unknown[0]}: unknown class; expected the class folders of {root / 'train'}")
-    numbers = {name: number for number, name in enumerate(class_names)}
-    samples = make_dataset(folder, numbers, extensions=IMG_EXTENSIONS, allow_empty=True)
-    labels = np.array([label for _, label in samples], np.int64)
-    for number in np.flatnonzero(np.bincount(labels, minlength=len(class_names)) == 0):
-        raise InputError(
-            f"{folder / class_names[number]}: no images of this class; expected files with the suffix "
-            f"{', '.join(IMG_EXTENSIONS)}"
-        )
-    files = np.array([os.fsencode(file.removeprefix(f"{folder}{os.sep}")) for file, _ in samples])
-    return FolderSource(folder, files, labels, class_names, skip_bad=config.on_bad_image == "skip")
+    listing = list_images(root, split, config.classes, config.skip)
+    return FolderSource(root / FOLDERS[split], listing, config.on_bad_image == "skip", config.max_pixels)
 
 
 def _open_pack(config: DataConfig, root: Path, split: str, packs: list[Path]) -> PackedSource:
@@ -348,31 +362,22 @@ def _open_pack(config: DataConfig, root: Path, split: str, packs: list[Path]) ->
     expected = (pack if pack.path == packs[0] else Pack(packs[0])).class_names
     if pack.class_names != expected:
         raise InputError(f"{pack.path}: its classes are not those of {packs[0].name}; expected packs of one data set")
-    class_names = expected if config.classes is None else _listed_classes(Path(config.classes), expected)
+    kept = [name for name in expected if not is_skipped(name, config.skip)]
+    class_names = kept if config.classes is None else listed_classes(Path(config.classes), kept)
     numbers = np.full(len(expected), -1)
     numbers[np.isin(expected, class_names)] = np.arange(len(class_names))  # both lists are sorted
     labels = numbers[pack.images["label"]]
+    if config.skip:
+        skipped = [is_skipped(os.fsdecode(name), config.skip) for name in pack.images["name"].tolist()]
+        note_skipped(pack.path, int(np.sum(labels[skipped] >= 0)), len(expected) - len(kept))
+        labels[skipped] = -1
     rows = np.flatnonzero(labels >= 0)
-    return PackedSource(pack, rows, labels[rows], class_names, skip_bad=config.on_bad_image == "skip")
-
-
-def _class_folders(folder: Path) -> list[str]:
-    try:
-        names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
-    except OSError as error:
-        raise from_os_error(error, f"cannot read the image folder {folder} of data.root") from error
-    if not names:
-        raise InputError(f"{folder}: contains no class folders; expected one folder of images per class")
-    return names
-
-
-def _listed_classes(path: Path, expected: list[str]) -> list[str]:
-    names = sorted({line.strip() for line in inputs.read_text(path, "the class list").splitlines()} - {""})
-    if not names:
-        raise InputError(f"data.classes={path}: empty; expected one class folder per line")
-    if unknown := sorted({*names} - {*expected}):
-        raise InputError(f"data.classes={path}: {shorten(unknown[0])} is not a class folder of the training images")
-    return names
+    if missing := without_images(labels[rows], class_names):
+        raise InputError(
+            f"{pack.path}: no images of {len(missing)} of {len(class_names)} classes: data.skip leaves them out; leave "
+            f"out the classes with {skip_setting(missing)}"
+        )
+    return PackedSource(pack, rows, labels[rows], class_names, config.on_bad_image == "skip", config.max_pixels)
 
 
 _SOURCES: dict[str, Callable[[DataConfig, str], ArraySource | FileSource]] = {

@@ -1,0 +1,199 @@
+"""The files of an image folder, `train/CLASS/*.jpg` and `val/CLASS/*.jpg`, without those of operating systems.
+
+For a folder without system files, the result is that of torchvision's `ImageFolder`.
+"""
+
+import functools
+import json
+import os
+import re
+import shlex
+import sys
+import unicodedata
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
+
+from intl_bench.core import inputs
+from intl_bench.core.errors import InputError, from_os_error
+from intl_bench.core.inputs import shorten
+from pretrain.images.names import Names, read_lines, require_one
+
+FOLDERS = {"train": "train", "test": "val"}  # split: folder of an imagefolder
+
+# Folders that operating systems, archives, network disks and notebooks make beside classes or within them.
+_SYSTEM = (
+    r"\.[^/]*|__MACOSX|@eaDir|@tmp|@Recycle|@Recently-Snapshot|#recycle|#snapshot|\$RECYCLE\.BIN"
+    r"|System Volume Information|lost\+found"
+)
+_SYSTEM_FOLDER = re.compile(_SYSTEM, re.IGNORECASE)
+_IN_SYSTEM_FOLDER = re.compile(f"/(?:{_SYSTEM})/", re.IGNORECASE)
+_APPLE_DOUBLE = re.compile(r"/\._[^/]*$")  # where macOS keeps the attributes of a file on other disks
+_IMAGE = re.compile(rb"\xff\xd8\xff|\x89PNG|GIF8|BM|RIFF|II[*+]\0|MM\0[*+]|P[1-7fFy]")  # first bytes
+
+
+class Listing(NamedTuple):
+    """The images of a split.
+
+    Attributes:
+        files: (n,) bytes, names relative to the folder of the split.
+        labels: (n,) int64.
+        class_names: the name of each label.
+    """
+
+    files: np.ndarray
+    labels: np.ndarray
+    class_names: list[str]
+
+
+def list_images(root: Path, split: str, classes: str | None, skip: Sequence[str]) -> Listing:
+    """List the images of the split "train" or "test" of the image folder `root`.
+
+    The class folders of train/ define the labels: a class without test images must not shift other labels.
+
+    Args:
+        classes: a file with the class folders to use; None uses all.
+        skip: patterns of the class folders and the files to leave out, as in `is_skipped`.
+
+    Raises:
+        InputError: a folder is missing, a class has no images or is unknown, or a name can mean two classes.
+    """
+    folder, train = root / FOLDERS[split], root / "train"
+    present, ignored, skipped_classes = _class_folders(folder, skip)
+    expected = _class_folders(train, skip)[0] if train != folder and train.is_dir() else present
+    class_names = expected if classes is None else listed_classes(Path(classes), expected)
+    folder_of = _match_folders(folder, present, expected, None if classes else train)
+    wanted = {folder_of[name]: number for number, name in enumerate(class_names) if name in folder_of}
+    samples, skipped = [], 0
+    for path, label in make_dataset(folder, wanted, extensions=IMG_EXTENSIONS, allow_empty=True):
+        name = path.removeprefix(f"{folder}{os.sep}")
+        if _IN_SYSTEM_FOLDER.search(name) or (_APPLE_DOUBLE.search(name) and not _is_image(path)):
+            ignored.append(name)
+        elif is_skipped(name, skip):
+            skipped += 1
+        else:
+            samples.append((os.fsencode(name), label))
+    if ignored:
+        _note(f"{folder}: {len(ignored)} system files or folders ignored, such as {shorten(ignored[0])}")
+    if skip:
+        note_skipped(folder, skipped, skipped_classes)
+    labels = np.array([label for _, label in samples], np.int64)
+    if empty := without_images(labels, class_names):
+        raise InputError(_describe_empty(folder, empty, folder_of, len(class_names), skip))
+    return Listing(np.array([name for name, _ in samples]), labels, class_names)
+
+
+def listed_classes(path: Path, expected: Sequence[str]) -> list[str]:
+    """Read a list of class folders, one per line, and return the names in `expected` that it means, sorted.
+
+    Raises:
+        InputError: the list cannot be read or is empty, or a name is unknown or can mean two classes.
+    """
+    known, where = Names(expected), f"data.classes={path}"
+    names = set()
+    for line in read_lines(path, "the class list"):
+        if not (found := known.find(line)):
+            raise InputError(f"{where}: {shorten(line)} is not a class folder of the training images")
+        names.add(require_one(found, line, where))
+    if not names:
+        raise InputError(f"{where}: empty; expected one class folder per line")
+    return sorted(names)
+
+
+def is_skipped(name: str, patterns: Sequence[str]) -> bool:
+    """Tell whether a pattern of `data.skip` matches a class folder or a file, given relative to the folder of a split.
+
+    A pattern is one of Python's `fnmatch`: `*` also matches `/`. The spelling of accents does not matter.
+    """
+    plain = unicodedata.normalize("NFC", name) if patterns else name
+    return any(fnmatchcase(plain, unicodedata.normalize("NFC", pattern)) for pattern in patterns)
+
+
+def without_images(labels: np.ndarray, class_names: Sequence[str]) -> list[str]:
+    """Return the classes that no label stands for."""
+    counts = np.bincount(labels, minlength=len(class_names)).tolist()
+    return [name for name, count in zip(class_names, counts, strict=True) if not count]
+
+
+def note_skipped(place: Path, files: int, classes: int) -> None:
+    """Print how many files and class folders `data.skip` leaves out."""
+    _note(f"{place}: data.skip leaves out {classes} class folders and {files} files of other classes")
+
+
+def _class_folders(folder: Path, skip: Sequence[str]) -> tuple[list[str], list[str], int]:
+    """Return the class folders in `folder` and the system folders, both sorted, and the number of skipped ones."""
+    try:
+        found = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
+    except OSError as error:
+        raise from_os_error(error, f"cannot read the image folder {folder} of data.root") from error
+    system = [name for name in found if _SYSTEM_FOLDER.fullmatch(name)]
+    candidates = [name for name in found if name not in system]
+    names = [name for name in candidates if not is_skipped(name, skip)]
+    if not names:
+        raise InputError(f"{folder}: contains no class folders; expected one folder of images per class")
+    return names, system, len(candidates) - len(names)
+
+
+def _match_folders(folder: Path, present: Sequence[str], expected: Sequence[str], train: Path | None) -> dict[str, str]:
+    """Return the folder of each class that has one. It may be spelled differently than the class.
+
+    Args:
+        train: the folder of the training images, to name in the error for an unknown class; None ignores such classes.
+    """
+    known, folder_of = Names(expected), {name: name for name in present if name in set(expected)}
+    for name in present:
+        if name in folder_of:
+            continue
+        found = known.find(name)
+        if not found and train is not None:
+            raise InputError(
+                f"{folder / name}: unknown class; expected the class folders of {train}; add training images of it, or "
+                f"leave it out with {skip_setting([name])}"
+            )
+        if found and (other := folder_of.setdefault(require_one(found, name, str(folder)), name)) != name:
+            raise InputError(
+                f"{folder}: both {shorten(other)} and {shorten(name)} can be the folder of the class "
+                f"{shorten(found[0])}; rename or remove one"
+            )
+    return folder_of
+
+
+def _describe_empty(
+    folder: Path, empty: Sequence[str], folder_of: dict[str, str], classes: int, skip: Sequence[str]
+) -> str:
+    """Say which classes have no images in `folder`, why, and what to do."""
+    place = folder / folder_of.get(empty[0], empty[0])
+    files = [name for _, _, names in os.walk(place, followlinks=True) for name in names]
+    if not place.is_dir():
+        reason = f"the class is in {folder.parent / 'train'}, but this folder does not exist"
+    elif any(name.lower().endswith(IMG_EXTENSIONS) for name in files):
+        reason = "data.skip leaves out its files" if skip else "its images are those of the operating system"
+    else:
+        reason = f"none of its {len(files)} files has a suffix of images" if files else "the folder is empty"
+    return (
+        f"{place}: no images of this class: {reason}; {len(empty)} of {classes} classes have none here; expected files "
+        f"with the suffix {', '.join(IMG_EXTENSIONS)}; add them, or leave classes out with {skip_setting(empty)}"
+    )
+
+
+def skip_setting(classes: Sequence[str]) -> str:
+    """Write a setting that leaves out classes, as it is typed in a shell."""
+    if len(classes) > 3:
+        return "data.classes=FILE, a list of the other classes"
+    patterns = ["".join(f"[{c}]" if c in "*?[" else c for c in name) for name in classes]
+    return shlex.quote(f"data.skip={json.dumps(patterns, ensure_ascii=False)}")
+
+
+def _is_image(path: str) -> bool:
+    return _IMAGE.match(inputs.read_bytes(path)) is not None
+
+
+@functools.cache
+def _note(line: str) -> None:
+    """Print a line once, however often the folder is opened."""
+    if os.environ.get("RANK", "0") == "0":
+        print(line, file=sys.stderr)

@@ -1,0 +1,68 @@
+"""Names of files and classes in lists, written on another computer than the one with the files.
+
+macOS writes a letter and its accent as two characters (NFD), others as one (NFC). Windows separates folders by
+backslashes. Editors replace spaces and add them at the ends of lines. A name is therefore looked up as it is written
+first, and then in any spelling.
+"""
+
+import re
+import unicodedata
+from collections.abc import Iterable
+from pathlib import Path
+
+from intl_bench.core import inputs
+from intl_bench.core.errors import InputError
+
+_LINE_ENDS = re.compile("\r\n|\n|\r")  # str.splitlines() splits names that contain rare separators, such as U+0085
+
+
+def read_lines(path: Path, what: str) -> list[str]:
+    """Read the lines of a text file that are not blank; `what` names it in messages.
+
+    Raises:
+        InputError: the file cannot be read, or is not text.
+    """
+    text = inputs.read_text(path, what)
+    if "\0" in text:
+        raise InputError(f"{what} {path}: not UTF-8 text (it has zero bytes, as UTF-16 has); save it as UTF-8")
+    return [line for line in _LINE_ENDS.split(text) if line.strip()]
+
+
+def fold(name: str) -> str:
+    """Return a text that is the same for all spellings of a name."""
+    if "\\" in name:
+        name = name.replace("\\", "/")
+    return " ".join(unicodedata.normalize("NFC", name).split()).strip("/")
+
+
+class Names:
+    """Known names, to look others up in."""
+
+    def __init__(self, known: Iterable[str]) -> None:
+        self._known = set(known)
+        self._folded: dict[str, list[str]] | None = None  # made when it is needed
+
+    def find(self, name: str) -> list[str]:
+        """Return the known names that `name` can mean: only itself if it is known."""
+        if name in self._known:
+            return [name]
+        if self._folded is None:
+            self._folded = {}
+            for known in sorted(self._known):
+                self._folded.setdefault(fold(known), []).append(known)
+        return self._folded.get(fold(name), [])
+
+
+def require_one(found: list[str], name: str, where: str) -> str:
+    """Return the only name found.
+
+    Raises:
+        InputError: there are several.
+    """
+    if len(found) > 1:
+        choices = " or ".join(map(inputs.shorten, found[:3]))
+        raise InputError(
+            f"{where}: {inputs.shorten(name)} can mean {choices}, which differ only in folders, spaces or accents; "
+            "write the whole name as it is on the disk, or rename one"
+        )
+    return found[0]
