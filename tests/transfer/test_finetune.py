@@ -2,6 +2,8 @@
 
 import dataclasses
 import math
+import unicodedata
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,9 @@ import torch
 from torch import nn
 from transfer_cases import make_checkpoint, make_folder, packaged
 
+from intl_bench.cli import main
 from intl_bench.core.errors import DamagedError, InputError
+from intl_bench.records import RecordStore
 from pretrain import states
 from pretrain.images.data import DataConfig, FolderSource, normalization, open_source
 from pretrain.images.loader import evaluation_batches
@@ -167,6 +171,124 @@ def test_settings_are_passed_to_the_training(root: Path, monkeypatch: pytest.Mon
     finetune.run(make_checkpoint(), config, 0, folder=root.parent / "work")
     options = {"device": "cpu", "workers": 0, "folder": root.parent / "work", "deterministic": True}
     assert received == [("bf16", options)]
+
+
+# Lists of files that are not named after their class
+
+CLASSES = ["dog", "golden_retriever", "Brésil café", "a b"]
+
+
+@pytest.fixture
+def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Ten images for each class: dog/0.png, ..., a b/39.png; and one name that two classes have."""
+    monkeypatch.chdir(tmp_path)
+    make_folder(tmp_path / "made", classes=4, train=10, test=2)
+    for split, count in (("train", 10), ("val", 2)):
+        for label, name in enumerate(CLASSES):
+            target = tmp_path / "photos" / split / name
+            target.mkdir(parents=True)
+            for number in range(count):
+                source = tmp_path / "made" / split / f"n{label:08d}" / f"n{label:08d}_{number}.png"
+                (target / f"{10 * label + number}.png").write_bytes(source.read_bytes())
+    for name in ("dog", "a b"):
+        (tmp_path / "photos" / "train" / name / "same_1.png").write_bytes(b"")
+    return tmp_path / "photos"
+
+
+def listed(photos: Path, lines: list[str]) -> list[str]:
+    part = finetune.listed_images(folder_source(photos), write_list(photos / "l.txt", lines), 10)
+    found = [file.decode() for file in part.files.tolist()]
+    assert [part.class_names[label] for label in part.labels] == [file.split("/")[0] for file in found]
+    return found
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["{file}"],
+        ["{path}"],
+        ["./{path}"],
+        ["train/{path}"],
+        ["/data/photos/train/{path}"],
+        ["{path} "],
+        ["\ufeff{path}", "{path}"],
+    ],
+)
+def test_lists_name_files_by_class_and_file(photos: Path, lines: list[str]) -> None:
+    paths = ["golden_retriever/12.png", "dog/3.png", "Brésil café/25.png", "a b/39.png"]
+    written = [lines[min(i, len(lines) - 1)].format(path=p, file=p.split("/")[1]) for i, p in enumerate(paths)]
+    assert listed(photos, written) == paths
+
+
+@pytest.mark.parametrize(
+    "spell",
+    [
+        lambda path: path.replace("/", "\\"),
+        lambda path: "C:\\data\\train\\" + path.replace("/", "\\"),
+        lambda path: unicodedata.normalize("NFD", path),
+        lambda path: path.replace(" ", "\u00a0"),
+        lambda path: path + "\r",
+    ],
+)
+def test_lists_in_another_spelling(photos: Path, spell: Callable[[str], str]) -> None:
+    paths = ["golden_retriever/12.png", "dog/3.png", "Brésil café/25.png", "a b/39.png"]
+    assert listed(photos, [spell(path) for path in paths]) == paths
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_lists_in_another_encoding(photos: Path, encoding: str) -> None:
+    lines = ["golden_retriever/12.png", "dog/3.png", "Brésil café/25.png", "39.png"]
+    (photos / "l.txt").write_bytes("\r\n".join(lines).encode(encoding))
+    part = finetune.listed_images(folder_source(photos), photos / "l.txt", 10)
+    assert [CLASSES[i] for i in (1, 0, 2, 3)] == [part.class_names[label] for label in part.labels]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("same_1.png", r"'same_1.png' can mean 'a b/same_1.png' or 'dog/same_1.png'"),
+        ("golden_retriever/3.png", r"1 of its 4 files are not in .*golden_retriever/3.png"),
+        ("val/dog/3.png", r"1 of its 4 files are not in "),
+        ("dog\\1.png", r"names 'dog/1.png' more than once, the second time as 'dog.*1.png'"),
+        ("1.png", r"names 'dog/1.png' more than once, the second time as '1.png'"),
+    ],
+)
+def test_lines_without_one_meaning_are_refused(photos: Path, line: str, message: str) -> None:
+    with pytest.raises(InputError, match=message) as error:
+        listed(photos, ["dog/1.png", "dog/2.png", "11.png", line])
+    assert "\n" not in str(error.value)
+
+
+def test_several_names_in_a_line(root: Path) -> None:
+    (root / "l.txt").write_text("n00000004_7.png n00000000_1.png\tn00000002_9.png\nn00000001_3.png\n")
+    part = finetune.listed_images(folder_source(root), root / "l.txt", 10)
+    assert part.labels.tolist() == [4, 0, 2, 1]
+
+
+def test_the_class_in_the_name_of_a_file_wins(tmp_path: Path) -> None:
+    """As in earlier versions: other classes may have a file of the same name."""
+    root = make_folder(tmp_path / "data", classes=2, train=10)
+    (root / "train" / "n00000001" / "n00000000_1.png").write_bytes(b"")
+    part = finetune.listed_images(
+        folder_source(root), write_list(root / "l.txt", ["n00000000_1.png", "n00000001_1.png"]), 10
+    )
+    assert part.labels.tolist() == [0, 1]
+
+
+def test_a_list_of_classes_and_files_from_the_command_line(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for file in photos.glob("train/*/same_1.png"):
+        file.unlink()
+    tiny = ["backbone.name=resnet10_narrow", "projector.hidden=32", "projector.out=64", "batch_size=32"]
+    assert main(["pretrain", "demo", *tiny, "data.size=64", "epochs=1", "warmup_epochs=0", "device=cpu"]) == 0
+    write_list(photos / "10percent.txt", ["dog\\3.png", "12.png", "Brésil café/25.png", "a b/39.png"])
+    words = ["data.kind=imagefolder", "data.root=photos", "train_percent=10", "workers=0", "device=cpu", "epochs=1"]
+    sizes = ["resize=18", "crop=16", "batch_size=4"]
+    assert main(["finetune", "runs/pretrain/demo/seed0/checkpoint.pt", *words, *sizes]) == 0
+    assert "finetune INTL photos seed 0: best_top1" in capsys.readouterr().out
+    (record,) = RecordStore(Path("results/records")).load()
+    assert record.protocol["train_images"] == 4
 
 
 @pytest.mark.parametrize(
