@@ -235,6 +235,6 @@ def test_an_unreadable_image_is_named_in_one_line(
         content = train.file(index).read_bytes()
         (tmp_path / train.file(index).name).write_bytes(content[: len(content) // 2])
     config = dataclasses.replace(CONFIG, workers=workers)
-    with pytest.raises(InputError, match=r"\.jpg: cannot be read as annotated \(.*\); restore it$") as refused:
+    with pytest.raises(InputError, match=r"\.jpg: not a readable image \(.*\); restore it$") as refused:
         run(config, tmp_path / "run", dataclasses.replace(train, folder=tmp_path), test)
     assert "\n" not in str(refused.value)
