@@ -25,6 +25,7 @@ from PIL import Image, ImageChops, ImagePalette, TiffImagePlugin
 
 _DEEP = re.compile(r"(RGB[AaX]?|CMYK|LA);16([BLN])")  # raw modes of 16 bits, of which Pillow keeps the high bytes
 _OTHER_BYTES = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
+_PART = 2**18  # pixels
 # Tags of TIFF.
 _BITS, _PHOTOMETRIC, _SAMPLES, _PLANES, _COLORS, _FORMAT, _SUBSAMPLING = 258, 262, 277, 284, 320, 339, 530
 
@@ -45,9 +46,11 @@ def to_rgb(image: Any, content: bytes, reopen: Callable[[io.BytesIO], Any]) -> I
     tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
     _refuse_undefined(image, raw, tags)
     if mode == "I" or mode.startswith("I;16"):
-        top = 4095 if raw == "I;12" else 65535
-        values = np.asarray(image).astype(np.uint32)
-        return Image.fromarray(_to_8_bits(top - values if tags.get(_PHOTOMETRIC) == 0 else values, top)).convert("RGB")
+        top, gray = 4095 if raw == "I;12" else 65535, np.asarray(image)
+        if tags.get(_PHOTOMETRIC) == 0:
+            gray = top - gray
+        pixels = _in_parts(gray.reshape(-1, 1).shape, lambda part: _to_8_bits(gray.reshape(-1, 1)[part], top))
+        return Image.fromarray(pixels.reshape(gray.shape)).convert("RGB")
     if image.mode != "CMYK" and _has_deep_planes(tags):
         return _from_16_bits(image, reopen(io.BytesIO(content)), {"II": "L", "MM": "B"}[tags.prefix.decode()])
     if found := _DEEP.fullmatch(raw):
@@ -96,18 +99,33 @@ def _from_16_bits(high: Any, low: Any, order: str) -> Image.Image:
     raw = _raw_mode(high)
     if raw.startswith("LA"):
         _set_raw_mode(high, lambda _: "RGBA")  # the four bytes of gray and transparency
-        gray, low_gray = np.asarray(high)[:, :, :2].astype(np.uint32).transpose(2, 0, 1)
-        return Image.fromarray(_to_8_bits(256 * gray + low_gray, 65535)).convert("RGB")
-    for image, byte in ((high, order), (low, _OTHER_BYTES[order])):
-        _set_raw_mode(image, lambda name, byte=byte: f"{name.partition(';')[0].replace('a', 'A')};16{byte}")
-    values = 256 * np.asarray(high).astype(np.uint32) + np.asarray(low)
-    if raw.startswith("RGBa"):  # the colors are multiplied by their opacity
-        opacity = np.maximum(values[:, :, 3:], 1)
-        values = np.minimum((values * 65535 + opacity // 2) // opacity, 65535)
-    pixels = _to_8_bits(values, 65535)
+        both = np.asarray(high).reshape(-1, 4)
+        bytes_of = both[:, :1], both[:, 1:2]
+    else:
+        for image, byte in ((high, order), (low, _OTHER_BYTES[order])):
+            _set_raw_mode(image, lambda name, byte=byte: f"{name.partition(';')[0].replace('a', 'A')};16{byte}")
+        bytes_of = tuple(np.asarray(image).reshape(-1, len(image.mode)) for image in (high, low))
+
+    def scale(part: slice) -> np.ndarray:
+        values = 256 * bytes_of[0][part].astype(np.uint32) + bytes_of[1][part]
+        if raw.startswith("RGBa"):  # the colors are multiplied by their opacity
+            opacity = np.maximum(values[:, 3:], 1)
+            values = np.minimum((values * 65535 + opacity // 2) // opacity, 65535)
+        return _to_8_bits(values, 65535)
+
+    pixels = _in_parts(bytes_of[0].shape, scale)
     if high.mode == "CMYK":
         return Image.frombytes("CMYK", high.size, pixels.tobytes()).convert("RGB")
-    return Image.fromarray(np.ascontiguousarray(pixels[:, :, :3]))
+    colors = np.broadcast_to(pixels[:, :3], (len(pixels), 3))
+    return Image.fromarray(np.ascontiguousarray(colors.reshape(high.height, high.width, 3)))
+
+
+def _in_parts(shape: tuple[int, ...], function: Callable[[slice], np.ndarray]) -> np.ndarray:
+    """Fill an array of bytes part by part: the intermediate results of a large image would fill the memory."""
+    pixels = np.empty(shape, np.uint8)
+    for first in range(0, len(pixels), _PART):
+        pixels[first : first + _PART] = function(slice(first, first + _PART))
+    return pixels
 
 
 def _raw_mode(image: Any) -> str:
@@ -126,4 +144,4 @@ def _set_raw_mode(image: Any, change: Callable[[str], str]) -> None:
 
 def _to_8_bits(values: np.ndarray, top: int) -> np.ndarray:
     """Scale 0 ... `top`, an odd number, to 0 ... 255, rounded to nearest."""
-    return ((values * 255 + top // 2) // top).astype(np.uint8)
+    return (values.astype(np.uint32) * 255 + top // 2) // top
