@@ -473,9 +473,9 @@ CLASSES = {
     "empty": (b"", "empty"),
     "blanks": (b"\n  \n", "empty"),
     "an unknown class": (b"a\nc\n", "'c' is not a class folder"),
-    "not UTF-8": (b"\xff\xfea\x00", "not UTF-8"),
+    "half a character of UTF-16": (b"\xff\xfea", "not UTF-8"),
     "Latin-1": (b"\xe9\n", "not UTF-8"),
-    "zero bytes": (bytes(20), "is not a class folder"),
+    "zero bytes": (bytes(20), "zero bytes"),
     "a path": (b"../train/a\n", "is not a class folder"),
     "an escape": (b"\x1b[31ma\n", "is not a class folder"),
     "a long line": (b"a" * 10**6, "is not a class folder"),
@@ -498,7 +498,7 @@ FILES = {
     "too many": (b"a_0.JPEG " * 100, "100 names"),
     "a path": (b"../../x.JPEG", "not in"),
     "an escape": (b"\x1b[2J.JPEG", "not in"),
-    "zero bytes": (bytes(3), "not in"),
+    "zero bytes": (bytes(3), "zero bytes"),
     "a long name": (b"a" * 10**6, "not in"),
 }
 
