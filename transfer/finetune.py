@@ -171,8 +171,8 @@ def find_list(config: FinetuneConfig) -> Path:
 def listed_images(source: FileSource, path: Path, percent: int) -> FileSource:
     """Return the images that the file list at `path` names, in its order.
 
-    A line is CLASS/FILE or FILE. FILE is in the class folder that its part before "_" names, or in the only class folder
-    that has it. Spaces, accents, backslashes and leading folders may differ from the disk.
+    A line is CLASS/FILE or FILE. FILE is in the class folder that its part before "_" names, or in the only class
+    folder that has it. Spaces, accents, backslashes and leading folders may differ from the disk.
 
     Raises:
         InputError: the list cannot be read, names a file twice, names a missing file or one that several class folders

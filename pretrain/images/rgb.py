@@ -14,6 +14,7 @@ conversion cuts values off or misreads them, the pixels are those that the file 
 Signed, 32-bit and float values have no defined white. They are refused by the name of their mode.
 """
 
+import functools
 import io
 import re
 import sys
@@ -43,7 +44,7 @@ def to_rgb(image: Any, content: bytes, reopen: Callable[[io.BytesIO], Any]) -> I
         Exception: any error that Pillow raises for bytes that it cannot decode.
     """
     raw, mode = _raw_mode(image), image.mode
-    tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
+    tags: Any = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
     _refuse_undefined(image, raw, tags)
     if mode == "I" or mode.startswith("I;16"):
         top, gray = 4095 if raw == "I;12" else 65535, np.asarray(image)
@@ -103,8 +104,8 @@ def _from_16_bits(high: Any, low: Any, order: str) -> Image.Image:
         bytes_of = both[:, :1], both[:, 1:2]
     else:
         for image, byte in ((high, order), (low, _OTHER_BYTES[order])):
-            _set_raw_mode(image, lambda name, byte=byte: f"{name.partition(';')[0].replace('a', 'A')};16{byte}")
-        bytes_of = tuple(np.asarray(image).reshape(-1, len(image.mode)) for image in (high, low))
+            _set_raw_mode(image, functools.partial(_with_byte, byte))
+        bytes_of = np.asarray(high).reshape(-1, len(high.mode)), np.asarray(low).reshape(-1, len(low.mode))
 
     def scale(part: slice) -> np.ndarray:
         values = 256 * bytes_of[0][part].astype(np.uint32) + bytes_of[1][part]
@@ -118,6 +119,11 @@ def _from_16_bits(high: Any, low: Any, order: str) -> Image.Image:
         return Image.frombytes("CMYK", high.size, pixels.tobytes()).convert("RGB")
     colors = np.broadcast_to(pixels[:, :3], (len(pixels), 3))
     return Image.fromarray(np.ascontiguousarray(colors.reshape(high.height, high.width, 3)))
+
+
+def _with_byte(byte: str, raw: str) -> str:
+    """Return the raw mode whose result is one byte of each 16-bit value, without the division by the opacity."""
+    return f"{raw.partition(';')[0].replace('a', 'A')};16{byte}"
 
 
 def _in_parts(shape: tuple[int, ...], function: Callable[[slice], np.ndarray]) -> np.ndarray:
