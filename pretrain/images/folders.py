@@ -27,7 +27,7 @@ FOLDERS = {"train": "train", "test": "val"}  # split: folder of an imagefolder
 
 # Folders that operating systems, archives, network disks and notebooks make beside classes or within them.
 _SYSTEM = (
-    r"\.[^/]*|__MACOSX|@eaDir|@tmp|@Recycle|@Recently-Snapshot|#recycle|#snapshot|\$RECYCLE\.BIN"
+    r"\.[^/]*|__MACOSX|@eaDir|@__thumb|@tmp|@Recycle|@Recently-Snapshot|#recycle|#snapshot|\$RECYCLE\.BIN"
     r"|System Volume Information|lost\+found"
 )
 _SYSTEM_FOLDER = re.compile(_SYSTEM, re.IGNORECASE)

@@ -29,10 +29,9 @@ def read_lines(path: Path, what: str) -> list[str]:
 
 
 def fold(name: str) -> str:
-    """Return a text that is the same for all spellings of a name."""
-    if "\\" in name:
-        name = name.replace("\\", "/")
-    return " ".join(unicodedata.normalize("NFC", name).split()).strip("/")
+    """Return a text that is the same for all spellings of a name or a path."""
+    parts = unicodedata.normalize("NFC", name).replace("\\", "/").split("/")
+    return "/".join(" ".join(part.split()) or part for part in parts if part)
 
 
 class Names:

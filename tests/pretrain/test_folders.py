@@ -164,6 +164,16 @@ def test_a_class_without_test_images_is_explained(files: list[str], reason: str,
     assert part.class_names == ["a"]
 
 
+def test_a_class_without_test_images_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make(tmp_path / "data", ["train/a/1.png", "train/b/1.png", "val/a/1.png"])
+    assert main(["data", "pack", "data", "packed"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(
+        "intl-bench: data/val/b: no images of this class: the class is in data/train, but this folder"
+    )
+    assert not (tmp_path / "packed").exists()
+
+
 def test_the_proposed_setting_works_for_any_name(tmp_path: Path) -> None:
     name = "it's [b]*"
     make(tmp_path, ["train/a/1.png", f"train/{name}/1.png", "val/a/1.png"])

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 from transfer_cases import make_checkpoint, make_folder, packaged
 
@@ -257,6 +259,47 @@ def test_lines_without_one_meaning_are_refused(photos: Path, line: str, message:
     with pytest.raises(InputError, match=message) as error:
         listed(photos, ["dog/1.png", "dog/2.png", "11.png", line])
     assert "\n" not in str(error.value)
+
+
+TEXT = st.text(st.characters(exclude_characters="/\0\r\n\\", exclude_categories=("Cs",)), min_size=1, max_size=6)
+NAMES = TEXT.filter(lambda name: name.strip() and not name.startswith((".", "@", "#", "$", "_")))
+SPELLINGS: list[Callable[[str], str]] = [
+    str,
+    lambda path: path.replace("/", "\\"),
+    lambda path: unicodedata.normalize("NFC", path),
+    lambda path: unicodedata.normalize("NFD", path),
+    lambda path: path.replace(" ", "\u3000"),
+    lambda path: f"/home/me/train/{path}",
+    lambda path: f"{path} ",
+    lambda path: path.rpartition("/")[2],
+]
+
+
+@settings(max_examples=40)
+@given(
+    paths=st.lists(st.tuples(NAMES, NAMES), min_size=10, max_size=14, unique=True),
+    chosen=st.integers(0, 9),
+    spell=st.sampled_from(SPELLINGS),
+)
+def test_a_line_means_its_file_or_is_refused(
+    paths: list[tuple[str, str]], chosen: int, spell: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Whatever the names: never another file, never a needless refusal of an exact name."""
+    root = tmp_path_factory.mktemp("odd")
+    for folder, name in paths:
+        (root / "train" / folder).mkdir(parents=True, exist_ok=True)
+        (root / "train" / folder / f"{name}.png").write_bytes(b"")
+    wanted = f"{paths[chosen][0]}/{paths[chosen][1]}.png"
+    source = folder_source(root)
+    try:
+        part = finetune.listed_images(source, write_list(root / "l.txt", [spell(wanted)]), 10)
+    except InputError as error:
+        reason = str(error)
+    else:
+        assert [file.decode() for file in part.files.tolist()] == [wanted]
+        return
+    assert "can mean" in reason
+    assert spell(wanted) != wanted
 
 
 def test_several_names_in_a_line(root: Path) -> None:
