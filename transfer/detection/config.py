@@ -94,6 +94,8 @@ class AnnotatedDataConfig:
         train, test: annotation files: one JSON file for coco, one or more lists (ImageSets/Main/*.txt) for voc.
         train_images, test_images: image folders of coco. They are not used for voc, where the images are in the folder
             of the year that a list belongs to.
+        boxes: "refuse" boxes beyond their image by more than a pixel, or "clip" them in training, as Detectron2 does.
+            The evaluation uses the boxes of the file.
     """
 
     kind: str = "coco"
@@ -103,10 +105,17 @@ class AnnotatedDataConfig:
     test: tuple[str, ...] = runtime_only(("annotations/instances_val2017.json",))
     train_images: str = runtime_only("train2017")
     test_images: str = runtime_only("val2017")
+    boxes: str = "refuse"
+
+    def unused(self) -> set[str]:
+        """Return {"boxes"} for the default, which identities of older records do not have."""
+        return {"boxes"} if self.boxes == "refuse" else set()
 
     def __post_init__(self) -> None:
         if self.kind not in ("coco", "voc"):
             raise ValueError(f"data.kind={self.kind}: expected coco or voc")
+        if self.boxes not in ("refuse", "clip"):
+            raise ValueError(f"data.boxes={self.boxes}: expected refuse or clip")
         require_title(self.name, "data.name")
         for field in ("train", "test"):
             files = getattr(self, field)

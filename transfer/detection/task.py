@@ -20,6 +20,7 @@ from pretrain.backbone import ARCHITECTURES
 from pretrain.checkpoint import Checkpoint
 from pretrain.images.data import IMAGENET_NORMALIZATION
 from transfer.convert import to_detectron2
+from transfer.detection.annotations.categories import match_categories
 from transfer.detection.annotations.objects import Annotations
 from transfer.detection.annotations.split import read_split
 from transfer.detection.config import AnnotatedDataConfig, DetectionConfig, ModelConfig
@@ -115,11 +116,7 @@ def run(
     """
     engine = _import_engine(config.engine)  # before the annotations, because reading large ones takes time
     train, test = (_read_annotations(config, split) for split in ("train", "test"))
-    if train.category_ids != test.category_ids:
-        raise InputError(
-            f"{test.path}: its category ids differ from those of {train.path}; expected the same categories in both "
-            "files; correct data.train or data.test"
-        )
+    test = match_categories(train, test)
     if config.eval_every:
         import_evaluator(config.evaluator)  # a missing package is reported before training
     classes = len(train.category_ids)

@@ -12,7 +12,10 @@ import numpy as np
 
 from intl_bench.core import inputs
 from intl_bench.core.errors import InputError, from_os_error
+from intl_bench.core.inputs import shorten
 from pretrain.images.decode import check_size, open_image
+from transfer.detection.annotations.faults import Faults
+from transfer.detection.annotations.file_names import Spellings
 
 _HEADER_BYTES = 8192  # enough for the size in most JPEG files
 _THREADS = 16
@@ -23,11 +26,15 @@ _EXIF_ORIENTATION = 0x0112
 _FRAME_MARKERS = frozenset((*range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0)))
 
 
+class MissingFileError(InputError):
+    """An image file does not exist."""
+
+
 def image_size(path: str) -> tuple[int, int]:
     """Read the width and height of an image file in pixels, with its EXIF orientation applied.
 
     Raises:
-        InputError: the file does not exist, is not a regular file or is not an image.
+        InputError: the file does not exist (`MissingFileError`), is not a regular file or is not an image.
     """
     try:
         with inputs.open_file(path, buffered=False) as stream:
@@ -35,8 +42,8 @@ def image_size(path: str) -> tuple[int, int]:
     except InputError:
         raise
     except OSError as error:
-        if error.errno == errno.ENOENT:
-            raise InputError(
+        if error.errno in (errno.ENOENT, errno.ENOTDIR):
+            raise MissingFileError(
                 f"{path}: no such file; expected the image file of an annotation; add the file, or remove the "
                 "annotation"
             ) from error
@@ -92,40 +99,71 @@ def _pillow_size(path: str) -> tuple[int, int]:
 
 
 def check_image_sizes(
-    annotations: Path, folder: Path, ids: Sequence[object], names: list[str], sizes: np.ndarray
-) -> None:
+    faults: Faults, folder: Path, ids: Sequence[object], names: list[str], sizes: np.ndarray
+) -> tuple[list[str], np.ndarray]:
     """Compare the size of every image file with the annotated one.
 
+    A name that no file has literally is found in another spelling, if only one file can be meant.
+
     Args:
-        annotations: the annotation file, for messages.
+        faults: receives files that are missing, unreadable or of another size.
         folder: the folder that `names` are relative to.
         ids: n ids of the images, for messages.
         names: n file names.
         sizes: (n, 2), annotated width and height.
 
+    Returns:
+        n names of files, and (n,) bool, whether the file of an image is as annotated.
+
     Raises:
-        InputError: a file is missing, unreadable or of another size. The message names the first such image.
+        ResourceError: a file cannot be read for lack of a right or because of the disk.
     """
+
+    def check_file(index: int, name: str) -> tuple[int, str, str, str] | None:
+        """Return index, kind, text and remedy of a fault."""
+        try:
+            width, height = image_size(f"{folder}{os.sep}{name}")
+        except InputError as error:
+            text, _, remedy = str(error).rpartition("; ")
+            kind = "missing" if isinstance(error, MissingFileError) else remedy
+            return index, kind, text or str(error), remedy if text else "correct the name, or restore the file"
+        if (width, height) == expected[index]:
+            return None
+        text = (
+            f"image {ids[index]!r}: width x height {expected[index][0]} x {expected[index][1]}; expected "
+            f"{width} x {height}, the size of {folder / name} with its EXIF orientation applied"
+        )
+        return index, "size", text, "correct the annotation, or restore the file"
+
+    def check_files(indices: range) -> list[tuple[int, str, str, str]]:
+        return [problem for i in indices if (problem := check_file(i, names[i])) is not None]
+
+    good = np.ones(len(names), bool)
     if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; expected the images of {annotations}; set data.root")
-
-    def check_files(indices: range) -> None:
-        for i in indices:
-            width, height = image_size(f"{folder}{os.sep}{names[i]}")
-            if (width, height) != expected[i]:
-                raise InputError(
-                    f"{annotations}: image {ids[i]!r}: width x height {expected[i][0]} x {expected[i][1]}; expected "
-                    f"{width} x {height}, the size of {folder / names[i]} with its EXIF orientation applied; correct "
-                    "the annotation, or restore the file"
-                )
-
+        faults.add("folder", f"{folder}: no such folder; expected the images", "set data.root", [str(folder)])
+        return names, ~good
     expected, files, step = list(map(tuple, sizes.tolist())), range(len(names)), _PART
+    problems: list[tuple[int, str, str, str]] = []
     with ThreadPoolExecutor(_THREADS) as pool:
         while files:
             part, files = files[:_PART], files[_PART:]
             start = time.perf_counter()
-            for _ in pool.map(check_files, (part[i : i + step] for i in range(0, len(part), step))):
-                continue
+            for found in pool.map(check_files, (part[i : i + step] for i in range(0, len(part), step))):
+                problems += found
             # A network disk answers many requests at a time. With a local disk the threads only wait for each other.
             slow = (time.perf_counter() - start) / len(part) > _SLOW
             step = _PART // _THREADS if slow else _PART
+    names, spellings = list(names), Spellings(folder)
+    for index, kind, text, remedy in problems:
+        problem: tuple[int, str, str, str] | None = (index, kind, text, remedy)
+        if kind == "missing" and (candidates := spellings.find(names[index])):
+            if len(candidates) == 1:
+                names[index] = candidates[0]
+                problem = check_file(index, names[index])
+            else:
+                text = f"image {ids[index]!r}: {shorten(names[index])} can mean {' and '.join(map(repr, candidates))}"
+                problem = index, "spelling", f"{text}; expected one file", "correct the name"
+        if problem is not None:
+            good[index] = False
+            faults.add(("image file", problem[1]), problem[2], problem[3], [str(ids[index])])
+    return names, good

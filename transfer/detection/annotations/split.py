@@ -6,6 +6,7 @@ import numpy as np
 
 from intl_bench.core import datasets
 from intl_bench.core.errors import InputError
+from transfer.detection.annotations.categories import normalize
 from transfer.detection.annotations.coco import read_coco
 from transfer.detection.annotations.objects import Annotations
 from transfer.detection.annotations.voc import read_voc
@@ -30,15 +31,18 @@ def read_split(config: AnnotatedDataConfig, split: str, *, masks: bool) -> Annot
         raise InputError(f"data.root is not set: expected the folder of {config.name}; add data.root=PATH")
     root = Path(config.root).expanduser()
     training = split == "train"
+    clip = config.boxes == "clip"
     files = [root / file for file in (config.train if training else config.test)]
     if config.kind == "voc":
         if masks:
             raise InputError("data.kind=voc: VOC has no outlines for model.masks=true; set model.masks=false")
-        annotations = read_voc(files, root, name=config.name)
+        annotations = read_voc(files, root, name=config.name, clip=clip)
     else:
         folder = root / (config.train_images if training else config.test_images)
-        annotations = read_coco(files[0], folder, name=config.name, masks=masks, evaluated=not training)
-    datasets.check_categories(config.name, where=str(files[0]), category_names=annotations.category_names)
+        annotations = read_coco(files[0], folder, name=config.name, masks=masks, evaluated=not training, clip=clip)
+    datasets.check_categories(
+        config.name, where=str(files[0]), category_names=[normalize(one) for one in annotations.category_names]
+    )
     return _select_training_images(annotations) if training else annotations
 
 

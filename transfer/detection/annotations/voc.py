@@ -1,10 +1,12 @@
 """Reader of PASCAL VOC's annotations (VOCdevkit): lists of image names, and one XML file per image."""
 
+import collections
+import contextlib
 import hashlib
 import math
 import os
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 from xml.etree import ElementTree
 
 import numpy as np
@@ -13,19 +15,21 @@ from intl_bench.core import inputs
 from intl_bench.core.datasets import DATASETS
 from intl_bench.core.errors import InputError
 from intl_bench.core.inputs import shorten
+from transfer.detection.annotations import geometry
+from transfer.detection.annotations.documents import decode, decode_xml
+from transfer.detection.annotations.faults import Faults
+from transfer.detection.annotations.file_names import Spellings, is_safe
 from transfer.detection.annotations.image_sizes import check_image_sizes
 from transfer.detection.annotations.objects import BOX_TOLERANCE, Annotations
 
 CLASS_NAMES = DATASETS["voc0712"].class_names
 _LONGEST = 200  # characters of an image name
+_REMEDY = "correct it, or remove the object"
+_FLAGS = {"0": False, "1": True, "false": False, "true": True}
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
-# Class index, corners, difficult.
-_Object = tuple[int, list[float], bool]
-
-
-def read_voc(lists: list[Path], root: Path, *, name: str) -> Annotations:
+def read_voc(lists: list[Path], root: Path, *, name: str, clip: bool = False) -> Annotations:
     """Read and check the images of all lists with their objects of the twenty classes, as in Detectron2.
 
     VOC counts pixels from 1, and xmax and ymax are the last pixels of a box. So 1 is subtracted from xmin and ymin.
@@ -35,37 +39,42 @@ def read_voc(lists: list[Path], root: Path, *, name: str) -> Annotations:
         lists: files such as VOC2007/ImageSets/Main/trainval.txt, with one image name per line.
         root: the folder VOCdevkit, which the names of image files are relative to.
         name: name of the data set.
+        clip: whether boxes may be beyond their image; training clips them.
 
     Returns:
         The images in the order of the lists. Their ids are 0, 1, 2, ...
 
     Raises:
-        InputError: a list, an XML file or an image file is missing or invalid. The message names the first problem.
+        InputError: lists, XML files or image files are missing or invalid. The message has all kinds of faults, with
+            their numbers and first entries.
     """
-    files, sizes, counts, objects = list[str](), list[tuple[int, int]](), [0], list[_Object]()
-    digest = hashlib.sha256()
+    reader = _Reader()
+    faults, files, sizes, owners = reader.faults, list[str](), list[tuple[int, int]](), list[int]()
     for path in lists:
         year = Path(os.path.abspath(path)).parents[2]
-        for image in _read_list(path, digest):
-            xml = year / "Annotations" / f"{image}.xml"
-            size, found = _read_xml(xml, digest)
+        for image in reader.read_list(path, year):
+            sizes.append(reader.read_xml(year, image))
+            owners += [len(files)] * (len(reader.objects) - len(owners))
             files.append(os.path.relpath(year / "JPEGImages" / f"{image}.jpg", os.path.abspath(root)))
-            sizes.append(size)
-            objects += found
-            counts.append(len(objects))
-    if len({*files}) < len(files):
-        repeated = next(file for i, file in enumerate(files) if file in files[:i])
-        raise InputError(f"{root / repeated}: listed twice in {', '.join(map(str, lists))}; expected each image once")
-    check_image_sizes(lists[0], root, files, files, np.array(sizes))
-    boxes = np.array([box for _, box, _ in objects], np.float64).reshape(-1, 4)
-    owner = np.repeat(np.arange(len(files)), np.diff(counts))
-    notes = []
-    if clipped := int((np.maximum(-boxes[:, :2], boxes[:, 2:] - np.array(sizes)[owner]) > 0).any(1).sum()):
-        notes.append(f"boxes up to {BOX_TOLERANCE:g} pixel outside their image, clipped: {clipped}")
+    if not files:
+        faults.raise_any()
+    for again in [file for file, count in collections.Counter(files).items() if count > 1]:
+        text = f"{root / again}: listed twice in {', '.join(map(str, lists))}; expected each image once"
+        faults.add("twice", text, "remove the second line", [again])
+    known = np.flatnonzero(np.array(sizes).min(1) > 0)  # an image without a size has a fault already
+    found, _ = check_image_sizes(
+        faults, root, [files[i] for i in known], [files[i] for i in known], np.array(sizes)[known]
+    )
+    for index, file in zip(known.tolist(), found, strict=True):
+        files[index] = file
+    boxes = np.array([item.box for item in reader.objects], np.float64).reshape(-1, 4)
+    notes = _check_boxes(reader, boxes, np.array(sizes)[owners], clip)
+    faults.raise_any()
+    bounds = np.searchsorted(owners, np.arange(len(files) + 1))
     return Annotations(
         name=name,
         path=lists[0],
-        sha256=digest.hexdigest(),
+        sha256=reader.digest.hexdigest(),
         folder=root,
         category_ids=tuple(range(1, len(CLASS_NAMES) + 1)),
         category_names=CLASS_NAMES,
@@ -74,93 +83,176 @@ def read_voc(lists: list[Path], root: Path, *, name: str) -> Annotations:
         heights=np.array(sizes)[:, 1],
         widths=np.array(sizes)[:, 0],
         file_names=np.array([os.fsencode(file) for file in files]),
-        first=np.array(counts[:-1]),
-        last=np.array(counts[1:]),
-        annotation_ids=np.arange(1, len(objects) + 1),
-        classes=np.array([class_index for class_index, _, _ in objects], np.int64),
+        first=bounds[:-1],
+        last=bounds[1:],
+        annotation_ids=np.arange(1, len(boxes) + 1),
+        classes=np.array([item.class_index for item in reader.objects], np.int64),
         boxes=boxes,
-        crowd=np.zeros(len(objects), bool),
-        difficult=np.array([difficult for _, _, difficult in objects], bool),
+        crowd=np.zeros(len(boxes), bool),
+        difficult=np.array([item.difficult for item in reader.objects], bool),
         outlines=None,
     )
 
 
-def _read_list(path: Path, digest: Any) -> list[str]:
-    """Read the image names of a list and add its bytes to `digest`."""
-    lines = _read_text(path, "list of images", digest).splitlines()
-    names = []
-    for number, line in enumerate(lines, start=1):
-        if len(line.split()) > 1 or os.sep in line or not line.isprintable() or len(line) > _LONGEST:
-            raise InputError(
-                f"{path}: line {number}: {shorten(line)}; expected one image name per line; use a list such as "
-                "trainval.txt or test.txt"
-            )
-        names += line.split()
-    if not names:
-        raise InputError(f"{path}: no image names; expected one image name per line")
-    return names
+class _Object(NamedTuple):
+    """An annotated object.
+
+    Attributes:
+        where: file, number and class, for messages.
+        box: x0, y0, x1, y1, counted from 0.
+    """
+
+    where: str
+    class_index: int
+    box: list[float]
+    difficult: bool
 
 
-def _read_xml(path: Path, digest: Any) -> tuple[tuple[int, int], list[_Object]]:
-    """Read (width, height) and the objects of an image, and add the bytes of the file to `digest`."""
-    text = _read_text(path, "annotations", digest)
-    if "<!" in text.replace("<!--", ""):  # entities can read other files and expand without limit
-        raise InputError(f"{path}: declares a document type or entities; expected VOC's XML, which has neither")
-    try:
-        tree = ElementTree.fromstring(text)
-    except (ElementTree.ParseError, ValueError) as error:
-        raise InputError(f"{path}: not complete XML: {error}; restore the file") from error
-    width, height = (_read_number(path, tree, f"size/{field}", "size") for field in ("width", "height"))
-    for field, value in (("width", width), ("height", height)):
-        if value < 1 or value != int(value):
-            raise InputError(f"{path}: size/{field}: {value:g}; expected a positive whole number of pixels; correct it")
-    size = int(width), int(height)
-    return size, [_read_object(path, item, i, size) for i, item in enumerate(tree.findall("object"), start=1)]
+def _check_boxes(reader: "_Reader", boxes: np.ndarray, sizes: np.ndarray, clip: bool) -> list[str]:
+    """Compare boxes (m, 4) with their images of `sizes` (m, 2), width and height. Report faults and return notes."""
+    if not len(boxes):
+        return []
+    names, notes = [item.where for item in reader.objects], []
+    empty = (boxes[:, :2] >= boxes[:, 2:]).any(1)
+
+    def found(index: int) -> str:
+        x0, y0, x1, y1 = boxes[index].tolist()
+        return f"bndbox: {x0 + 1:g}, {y0 + 1:g}, {x1:g}, {y1:g}"
+
+    if empty.any():
+        first = int(np.flatnonzero(empty)[0])
+        cause = geometry.find_box_cause(boxes, sizes, geometry.CORNERS)
+        text = f"{names[first]}: {found(first)}; expected xmin <= xmax and ymin <= ymax{_hint(cause)}"
+        reader.faults.add("order", text, _REMEDY, [names[i] for i in np.flatnonzero(empty)[:10]], int(empty.sum()))
+    kept = np.flatnonzero(~empty & (sizes > 0).all(1))
+    for finding in geometry.check_boxes(boxes[kept], sizes[kept], geometry.CORNERS, clip=clip):
+        objects = kept[finding.objects]
+        first, count = int(objects[0]), len(objects)
+        if finding.fault:
+            width, height = sizes[first].tolist()
+            expected = f"expected a box inside the image of {width} x {height} pixels, in pixels{_hint(finding.cause)}"
+            text = f"{names[first]}: {found(first)}; {expected}"
+            reader.faults.add(finding.kind, text, _REMEDY, [names[i] for i in objects[:10]], count)
+        else:
+            hint = _hint(finding.cause)
+            notes.append(f"{finding.kind}: {count}, the first is in {names[first]}, {found(first)}{hint}")
+    beyond = np.maximum(-boxes[:, :2], boxes[:, 2:] - sizes).max(1)
+    if clipped := int(((beyond > 0) & (beyond <= BOX_TOLERANCE)).sum()):
+        notes.insert(0, f"boxes up to {BOX_TOLERANCE:g} pixel outside their image, clipped: {clipped}")
+    return notes
 
 
-def _read_object(path: Path, tree: ElementTree.Element, number: int, size: tuple[int, int]) -> _Object:
-    """Read object `number`, counted from 1, of an image of (width, height) `size`."""
-    name = (tree.findtext("name") or "").strip()
-    where = f"object {number}"
-    if name not in CLASS_NAMES:
-        raise InputError(f"{path}: {where}: name: {shorten(name)}; expected one of VOC's twenty classes; correct it")
-    where = f"{where} ({name})"
-    x0, y0, x1, y1 = (_read_number(path, tree, f"bndbox/{field}", where) for field in _CORNERS)
-    box = [x0 - 1.0, y0 - 1.0, x1, y1]
-    if box[0] >= x1 or box[1] >= y1:
-        raise InputError(
-            f"{path}: {where}: bndbox: {x0:g}, {y0:g}, {x1:g}, {y1:g}; expected xmin <= xmax and ymin <= ymax; "
-            "correct it, or remove the object"
-        )
-    if max(-box[0], -box[1], x1 - size[0], y1 - size[1]) > BOX_TOLERANCE:
-        raise InputError(
-            f"{path}: {where}: bndbox: {x0:g}, {y0:g}, {x1:g}, {y1:g}; expected a box inside the image of "
-            f"{size[0]} x {size[1]} pixels; correct it, or remove the object"
-        )
-    difficult = (tree.findtext("difficult") or "0").strip()
-    if difficult not in ("0", "1"):
-        raise InputError(f"{path}: {where}: difficult: {shorten(difficult)}; expected 0 or 1; correct it")
-    return CLASS_NAMES.index(name), box, difficult == "1"
+def _hint(cause: str) -> str:
+    return f" (likely cause: {cause})" if cause else ""
 
 
-def _read_number(path: Path, tree: ElementTree.Element, field: str, where: str) -> float:
-    """Read a finite number from an element below `tree`; `where` is for messages."""
-    text = tree.findtext(field)
-    found = "missing" if text is None else shorten(text.strip())
-    try:
-        value = float(text or "")
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise InputError(f"{path}: {where}: {field}: {found}; expected a finite number of pixels; correct it")
-    return value
+class _Reader:
+    """Reads lists and XML files.
 
+    Attributes:
+        faults: all faults so far.
+        digest: of the digests of all files that were read.
+        objects: of all XML files, one after the other.
+    """
 
-def _read_text(path: Path, what: str, digest: Any) -> str:
-    """Read a text file and add the SHA-256 of its bytes to `digest`; `what` is for messages."""
-    content = inputs.read_bytes(path, f"the {what} {path}")
-    digest.update(hashlib.sha256(content).digest())
-    try:
-        return content.decode()
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text; expected VOC's {what}; restore the file") from error
+    def __init__(self) -> None:
+        self.faults, self.digest = Faults(""), hashlib.sha256()
+        self.objects: list[_Object] = []
+        self._spellings: dict[Path, Spellings] = {}
+
+    def read_list(self, path: Path, year: Path) -> list[str]:
+        """Read the image names of a list of the folder `year`."""
+        content = self._read(path, f"the list of images {path}")
+        try:
+            lines = decode(content).splitlines()
+        except UnicodeDecodeError as error:
+            raise InputError(f"{path}: not UTF-8 text; expected VOC's list of images; restore the file") from error
+        names = []
+        for number, line in enumerate(map(str.strip, lines), start=1):
+            wrong = not is_safe(line) or os.sep in line or len(line) > _LONGEST
+            # A list of one class has a second word, 1, 0 or -1. A name may have spaces too.
+            if line and (wrong or (len(line.split()) > 1 and self._find(year, line) is None)):
+                text = f"{path}: line {number}: {shorten(line)}; expected one image name per line"
+                remedy = "use a list such as trainval.txt or test.txt"
+                self.faults.add(("line", path), text, remedy, [f"line {number}"])
+            elif line:
+                names.append(line)
+        if not any(lines):
+            text = f"{path}: no image names; expected one image name per line"
+            self.faults.add(("empty", path), text, "use another list", [str(path)])
+        return names
+
+    def read_xml(self, year: Path, image: str) -> tuple[int, int]:
+        """Read the objects of an image, and return its width and height; (0, 0) if they are not valid."""
+        path = self._find(year, image) or year / "Annotations" / f"{image}.xml"
+        try:
+            text = decode_xml(self._read(path, f"the annotations {path}"))
+            if "<!" in text.replace("<!--", ""):  # entities can read other files and expand without limit
+                raise ValueError("declares a document type or entities; expected VOC's XML, which has neither")
+            tree = ElementTree.fromstring(text)
+        except InputError as error:
+            return self._refuse(str(error).rpartition(": ")[2], str(error), "restore the file", path)
+        except (ElementTree.ParseError, ValueError) as error:
+            kind = "not complete XML" if isinstance(error, ElementTree.ParseError) else str(error)
+            reason = f"not complete XML: {error}" if kind == "not complete XML" else kind
+            return self._refuse(kind, f"{path}: {reason}", "restore the file", path)
+        size = []
+        for field in ("width", "height"):
+            value = self._read_number(path, tree, f"size/{field}", "size")
+            if value is not None and (value < 1 or value != int(value)):
+                text = f"{path}: size/{field}: {value:g}; expected a positive whole number of pixels"
+                self._refuse("size", text, "correct it", path)
+                value = None
+            size.append(int(value or 0))
+        for number, item in enumerate(tree.findall("object"), start=1):
+            self._read_object(path, item, number)
+        return (size[0], size[1]) if all(size) else (0, 0)
+
+    def _read_object(self, path: Path, tree: ElementTree.Element, number: int) -> None:
+        """Read object `number`, counted from 1."""
+        name = (tree.findtext("name") or "").strip()
+        where = f"object {number}"
+        if name not in CLASS_NAMES:
+            text = f"{path}: {where}: name: {shorten(name)}; expected one of VOC's twenty classes"
+            self._refuse("name", text, "correct it", f"{path.name} {where}")
+            return
+        where = f"{where} ({name})"
+        corners = [self._read_number(path, tree, f"bndbox/{field}", where) for field in _CORNERS]
+        difficult = (tree.findtext("difficult") or "0").strip().lower()
+        if difficult not in _FLAGS:
+            text = f"{path}: {where}: difficult: {shorten(tree.findtext('difficult'))}; expected 0 or 1"
+            self._refuse("difficult", text, "correct it", f"{path.name} {where}")
+        if difficult in _FLAGS and None not in corners:
+            x0, y0, x1, y1 = (value or 0.0 for value in corners)
+            box = [x0 - 1.0, y0 - 1.0, x1, y1]
+            self.objects.append(_Object(f"{path}: {where}", CLASS_NAMES.index(name), box, _FLAGS[difficult]))
+
+    def _read_number(self, path: Path, tree: ElementTree.Element, field: str, where: str) -> float | None:
+        """Read a finite number from an element below `tree`; `where` is for messages. None if it is not valid."""
+        text = tree.findtext(field)
+        with contextlib.suppress(ValueError):
+            if math.isfinite(value := float(text or "")):
+                return value
+        found = "missing" if text is None else shorten(text.strip())
+        message = f"{path}: {where}: {field}: {found}; expected a finite number of pixels"
+        self._refuse("number", message, "correct it", f"{path.name} {where}")
+        return None
+
+    def _refuse(self, kind: str, text: str, remedy: str, entry: object) -> tuple[int, int]:
+        self.faults.add(kind, text, remedy, [str(entry)])
+        return 0, 0
+
+    def _find(self, year: Path, image: str) -> Path | None:
+        """Return the XML file of an image, which may be spelled differently; None if there is none."""
+        folder = year / "Annotations"
+        path = folder / f"{image}.xml"
+        if path.exists():
+            return path
+        found = self._spellings.setdefault(folder, Spellings(folder)).find(f"{image}.xml")
+        return folder / found[0] if len(found) == 1 else None
+
+    def _read(self, path: Path, what: str) -> bytes:
+        """Read a file and add the SHA-256 of its bytes to the digest."""
+        content = inputs.read_bytes(path, what)
+        self.digest.update(hashlib.sha256(content).digest())
+        return content

@@ -10,6 +10,7 @@ import itertools
 import math
 import operator
 import re
+import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,14 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from intl_bench.core import inputs
 from intl_bench.core.copies import fetch
 from intl_bench.core.errors import InputError
-from transfer.detection import masks, rle
+from transfer.detection import masks
 from transfer.detection.annotations.coco import without_garbage_collection
+from transfer.detection.annotations.documents import load_json
 from transfer.detection.annotations.objects import Annotations
+from transfer.detection.annotations.rows import read_id
+from transfer.detection.evaluation.truth import read_truth
 from transfer.detection.structures import Detections
 
 _METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")  # the first six of COCO's twelve
@@ -46,7 +49,8 @@ def evaluate_coco(
     """Compute the average precision of detections on all images of an annotation file.
 
     As in Detectron2, masks of detections are small, medium or large by their own area, even if the detections have
-    boxes.
+    boxes. Ids may be any whole numbers, also written as text. Where `iscrowd` is missing it is 0. Where `area` is
+    missing it is that of the mask, or of the box if there are no masks; a warning says so.
 
     Args:
         annotations_json: instances JSON of COCO.
@@ -68,21 +72,18 @@ def evaluate_coco(
             raise InputError(f"iou_types: {iou_type!r} is unknown; expected {' or '.join(_FIELDS)}")
     dataset_class, evaluator_class = import_evaluator(evaluator)
     with without_garbage_collection():
-        truth = _read_truth(Path(annotations_json), iou_types)
+        truth = read_truth(Path(annotations_json), iou_types)
         name = "detections"
         if isinstance(detections, str | Path):
-            name, detections = str(detections), inputs.read_json(Path(detections), "the detections", any_number=True)
+            name, (detections, _) = str(detections), load_json(Path(detections), "the detections")
         results = check_results(
-            detections,
-            sizes={image["id"]: [image["height"], image["width"]] for image in truth["images"]},
-            category_ids={category["id"] for category in truth["categories"]},
-            iou_types=iou_types,
-            name=name,
+            detections, sizes=truth.sizes, category_ids=truth.category_numbers, iou_types=iou_types, name=name
         )
+        results = truth.renumber(results)
         metrics = {}
         for iou_type in iou_types:
             with contextlib.redirect_stdout(io.StringIO()):  # the evaluators print their progress
-                datasets = _build_datasets(dataset_class, truth, results, iou_type)
+                datasets = _build_datasets(dataset_class, truth.dataset, results, iou_type)
                 evaluation = evaluator_class(*datasets, iouType=iou_type)
                 evaluation.evaluate()
                 evaluation.accumulate()
@@ -90,6 +91,8 @@ def evaluate_coco(
             # COCO's twelve numbers from 0 to 1, or -1 for a metric without objects.
             values = zip(_METRICS, evaluation.stats, strict=False)
             metrics.update({f"{iou_type}/{metric}": 100 * float(value) for metric, value in values if value >= 0})
+    for note in truth.notes:
+        warnings.warn(f"{annotations_json}: {note}", stacklevel=2)
     return metrics
 
 
@@ -189,7 +192,7 @@ def check_results(
     iou_types: Sequence[str],
     name: str = "detections",
 ) -> list[Result]:
-    """Check COCO results and return them as a list.
+    """Check COCO results and return them as a list, with ids as whole numbers.
 
     Args:
         sizes: [height, width] of each image id.
@@ -202,6 +205,7 @@ def check_results(
     """
     if not isinstance(results, list | tuple):
         raise InputError(f"{name}: a {type(results).__name__}; expected a list of COCO results")
+    results = _read_ids(results)
     fields = [_FIELDS[iou_type] for iou_type in iou_types]
     if not _are_all_valid(results, sizes, category_ids, fields):
         for position, result in enumerate(results):
@@ -270,30 +274,17 @@ def _compute_area(shape: Any) -> float:
     return float(coco_mask.area(shape)) if isinstance(shape, dict) else shape[2] * shape[3]
 
 
-def _read_truth(path: Path, iou_types: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
-    """Read and check the annotation file and keep only the fields that the evaluators need."""
-    content = inputs.read_json(path, "the annotations", any_number=True)
-    for part, needed in (("images", ("id", "height", "width")), ("categories", ("id",)), ("annotations", ())):
-        entries = content.get(part) if isinstance(content, dict) else None
-        if not isinstance(entries, list):
-            raise InputError(f"{path}: {part} is missing; expected an instances JSON of COCO")
-        for position, entry in enumerate(entries):
-            problem = _find_missing_field(entry, needed)
-            if problem:
-                raise InputError(f"{path}: {part}[{position}]: {problem}")
-    sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
-    fields = [_FIELDS[iou_type] for iou_type in iou_types]
-    annotations = []
-    for position, entry in enumerate(content["annotations"]):
-        problem = _find_missing_field(entry, ("image_id", "category_id", "area", *fields))
-        problem = problem or ("bbox" in fields and _find_box_problem(entry["bbox"])) or ""
-        problem = problem or ("segmentation" in fields and _find_outline_problem(entry, sizes)) or ""
-        if problem:
-            raise InputError(f"{path}: annotations[{position}]: {problem}")
-        kept = {key: entry[key] for key in ("image_id", "category_id", "area", *fields)}
-        # The entries get new ids, because in both evaluators the id 0 means "not matched".
-        annotations.append({**kept, "id": position + 1, "iscrowd": int(bool(entry.get("iscrowd", 0)))})
-    return {"images": content["images"], "categories": content["categories"], "annotations": annotations}
+def _read_ids(results: Sequence[Any]) -> list[Any]:
+    """Read the ids of results, which may be written as 5, 5.0 or "5". Others stay as they are."""
+    keys = ("image_id", "category_id")
+    objects = [result for result in results if isinstance(result, Mapping)]
+    if all({type(result.get(key)) for result in objects} <= {int} for key in keys):
+        return list(results)
+    changed = []
+    for result in results:
+        ids = {key: read_id(result[key]) for key in keys if key in result} if isinstance(result, Mapping) else {}
+        changed.append({**result, **{key: value for key, value in ids.items() if value is not None}} if ids else result)
+    return changed
 
 
 def _are_all_valid(
@@ -354,20 +345,6 @@ def _find_box_problem(box: Any) -> str:
     if not isinstance(box, list | tuple) or len(box) != 4 or not all(map(_is_finite_number, box)) or min(box[2:]) < 0:
         return f"bbox is {box!r}; expected [x, y, width, height], finite numbers, width and height at least 0"
     return ""
-
-
-def _find_outline_problem(entry: dict[str, Any], sizes: Mapping[Any, tuple[int, int]]) -> str:
-    """Describe the problem of the outline of an annotation; empty if there is none."""
-    outline = entry["segmentation"]
-    if isinstance(outline, dict) and entry["image_id"] in sizes:
-        try:
-            rle.read_counts(outline, *sizes[entry["image_id"]])
-        except ValueError as error:
-            return f"segmentation has {error}"
-        return ""
-    if isinstance(outline, list) and outline and all(isinstance(part, list) and len(part) >= 6 for part in outline):
-        return ""
-    return "segmentation: expected polygons of at least three points, or a run-length encoding"
 
 
 def _find_encoding_problem(encoding: Any, size: list[int]) -> str:
