@@ -1,9 +1,9 @@
-"""Do boxes, masks and areas fit to each other and to the images? The whole file is looked at, to name a likely cause.
+"""Comparison of boxes, masks, areas and images over a whole file, which shows the likely cause of a difference.
 
-The rules, which docs/detection.md repeats:
+The rules, which docs/compatibility.md repeats:
 
 - A box beyond its image by more than BOX_TOLERANCE is a fault, or clipped if `clip` is set.
-- Boxes from 0 to 1 or in percent are a fault of the file.
+- Boxes from 0 to 1 or in percent are a fault of the file, or counted if they are few.
 - A mask outside its box is a fault. A mask that fits its box badly is a fault if half of the masks do and one cause
   explains them; else it is counted. A loose box around a mask fits.
 - Masks without pixels are a fault if all are; else they are counted. Masks beyond the image and areas that differ are
@@ -33,9 +33,10 @@ _FORMS: dict[str, Callable[[np.ndarray], list[np.ndarray]]] = {
     "corners [y0, x0, y1, x1]": lambda b: [b[1], b[0], b[3], b[2]],
 }
 _UNITS = {"": None, " from 0 to 1": 1.0, " in percent": 100.0}
-_ENOUGH = 20  # boxes that make a statistical cause certain
+_ENOUGH = 20  # boxes of which all fit under a cause, that make the cause certain
+_FEW, _SEVERAL = 3, 8  # boxes in percent that are counted, and that are a fault
 _PART = 0.1  # of the boxes that makes a cause certain
-_LARGE, _VERY_LARGE = 150, 400  # pixels of the sides of images in which boxes in percent cannot be mistaken
+_LARGE, _VERY_LARGE = 150, 320  # pixels of the sides of images in which boxes in percent cannot be mistaken
 _EDGE = 3.0  # pixels that the edges of a mask and of its box may differ by, whatever their size
 _GAP = 2.0  # pixels between a mask and its box from which on the mask is outside
 _FIT = 0.5  # intersection over union of the bounds of a mask and its box from which on they fit
@@ -103,11 +104,13 @@ def check_boxes(boxes: np.ndarray, sizes: np.ndarray, form: str, *, clip: bool) 
             found=found,
             expected=expected,
             cause="coordinates in percent",
-            fault=True,
+            fault=len(boxes) >= _SEVERAL,
         )
     outside = np.maximum(-edges[:, :2], edges[:, 2:] - sizes).max(1, initial=-np.inf) > BOX_TOLERANCE
     if outside.any():
         cause = find_box_cause(boxes, sizes, form)
+        if not cause and outside.mean() >= 0.5:
+            cause = "coordinates of a larger image"
         yield Finding(
             kind="boxes beyond their image, which training clips",
             objects=np.flatnonzero(outside),
@@ -131,7 +134,9 @@ def find_box_cause(boxes: np.ndarray, sizes: np.ndarray, form: str) -> str:
 
 def _are_percent(boxes: np.ndarray, edges: np.ndarray, sizes: np.ndarray) -> bool:
     """Tell whether all boxes are in percent: they are in the first 100 pixels of large images, and fill them."""
-    if len(boxes) < _ENOUGH or boxes.min() < -1 or boxes.max() > 101 or (edges.max(0)[2:] < 75).any():
+    if len(boxes) < _FEW or boxes.min() < -1 or boxes.max() > 101:
+        return False
+    if (edges[:, :2].min(0) > 15).any() or (edges[:, 2:].max(0) < 75).any():
         return False
     least = _LARGE if edges.max() <= 101 else _VERY_LARGE
     return bool((sizes >= least).all(1).mean() >= 0.9)
