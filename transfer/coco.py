@@ -26,7 +26,7 @@ def _evaluate(
     test: Annotations, results: list[dict[str, Any]], config: DetectionConfig, evaluator: str
 ) -> dict[str, float]:
     kinds = ("bbox", "segm") if config.model.masks else ("bbox",)
-    return evaluate_coco(test.path, results, iou_types=kinds, evaluator=evaluator)
+    return evaluate_coco(test.path, results, iou_types=kinds, evaluator=evaluator, category_ids=test.category_ids)
 
 
 TASK = Task(

@@ -15,6 +15,7 @@ from transfer.detection.annotations.split import read_split
 from transfer.detection.config import AnnotatedDataConfig
 from transfer.detection.evaluation.coco import evaluate_coco, image_precisions
 from transfer.detection.evaluation.visualize import draw_worst
+from transfer.detection.rle import from_bitmap
 
 WIDTH, HEIGHT = 240, 180
 BOXES = ([20.0, 30.0, 80.0, 60.0], [130.0, 50.0, 70.0, 100.0])
@@ -36,7 +37,8 @@ def truth(tmp_path: Path) -> Annotations:
         content["images"].append({"id": number, "file_name": f"{number}.png", "height": HEIGHT, "width": WIDTH})
         for box, category in zip(BOXES, (3, 7), strict=True) if number != 6 else ():
             entry = {"id": len(content["annotations"]) + 1, "image_id": number, "category_id": category, "bbox": box}
-            crowd: Any = {"size": [HEIGHT, WIDTH], "counts": [HEIGHT * WIDTH - 500, 500]}
+            pixels = rle.decode(rle.frPyObjects(square(box), HEIGHT, WIDTH)[0])
+            crowd = from_bitmap(pixels > 0)
             outline = {"iscrowd": 1, "segmentation": crowd} if number == 7 else {"segmentation": square(box)}
             content["annotations"].append({"iscrowd": 0, "area": box[2] * box[3], **entry, **outline})
     (tmp_path / "val.json").write_text(json.dumps(content))

@@ -116,15 +116,19 @@ def load_document(path: Path) -> tuple[dict[str, Any], str]:
     return document, sha256
 
 
-def open_rows(faults: Faults, document: Mapping[str, Any], *, may_be_empty: bool = False) -> tuple[Rows, Rows, Rows]:
+def open_rows(faults: Faults, document: Mapping[str, Any], *, no_objects: bool = False) -> tuple[Rows, Rows, Rows]:
     """Return the categories, images and annotations of a file.
 
+    Args:
+        no_objects: whether there may be no annotations.
+
     Raises:
-        InputError: one of the three is missing, or has no rows although it may not be empty.
+        InputError: one of the three is missing or empty.
     """
     keys = {"categories": "category", "images": "image", "annotations": "annotation"}
     categories, images, annotations = tables = [
-        Rows(faults, document, key, noun, may_be_empty) for key, noun in keys.items()
+        Rows(faults, document, key, noun, may_be_empty=no_objects and key == "annotations")
+        for key, noun in keys.items()
     ]
     if not all(table.rows for table in tables):
         faults.raise_any()

@@ -170,19 +170,20 @@ def check_masks(
         )
 
     edges, cause = corners(boxes, XYWH), ""
-    empty = ~(bounds[:, 2:] > bounds[:, :2]).all(1)
+    empty = np.logical_not((bounds[:, 2:] > bounds[:, :2]).all(1))
     if empty.any():
         yield finding("masks without pixels", empty, "a mask with pixels", fault=bool(empty.all()))
     gap = np.maximum(bounds[:, :2] - edges[:, 2:], edges[:, :2] - bounds[:, 2:]).max(1)
     outside = ~empty & (gap > _GAP)
-    poor = (_overlap(bounds, edges) < _FIT) & (np.abs(bounds - edges).max(1) > _EDGE)
-    poor = (poor & ~empty & (boxes[:, 2:] > 0).all(1)) | outside
+    differs = (_overlap(bounds, edges) < _FIT) & (np.abs(bounds - edges).max(1) > _EDGE)
+    poor = (differs & ~empty & (boxes[:, 2:] > 0).all(1)) | outside
     if poor.any():
         cause = _find_mask_cause(boxes[poor], sizes[poor], bounds[poor], read_by_row()[poor])
         many = bool(cause) and 2 * poor.sum() >= (~empty).sum()
         if many or outside.any():
             expected = "a mask inside its box, both in pixels of the image file"
-            yield finding("masks outside their boxes", poor if many else outside, expected, cause, fault=True)
+            faulty = poor if many else outside
+            yield finding("masks outside their boxes", faulty, expected, cause, fault=True)
         elif cause:
             yield finding("masks that do not fit their boxes", poor, cause=cause)
         else:

@@ -59,11 +59,11 @@ def read_outlines(rows: Rows, sizes: np.ndarray, evaluated: bool, notes: list[st
             polygons[index], lengths[index] = polygons[index][:-1], lengths[index] - 1
     numbers = rows.flatten("segmentation", polygons, owner)
     if not (finite := np.isfinite(numbers)).all():
-        wrong = {
+        infinite = {
             int(owner[np.searchsorted(lengths.cumsum(), i, side="right")]): float(numbers[i])
             for i in np.flatnonzero(~finite)[::-1].tolist()
         }
-        rows.report(sorted(wrong), "segmentation", lambda i: shorten(wrong[i]), "finite coordinates")
+        rows.report(sorted(infinite), "segmentation", lambda i: shorten(infinite[i]), "finite coordinates")
     short = polygonal & (lengths < 6)
     if evaluated:
         _report_parts(rows, owner, short & ~odd, lengths, "at least 6 numbers, because COCO's metric requires them")

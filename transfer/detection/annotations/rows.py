@@ -23,7 +23,8 @@ def read_id(value: Any) -> int | None:
     if type(value) is int:
         return value
     if isinstance(value, float | np.floating):
-        return int(value) if float(value).is_integer() and abs(value) <= _EXACT else None
+        number = float(value)
+        return int(number) if number.is_integer() and abs(number) <= _EXACT else None
     if isinstance(value, str):
         return int(value) if _DIGITS.fullmatch(value) else None
     return int(value) if isinstance(value, np.integer) else None
@@ -38,9 +39,7 @@ class Rows:
         noun: name of one row, for messages.
     """
 
-    def __init__(
-        self, faults: Faults, document: Mapping[str, Any], key: str, noun: str, may_be_empty: bool = False
-    ) -> None:
+    def __init__(self, faults: Faults, document: Mapping[str, Any], key: str, noun: str, *, may_be_empty: bool) -> None:
         self.faults, self.key, self.noun = faults, key, noun
         found = document.get(key)
         if not isinstance(found, list) or not (found or may_be_empty):

@@ -164,11 +164,11 @@ class _Reader:
         """Read the image names of a list of the folder `year`."""
         content = self._read(path, f"the list of images {path}")
         try:
-            lines = decode(content).splitlines()
+            lines = [line.strip() for line in decode(content).splitlines()]
         except UnicodeDecodeError as error:
             raise InputError(f"{path}: not UTF-8 text; expected VOC's list of images; restore the file") from error
         names = []
-        for number, line in enumerate(map(str.strip, lines), start=1):
+        for number, line in enumerate(lines, start=1):
             wrong = not is_safe(line) or os.sep in line or len(line) > _LONGEST
             # A list of one class has a second word, 1, 0 or -1. A name may have spaces too.
             if line and (wrong or (len(line.split()) > 1 and self._find(year, line) is None)):

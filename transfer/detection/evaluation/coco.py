@@ -45,6 +45,7 @@ def evaluate_coco(
     *,
     iou_types: Sequence[str] = ("bbox", "segm"),
     evaluator: str = "pycocotools",
+    category_ids: Sequence[int] | None = None,
 ) -> dict[str, float]:
     """Compute the average precision of detections on all images of an annotation file.
 
@@ -58,6 +59,8 @@ def evaluate_coco(
             the image file, "segmentation" as a compressed run-length encoding, or both; or a JSON file of results.
         iou_types: "bbox" for boxes, "segm" for masks.
         evaluator: "pycocotools", or "faster-coco-eval" for the same numbers in less time.
+        category_ids: the ids of the file in the order in which the precisions of the categories are added up, which
+            determines the last digit; by default in increasing order.
 
     Returns:
         "bbox/AP", "bbox/AP50", "bbox/AP75", "bbox/APs", "bbox/APm", "bbox/APl" and the same for "segm", from 0 to 100.
@@ -72,14 +75,14 @@ def evaluate_coco(
             raise InputError(f"iou_types: {iou_type!r} is unknown; expected {' or '.join(_FIELDS)}")
     dataset_class, evaluator_class = import_evaluator(evaluator)
     with without_garbage_collection():
-        truth = read_truth(Path(annotations_json), iou_types)
+        truth = read_truth(Path(annotations_json), iou_types, category_ids)
         name = "detections"
         if isinstance(detections, str | Path):
             name, (detections, _) = str(detections), load_json(Path(detections), "the detections")
-        results = check_results(
+        checked = check_results(
             detections, sizes=truth.sizes, category_ids=truth.category_numbers, iou_types=iou_types, name=name
         )
-        results = truth.renumber(results)
+        results = truth.renumber(checked)
         metrics = {}
         for iou_type in iou_types:
             with contextlib.redirect_stdout(io.StringIO()):  # the evaluators print their progress

@@ -42,26 +42,30 @@ class Truth(NamedTuple):
         ]
 
 
-def read_truth(path: Path, iou_types: Sequence[str]) -> Truth:
+def read_truth(path: Path, iou_types: Sequence[str], order: Sequence[int] | None = None) -> Truth:
     """Read and check an instances JSON, of which images files and names are not needed.
 
     Annotations of images or categories that are not in the file do not count, as in pycocotools. A missing iscrowd is
     0. A missing area is that of the mask if `iou_types` has "segm", else that of the box.
+
+    Args:
+        order: the category ids in the order of their numbers, by default in increasing order.
 
     Raises:
         InputError: the file cannot be read, or entries are invalid.
     """
     document, _ = load_document(path)
     faults, notes = Faults(f"{path}: "), list[str]()
-    categories, images, rows = open_rows(faults, document, may_be_empty=True)
+    categories, images, rows = open_rows(faults, document, no_objects=True)
     category_ids, image_ids, sizes = categories.ids(), images.ids(), read_sizes(images)
     faults.raise_any()
-    category_numbers, image_numbers = _number(category_ids), _number(image_ids)
+    category_numbers = _number(sorted(category_ids.tolist()) if order is None else order)
+    image_numbers = _number(sorted(image_ids.tolist()))
     owners = rows.whole_numbers("image_id", "a whole number", 0)
     labels = rows.whole_numbers("category_id", "a whole number", 0)
     place = {image_id: index for index, image_id in enumerate(image_ids.tolist())}
     known = np.array(
-        [o in image_numbers and label in category_numbers for o, label in zip(owners, labels, strict=True)]
+        [o in image_numbers and label in category_numbers for o, label in zip(owners, labels, strict=True)], bool
     )
     of_row = sizes[[place.get(owner, 0) for owner in owners]]
     crowds = read_crowds(rows, notes)
@@ -72,11 +76,16 @@ def read_truth(path: Path, iou_types: Sequence[str]) -> Truth:
     if boxes is not None:
         check_geometry(rows, boxes, of_row, outlines, (areas, missing), notes, clip=True)
     faults.raise_any()
-    entries = []
+    entries = list[dict[str, Any]]()
     for index in np.flatnonzero(known).tolist():
-        row, entry = rows.rows[index], {"id": len(entries) + 1, "iscrowd": int(crowds[index])}
-        entry |= {"image_id": image_numbers[owners[index]], "category_id": category_numbers[labels[index]]}
-        entry |= {"area": row["area"]}
+        row = rows.rows[index]
+        entry = {
+            "id": len(entries) + 1,
+            "image_id": image_numbers[owners[index]],
+            "category_id": category_numbers[labels[index]],
+            "iscrowd": int(crowds[index]),
+            "area": row["area"],
+        }
         if boxes is not None:
             entry["bbox"] = row["bbox"]
         if outlines is not None:
@@ -97,8 +106,8 @@ def read_truth(path: Path, iou_types: Sequence[str]) -> Truth:
     return Truth(image_numbers, category_numbers, by_id, dataset, notes)
 
 
-def _number(ids: np.ndarray) -> dict[int, int]:
-    return {one: number for number, one in enumerate(sorted(ids.tolist()), start=1)}
+def _number(ids: Sequence[int]) -> dict[int, int]:
+    return {one: number for number, one in enumerate(ids, start=1)}
 
 
 def _compute_area(entry: dict[str, Any], width: int, height: int) -> float:
