@@ -46,11 +46,10 @@ def read_areas(rows: Rows, masks: bool, notes: list[str]) -> tuple[np.ndarray, n
         masks: whether the area of the mask is used for a missing one; else that of the box is used.
     """
     expected = "a number of square pixels"
-    missing = rows.fill("area", 0)
+    values, missing = rows.optional("area", {int, float}, expected, 0)
     if missing.any():
         what = "mask" if masks else "box"
         notes.append(f"annotations without area, which is that of the {what} then: {int(missing.sum())}")
-    values = rows.column("area", {int, float}, expected, 0)
     area = rows.flatten("area", [[value] for value in values])
     wrong = np.flatnonzero(~(area >= 0) | np.isinf(area))
     rows.report(wrong, "area", lambda i: shorten(float(area[i])), "a finite number of square pixels, 0 or more")

@@ -137,9 +137,10 @@ def open_rows(faults: Faults, document: Mapping[str, Any], *, no_objects: bool =
 
 def read_crowds(rows: Rows, notes: list[str]) -> np.ndarray:
     """Return whether each annotation is a crowd, (m,) bool."""
-    if missing := int(rows.fill("iscrowd", 0).sum()):
-        notes.append(f"annotations without iscrowd, which is 0 then: {missing}")
-    return rows.flags("iscrowd")
+    crowd, missing = rows.flags("iscrowd")
+    if missing.any():
+        notes.append(f"annotations without iscrowd, which is 0 then: {int(missing.sum())}")
+    return crowd
 
 
 def read_sizes(images: Rows) -> np.ndarray:
@@ -188,8 +189,7 @@ def _read_objects(
     category = rows.find("category_id", category_ids, "the id of a category of this file")
     rank = np.argsort(np.argsort(category_ids))
     crowd = read_crowds(rows, notes if evaluated else [])
-    rows.fill("ignore", 0)
-    ignored = rows.column("ignore", {int, bool, float}, "0", 0)
+    ignored, _ = rows.optional("ignore", {int, bool, float}, "0", 0)
     expected = "0, because COCO's metric uses only iscrowd"
     rows.report([i for i, value in enumerate(ignored) if value], "ignore", lambda i: shorten(ignored[i]), expected)
     return {"id": ids, "image": image, "class": rank[category], "crowd": crowd}

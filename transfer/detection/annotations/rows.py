@@ -98,19 +98,26 @@ class Rows:
             expected: description of the allowed values, for the message.
             neutral: stands for a value that is missing or of another type, which is a fault.
         """
-        values = [row.get(field, ...) for row in self.rows]
+        return self._check([row.get(field, ...) for row in self.rows], field, kinds, expected, neutral)
+
+    def optional(self, field: str, kinds: set[type], expected: str, default: Any) -> tuple[list[Any], np.ndarray]:
+        """Return a field of all rows, and (rows,) bool, whether it is missing or null and so is `default`.
+
+        The other arguments are those of `column`.
+        """
+        values = [row.get(field) for row in self.rows]
+        missing = np.zeros(len(values), bool)
+        if None in values:
+            missing = np.fromiter((value is None for value in values), bool, len(values))
+            values = [default if value is None else value for value in values]
+        return self._check(values, field, kinds, expected, default), missing
+
+    def _check(self, values: list[Any], field: str, kinds: set[type], expected: str, neutral: Any) -> list[Any]:
         if set(map(type, values)) <= kinds:
             return values
         wrong = [i for i, value in enumerate(values) if type(value) not in kinds]
         self.report(wrong, field, lambda i: "missing" if values[i] is ... else shorten(values[i]), expected)
         return [value if type(value) in kinds else neutral for value in values]
-
-    def fill(self, field: str, default: Any) -> np.ndarray:
-        """Give the rows without a field, or with null, a default. Return (rows,) bool, whether a row is one of them."""
-        missing = np.fromiter((row.get(field) is None for row in self.rows), bool, len(self.rows))
-        for index in np.flatnonzero(missing).tolist():
-            self.rows[index][field] = default
-        return missing
 
     def whole_numbers(self, field: str, expected: str, neutral: int, *, text: bool = True) -> list[int]:
         """Return a field of all rows as whole numbers, which may be written as 5, as 5.0, or with `text` as "5"."""
@@ -141,12 +148,16 @@ class Rows:
         self.report(wrong, field, lambda i: f"{values[i]} is not in this file", expected, "unknown")
         return places
 
-    def flags(self, field: str, expected: str = "0 or 1") -> np.ndarray:
-        """Return a field of all rows as (rows,) bool. The values are 0 or 1, or false or true."""
-        values = self.column(field, {int, bool, float}, expected, 0)
-        wrong = [i for i, value in enumerate(values) if value not in (0, 1)] if not {*values} <= {0, 1} else []
-        self.report(wrong, field, lambda i: shorten(values[i]), expected)
-        return np.array([value == 1 for value in values], bool)
+    def flags(self, field: str, expected: str = "0 or 1") -> tuple[np.ndarray, np.ndarray]:
+        """Return a field of all rows as (rows,) bool, and (rows,) bool, whether it is missing and so is false.
+
+        The values are 0 or 1, or false or true.
+        """
+        values, missing = self.optional(field, {int, bool, float}, expected, 0)
+        if not {*values} <= {0, 1}:
+            wrong = [i for i, value in enumerate(values) if value not in (0, 1)]
+            self.report(wrong, field, lambda i: shorten(values[i]), expected)
+        return np.array([value == 1 for value in values], bool), missing
 
     def flatten(self, field: str, lists: list[list[Any]], owner: np.ndarray | None = None) -> np.ndarray:
         """Return all numbers of `lists`, one list after the other, as float64. What is no number is a fault, and 0.

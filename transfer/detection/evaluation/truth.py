@@ -84,7 +84,7 @@ def read_truth(path: Path, iou_types: Sequence[str], order: Sequence[int] | None
             "image_id": image_numbers[owners[index]],
             "category_id": category_numbers[labels[index]],
             "iscrowd": int(crowds[index]),
-            "area": row["area"],
+            "area": float(areas[index]),
         }
         if boxes is not None:
             entry["bbox"] = row["bbox"]
