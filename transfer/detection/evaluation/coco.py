@@ -113,19 +113,24 @@ def image_precisions(annotations: Annotations, results: Sequence[Result]) -> np.
         (n,) float64 from 0 to 100; NaN for an image without objects.
     """
     dataset_class, evaluator_class = import_evaluator("pycocotools")
-    ids = annotations.image_ids.tolist()
+    numbers = {image_id: number for number, image_id in enumerate(annotations.image_ids.tolist(), start=1)}
+    labels = {category_id: label for label, category_id in enumerate(annotations.category_ids)}
+    results = [
+        {**one, "image_id": numbers[one["image_id"]], "category_id": labels[one["category_id"]]} for one in results
+    ]
     optional = annotations.crowd | annotations.difficult
     truth: dict[str, list[dict[str, Any]]] = {
-        "images": [{"id": image_id} for image_id in ids],
-        "categories": [{"id": category_id} for category_id in annotations.category_ids],
+        "images": [{"id": number} for number in numbers.values()],
+        "categories": [{"id": label} for label in labels.values()],
         "annotations": [],
     }
-    precisions = np.full(len(ids), np.nan)
-    for image_id, first, last in zip(ids, annotations.first.tolist(), annotations.last.tolist(), strict=True):
+    precisions = np.full(len(numbers), np.nan)
+    bounds = zip(annotations.first.tolist(), annotations.last.tolist(), strict=True)
+    for number, (first, last) in enumerate(bounds, start=1):
         for i in range(first, last):
             x0, y0, x1, y1 = annotations.boxes[i].tolist()
-            entry = {"id": len(truth["annotations"]) + 1, "image_id": image_id, "iscrowd": int(optional[i])}
-            entry["category_id"] = annotations.category_ids[annotations.classes[i]]
+            entry = {"id": len(truth["annotations"]) + 1, "image_id": number, "iscrowd": int(optional[i])}
+            entry["category_id"] = int(annotations.classes[i])
             truth["annotations"].append({**entry, "bbox": [x0, y0, x1 - x0, y1 - y0], "area": 1.0})
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation = evaluator_class(*_build_datasets(dataset_class, truth, results, "bbox"), iouType="bbox")
@@ -135,8 +140,8 @@ def image_precisions(annotations: Annotations, results: Sequence[Result]) -> np.
         for index, (first, last) in enumerate(zip(annotations.first, annotations.last, strict=True)):
             present = sorted(set(annotations.classes[first:last][~optional[first:last]].tolist()))
             if present:
-                evaluation.params.imgIds = [ids[index]]
-                evaluation.params.catIds = [annotations.category_ids[label] for label in present]
+                evaluation.params.imgIds = [index + 1]
+                evaluation.params.catIds = present
                 evaluation.evaluate()
                 evaluation.accumulate()
                 precisions[index] = 100 * evaluation.eval["precision"].mean()
