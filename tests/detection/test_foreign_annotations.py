@@ -165,7 +165,7 @@ def test_permuted_ids_and_rows_leave_all_numbers_equal(evaluator: str) -> None:
         ("5x", "images[1]: id: '5x'; expected a whole number"),
         ("", "images[1]: id: ''; expected a whole number"),
         (2**53 + 2.0, "images[1]: id: 9007199254740994.0; expected a whole number"),
-        ("20", "images[1]: id: used twice"),
+        ("20", "image 20: id: used twice"),
         (True, "images[1]: id: True; expected a whole number"),
     ],
 )

@@ -27,8 +27,9 @@ class AnnotatedObject(NamedTuple):
 
     Attributes:
         annotation_id: id in the annotation file.
-        box: (4,) float64, x0, y0, x1, y1 in pixels of the image file. It exceeds the image by at most BOX_TOLERANCE.
-        class_index: counted from 0 in the order of the category ids.
+        box: (4,) float64, x0, y0, x1, y1 in pixels of the image file. It exceeds the image by at most BOX_TOLERANCE,
+            unless data.boxes is "clip".
+        class_index: counted from 0 in the order of the category ids of the training images.
         crowd: whether it is a region of many objects of the class (COCO's iscrowd).
         difficult: VOC's flag; always False in COCO.
         outline: None if the annotations were read without masks.
@@ -101,13 +102,14 @@ class Annotations:
         path: the annotation file; for VOC the first list.
         sha256: digest of the annotation file; for VOC of the digests of all lists and XML files in order.
         folder: the folder that the file names are relative to.
-        category_ids: K ids in ascending order; class index i has the id category_ids[i].
+        category_ids: K ids; class index i has the id category_ids[i]. They are in ascending order, except for test
+            images whose file numbers the names of the training images in another way (`match_categories`).
         category_names: K names in the order of the class indices.
         notes: messages of one line each about entries that were corrected or left out, with their number.
-        image_ids, heights, widths: (n,) int64.
+        image_ids, heights, widths: (n,) int64; ids of more than 64 bits are Python's whole numbers.
         file_names: (n,) bytes.
         first, last: (n,) int64; image i has the objects first[i], ..., last[i] - 1.
-        annotation_ids, classes: (m,) int64.
+        annotation_ids, classes: (m,) int64, as above.
         boxes: (m, 4) float64, x0, y0, x1, y1.
         crowd, difficult: (m,) bool.
         outlines: None if the annotations were read without masks.

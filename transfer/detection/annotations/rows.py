@@ -57,8 +57,8 @@ class Rows:
 
     def name(self, index: int) -> str:
         """Return the id of a row for messages; without a valid id, its place in the list."""
-        row_id = self.rows[index].get("id")
-        return str(row_id) if type(row_id) is int else f"{self.key}[{self._places[index]}]"
+        row_id = read_id(self.rows[index].get("id"))
+        return f"{self.key}[{self._places[index]}]" if row_id is None else str(row_id)
 
     def describe(self, index: int) -> str:
         """Return the name of a row with the noun, for the beginning of a message."""
