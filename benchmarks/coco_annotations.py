@@ -27,6 +27,7 @@ import numpy as np
 import orjson
 
 from transfer.detection.annotations.coco import read_coco
+from transfer.detection.annotations.faults import Faults
 from transfer.detection.annotations.image_sizes import check_image_sizes
 from transfer.detection.annotations.split import read_split
 from transfer.detection.config import AnnotatedDataConfig
@@ -80,7 +81,7 @@ def main() -> None:
         everything = read_coco(root / LISTING, root / PICTURES, name="coco", masks=False, evaluated=False)
         ids, names = everything.image_ids.tolist(), [name.decode() for name in everything.file_names]
         sizes = np.stack([everything.widths, everything.heights], 1)
-        headers, _ = timed(lambda: check_image_sizes(root / LISTING, root / PICTURES, ids, names, sizes))
+        headers, _ = timed(lambda: check_image_sizes(Faults(""), root / PICTURES, ids, names, sizes))
         gc.disable()
         parsing, _ = timed(lambda: orjson.loads((root / LISTING).read_bytes()))
     print(f"{len(everything)} images, {len(read.annotation_ids)} objects, {megabytes:.0f} MB of JSON: {read.notes}")
