@@ -80,6 +80,9 @@ def recipes(ablation: Ablation, seed: int, overrides: Sequence[str] = ()) -> lis
     Raises:
         InputError: the recipe of a cell does not exist, or a key is unknown, or a value is wrong.
     """
+    for word in overrides:
+        if word.startswith(("seed=", "name=")):
+            raise InputError(f"{word}: a grid names its runs and seeds itself; choose seeds with --seeds")
     changes_grid = [word for word in overrides if not is_runtime_only(Recipe, word.partition("=")[0])]
     scale = "reduced" if changes_grid else ablation.scale
     made: list[Recipe] = []

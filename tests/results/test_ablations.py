@@ -277,6 +277,12 @@ def test_bad_grids_are_one_line(text: str, message: str, capsys: pytest.CaptureF
     assert not Path("results").exists()
 
 
+@pytest.mark.parametrize("word", ["seed=7", "name=mine"])
+def test_the_grid_names_its_runs_and_seeds(word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["ablation", "power_reduced", word, "--dry-run"]) == 2
+    assert f"{word}: a grid names its runs and seeds itself; choose seeds with --seeds" in capsys.readouterr().err
+
+
 def test_the_command_needs_the_name_of_a_grid(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["ablation"]) == 2
     assert cli.main(["ablation", "powr"]) == 2

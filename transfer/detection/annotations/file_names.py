@@ -1,13 +1,10 @@
-"""Find the image files that annotations name, on a computer that spells their names differently.
-
-macOS writes a letter and its accent as two characters (NFD), others as one (NFC). Windows separates folders by
-backslashes.
-"""
+"""Find the image files that annotations name, on a computer that spells their names differently; see `fold`."""
 
 import os
 import re
-import unicodedata
 from pathlib import Path
+
+from pretrain.images.names import fold
 
 # Control characters, line separators, and surrogates, which no file has.
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
@@ -27,7 +24,7 @@ def is_safe(name: str) -> bool:
 
 
 class Spellings:
-    """The files below a folder, by their names in NFC. A folder is listed when it is needed."""
+    """The files below a folder, in any spelling. A folder is listed when it is needed."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -48,7 +45,7 @@ class Spellings:
             places = [
                 f"{place}/{entry}" if place else entry
                 for place in places
-                for entry in self._list(place).get(unicodedata.normalize("NFC", part), [])
+                for entry in self._list(place).get(fold(part), [])
             ]
         return places
 
@@ -57,7 +54,7 @@ class Spellings:
             entries: dict[str, list[str]] = {}
             try:
                 for entry in sorted(os.listdir(self._folder / place)):
-                    entries.setdefault(unicodedata.normalize("NFC", entry), []).append(entry)
+                    entries.setdefault(fold(entry), []).append(entry)
             except OSError:  # not a folder: no file is there
                 pass
             self._listed[place] = entries
