@@ -183,7 +183,7 @@ def listed_images(source: FileSource, path: Path, percent: int) -> FileSource:
     if parts := [part for line in lines if line not in found for part in line.split()]:  # several names in a line
         found |= _find(source, parts)
     several = {
-        line: line.split() for line in lines if line not in found and all(part in found for part in line.split())
+        line: line.split() for line in lines if line not in found and any(part in found for part in line.split())
     }
     names = [name for line in lines for name in several.get(line, [line])]
     if not 0.5 <= len(names) / (percent / 100 * len(source)) <= 2:

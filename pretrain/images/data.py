@@ -24,7 +24,6 @@ from pretrain.images import shapes
 from pretrain.images.decode import LARGEST, TooManyPixelsError, decode
 from pretrain.images.folders import (
     FOLDERS,
-    Listing,
     is_skipped,
     list_images,
     listed_classes,
@@ -235,10 +234,18 @@ class FileSource(ImageSource):
 class FolderSource(FileSource):
     """Images of an image folder."""
 
-    def __init__(self, folder: Path, listing: Listing, skip_bad: bool, max_pixels: int) -> None:
-        super().__init__(listing.labels, listing.class_names, skip_bad, max_pixels)
+    def __init__(
+        self,
+        folder: Path,
+        files: np.ndarray,
+        labels: np.ndarray,
+        class_names: list[str],
+        skip_bad: bool,
+        max_pixels: int = LARGEST,
+    ) -> None:
+        super().__init__(labels, class_names, skip_bad, max_pixels)
         # A list of a million strings would be copied into every worker as soon as reference counts change.
-        self.place, self.files = folder, listing.files
+        self.place, self.files = folder, files
 
     @property
     def sizes(self) -> np.ndarray:
@@ -351,7 +358,7 @@ def _open_folder(config: DataConfig, split: str) -> FileSource:
     if packs:
         return _open_pack(config, root, split, packs)
     listing = list_images(root, split, config.classes, config.skip)
-    return FolderSource(root / FOLDERS[split], listing, config.on_bad_image == "skip", config.max_pixels)
+    return FolderSource(root / FOLDERS[split], *listing, config.on_bad_image == "skip", config.max_pixels)
 
 
 def _open_pack(config: DataConfig, root: Path, split: str, packs: list[Path]) -> PackedSource:
