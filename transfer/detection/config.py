@@ -20,6 +20,7 @@ from intl_bench.core.ranges import (
     Width,
     Workers,
 )
+from pretrain.images.decode import LARGEST
 
 _STRIDES = {"imagenet": 16, "cifar": 4}
 
@@ -96,6 +97,8 @@ class AnnotatedDataConfig:
             of the year that a list belongs to.
         boxes: "refuse" boxes beyond their image by more than a pixel, or "clip" them in training, as Detectron2 does.
             The evaluation uses the boxes of the file.
+        max_pixels: larger image files are refused, because a small file can fill the memory. Raise it for images that
+            you trust.
     """
 
     kind: str = "coco"
@@ -106,6 +109,7 @@ class AnnotatedDataConfig:
     train_images: str = runtime_only("train2017")
     test_images: str = runtime_only("val2017")
     boxes: str = "refuse"
+    max_pixels: Count = runtime_only(LARGEST)
 
     def unused(self) -> set[str]:
         """Return {"boxes"} for the default, which identities of older records do not have."""

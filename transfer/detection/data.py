@@ -217,8 +217,8 @@ def _load_test_image(annotations: Annotations, min_size: int, max_size: int, ind
 
 def _load_image(annotations: Annotations, index: int, min_size: int, max_size: int, *, flip: bool) -> Image:
     """Read and resize image `index`. The result has no target."""
-    image = transforms.read_image(annotations.file(index))
     width, height = int(annotations.widths[index]), int(annotations.heights[index])
+    image = transforms.read_image(annotations.file(index), (width, height))
     if image.size != (width, height):
         raise InputError(
             f"{annotations.file(index)}: {image.width} x {image.height} pixels; expected {width} x {height} as in "

@@ -3,6 +3,7 @@
 Every step gives the same numbers as Detectron2's `DatasetMapper` with `ResizeShortestEdge` and `RandomFlip`.
 """
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from intl_bench.core import inputs
 from intl_bench.core.errors import InputError
-from pretrain.images.decode import decode_image
+from pretrain.images.decode import LARGEST, decode_image
 from transfer.detection import rle
 from transfer.detection.annotations.objects import Annotations
 from transfer.detection.structures import Mask, Target
@@ -20,15 +21,19 @@ from transfer.detection.structures import Mask, Target
 _SMALLEST_SIDE = 1e-5  # pixels of the resized image; a box with a side of at most this length is empty
 
 
-def read_image(path: Path) -> Pillow.Image:
+def read_image(path: Path, annotated: tuple[int, int] = (0, 0)) -> Pillow.Image:
     """Decode an image file to RGB and apply its EXIF orientation.
+
+    Args:
+        annotated: width and height that `data.max_pixels` accepted when the annotations were checked. A larger file is
+            refused only if it is also above the default limit.
 
     Raises:
         InputError: the file cannot be read.
     """
     content = inputs.read_bytes(path)
     try:
-        return decode_image(content, upright=True)
+        return decode_image(content, max(LARGEST, math.prod(annotated)), upright=True)
     except MemoryError:
         raise
     except Exception as error:  # Pillow's decoders raise many kinds of errors if the bytes are damaged

@@ -11,6 +11,7 @@ import numpy as np
 
 from intl_bench.core.errors import InputError
 from intl_bench.core.inputs import shorten
+from pretrain.images.decode import LARGEST
 from transfer.detection.annotations.boxes import check_geometry, count_corrections, find_corners, read_areas, read_boxes
 from transfer.detection.annotations.documents import load_json
 from transfer.detection.annotations.faults import Faults
@@ -23,7 +24,16 @@ from transfer.detection.annotations.rows import Rows
 _LARGEST_SIDE = 2**31  # pixels
 
 
-def read_coco(path: Path, folder: Path, *, name: str, masks: bool, evaluated: bool, clip: bool = False) -> Annotations:
+def read_coco(
+    path: Path,
+    folder: Path,
+    *,
+    name: str,
+    masks: bool,
+    evaluated: bool,
+    clip: bool = False,
+    max_pixels: int = LARGEST,
+) -> Annotations:
     """Read and check an instances JSON.
 
     Args:
@@ -33,6 +43,7 @@ def read_coco(path: Path, folder: Path, *, name: str, masks: bool, evaluated: bo
         masks: whether outlines are needed; if not, they are neither checked nor read.
         evaluated: whether pycocotools will read the file too. It needs more fields of every annotation.
         clip: whether boxes may be beyond their image; training clips them.
+        max_pixels: of an image.
 
     Returns:
         All images in the order of their ids, as in Detectron2.
@@ -51,7 +62,7 @@ def read_coco(path: Path, folder: Path, *, name: str, masks: bool, evaluated: bo
         names = categories.column("name", {str}, "text", "")
         file_names = _read_file_names(images)
         sizes = read_sizes(images)
-        file_names = _check_images(images, folder, image_ids, file_names, sizes)
+        file_names = _check_images(images, folder, image_ids, file_names, sizes, max_pixels)
         objects = _read_objects(annotations, image_ids, category_ids, evaluated, notes)
         # An object of a wrong image would have faults of its own, in the wrong place.
         annotations.sound &= images.sound[objects["image"]]
@@ -164,10 +175,13 @@ def _read_file_names(images: Rows) -> list[str]:
     return names
 
 
-def _check_images(images: Rows, folder: Path, ids: np.ndarray, names: list[str], sizes: np.ndarray) -> list[str]:
+def _check_images(
+    images: Rows, folder: Path, ids: np.ndarray, names: list[str], sizes: np.ndarray, max_pixels: int
+) -> list[str]:
     """Check the image files and return their names on the disk. Each image must have a file of its own."""
     valid = np.flatnonzero(images.sound)
-    found, good = check_image_sizes(images.faults, folder, ids[valid].tolist(), [names[i] for i in valid], sizes[valid])
+    chosen = [names[i] for i in valid]
+    found, good = check_image_sizes(images.faults, folder, ids[valid].tolist(), chosen, sizes[valid], max_pixels)
     names, earlier, again = list(names), set[str](), list[int]()
     for index, name in zip(valid.tolist(), found, strict=True):
         names[index] = name

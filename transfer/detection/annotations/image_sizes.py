@@ -13,7 +13,7 @@ import numpy as np
 from intl_bench.core import inputs
 from intl_bench.core.errors import InputError, from_os_error
 from intl_bench.core.inputs import shorten
-from pretrain.images.decode import check_size, open_image
+from pretrain.images.decode import LARGEST, TooManyPixelsError, check_size, open_image
 from transfer.detection.annotations.faults import Faults
 from transfer.detection.annotations.file_names import Spellings
 
@@ -30,11 +30,12 @@ class MissingFileError(InputError):
     """An image file does not exist."""
 
 
-def image_size(path: str) -> tuple[int, int]:
+def image_size(path: str, max_pixels: int = LARGEST) -> tuple[int, int]:
     """Read the width and height of an image file in pixels, with its EXIF orientation applied.
 
     Raises:
-        InputError: the file does not exist (`MissingFileError`), is not a regular file or is not an image.
+        InputError: the file does not exist (`MissingFileError`), is not a regular file or is not an image, or has more
+            than `max_pixels`.
     """
     try:
         with inputs.open_file(path, buffered=False) as stream:
@@ -52,11 +53,11 @@ def image_size(path: str) -> tuple[int, int]:
         raise InputError(f"{path!r}: not a valid file name ({error}); correct it") from error
     if not header:
         raise InputError(f"{path}: the file is empty; expected an image; restore it")
-    width, height = _jpeg_size(header) or _pillow_size(path)
     try:
-        check_size(width, height)
-    except ValueError as error:
-        raise InputError(f"{path}: {error}; use a smaller image") from error
+        width, height = _jpeg_size(header) or _pillow_size(path, max_pixels)
+        check_size(width, height, max_pixels)
+    except TooManyPixelsError as error:
+        raise InputError(f"{path}: {error}; raise data.max_pixels if you trust the file") from error
     return width, height
 
 
@@ -84,14 +85,14 @@ def _jpeg_size(header: bytes) -> tuple[int, int] | None:
     return None
 
 
-def _pillow_size(path: str) -> tuple[int, int]:
+def _pillow_size(path: str, max_pixels: int) -> tuple[int, int]:
     """Read width and height with Pillow, for all files that `_jpeg_size` cannot read."""
     try:
-        with inputs.open_file(path) as stream, open_image(stream) as image:
+        with inputs.open_file(path) as stream, open_image(stream, max_pixels) as image:
             width, height = image.size
             # Pillow itself turns TIFF files, and their size.
             rotated = image.format != "TIFF" and image.getexif().get(_EXIF_ORIENTATION) in (5, 6, 7, 8)
-    except MemoryError:
+    except (MemoryError, TooManyPixelsError):
         raise
     except Exception as error:  # Pillow's readers raise many kinds of errors if the bytes are damaged
         raise InputError(f"{path}: not a readable image ({' '.join(str(error).split())}); restore it") from error
@@ -99,7 +100,7 @@ def _pillow_size(path: str) -> tuple[int, int]:
 
 
 def check_image_sizes(
-    faults: Faults, folder: Path, ids: Sequence[object], names: list[str], sizes: np.ndarray
+    faults: Faults, folder: Path, ids: Sequence[object], names: list[str], sizes: np.ndarray, max_pixels: int
 ) -> tuple[list[str], np.ndarray]:
     """Compare the size of every image file with the annotated one.
 
@@ -111,6 +112,7 @@ def check_image_sizes(
         ids: n ids of the images, for messages.
         names: n file names.
         sizes: (n, 2), annotated width and height.
+        max_pixels: larger images are faults.
 
     Returns:
         n names of files, and (n,) bool, whether the file of an image is as annotated.
@@ -122,7 +124,7 @@ def check_image_sizes(
     def check_file(index: int, name: str) -> tuple[int, str, str, str] | None:
         """Return index, kind, text and remedy of a fault."""
         try:
-            width, height = image_size(f"{folder}{os.sep}{name}")
+            width, height = image_size(f"{folder}{os.sep}{name}", max_pixels)
         except InputError as error:
             text, _, remedy = str(error).rpartition("; ")
             kind = "missing" if isinstance(error, MissingFileError) else remedy

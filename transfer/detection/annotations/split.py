@@ -36,10 +36,18 @@ def read_split(config: AnnotatedDataConfig, split: str, *, masks: bool) -> Annot
     if config.kind == "voc":
         if masks:
             raise InputError("data.kind=voc: VOC has no outlines for model.masks=true; set model.masks=false")
-        annotations = read_voc(files, root, name=config.name, clip=clip)
+        annotations = read_voc(files, root, name=config.name, clip=clip, max_pixels=config.max_pixels)
     else:
         folder = root / (config.train_images if training else config.test_images)
-        annotations = read_coco(files[0], folder, name=config.name, masks=masks, evaluated=not training, clip=clip)
+        annotations = read_coco(
+            files[0],
+            folder,
+            name=config.name,
+            masks=masks,
+            evaluated=not training,
+            clip=clip,
+            max_pixels=config.max_pixels,
+        )
     datasets.check_categories(
         config.name, where=str(files[0]), category_names=[normalize(one) for one in annotations.category_names]
     )

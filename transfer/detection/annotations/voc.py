@@ -15,6 +15,7 @@ from intl_bench.core import inputs
 from intl_bench.core.datasets import DATASETS
 from intl_bench.core.errors import InputError
 from intl_bench.core.inputs import shorten
+from pretrain.images.decode import LARGEST
 from transfer.detection.annotations import geometry
 from transfer.detection.annotations.documents import decode, decode_xml
 from transfer.detection.annotations.faults import Faults
@@ -29,7 +30,7 @@ _FLAGS = {"0": False, "1": True, "false": False, "true": True}
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
-def read_voc(lists: list[Path], root: Path, *, name: str, clip: bool = False) -> Annotations:
+def read_voc(lists: list[Path], root: Path, *, name: str, clip: bool = False, max_pixels: int = LARGEST) -> Annotations:
     """Read and check the images of all lists with their objects of the twenty classes, as in Detectron2.
 
     VOC counts pixels from 1, and xmax and ymax are the last pixels of a box. So 1 is subtracted from xmin and ymin.
@@ -40,6 +41,7 @@ def read_voc(lists: list[Path], root: Path, *, name: str, clip: bool = False) ->
         root: the folder VOCdevkit, which the names of image files are relative to.
         name: name of the data set.
         clip: whether boxes may be beyond their image; training clips them.
+        max_pixels: of an image.
 
     Returns:
         The images in the order of the lists. Their ids are 0, 1, 2, ...
@@ -62,9 +64,8 @@ def read_voc(lists: list[Path], root: Path, *, name: str, clip: bool = False) ->
         text = f"{root / again}: listed twice in {', '.join(map(str, lists))}; expected each image once"
         faults.add("twice", text, "remove the second line", [again])
     known = np.flatnonzero(np.array(sizes).min(1) > 0)  # an image without a size has a fault already
-    found, _ = check_image_sizes(
-        faults, root, [files[i] for i in known], [files[i] for i in known], np.array(sizes)[known]
-    )
+    chosen = [files[i] for i in known]
+    found, _ = check_image_sizes(faults, root, chosen, chosen, np.array(sizes)[known], max_pixels)
     for index, file in zip(known.tolist(), found, strict=True):
         files[index] = file
     boxes = np.array([item.box for item in reader.objects], np.float64).reshape(-1, 4)

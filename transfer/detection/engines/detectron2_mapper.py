@@ -18,7 +18,7 @@ class Mapper(DatasetMapper):
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
         entry = copy.deepcopy(dataset_dict)  # Detectron2 changes coordinates in place
-        image = read_image(Path(entry["file_name"]))
+        image = read_image(Path(entry["file_name"]), (entry["width"], entry["height"]))
         found, expected = f"{image.width} x {image.height}", f"{entry['width']} x {entry['height']}"
         if found != expected:
             raise InputError(

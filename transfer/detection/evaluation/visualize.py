@@ -69,7 +69,7 @@ def draw_worst(annotations: Annotations, results: Sequence[Result], n: int, path
             (f"{title}   objects: {len(annotated.objects)}", _mark_objects(annotated, annotations.category_names)),
             (f"best {len(found)} of {len(own)} detections", found),
         )
-        image = read_image(annotations.file(index))
+        image = read_image(annotations.file(index), (annotated.width, annotated.height))
         rows.append(_join_columns([_draw_panel(image, text, marks) for text, marks in sides]))
     picture = _join_rows(rows or [_draw_panel(Image.new("RGB", (_WIDTH, 1)), "no image has an object", [])])
     content = io.BytesIO()
