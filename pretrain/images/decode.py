@@ -131,8 +131,20 @@ def decode_image(content: bytes, max_pixels: int = LARGEST, *, upright: bool = F
         pixels = to_rgb(image, content, functools.partial(open_image, max_pixels=max_pixels))
         pixels.load()
         # The orientation is read last: Pillow forgets that of a TIFF file when it has applied it.
-        transpose = _TRANSPOSES.get(image.getexif().get(_EXIF_ORIENTATION, 1)) if upright else None
+        transpose = _TRANSPOSES.get(orientation(image)) if upright else None
         return pixels if transpose is None else pixels.transpose(transpose)
+
+
+def orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation of an opened image; 1 if there is none or its EXIF is damaged, as in Detectron2."""
+    if image.format == "PNG":
+        image.load()  # the EXIF block may come after the pixels, which must not be damaged
+    try:
+        return int(image.getexif().get(_EXIF_ORIENTATION, 1))
+    except MemoryError:
+        raise
+    except Exception:  # Pillow raises many kinds of errors for damaged bytes
+        return 1
 
 
 def _by_turbo(content: bytes, max_pixels: int) -> np.ndarray | None:

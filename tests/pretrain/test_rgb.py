@@ -16,6 +16,7 @@ from PIL import Image
 from intl_bench.cli import main
 from pretrain.images import decode as module
 from pretrain.images.decode import decode
+from transfer.detection.annotations.image_sizes import image_size
 from transfer.detection.transforms import read_image
 
 CHANNELS = {"gray": 1, "gray and alpha": 2, "RGB": 3, "RGBA": 4}
@@ -284,6 +285,20 @@ def test_the_orientation_of_a_tiff_file_is_applied_once(form: str, orientation: 
     upright = [*turns, *(turn.transpose(1, 0, 2) for turn in (turns[0], turns[3], turns[2], turns[1]))][orientation - 1]
     assert np.array_equal(np.asarray(read_image(tmp_path / "image")), upright)
     assert np.array_equal(decode(content), values if form == "PNG" else upright)
+
+
+def test_damaged_exif_is_no_orientation(tmp_path: Path) -> None:
+    """As in Detectron2: the picture is intact."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    values = np.full((8, 16, 3), 77, np.uint8)
+    content = bytearray(saved(Image.fromarray(values), "JPEG", exif=exif))
+    start = content.index(b"Exif\0\0") + 6
+    for damage in (b"XX*\0", b"II*\0\xff\xff\xff\xff", b"MM\0*\0\0\0\x01"):
+        content[start : start + len(damage)] = damage
+        (tmp_path / "image.jpg").write_bytes(content)
+        assert read_image(tmp_path / "image.jpg").size == (16, 8)
+        assert image_size(str(tmp_path / "image.jpg")) == (16, 8)
 
 
 # The command line

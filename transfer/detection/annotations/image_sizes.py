@@ -13,7 +13,7 @@ import numpy as np
 from intl_bench.core import inputs
 from intl_bench.core.errors import InputError, from_os_error
 from intl_bench.core.inputs import shorten
-from pretrain.images.decode import LARGEST, TooManyPixelsError, check_size, open_image
+from pretrain.images.decode import LARGEST, TooManyPixelsError, check_size, open_image, orientation
 from transfer.detection.annotations.faults import Faults
 from transfer.detection.annotations.file_names import Spellings
 
@@ -21,7 +21,6 @@ _HEADER_BYTES = 8192  # enough for the size in most JPEG files
 _THREADS = 16
 _PART = 128 * _THREADS  # number of files between two measurements of the speed
 _SLOW = 1e-4  # seconds per file; above this, several threads read
-_EXIF_ORIENTATION = 0x0112
 # The markers of JPEG segments that hold the size of the image ("start of frame").
 _FRAME_MARKERS = frozenset((*range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0)))
 
@@ -91,7 +90,7 @@ def _pillow_size(path: str, max_pixels: int) -> tuple[int, int]:
         with inputs.open_file(path) as stream, open_image(stream, max_pixels) as image:
             width, height = image.size
             # Pillow itself turns TIFF files, and their size.
-            rotated = image.format != "TIFF" and image.getexif().get(_EXIF_ORIENTATION) in (5, 6, 7, 8)
+            rotated = image.format != "TIFF" and orientation(image) in (5, 6, 7, 8)
     except (MemoryError, TooManyPixelsError):
         raise
     except Exception as error:  # Pillow's readers raise many kinds of errors if the bytes are damaged
