@@ -205,7 +205,13 @@ def build(schema: type[T], values: Mapping[str, Any], where: str, overrides: Seq
 
 
 def _read_override(schema: type, key: str, text: str) -> Any:
-    """Return the value of an override: for a field of type text the text itself, else what it is in YAML."""
+    """Return the value of an override.
+
+    For a field of type text it is the text itself, and for a list of texts the only item unless it begins with a
+    bracket. For other fields it is what it means in YAML.
+    """
+    if ranges.is_text(schema, f"{key}.0") is False and text and not text.startswith("["):
+        return [text]
     optional = ranges.is_text(schema, key)
     if optional is None:
         return _parse(text, f"override {key}={text[:80]}")

@@ -79,6 +79,20 @@ def test_every_text_is_kept(text: str) -> None:
     assert (built.data.root, built.batch_size) == (text, 8)
 
 
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("*/x_*.jpg", ("*/x_*.jpg",)),
+        ("on", ("on",)),
+        ("a b.txt", ("a b.txt",)),
+        ("[a.txt, 0123]", ("a.txt", "0123")),
+        ("['*/x.jpg', \"b\"]", ("*/x.jpg", "b")),
+    ],
+)
+def test_an_override_of_a_list_of_texts_is_one_text_or_a_list(text: str, value: tuple[str, ...]) -> None:
+    assert load_recipe("demo", ["data.kind=imagefolder", "data.root=x", f"data.skip={text}"]).data.skip == value
+
+
 def test_null_means_none_where_it_may() -> None:
     for word in ("init=null", "init="):
         assert load_recipe("demo", ["init=x.pt", word]).init is None

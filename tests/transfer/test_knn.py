@@ -169,7 +169,10 @@ def test_the_precision_is_part_of_the_identity_unless_it_is_the_default(name: st
     ],
 )
 def test_identities_of_the_default_do_not_change(task: str, name: str, expected: str) -> None:
-    assert digest(identity(packaged(task, name)))[:16] == expected
+    """They are those of records before `drop_last`, where an epoch left out its last images."""
+    config = packaged(task, name)
+    before = {"drop_last": True} if hasattr(config, "drop_last") else {}
+    assert digest(identity(dataclasses.replace(config, **before)))[:16] == expected
 
 
 @pytest.fixture
