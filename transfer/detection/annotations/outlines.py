@@ -108,8 +108,7 @@ def measure(outlines: Outlines, heights: np.ndarray, *, areas: bool) -> tuple[np
     lengths = np.diff(outlines.first_number)
     encoded = outlines.encoded[owner]
     if not encoded.all():
-        kept = slice(None) if not encoded.any() else np.repeat(~encoded, lengths)
-        points = outlines.numbers[kept].reshape(-1, 2)
+        points = _numbers(outlines, ~encoded).reshape(-1, 2)
         sides, owners = lengths[~encoded] // 2, owner[~encoded]
         used = np.flatnonzero(np.bincount(owners, sides, minlength=count))
         starts = _starts(np.bincount(owners, sides, minlength=count).astype(np.int64))[used]
@@ -122,7 +121,7 @@ def measure(outlines: Outlines, heights: np.ndarray, *, areas: bool) -> tuple[np
             crossed = points[:, 0] * points[following, 1] - points[following, 0] * points[:, 1]
             area += np.bincount(owners, np.abs(np.add.reduceat(crossed, first[:-1])) / 2, minlength=count)
     if encoded.any():
-        numbers = outlines.numbers[np.repeat(encoded, lengths)].astype(np.int64)
+        numbers = _numbers(outlines, encoded).astype(np.int64)
         row, ends, ones = _runs(numbers, lengths[encoded], owner[encoded])
         first, last = (ends - numbers)[ones], ends[ones] - 1
         row, runs = row[ones], numbers[ones]
@@ -136,10 +135,18 @@ def measure_by_row(outlines: Outlines, widths: np.ndarray) -> np.ndarray:
     owner = np.repeat(np.arange(len(widths)), np.diff(outlines.first_part))
     lengths = np.diff(outlines.first_number)
     encoded = outlines.encoded[owner]
-    numbers = outlines.numbers[np.repeat(encoded, lengths)].astype(np.int64)
+    numbers = _numbers(outlines, encoded).astype(np.int64)
     row, ends, ones = _runs(numbers, lengths[encoded], owner[encoded])
     first, last, row = (ends - numbers)[ones], ends[ones] - 1, row[ones]
     return _run_bounds(row, first, last, widths[row], len(widths))[:, [1, 0, 3, 2]]
+
+
+def _numbers(outlines: Outlines, parts: np.ndarray) -> np.ndarray:
+    """Return the numbers of some parts, (p,) bool. Neighbors are copied together, which is fast if most are chosen."""
+    edges = np.flatnonzero(np.diff(parts, prepend=False, append=False))
+    bounds = outlines.first_number[edges].tolist()
+    pieces = [outlines.numbers[first:last] for first, last in zip(bounds[::2], bounds[1::2], strict=True)]
+    return pieces[0] if len(pieces) == 1 else np.concatenate([outlines.numbers[:0], *pieces])
 
 
 def _runs(numbers: np.ndarray, lengths: np.ndarray, owner: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

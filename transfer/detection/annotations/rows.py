@@ -132,8 +132,8 @@ class Rows:
     def ids(self) -> np.ndarray:
         """Return the ids of the rows, int64 or Python's whole numbers if 64 bits do not suffice. They must differ."""
         values = self.whole_numbers("id", "a whole number", 0)
-        first = dict(zip(reversed(values), reversed(range(len(values))), strict=True))
-        if len(first) < len(values):
+        if len({*values}) < len(values):
+            first = dict(zip(reversed(values), reversed(range(len(values))), strict=True))
             again = [i for i, value in enumerate(values) if first[value] != i and self.sound[i]]
             self.report(again, "id", lambda i: "used twice", f"a different id for each {self.noun}")
         fit = not values or all(_INT64.min <= value <= _INT64.max for value in (min(values), max(values)))
@@ -143,8 +143,11 @@ class Rows:
         """Return the index in `known` of the id in `field` of each row, (rows,) int64; -1 is an unknown id, a fault."""
         values = self.whole_numbers(field, expected, 0)
         table = {value: index for index, value in enumerate(known.tolist())}
-        places = np.fromiter((table.get(value, -1) for value in values), np.int64, len(values))
-        wrong = np.flatnonzero((places < 0) & self.sound) if (places < 0).any() else ()
+        try:
+            return np.array([*map(table.__getitem__, values)], np.int64)
+        except KeyError:
+            places = np.array([table.get(value, -1) for value in values], np.int64)
+        wrong = np.flatnonzero((places < 0) & self.sound)
         self.report(wrong, field, lambda i: f"{values[i]} is not in this file", expected, "unknown")
         return places
 
