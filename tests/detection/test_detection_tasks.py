@@ -220,7 +220,7 @@ def write_invalid_files() -> None:
         (["coco", OURS], 2, "data.root is not set: expected the folder of coco2017"),
         (words("coco", data="nowhere"), 2, "nowhere/annotations/instances_train2017.json: No such file"),
         (words("coco", OURS, "data.test_images=none"), 2, "images/none: no such folder"),
-        (words("coco", OURS, "data.test=[{here}/other.json]"), 2, "other.json: its category ids differ from those of"),
+        (words("coco", OURS, "data.test=[{here}/other.json]"), 2, "other.json: its categories differ from those of"),
         (words("coco", OURS, "itertions=3"), 2, "unknown key 'itertions'; did you mean iterations?"),
         (words("coco", OURS, "model.anchors=[8]"), 2, "unknown key 'model.anchors'; did you mean anchor_sizes?"),
         (words("coco", OURS, "model.num_classes=7"), 2, "instances_train2017.json has 5 categories"),
