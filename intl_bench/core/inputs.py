@@ -137,11 +137,15 @@ def read_text(path: Path, what: str) -> str:
         InputError: the file cannot be read, or is not text.
     """
     content = read_bytes(path, f"{what} {path}")
-    encoding = next((encoding for mark, encoding in _MARKS.items() if content.startswith(mark)), "utf-8")
     try:
-        return content.decode(encoding)
+        return content.decode(find_marked_encoding(content) or "utf-8")
     except UnicodeDecodeError as error:
         raise InputError(f"{what} {path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from error
+
+
+def find_marked_encoding(content: bytes) -> str | None:
+    """Return the encoding that the byte order mark of a text declares; None without a mark."""
+    return next((encoding for mark, encoding in _MARKS.items() if content.startswith(mark)), None)
 
 
 def read_json(path: Path, what: str, *, any_number: bool = False) -> Any:

@@ -381,6 +381,15 @@ def test_backslashes_of_windows(root: Path) -> None:
     assert read(root).images[1].file_name == "images/new/c.jpg"
 
 
+@pytest.mark.parametrize("stored", ["a b.jpg", "a\u00a0b.jpg", "a\u2009 b.jpg", "a\u3000b.jpg"])
+def test_spaces_of_another_width(root: Path, stored: str) -> None:
+    with_file(root, "a b.jpg", [stored])
+    assert read(root).images[1].file_name == stored
+    with_file(root, "a\u2003b.jpg", [stored, "a\u2008b.jpg"])
+    with pytest.raises(InputError, match=r"image 20: .* can mean .* and .*; expected one file; correct the name"):
+        read(root)
+
+
 def test_two_files_that_a_name_can_mean_are_refused(root: Path) -> None:
     written = "e\u0301e\u0301.jpg"
     with_file(root, written, ["éé.jpg", "e\u0301é.jpg"])
@@ -430,6 +439,16 @@ def test_names_of_voc_with_any_letters_and_spaces(tmp_path: Path, name: str, on_
     found = read_voc(folder)
     assert [len(one.objects) for one in found.images] == [2, 1, 1]
     assert found.file(0).is_file()
+
+
+def test_two_files_that_a_name_of_voc_can_mean_are_refused(tmp_path: Path) -> None:
+    folder = voc_cases.write(tmp_path)
+    place = folder / "VOC2007" / "Annotations"
+    for name in ("a\u3000b.xml", "a\u00a0b.xml"):
+        (place / name).write_text((place / "000005.xml").read_text())
+    (folder / voc_cases.LISTS[0]).write_text("a b\n")
+    with pytest.raises(InputError, match=r"'a b' can mean .*\.xml and .*\.xml; expected one file"):
+        read_voc(folder)
 
 
 # Missing fields

@@ -1,6 +1,5 @@
-"""Read text of others in the encoding that it declares: JSON, XML and lists."""
+"""Read JSON and XML of others in the encoding that it declares."""
 
-import codecs
 import hashlib
 import json
 import re
@@ -13,14 +12,6 @@ from intl_bench.core import inputs
 from intl_bench.core.errors import InputError
 
 _LARGEST = 2**35  # bytes; the largest known files have 5 GB
-# UTF-32 is before UTF-16, whose byte order mark it begins with.
-_MARKS = (
-    (codecs.BOM_UTF8, "utf-8-sig"),
-    (codecs.BOM_UTF32_LE, "utf-32"),
-    (codecs.BOM_UTF32_BE, "utf-32"),
-    (codecs.BOM_UTF16_LE, "utf-16"),
-    (codecs.BOM_UTF16_BE, "utf-16"),
-)
 _WIDE = {b"<\0": "utf-16-le", b"\0<": "utf-16-be"}  # the first character of XML without a byte order mark
 _DECLARATION = re.compile(rb"""\s*<\?xml\s[^>]*?encoding\s*=\s*["']([A-Za-z0-9._:-]+)["']""")
 
@@ -49,15 +40,6 @@ def load_json(path: Path, what: str) -> tuple[Any, str]:
     return value, hashlib.sha256(content).hexdigest()
 
 
-def decode(content: bytes) -> str:
-    """Decode text by its byte order mark; without one it is UTF-8.
-
-    Raises:
-        UnicodeDecodeError: the bytes are not of this encoding.
-    """
-    return content.decode(_find_mark(content) or "utf-8")
-
-
 def decode_xml(content: bytes) -> str:
     """Decode XML by its byte order mark, else as its declaration says; without both it is UTF-8.
 
@@ -67,7 +49,11 @@ def decode_xml(content: bytes) -> str:
         ValueError: the bytes are not of this encoding, or the encoding is unknown. The message says which one it is.
     """
     declared = _DECLARATION.match(content)
-    encoding = _find_mark(content) or _WIDE.get(content[:2]) or (declared[1].decode() if declared else "utf-8")
+    encoding = (
+        inputs.find_marked_encoding(content)
+        or _WIDE.get(content[:2])
+        or (declared[1].decode() if declared else "utf-8")
+    )
     try:
         return content.decode(encoding)
     except (LookupError, ValueError) as error:
@@ -75,7 +61,3 @@ def decode_xml(content: bytes) -> str:
             return content.decode()
         except UnicodeDecodeError:
             raise ValueError(f"not {encoding.upper().removesuffix('-SIG')} text") from error
-
-
-def _find_mark(content: bytes) -> str | None:
-    return next((encoding for mark, encoding in _MARKS if content.startswith(mark)), None)

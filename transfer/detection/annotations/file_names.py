@@ -14,13 +14,8 @@ _DRIVE = re.compile(r"[A-Za-z]:\\")
 def is_safe(name: str) -> bool:
     """Tell whether a name is a path inside a folder, without control characters, as Linux or as Windows reads it."""
     parts = name.replace("\\", "/").split("/")
-    return not (
-        _UNSAFE.search(name)
-        or parts[0] == ""
-        or _DRIVE.match(name)
-        or ".." in parts
-        or not name.strip("./")
-    )  # fmt: skip
+    absolute = parts[0] == "" or _DRIVE.match(name)
+    return not (absolute or ".." in parts or _UNSAFE.search(name) or not name.strip("./"))
 
 
 class Spellings:

@@ -17,7 +17,7 @@ from intl_bench.core.errors import InputError
 from intl_bench.core.inputs import shorten
 from pretrain.images.decode import LARGEST
 from transfer.detection.annotations import geometry
-from transfer.detection.annotations.documents import decode, decode_xml
+from transfer.detection.annotations.documents import decode_xml
 from transfer.detection.annotations.faults import Faults
 from transfer.detection.annotations.file_names import Spellings, is_safe
 from transfer.detection.annotations.image_sizes import check_image_sizes
@@ -165,14 +165,16 @@ class _Reader:
         """Read the image names of a list of the folder `year`."""
         content = self._read(path, f"the list of images {path}")
         try:
-            lines = [line.strip() for line in decode(content).splitlines()]
+            lines = [
+                line.strip() for line in content.decode(inputs.find_marked_encoding(content) or "utf-8").splitlines()
+            ]
         except UnicodeDecodeError as error:
             raise InputError(f"{path}: not UTF-8 text; expected VOC's list of images; restore the file") from error
         names = []
         for number, line in enumerate(lines, start=1):
             wrong = not is_safe(line) or os.sep in line or len(line) > _LONGEST
             # A list of one class has a second word, 1, 0 or -1. A name may have spaces too.
-            if line and (wrong or (len(line.split()) > 1 and self._find(year, line) is None)):
+            if line and (wrong or (len(line.split()) > 1 and not self._find(year, line))):
                 text = f"{path}: line {number}: {shorten(line)}; expected one image name per line"
                 remedy = "use a list such as trainval.txt or test.txt"
                 self.faults.add(("line", path), text, remedy, [f"line {number}"])
@@ -185,7 +187,11 @@ class _Reader:
 
     def read_xml(self, year: Path, image: str) -> tuple[int, int]:
         """Read the objects of an image, and return its width and height; (0, 0) if they are not valid."""
-        path = self._find(year, image) or year / "Annotations" / f"{image}.xml"
+        found = self._find(year, image)
+        path = found[0] if found else year / "Annotations" / f"{image}.xml"
+        if len(found) > 1:
+            text = f"{shorten(image)} can mean {' and '.join(map(str, found))}; expected one file"
+            return self._refuse("spelling", text, "correct the name in the list", image)
         try:
             text = decode_xml(self._read(path, f"the annotations {path}"))
             if "<!" in text.replace("<!--", ""):  # entities can read other files and expand without limit
@@ -243,14 +249,13 @@ class _Reader:
         self.faults.add(kind, text, remedy, [str(entry)])
         return 0, 0
 
-    def _find(self, year: Path, image: str) -> Path | None:
-        """Return the XML file of an image, which may be spelled differently; None if there is none."""
+    def _find(self, year: Path, image: str) -> list[Path]:
+        """Return the XML files that an image of a list can mean, which may be spelled differently."""
         folder = year / "Annotations"
         path = folder / f"{image}.xml"
         if path.exists():
-            return path
-        found = self._spellings.setdefault(folder, Spellings(folder)).find(f"{image}.xml")
-        return folder / found[0] if len(found) == 1 else None
+            return [path]
+        return [folder / name for name in self._spellings.setdefault(folder, Spellings(folder)).find(f"{image}.xml")]
 
     def _read(self, path: Path, what: str) -> bytes:
         """Read a file and add the SHA-256 of its bytes to the digest."""
