@@ -612,3 +612,11 @@ def test_a_file_without_objects_has_no_metrics(root: Path) -> None:
     document = valid_document()
     document["annotations"] = []
     assert evaluate_coco(write(root, document), []) == {}
+
+
+def test_voc_as_x_y_width_and_height_is_refused_with_the_cause(tmp_path: Path) -> None:
+    folder = voc_cases.write(tmp_path)
+    for path in folder.rglob("*.xml"):
+        path.write_text(voc_cases.xml([("cat", 0, (30, 20, 25, 28)), ("dog", 0, (2, 3, 50, 40))]))
+    with pytest.raises(InputError, match=r"likely cause: the boxes are \[x, y, width, height\]\) \(3 such"):
+        read_voc(folder)
