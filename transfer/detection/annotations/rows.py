@@ -131,7 +131,7 @@ class Rows:
 
     def ids(self) -> np.ndarray:
         """Return the ids of the rows, int64 or Python's whole numbers if 64 bits do not suffice. They must differ."""
-        values = self.whole_numbers("id", "a whole number", 0)
+        values = self.whole_numbers("id", "a whole number of at most 64 bits", 0)
         if len({*values}) < len(values):
             first = dict(zip(reversed(values), reversed(range(len(values))), strict=True))
             again = [i for i, value in enumerate(values) if first[value] != i and self.sound[i]]
