@@ -6,7 +6,7 @@ from typing import NamedTuple
 from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
-__all__ = ["ARCHITECTURES", "NAMES", "STEMS", "Backbone", "BackboneConfig", "Stem", "build_backbone"]
+__all__ = ["ARCHITECTURES", "INNER_WIDTHS", "NAMES", "STEMS", "Backbone", "BackboneConfig", "Stem", "build_backbone"]
 
 
 class Stem(NamedTuple):
@@ -33,9 +33,16 @@ ARCHITECTURES: dict[str, tuple[type[BasicBlock | Bottleneck], list[int], int]] =
     "resnet18": (BasicBlock, [2, 2, 2, 2], 64),
     "resnet34": (BasicBlock, [3, 4, 6, 3], 64),
     "resnet50": (Bottleneck, [3, 4, 6, 3], 64),
+    "resnet101": (Bottleneck, [3, 4, 23, 3], 64),
+    "resnet152": (Bottleneck, [3, 8, 36, 3], 64),
+    "resnet50w2": (Bottleneck, [3, 4, 6, 3], 128),
+    "wide_resnet50_2": (Bottleneck, [3, 4, 6, 3], 64),
+    "wide_resnet101_2": (Bottleneck, [3, 4, 23, 3], 64),
     "resnet10_narrow": (BasicBlock, [1, 1, 1, 1], 32),
 }
 NAMES = tuple(ARCHITECTURES)
+# Channels of the 3x3 convolutions of the first stage, where they are not those of the stage.
+INNER_WIDTHS = {"wide_resnet50_2": 128, "wide_resnet101_2": 128}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,7 +72,8 @@ class Backbone(ResNet):
 
     def __init__(self, config: BackboneConfig) -> None:
         block, layers, width = ARCHITECTURES[config.name]
-        super().__init__(block, layers, zero_init_residual=config.zero_init_residual)
+        inner = INNER_WIDTHS.get(config.name, 64)
+        super().__init__(block, layers, zero_init_residual=config.zero_init_residual, width_per_group=inner)
         if width != 64:
             self._rebuild(block, layers, width, config.zero_init_residual)
         if config.stem != "imagenet":
@@ -91,15 +99,16 @@ class Backbone(ResNet):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-            elif zero_init and isinstance(module, BasicBlock):
-                nn.init.zeros_(module.bn2.weight)
+            elif zero_init and isinstance(module, BasicBlock | Bottleneck):
+                nn.init.zeros_((module.bn2 if isinstance(module, BasicBlock) else module.bn3).weight)
 
 
 def build_backbone(name: str, *, stem: str = "imagenet", zero_init_residual: bool = False) -> Backbone:
     """Build a backbone with the parameter names of torchvision and new random weights.
 
     Args:
-        name: resnet18, resnet34, resnet50, or resnet10_narrow (1.2 M parameters, for CPUs).
+        name: a key of `ARCHITECTURES`, such as resnet18, resnet50, or resnet10_narrow (1.2 M parameters, for CPUs).
+            resnet50w2 has twice the channels everywhere (SwAV's name), wide_resnet50_2 only in its 3x3 convolutions.
         stem: "imagenet" (7x7, stride 2, max-pool), "cifar" (3x3, stride 1, padding 2, no max-pool); see `STEMS`.
         zero_init_residual: see `BackboneConfig`.
 
