@@ -27,14 +27,18 @@ from pretrain.images.data import DataConfig
 from transfer.formats import safe_load
 from transfer.formats.facts import read as read_facts
 from transfer.formats.facts import write as write_facts
-from transfer.formats.layouts import LAYOUTS, Layout
+from transfer.formats.layout import Layout
+from transfer.formats.layouts import LAYOUTS
 from transfer.formats.match import Extracted, Found, extract, find
 from transfer.formats.names import DETECTRON2, TORCHVISION, Names, names
 
 __all__ = ["TARGETS", "Conversion", "convert", "from_detectron2", "interpret", "load_backbone", "read", "to_detectron2"]
 TARGETS = ("detectron2", "torchvision", "timm", "safetensors")
 _TOLERANCE = 1e-6
-_DEPTHS = {"resnet18": 18, "resnet34": 34, "resnet50": 50}
+_DEPTHS = {
+    **{"resnet18": 18, "resnet34": 34, "resnet50": 50, "resnet101": 101, "resnet152": 152},
+    **{"resnet50w2": 50, "wide_resnet50_2": 50, "wide_resnet101_2": 101},
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -82,6 +86,13 @@ class _Loaded:
     def bottleneck_stride(self) -> bool:
         """Tell whether the strides of its bottleneck blocks are in other convolutions than ours."""
         return bool(self.facts.get("stride_in_1x1"))
+
+    def choice(self) -> list[str]:
+        """Return a line about the other backbones in the file and how to read them; none if there are none."""
+        others = [f"--from {source} reads {place}" for place, source in self.found.others.items()]
+        more = f", and {len(others) - 4} more" if len(others) > 4 else ""
+        there = f"{len(others) + 1} backbones in the file: the one at {self.found.place} is read; "
+        return [there + ", ".join(others[:4]) + more] if others else []
 
     def warnings(self) -> list[str]:
         """Return the differences of its network and the assumptions, one a line."""
@@ -286,7 +297,7 @@ def _epochs(root: Mapping[str, Any]) -> int | None:
 def _facts(layout: Layout, extracted: Extracted) -> dict[str, Any]:
     """Return the differences of a foreign network from ours, and the assumptions about its stem."""
     facts: dict[str, Any] = {}
-    if layout.differs and not (layout.stride_in_1x1 and extracted.architecture != "resnet50"):
+    if layout.differs and not (layout.stride_in_1x1 and "layer1.0.conv3.weight" not in extracted.state):
         facts |= {"differs": layout.differs, "stride_in_1x1": layout.stride_in_1x1}
     if extracted.kernel != 7:
         facts["assumed"] = (
@@ -301,7 +312,8 @@ def _facts(layout: Layout, extracted: Extracted) -> dict[str, Any]:
 
 
 def _warn(loaded: _Loaded) -> None:
-    for line in loaded.warnings():
+    choice = loaded.choice() if loaded.checkpoint.origin is Origin.FOREIGN else []
+    for line in choice + loaded.warnings():
         print(f"{loaded.checkpoint.path}: {line}", file=sys.stderr)
 
 
@@ -318,6 +330,7 @@ def _describe(loaded: _Loaded) -> list[str]:
         f"{loaded.found.place}, stored as {', '.join(extracted.dtypes)}",
         f"expects RGB in 0..1, mean {mean}, std {std} ({origin})" + (f"; {loaded.note}" if loaded.note else ""),
         *extracted.notes,
+        *loaded.choice(),
     ]
     if extracted.counters:
         lines.append(f"{extracted.counters} num_batches_tracked are missing and become 0")
@@ -345,9 +358,13 @@ def _detectron2_settings(loaded: _Loaded) -> str:
     """Return the settings of Detectron2 for a converted backbone."""
     preprocessing = _preprocessing(loaded.checkpoint)
     mean, std = ([round(255 * value, 3) for value in values] for values in (preprocessing.mean, preprocessing.std))
+    depth, (width, inner), wide = _DEPTHS.get(loaded.extracted.architecture), loaded.extracted.widths, ""
+    if depth is not None and (width, inner) != (64, 64):
+        resnets = {"WIDTH_PER_GROUP": inner, "STEM_OUT_CHANNELS": width, "RES2_OUT_CHANNELS": 4 * width}
+        wide = "".join(f", MODEL.RESNETS.{name} {value}" for name, value in resnets.items())
     return (
         f"in Detectron2 set INPUT.FORMAT RGB, MODEL.PIXEL_MEAN {mean}, MODEL.PIXEL_STD {std}, MODEL.RESNETS.DEPTH "
-        f"{_DEPTHS.get(loaded.extracted.architecture, 'none')}, MODEL.RESNETS.STRIDE_IN_1X1 {loaded.bottleneck_stride}"
+        f"{depth or 'none'}, MODEL.RESNETS.STRIDE_IN_1X1 {loaded.bottleneck_stride}{wide}"
     )
 
 
@@ -364,7 +381,8 @@ def _difference(loaded: _Loaded, written: safe_load.Content, to: str) -> tuple[f
     expected = features(loaded.extracted.state)
     differences = [(features(read_back) - expected).abs().max() / expected.abs().max()]
     against = "the written file read back"
-    if to == "detectron2" and architecture in _DEPTHS and importlib.util.find_spec("detectron2") is not None:
+    own = architecture in _DEPTHS and len(set(loaded.extracted.widths)) == 1  # what `backbone_features` builds
+    if to == "detectron2" and own and importlib.util.find_spec("detectron2") is not None:
         detectron2 = importlib.import_module("transfer.detection.engines.detectron2")
         state = safe_load.tensors(written.data["model"])
         found = detectron2.backbone_features(state, images, _DEPTHS[architecture])

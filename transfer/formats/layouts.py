@@ -6,10 +6,9 @@ color channels) follow the code of the project. Sources: the loaders and savers 
 
 import dataclasses
 import re
-from collections.abc import Mapping
-from typing import Any
 
 from pretrain.checkpoint import BRANCHES
+from transfer.formats.layout import IMAGENET, Layout, Place
 from transfer.formats.names import (
     CAFFE2,
     CAFFE2_OLD,
@@ -20,74 +19,18 @@ from transfer.formats.names import (
     SEPARIUS,
     SEQUENTIAL,
     SEQUENTIAL_SMALL,
+    SEQUENTIAL_WITHOUT_POOL,
     SHORTCUT,
     TORCHVISION,
-    Names,
 )
 
-IMAGENET = {"channels": "RGB", "scale": "0..1", "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 _SWAV = {**IMAGENET, "std": [0.228, 0.224, 0.225]}
 _UNNORMALIZED = {**IMAGENET, "mean": [0.0, 0.0, 0.0], "std": [1.0, 1.0, 1.0]}
 _TIMM = {**IMAGENET, "note": "see pretrained_cfg of the weights; some tags use mean 0.5 and std 0.5"}
 
-
-@dataclasses.dataclass(frozen=True)
-class Place:
-    """Place of a backbone in a file.
-
-    Attributes:
-        container: the keys from the top of the file to the dictionary of tensors, joined by "/"; "" is the top.
-        prefix: a regular expression for what precedes the backbone's names, matched from the start of a key.
-    """
-
-    container: str
-    prefix: str = ""
-
-    @property
-    def keys(self) -> list[str]:
-        return self.container.split("/") if self.container else []
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Layout:
-    """Description of a project's checkpoints.
-
-    Attributes:
-        name: the value of `--from`.
-        display: the method's name in tables.
-        branches: {name: places} of the complete copies of the backbone in a file, such as a momentum encoder.
-        default: branches by preference; the first one that the file has is read. Empty: the first of `branches`.
-        tables: names of the tensors. The table that matches most names of a file is used.
-        marks: regular expressions, searched in the list of keys, one key a line. The layout is recognized if all are
-            found, except that one with a leading "!" must not be. Keys at the top of the file have a leading "/".
-        heads: a regular expression for the tensors under the prefix that are not part of the backbone.
-        adapt: the change of the tensors by `transfer.formats.match`: "haiku", "msra", "split_bn" or "" (none).
-        preprocessing: what the network expects of pixels, and a `note` for people.
-        small_stem: the stem (`pretrain.backbone.STEMS`) of a network with a 3x3 conv1. Keys tell neither its padding
-            nor whether a max-pool follows.
-        per_data_set: whether the project normalizes small images by the mean and std of their data set instead.
-        differs: how the network differs from torchvision's with the same weights; "" if it does not.
-        stride_in_1x1: whether the stride of a bottleneck block is in its first 1x1 convolution.
-    """
-
-    name: str
-    display: str
-    branches: Mapping[str, tuple[Place, ...]]
-    default: tuple[str, ...] = ()
-    tables: tuple[Names, ...] = (TORCHVISION,)
-    marks: tuple[str, ...] = ()
-    heads: str = r"fc\..*"
-    adapt: str = ""
-    preprocessing: Mapping[str, Any] = dataclasses.field(default_factory=lambda: IMAGENET)
-    small_stem: str = "cifar"
-    per_data_set: bool = True
-    differs: str = ""
-    stride_in_1x1: bool = False
-
-
 _M = r"(?:_orig_mod\.|module\.)*"  # wrappers: DistributedDataParallel, torch.compile
 _ROOT, _STATE = Place(""), Place("state_dict")
-_BACKBONE = Place("state_dict", r"backbone\.")
+_BACKBONE = dataclasses.replace(_STATE, prefix=r"backbone\.")
 
 
 def _at(container: str, *prefixes: str) -> tuple[Place, ...]:
@@ -97,6 +40,7 @@ def _at(container: str, *prefixes: str) -> tuple[Place, ...]:
 _SAME = "TensorFlow's SAME padding (at the bottom and right) in strided convolutions and the max-pool"
 _SAME_POOL = "TensorFlow's SAME padding (at the bottom and right) in the max-pool"
 _VISSL_DINO = r"momentum_teacher\.(?:module\.)?trunk\.(?:base_model\.)?(?:_feature_blocks\.)?"
+_LIGHTLY_TRAIN = r"\.(?:model_wrapper|wrapped_model|_model_wrapper|_wrapped_model)\.(?:_features|_model)\."
 _1X1 = "stride in the first 1x1 convolution of a bottleneck instead of the 3x3"
 
 # In the order of recognition: layouts with specific marks come before layouts with general ones.
@@ -139,6 +83,7 @@ LAYOUTS = (
         display="Detectron2",
         branches={"online": _at("model", "")},
         tables=(DETECTRON2_C4,),
+        marks=(r"^roi_heads\.res5\.0\.",),
         heads=r"(?!backbone\.|roi_heads\.res5\.\d).*",
     ),
     Layout(
@@ -146,6 +91,7 @@ LAYOUTS = (
         display="Detectron2",
         branches={"online": (*_at("model", "", r"backbone\.bottom_up\."), _ROOT)},
         tables=(DETECTRON2,),
+        anywhere=True,
         heads=r"stem\.fc\..*|linear\..*|fc\..*",
     ),
     Layout(
@@ -153,6 +99,7 @@ LAYOUTS = (
         display="Supervised (Hugging Face)",
         branches={"online": (Place("", r"(?:resnet\.)?"),)},
         tables=(HUGGING_FACE,),
+        anywhere=True,
         heads=r"classifier\..*",
         preprocessing={**IMAGENET, "note": "see preprocessor_config.json"},
     ),
@@ -187,6 +134,25 @@ LAYOUTS = (
         heads=r"fc\..*|classifier\..*|teacher\..*|student\..*|(base_|final_)?ema_coefficient",
         small_stem="cifar_pad1",
     ),
+    # lightly-train: _checkpoint.py, _models/embedding_model.py, _models/torchvision/resnet.py, _models/timm/timm.py.
+    # DINO trains a copy of the exported teacher; the other methods train the exported network.
+    Layout(
+        name="lightly-train",
+        display="LightlyTrain",
+        branches={
+            "online": _at("state_dict", rf"embedding_model{_LIGHTLY_TRAIN}"),
+            "teacher": _at("state_dict", rf"teacher_embedding_model{_LIGHTLY_TRAIN}"),
+            "student": _at("state_dict", rf"student_embedding_model{_LIGHTLY_TRAIN}"),
+            "query": _at("state_dict", rf"query_embedding_model{_LIGHTLY_TRAIN}"),
+            "momentum": _at("state_dict", rf"(?:key|momentum)_embedding_model{_LIGHTLY_TRAIN}"),
+        },
+        default=("online", "teacher", "query", "student"),
+        tables=(TORCHVISION, SEQUENTIAL),
+        marks=(r"^/lightly_train$",),
+        preprocessing={**IMAGENET, "note": "see lightly_train/normalize_args"},
+        small_stem="cifar_pad1",
+        per_data_set=False,
+    ),
     Layout(
         name="lightly-sequential",
         display="lightly",
@@ -195,6 +161,7 @@ LAYOUTS = (
             "momentum": _at("state_dict", r"(?:backbone_momentum|momentum_backbone|teacher_backbone)\."),
         },
         tables=(SEQUENTIAL,),
+        anywhere=True,
         marks=(r"^(backbone\.)?7\.0\.conv1\.",),
         heads=r"9\..*|fc\..*",
         small_stem="cifar_pad1",
@@ -205,6 +172,7 @@ LAYOUTS = (
         display="lightly",
         branches={"online": (_BACKBONE, _ROOT, _STATE), "momentum": _at("state_dict", r"backbone_momentum\.")},
         tables=(SEQUENTIAL_SMALL,),
+        anywhere=True,
         marks=(r"^(backbone\.)?2\.0\.conv1\.",),
         adapt="split_bn",
         small_stem="cifar_pad1",
@@ -376,10 +344,30 @@ LAYOUTS = (
         marks=(r"^/(state_dict_ema|metric)$",),
         preprocessing=_TIMM,
     ),
-    # Without marks: torchvision's names, and no key that tells the project.
+    # Without marks: names that many projects use, and no key that tells the project.
+    # `nn.Sequential` of the children of a torchvision ResNet without its max-pool: leftthomas/SimCLR, model.py.
+    Layout(
+        name="sequential",
+        display="nn.Sequential",
+        branches={"online": ()},
+        tables=(SEQUENTIAL_WITHOUT_POOL,),
+        anywhere=True,
+        small_stem="cifar_pad1",
+    ),
+    # kuangliu/pytorch-cifar, models/resnet.py, and HobbitLong/SupContrast, networks/resnet_big.py.
+    Layout(
+        name="shortcut",
+        display="pytorch-cifar names",
+        branches={"online": ()},
+        tables=(SHORTCUT,),
+        anywhere=True,
+        heads=r"(fc|linear)\..*",
+        small_stem="cifar_pad1",
+    ),
     Layout(
         name="torchvision",
         display="torchvision names",
+        anywhere=True,
         branches={"online": (*_at("", _M), *_at("state_dict", _M), *_at("model", _M))},
     ),
 )

@@ -21,7 +21,7 @@ class Names:
     """Templates for the names of a ResNet's tensors.
 
     The fields of a template are filled as follows.
-    Stage: {n0}, {n}, {n1}, {n3} count from 0, 1, 2 and 4; {c4} is the place of the stage in a C4 detector.
+    Stage: {n0}, {n}, {n1}, {n2}, {n3} count from 0, 1, 2, 3 and 4; {c4} is the place of the stage in a C4 detector.
     Block of a stage: {b} counts from 0.
     Convolution of a block: {i0}, {i} count from 0 and 1; {even} is 0, 2, 4; {odd} is 1, 3, 5; {abc} is a, b, c.
     Tensor of a batch norm: {x}.
@@ -60,6 +60,14 @@ SEQUENTIAL = Names(
     bn="{n3}.{b}.bn{i}.{x}",
     shortcut_conv="{n3}.{b}.downsample.0.weight",
     shortcut_bn="{n3}.{b}.downsample.1.{x}",
+)
+SEQUENTIAL_WITHOUT_POOL = Names(
+    conv1="0.weight",
+    bn1="1.{x}",
+    conv="{n2}.{b}.conv{i}.weight",
+    bn="{n2}.{b}.bn{i}.{x}",
+    shortcut_conv="{n2}.{b}.downsample.0.weight",
+    shortcut_bn="{n2}.{b}.downsample.1.{x}",
 )
 SEQUENTIAL_SMALL = Names(
     conv1="0.weight",
@@ -152,7 +160,8 @@ def names(table: Names, architecture: str) -> dict[str, str]:
                 template = table.shortcut_bn if batch_norm else table.shortcut_conv
             else:
                 template, number = table.bn if batch_norm else table.conv, int(where[2][-1])
-            fields |= {"n0": stage - 1, "n": stage, "n1": stage + 1, "n3": stage + 3, "b": where[1]}
+            fields |= {"n0": stage - 1, "n": stage, "n1": stage + 1, "n2": stage + 2, "n3": stage + 3}
+            fields |= {"b": where[1]}
             fields |= {"i0": number - 1, "i": number, "even": 2 * number - 2, "odd": 2 * number - 1}
             fields |= {"abc": "abc"[number - 1]}
             fields |= {"c4": "roi_heads.res5" if stage == 4 else f"backbone.res{stage + 1}"}
