@@ -1,6 +1,7 @@
 """A backbone is read in every wrapping: wrappers inside keys, nested dictionaries, other copies beside it."""
 
 import dataclasses
+import math
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,14 @@ WRAPPERS = ("module", "_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_
 
 
 def tiny(name: str, first: float) -> State:
-    """Return a backbone whose tensors are views of one number each, all different."""
+    """Return a backbone whose tensors are views of one number each, all different, with finite features."""
     return OrderedDict(
-        (key, torch.tensor(7) if key.endswith("tracked") else torch.tensor(first + number / 1024).expand(shape))
+        (
+            key,
+            torch.tensor(7)
+            if key.endswith("tracked")
+            else torch.tensor((first + number / 1024) / math.prod(shape[1:])).expand(shape),
+        )
         for number, (key, shape) in enumerate(shapes(name).items())
     )
 

@@ -16,7 +16,7 @@ from intl_bench.core import distributed
 from intl_bench.core.errors import InputError
 from intl_bench.core.identity import identity
 from intl_bench.core.signals import StopRequest
-from pretrain.backbone import ARCHITECTURES
+from pretrain.backbone import ARCHITECTURES, INNER_WIDTHS
 from pretrain.checkpoint import Checkpoint
 from pretrain.images.data import IMAGENET_NORMALIZATION
 from transfer.convert import to_detectron2
@@ -35,8 +35,18 @@ _DESCRIBED_ELSEWHERE = ("blocks", "bottleneck", "width", "stem", "pixel_mean", "
 
 
 def from_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Return the settings that a checkpoint determines: the architecture of the backbone and the pixel statistics."""
-    block, blocks, width = ARCHITECTURES[checkpoint.architecture.name]
+    """Return the settings that a checkpoint determines: the architecture of the backbone and the pixel statistics.
+
+    Raises:
+        InputError: the detector has no such backbone.
+    """
+    name = checkpoint.architecture.name
+    if name in INNER_WIDTHS:
+        raise InputError(
+            f"checkpoint {checkpoint.path}: a {name}; the detectors have no ResNet with wider 3x3 convolutions; score "
+            "it with linear, knn or finetune, or convert it (convert --to detectron2)"
+        )
+    block, blocks, width = ARCHITECTURES[name]
     model: dict[str, Any] = {"blocks": blocks, "bottleneck": block is Bottleneck, "width": width}
     preprocessing = checkpoint.preprocessing
     mean, std = IMAGENET_NORMALIZATION if preprocessing is None else (preprocessing.mean, preprocessing.std)

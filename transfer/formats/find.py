@@ -174,18 +174,13 @@ class _File:
     def with_others(self, found: Found) -> Found:
         """Return what was found with the names of the other backbones in the file."""
         every = self._all()
-        other = {one.storage: one for one in reversed(every) if one.storage != found.storage}
-        branches = {}
+        others = {one.storage: (one.place, backbones.name_of(one, every)) for one in reversed(every)}
         for branch in found.layout.branches:
             if branch != found.branch and (one := self._search_everywhere(found.layout, (branch,))):
-                branches[one.storage] = branch
-        return dataclasses.replace(
-            found,
-            others={
-                one.place: f"{found.layout.name}:{branches.get(storage) or backbones.name_of(one, every)}"
-                for storage, one in reversed(other.items())
-            },
-        )
+                others[one.storage] = others.get(one.storage, (one.place,))[0], branch
+        others.pop(found.storage, None)
+        named = {place: f"{found.layout.name}:{name}" for place, name in reversed(others.values())}
+        return dataclasses.replace(found, others=named)
 
     def _of(self, box: Container) -> list[Candidate]:
         """Return the backbones of one dictionary; see `transfer.formats.candidates.candidates`."""

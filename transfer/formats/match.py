@@ -80,6 +80,8 @@ def extract(found: Found, path: Path) -> Extracted:
         if best != "resnet50" and any(re.search(_PROJECTION, line) for line in wrong):
             because = "a projection in the first shortcut, which torchvision's basic blocks lack"
         because = f" ({because}, which is another network)" if because else ""
+        if any(tensor.numel() == 0 for tensor in candidates.values()):
+            because = " (its tensors are empty, as of ZeRO stage 3 of DeepSpeed; run its zero_to_fp32.py)"
         raise InputError(
             f"checkpoint {path}: the {found.layout.name} backbone at {found.place} is not a {best}{because}: "
             f"{'; '.join(wrong[:3])}{more}"
