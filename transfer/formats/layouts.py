@@ -227,6 +227,7 @@ LAYOUTS = (
             "momentum": _at("state_dict", r"(?:encoder_k|target_net|momentum_encoder)\.(?:module\.)?0\."),
         },
         marks=(r"^/meta$",),
+        heads=r"fc\..*|mask_(token|gamma)",  # the latter in A2MIM of OpenMixup (backbones/mim_resnet.py)
         small_stem="cifar_pad1",
     ),
     Layout(
