@@ -42,9 +42,15 @@ def words(place: str) -> frozenset[str]:
     return frozenset(re.split(r"[./_]", place.lower()))
 
 
-def unwrapped(key: str) -> str:
-    """Return a key without the names of wrappers: `module.layer1._orig_mod.0.x` becomes `layer1.0.x`."""
-    return ".".join(part for part in key.split(".") if not _WRAPPER.fullmatch(part))
+def unwrapped(key: str, *, leading: bool = True) -> str:
+    """Return a key without the names of wrappers: `module.layer1._orig_mod.0.x` becomes `layer1.0.x`.
+
+    Args:
+        leading: whether those at the beginning are left out too.
+    """
+    parts = key.split(".")
+    first = next((place for place, part in enumerate(parts) if leading or not _WRAPPER.fullmatch(part)), len(parts))
+    return ".".join([*parts[:first], *(part for part in parts[first:] if not _WRAPPER.fullmatch(part))])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)

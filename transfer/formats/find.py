@@ -253,7 +253,7 @@ class _File:
                     match = pattern.match(text)
                     if match is not None:
                         group = groups.setdefault(match[0], collections.defaultdict(list))
-                        group[unwrapped(text[match.end() :])].append(key)
+                        group[unwrapped(text[match.end() :], leading=clean)].append(key)
                 counts = {
                     (prefix, table): len(keys.keys() & known(table))
                     for prefix, keys in groups.items()
