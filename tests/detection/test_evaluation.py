@@ -22,7 +22,7 @@ from transfer.detection.evaluation.coco import evaluate_coco, to_results
 from transfer.detection.structures import Detections
 
 GOLDEN = places.GOLDEN / "evaluation" / "coco_val2014_100.json"
-NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 SIDE = 320
 
 
@@ -116,7 +116,7 @@ def plain_pycocotools(truth: Path, results: list[dict[str, Any]], iou_type: str)
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
-    return [100 * value for value in evaluation.stats[:6]]
+    return [100 * value for value in evaluation.stats]
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -159,7 +159,9 @@ def test_published_numbers_of_cocoapi(evaluator: str) -> None:
     for iou_type, numbers in published["metrics"].items():
         files = folder / published["annotations"], folder / published["results"][iou_type]
         found = evaluate_coco(*files, iou_types=(iou_type,), evaluator=evaluator)
-        assert found == pytest.approx({f"{iou_type}/{name}": 100 * numbers[name] for name in NAMES}, abs=1e-10)
+        assert found.keys() == {f"{iou_type}/{name}" for name in NAMES}
+        for name, number in numbers.items():
+            assert found[f"{iou_type}/{name}"] == pytest.approx(100 * number, abs=1e-10)
 
 
 @pytest.mark.parametrize("evaluator", ["pycocotools", "faster-coco-eval"])
@@ -199,8 +201,10 @@ def test_perfect_detections_score_100_and_metrics_without_objects_are_left_out(t
     }
     results = [{**entry, "score": 0.9} for entry in entries]
     found = evaluate_coco(write(tmp_path, truth), results, evaluator=evaluator)
-    assert set(found) == {f"{kind}/{name}" for kind in ("bbox", "segm") for name in ("AP", "AP50", "AP75", "APl")}
-    assert found == pytest.approx(dict.fromkeys(found, 100.0), abs=1e-9)
+    ones = ("AP", "AP50", "AP75", "APl", "AR1", "AR10", "AR100", "ARl")
+    assert set(found) == {f"{kind}/{name}" for kind in ("bbox", "segm") for name in ones}
+    expected = {key: 50.0 if key.endswith("/AR1") else 100.0 for key in found}  # one detection of two objects
+    assert found == pytest.approx(expected, abs=1e-9)
 
 
 BOX = [1.0, 2.0, 30.0, 40.0]

@@ -28,7 +28,7 @@ from transfer.detection.annotations.rows import read_id
 from transfer.detection.evaluation.truth import read_truth
 from transfer.detection.structures import Detections
 
-_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")  # the first six of COCO's twelve
+_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 _FIELDS = {"bbox": "bbox", "segm": "segmentation"}
 _EVALUATORS = ("pycocotools", "faster-coco-eval")
 # Exact types, because a comparison of types is fast for a million numbers, and because bool is not allowed.
@@ -63,12 +63,32 @@ def evaluate_coco(
             determines the last digit; by default in increasing order.
 
     Returns:
-        "bbox/AP", "bbox/AP50", "bbox/AP75", "bbox/APs", "bbox/APm", "bbox/APl" and the same for "segm", from 0 to 100.
-        A metric without annotated objects, such as APs without small objects, is left out.
+        COCO's twelve numbers from 0 to 100: "bbox/AP", "bbox/AP50", "bbox/AP75", "bbox/APs", "bbox/APm", "bbox/APl",
+        "bbox/AR1", "bbox/AR10", "bbox/AR100", "bbox/ARs", "bbox/ARm", "bbox/ARl", and the same for "segm". A metric
+        without annotated objects, such as APs without small objects, is left out.
 
     Raises:
         InputError: a file cannot be read, an annotation or a detection is malformed, the image or category of a
             detection is unknown, or faster-coco-eval is not installed.
+    """
+    return score_coco(
+        annotations_json, detections, iou_types=iou_types, evaluator=evaluator, category_ids=category_ids
+    )[0]
+
+
+def score_coco(
+    annotations_json: str | Path,
+    detections: Iterable[Result] | str | Path,
+    *,
+    iou_types: Sequence[str] = ("bbox", "segm"),
+    evaluator: str = "pycocotools",
+    category_ids: Sequence[int] | None = None,
+) -> tuple[dict[str, float], dict[str, dict[int, float | None]]]:
+    """Compute the metrics of `evaluate_coco`, and the AP of each category.
+
+    Returns:
+        The metrics; and {"bbox": {category id: AP from 0 to 100}, "segm": the same}. The AP of a category without
+        objects is None.
     """
     for iou_type in iou_types:
         if iou_type not in _FIELDS:
@@ -83,7 +103,7 @@ def evaluate_coco(
             detections, sizes=truth.sizes, category_ids=truth.category_numbers, iou_types=iou_types, name=name
         )
         results = truth.renumber(checked)
-        metrics = {}
+        metrics, categories = dict[str, float](), dict[str, dict[int, float | None]]()
         for iou_type in iou_types:
             with contextlib.redirect_stdout(io.StringIO()):  # the evaluators print their progress
                 datasets = _build_datasets(dataset_class, truth.dataset, results, iou_type)
@@ -91,12 +111,20 @@ def evaluate_coco(
                 evaluation.evaluate()
                 evaluation.accumulate()
                 evaluation.summarize()
+            categories[iou_type] = dict(zip(truth.category_numbers, _average_by_category(evaluation), strict=True))
             # COCO's twelve numbers from 0 to 1, or -1 for a metric without objects.
             values = zip(_METRICS, evaluation.stats, strict=False)
             metrics.update({f"{iou_type}/{metric}": 100 * float(value) for metric, value in values if value >= 0})
     for note in truth.notes:
         warnings.warn(f"{annotations_json}: {note}", stacklevel=2)
-    return metrics
+    return metrics, categories
+
+
+def _average_by_category(evaluation: Any) -> list[float | None]:
+    """Compute the AP from 0 to 100 of each category, in the order of their numbers; None without objects."""
+    precision = evaluation.eval["precision"][:, :, :, 0, -1]  # (overlaps, recalls, categories), of all areas
+    found = [precision[:, :, index] for index in range(precision.shape[2])]
+    return [100 * float(values[values > -1].mean()) if (values > -1).any() else None for values in found]
 
 
 def image_precisions(annotations: Annotations, results: Sequence[Result]) -> np.ndarray:
