@@ -107,9 +107,29 @@ def test_the_picture_shows_annotations_on_the_left_and_detections_on_the_right(
     assert tuple(left[y, x]) not in ((128, 128, 128), (0, 0, 0)), "the mask covers the object"
     assert (left[-3:] == 128).all()
     second = picture[14 + 374 :]
-    assert (second[y, x] == second[y, 480 + x]).all(), "a class has one color"
+    one = second[y, x]
     x, y = (round(2 * (BOXES[1][i] + BOXES[1][i + 2] / 2)) for i in (0, 1))
     assert (second[y, x] != second[y, 480 + x]).any(), "the second object was missed"
+    assert (second[y, x] != one).any(), "each object has its own color"
+
+
+def test_two_detections_of_one_class_have_two_colors_and_unsure_ones_are_not_drawn(
+    truth: Annotations, tmp_path: Path
+) -> None:
+    detections = [found(4, 3, BOXES[0], score=0.9), found(4, 3, BOXES[1], score=0.5)]
+
+    def colors(threshold: float | None = None) -> list[tuple[int, ...]]:
+        given = {} if threshold is None else {"threshold": threshold}
+        only = truth.select(truth.image_ids == 4, [])
+        draw_worst(only, detections, 1, tmp_path / "worst.png", **given)
+        picture = np.asarray(Image.open(tmp_path / "worst.png"))[14:, 480:]
+        return [tuple(picture[round(2 * (box[1] + box[3] / 2)), round(2 * (box[0] + box[2] / 2))]) for box in BOXES]
+
+    first, second = colors()
+    gray = (128, 128, 128)
+    assert len({first, second, gray}) == 3
+    assert colors(0.6) == [first, gray]
+    assert colors(0.95) == [gray, gray]
 
 
 def test_the_picture_is_reproducible_and_masks_are_optional(

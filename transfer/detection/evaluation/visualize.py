@@ -28,27 +28,29 @@ class _Mark(NamedTuple):
     Attributes:
         box: x0, y0, x1, y1 in pixels of the image file.
         text: the text beside the box.
-        label: index of the class.
         bitmap: (height, width) bool, or None if there is no mask.
     """
 
     box: Sequence[float]
     text: str
-    label: int
     bitmap: np.ndarray | None
 
 
-def draw_worst(annotations: Annotations, results: Sequence[Result], n: int, path: Path) -> list[int]:
+def draw_worst(
+    annotations: Annotations, results: Sequence[Result], n: int, path: Path, *, threshold: float = 0.5
+) -> list[int]:
     """Draw the n images with the lowest box AP.
 
-    The annotated objects are on the left, the detections with the highest scores on the right. The AP of an image is
-    that of `image_precisions`. Images without objects have no AP and are not drawn. Images with equal AP keep their
-    order.
+    The annotated objects are on the left, the detections with the highest scores on the right. Each object and each
+    detection has its own color. The AP of an image is that of `image_precisions`. Images without objects have no AP and
+    are not drawn. Images with equal AP keep their order.
 
     Args:
         annotations: the test images.
         results: COCO results with boxes, and optionally with masks.
         path: the PNG file to write.
+        threshold: lowest score of the detections that are drawn; the default is that of Detectron2's demo. The AP is
+            that of all detections.
 
     Returns:
         The ids of the drawn images in order of increasing AP.
@@ -63,11 +65,12 @@ def draw_worst(annotations: Annotations, results: Sequence[Result], n: int, path
     for index in worst:
         annotated = annotations.images[index]
         own = sorted((r for r in results if r["image_id"] == annotated.image_id), key=lambda result: -result["score"])
-        found = [_mark_detection(result, labels, annotations.category_names) for result in own[:_SHOWN]]
+        sure = [result for result in own if result["score"] >= threshold]
+        found = [_mark_detection(result, labels, annotations.category_names) for result in sure[:_SHOWN]]
         title = f"image {annotated.image_id} ({annotated.file_name})   box AP {precisions[index]:.1f}"
         sides = (
             (f"{title}   objects: {len(annotated.objects)}", _mark_objects(annotated, annotations.category_names)),
-            (f"best {len(found)} of {len(own)} detections", found),
+            (f"best {len(found)} of {len(own)} detections, scores from {threshold:g}", found),
         )
         image = read_image(annotations.file(index), (annotated.width, annotated.height))
         rows.append(_join_columns([_draw_panel(image, text, marks) for text, marks in sides]))
@@ -89,16 +92,16 @@ def _mark_objects(image: AnnotatedImage, names: Sequence[str]) -> list[_Mark]:
         elif item.outline is not None:
             parts = rle.frPyObjects([part.tolist() for part in item.outline], image.height, image.width)
             bitmap = _decode(rle.merge(parts))
-        marks.append(_Mark(item.box.tolist(), names[item.class_index] + remark, item.class_index, bitmap))
+        marks.append(_Mark(item.box.tolist(), names[item.class_index] + remark, bitmap))
     return marks
 
 
 def _mark_detection(result: Result, labels: dict[int, int], names: Sequence[str]) -> _Mark:
     """Make the mark of a detection. `labels` maps a category id to the index of its class."""
     x, y, width, height = result["bbox"]
-    label = labels[result["category_id"]]
+    name = names[labels[result["category_id"]]]
     bitmap = _decode(result["segmentation"]) if "segmentation" in result else None
-    return _Mark((x, y, x + width, y + height), f"{names[label]} {result['score']:.2f}", label, bitmap)
+    return _Mark((x, y, x + width, y + height), f"{name} {result['score']:.2f}", bitmap)
 
 
 def _decode(encoding: dict[str, Any]) -> np.ndarray:
@@ -113,19 +116,20 @@ def _draw_panel(image: Image.Image, title: str, marks: Sequence[_Mark]) -> Image
     size = (_WIDTH, max(1, round(image.height * scale)))
     panel = Image.new("RGB", (_WIDTH, _LINE + size[1]), "white")
     drawn = image.resize(size)
-    for mark in reversed(marks):
+    colored = [(mark, _color(number)) for number, mark in enumerate(marks)][::-1]
+    for mark, color in colored:
         if mark.bitmap is not None:
             opacity = Image.fromarray(mark.bitmap.astype(np.uint8) * _OPACITY).resize(size, Image.Resampling.NEAREST)
-            drawn.paste(_color(mark.label), (0, 0, *size), opacity)
+            drawn.paste(color, (0, 0, *size), opacity)
     pen = ImageDraw.Draw(drawn)
-    for mark in reversed(marks):
+    for mark, color in colored:
         x0, y0, x1, y1 = (float(value) * scale for value in mark.box)
-        pen.rectangle((x0, y0, max(x0, x1 - 1), max(y0, y1 - 1)), outline=_color(mark.label), width=2)
-    for mark in reversed(marks):
+        pen.rectangle((x0, y0, max(x0, x1 - 1), max(y0, y1 - 1)), outline=color, width=2)
+    for mark, color in colored:
         x0, y0 = (float(value) * scale for value in mark.box[:2])
         above = y0 - _LINE if y0 >= _LINE else y0  # above the box if possible: inside, the text hides a small object
         corner = max(0.0, min(x0, _WIDTH - 20)), max(0.0, min(above, size[1] - _LINE))
-        _write(pen, corner, mark.text, background=_color(mark.label))
+        _write(pen, corner, mark.text, background=color)
     panel.paste(drawn, (0, _LINE))
     _write(ImageDraw.Draw(panel), (2, 0), title, background=(255, 255, 255))
     return panel
@@ -141,9 +145,9 @@ def _write(
     pen.text(corner, text, fill=(0, 0, 0), font=font)
 
 
-def _color(label: int) -> tuple[int, int, int]:
-    """Choose a light color for each class. Steps of the golden ratio give different hues to all classes."""
-    red, green, blue = colorsys.hsv_to_rgb(label * 0.618034 % 1, 0.65, 1.0)
+def _color(number: int) -> tuple[int, int, int]:
+    """Choose a light color. Steps of the golden ratio give different hues to all numbers."""
+    red, green, blue = colorsys.hsv_to_rgb(number * 0.618034 % 1, 0.65, 1.0)
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
