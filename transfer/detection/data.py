@@ -38,6 +38,12 @@ class Batch(NamedTuple):
     images: list[Image]
     positions: list[int]
 
+    def split(self, parts: int) -> list["Batch"]:
+        """Divide the images into equal parts, in their order."""
+        size = len(self.images) // parts
+        ends = [slice(first, first + size) for first in range(0, len(self.images), size)]
+        return [Batch(self.iteration, self.images[part], self.positions[part]) for part in ends]
+
 
 class _PackedBatch(NamedTuple):
     """A `Batch` as a worker sends it, with all pixels in one tensor, because each tensor takes a file descriptor.

@@ -45,6 +45,34 @@ class Image(NamedTuple):
     target: Target | None
 
 
+class Whole(NamedTuple):
+    """The batch that some images are a part of. With it, the losses of all parts add up to those of the batch.
+
+    Attributes:
+        images: number of images.
+        height, width: size in pixels that the images are padded to.
+        regions, foreground: number of regions that the losses are computed on, and of those that are foreground.
+    """
+
+    images: int
+    height: int
+    width: int
+    regions: int
+    foreground: int
+
+
+class Scores(NamedTuple):
+    """The scores of the detections in all test images, from 0 to 100.
+
+    Attributes:
+        metrics: the values of a record, such as "bbox/AP".
+        per_category: {"bbox": {name of a category: AP}}, and the same for "segm", or for "bbox/AP50" and "bbox/AP75".
+    """
+
+    metrics: dict[str, float]
+    per_category: dict[str, dict[str, float]]
+
+
 class Detections(NamedTuple):
     """Detections in one image, in pixels of the image file, in order of decreasing score.
 

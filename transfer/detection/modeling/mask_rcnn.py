@@ -7,9 +7,9 @@ from intl_bench.core.errors import InputError
 from transfer.detection.config import ModelConfig
 from transfer.detection.modeling import boxes as box_ops
 from transfer.detection.modeling.resnet import Trunk
-from transfer.detection.modeling.roi_heads import RoIHeads
-from transfer.detection.modeling.rpn import RPN
-from transfer.detection.structures import Detections, Target
+from transfer.detection.modeling.roi_heads import Regions, RoIHeads
+from transfer.detection.modeling.rpn import RPN, Predictions, Samples
+from transfer.detection.structures import Detections, Target, Whole
 
 
 class MaskRCNN(nn.Module):
@@ -32,7 +32,11 @@ class MaskRCNN(nn.Module):
         self.register_buffer("pixel_std", torch.tensor(config.pixel_std)[:, None, None], persistent=False)
 
     def forward(
-        self, images: list[Tensor], targets: list[Target], generators: list[torch.Generator]
+        self,
+        images: list[Tensor],
+        targets: list[Target],
+        generators: list[torch.Generator],
+        whole: Whole | None = None,
     ) -> dict[str, Tensor]:
         """Compute the losses of a batch. Their sum is the loss to minimize.
 
@@ -42,6 +46,7 @@ class MaskRCNN(nn.Module):
                 image may have no object.
             generators: one generator for each image, on the device of the model. All draws of an image come from its
                 generator, so they do not depend on the other images.
+            whole: the batch, if the images are a part of it; the sum of the losses over all parts is that of the batch.
 
         Returns:
             loss_rpn_cls, loss_rpn_loc, loss_cls, loss_box_reg, and loss_mask if the detector has masks; scalars.
@@ -55,13 +60,32 @@ class MaskRCNN(nn.Module):
             raise InputError(
                 f"{len(images)} images, {len(targets)} targets, {len(generators)} generators: expected equal numbers"
             )
-        features = self.backbone(self.preprocess(images))
+        features = self.backbone(self.preprocess(images, whole and (whole.height, whole.width)))
+        predictions, samples, regions = self._sample(features, images, targets, generators)
+        losses = self.proposal_generator.losses(predictions, samples, whole)
+        return losses | self.roi_heads.losses(features, regions, targets, whole)
+
+    @torch.no_grad()
+    def count_regions(
+        self, images: list[Tensor], targets: list[Target], generators: list[torch.Generator], size: tuple[int, int]
+    ) -> tuple[int, int]:
+        """Count the regions, and those that are foreground, that `forward` computes the losses of these images on.
+
+        Args:
+            size: height and width that the images are padded to.
+        """
+        features = self.backbone(self.preprocess(images, size))
+        _, _, regions = self._sample(features, images, targets, generators)
+        return sum(len(each.boxes) for each in regions), sum(len(each.objects) for each in regions)
+
+    def _sample(
+        self, features: Tensor, images: list[Tensor], targets: list[Target], generators: list[torch.Generator]
+    ) -> tuple[Predictions, list[Samples], list[Regions]]:
+        """Draw the anchors and the regions that the losses are computed on."""
         predictions = self.proposal_generator.predict(features)
         samples = self.proposal_generator.sample(predictions.anchors, targets, generators)
-        losses = self.proposal_generator.losses(predictions, samples)
         proposals = self.proposal_generator.propose(predictions, [_size(image) for image in images])
-        regions = self.roi_heads.sample(proposals, targets, generators)
-        return losses | self.roi_heads.losses(features, regions, targets)
+        return predictions, samples, self.roi_heads.sample(proposals, targets, generators)
 
     @torch.inference_mode()
     def detect(self, images: list[Tensor], sizes: list[tuple[int, int]]) -> list[Detections]:
@@ -87,13 +111,16 @@ class MaskRCNN(nn.Module):
         found = self.roi_heads.detect(features, proposals, input_sizes)
         return [_rescale(*parts) for parts in zip(found, input_sizes, sizes, strict=True)]
 
-    def preprocess(self, images: list[Tensor]) -> Tensor:
+    def preprocess(self, images: list[Tensor], size: tuple[int, int] | None = None) -> Tensor:
         """Normalize images (3, h, w) and pad them with zeros on the right and at the bottom to one size.
 
+        Args:
+            size: height and width; the default is the largest height and width of the images.
+
         Returns:
-            (N, 3, H, W) with the largest height and width of the images.
+            (N, 3, height, width).
         """
-        height, width = max(image.shape[1] for image in images), max(image.shape[2] for image in images)
+        height, width = size or largest_size(images)
         batch = self.pixel_mean.new_zeros((len(images), 3, height, width))
         for row, image in zip(batch, images, strict=True):
             row[:, : image.shape[1], : image.shape[2]] = (image - self.pixel_mean) / self.pixel_std
@@ -130,6 +157,11 @@ def _check_images(images: list[Tensor]) -> None:
             raise InputError(f"image {tuple(image.shape)} {image.dtype}: expected (3, h, w) uint8")
     if not images:
         raise InputError("no images: expected at least one")
+
+
+def largest_size(images: list[Tensor]) -> tuple[int, int]:
+    """Return the largest height and the largest width of images (3, h, w)."""
+    return max(image.shape[1] for image in images), max(image.shape[2] for image in images)
 
 
 def _size(image: Tensor) -> tuple[int, int]:

@@ -198,10 +198,20 @@ def load_backbone(detector: nn.Module, state: dict[str, Tensor]) -> None:
     detector.load_state_dict(named, strict=False)
 
 
-def require_matching_weights(given: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
-    """Compare the names and shapes of the weights of a backbone with those of a model.
+def require_matching_weights(
+    given: dict[str, Tensor],
+    wanted: dict[str, Tensor],
+    *,
+    what: str = "backbone weights",
+    remedy: str = "set model.* as in pre-training",
+) -> None:
+    """Compare the names and shapes of given weights with those of a model.
 
     Counters of batches (`num_batches_tracked`) may be missing.
+
+    Args:
+        what: what is given, for messages.
+        remedy: what to do, for messages.
 
     Raises:
         InputError: a weight is missing, unknown or of another shape. The message names the first one.
@@ -210,12 +220,10 @@ def require_matching_weights(given: dict[str, Tensor], wanted: dict[str, Tensor]
     for problem, keys in (("missing", needed - set(given)), ("unknown", set(given) - set(wanted))):
         if keys:
             raise InputError(
-                f"backbone weights: {len(keys)} {problem}, such as {min(keys)}; expected the weights of this "
-                "detector's backbone; set model.* as in pre-training"
+                f"{what}: {len(keys)} {problem}, such as {min(keys)}; expected the weights of this detector; {remedy}"
             )
     for key, value in given.items():
         if value.shape != wanted[key].shape:
             raise InputError(
-                f"backbone weights: {key} has shape {tuple(value.shape)}, expected {tuple(wanted[key].shape)}; "
-                "set model.* as in pre-training"
+                f"{what}: {key} has shape {tuple(value.shape)}, expected {tuple(wanted[key].shape)}; {remedy}"
             )

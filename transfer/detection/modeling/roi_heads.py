@@ -12,7 +12,7 @@ from transfer.detection.config import ModelConfig
 from transfer.detection.masks import crop_targets
 from transfer.detection.modeling import boxes as box_ops
 from transfer.detection.modeling.resnet import Res5, stage_channels
-from transfer.detection.structures import Detections, Target
+from transfer.detection.structures import Detections, Target, Whole
 
 _DELTA_WEIGHTS = (10.0, 5.0)
 _FOREGROUND_OVERLAP = 0.5
@@ -114,8 +114,10 @@ class RoIHeads(nn.Module):
             )
         return regions
 
-    def losses(self, features: Tensor, regions: list[Regions], targets: list[Target]) -> dict[str, Tensor]:
-        """Compute the losses of the regions.
+    def losses(
+        self, features: Tensor, regions: list[Regions], targets: list[Target], whole: Whole | None = None
+    ) -> dict[str, Tensor]:
+        """Compute the losses of the regions. With `whole` the numbers of regions below are those of the whole batch.
 
         Returns:
             loss_cls: cross-entropy of the classes, mean over all regions.
@@ -129,7 +131,7 @@ class RoIHeads(nn.Module):
         shared = self.res5(self.res5.project(features), [region.boxes for region in regions])
         logits, deltas = self.box_predictor(shared.mean(dim=(2, 3)))
         classes = torch.cat([region.classes for region in regions])
-        count = max(1, len(classes))
+        count = max(1, len(classes) if whole is None else whole.regions)
         losses = {"loss_cls": F.cross_entropy(logits.float(), classes, reduction="sum") / count}
         chosen = self._foreground_rows(regions, shared.device)
         wanted = box_ops.encode(foreground, torch.cat([region.targets for region in regions]), _DELTA_WEIGHTS)
@@ -142,7 +144,8 @@ class RoIHeads(nn.Module):
             crops = [crop_targets(target.masks, own, boxes, masks.shape[-1]) for target, own, boxes in parts]
             truth = send(torch.cat(crops), masks.device).float()
             entropy = F.binary_cross_entropy_with_logits(masks.float(), truth, reduction="sum")
-            losses["loss_mask"] = entropy / max(1, masks.numel())
+            masked = len(masks) if whole is None else whole.foreground
+            losses["loss_mask"] = entropy / max(1, masked * masks.shape[-2] * masks.shape[-1])
         return losses
 
     @staticmethod

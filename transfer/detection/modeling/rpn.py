@@ -14,7 +14,7 @@ from transfer.detection.config import ModelConfig
 from transfer.detection.modeling import boxes as box_ops
 from transfer.detection.modeling.anchors import Anchors
 from transfer.detection.modeling.resnet import stage_channels
-from transfer.detection.structures import Target
+from transfer.detection.structures import Target, Whole
 
 _DELTA_WEIGHTS = (1.0, 1.0)
 _BACKGROUND_OVERLAP, _FOREGROUND_OVERLAP = 0.3, 0.7
@@ -103,11 +103,11 @@ class RPN(nn.Module):
             for target, (objects, _), (foreground, background) in zip(targets, matched, drawn, strict=True)
         ]
 
-    def losses(self, predictions: Predictions, samples: list[Samples]) -> dict[str, Tensor]:
+    def losses(self, predictions: Predictions, samples: list[Samples], whole: Whole | None = None) -> dict[str, Tensor]:
         """Compute the binary cross-entropy of the logits and the L1 distance of the deltas.
 
-        Both are sums, divided by `rpn_batch` times the number of images. The divisor does not depend on the number of
-        drawn anchors.
+        Both are sums, divided by `rpn_batch` times the number of images, or of images of `whole`. The divisor does not
+        depend on the number of drawn anchors.
         """
         logits, labels, deltas, targets = [], [], [], []
         for n, drawn in enumerate(samples):
@@ -115,7 +115,7 @@ class RPN(nn.Module):
             labels += [torch.ones_like(logits[-2]), torch.zeros_like(logits[-1])]
             deltas.append(predictions.deltas[n, drawn.foreground])
             targets.append(box_ops.encode(predictions.anchors[drawn.foreground], drawn.boxes, _DELTA_WEIGHTS))
-        count = self.config.rpn_batch * len(samples)
+        count = self.config.rpn_batch * (len(samples) if whole is None else whole.images)
         cross_entropy = F.binary_cross_entropy_with_logits(
             torch.cat(logits).float(), torch.cat(labels).float(), reduction="sum"
         )
