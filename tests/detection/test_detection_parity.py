@@ -72,11 +72,15 @@ def both_small(masks: bool = True) -> tuple[Values, Values]:
 
 
 def both_float64(seed: int) -> tuple[Values, Values]:
+    """Run training in float64 in both detectors, on a batch of `detection_cases`."""
+    return both_in_float64(SMALL, *batch(seed=seed))
+
+
+def both_in_float64(config: ModelConfig, images: list[Tensor], targets: list[Target]) -> tuple[Values, Values]:
     """Run training in float64 in both detectors."""
-    ours = small_model().double()
+    ours = small_model(config).double()
     ours.proposal_generator.anchors.float()
-    theirs = detectron2_model(SMALL, ours.state_dict()).double()
-    images, targets = batch(seed=seed)
+    theirs = detectron2_model(config, ours.state_dict()).double()
     with float32_nms():
         values = detectron2_training_values(theirs, images, targets)
     return training_values(ours, images, targets), values
@@ -112,15 +116,17 @@ def test_gradients_agree_in_float64_for_other_batches(detectron2: None, seed: in
     assert_equal(*both_float64(seed), LIVE)
 
 
-def coco_batch(test_data: Path) -> tuple[list[Tensor], list[Target]]:
-    """A real image with at least three objects and polygons, at a quarter of its width and height."""
+def coco_batch(test_data: Path, number: int = 0) -> tuple[list[Tensor], list[Target]]:
+    """One of the real images with at least three objects and polygons, at a quarter of its width and height."""
     folder = test_data / "coco_tiny"
     content = json.loads((folder / "annotations" / "instances_val2017.json").read_text())
     categories = sorted(category["id"] for category in content["categories"])
+    usable = []
     for entry in content["images"]:
         objects = [o for o in content["annotations"] if o["image_id"] == entry["id"] and not o["iscrowd"]]
         if len(objects) >= 3 and all(isinstance(o["segmentation"], list) for o in objects):
-            break
+            usable.append((entry, objects))
+    entry, objects = usable[number]
     with PILImage.open(folder / "val2017" / entry["file_name"]) as file:
         small = file.convert("RGB").resize((entry["width"] // 4, entry["height"] // 4), PILImage.Resampling.BILINEAR)
     boxes = torch.tensor([[o["bbox"][0], o["bbox"][1], o["bbox"][2], o["bbox"][3]] for o in objects]) / 4
@@ -130,12 +136,14 @@ def coco_batch(test_data: Path) -> tuple[list[Tensor], list[Target]]:
     return [torch.from_numpy(np.array(small)).permute(2, 0, 1)], [Target(boxes, classes, outlines)]
 
 
+FEW_REGIONS = ModelConfig(roi_batch=8, post_nms_test=8, score_threshold=0.02, detections_per_image=5)
+
+
 def both_resnet50(test_data: Path) -> tuple[Values, Values]:
     """Run `both` at full width on a COCO image, with few regions."""
-    config = ModelConfig(roi_batch=8, post_nms_test=8, score_threshold=0.02, detections_per_image=5)
     images, targets = coco_batch(test_data)
     sizes = [(4 * images[0].shape[1] + 1, 4 * images[0].shape[2] + 3)]
-    return both(config, images, targets, sizes)
+    return both(FEW_REGIONS, images, targets, sizes)
 
 
 @pytest.mark.data
