@@ -44,7 +44,7 @@ class TaskRun:
         pretrain_seed: seed of a foreign checkpoint that is one of several pre-trainings with different seeds.
         group: name of those pre-trainings, if there are several groups of one method.
         results: folder of the records.
-        fresh: score again and replace the records that exist.
+        fresh: score again and replace the records that exist. What an earlier run left stays until the end.
     """
 
     task: str
@@ -98,7 +98,7 @@ def prepare(plan: TaskRun) -> tuple[Task[Any], Checkpoint, Any]:
         data = {key: value for key, value in own.items() if key not in ("mean", "std")}  # these belong to the backbone
         asked = configs.build(DataConfig, data, "data", changes)
         path = protocol.default_path(plan.task, asked) if plan.config is None else configs.find(plan.config, plan.task)
-    return task, checkpoint, protocol.build_config(task, checkpoint, data, path, plan.overrides)
+    return task, checkpoint, task.resolve(protocol.build_config(task, checkpoint, data, path, plan.overrides))
 
 
 def _checkpoint(plan: TaskRun) -> Checkpoint:
@@ -201,22 +201,29 @@ def _run_seed(
         created=now(),
     )
     folder = Path("runs") / plan.task / record.key
+    new = folder / "fresh"  # the work of --fresh, which replaces the rest of the folder at the end
+    picture = folder / f"worst_seed{seed}.png"
     with lock(folder) if is_main_process() else contextlib.nullcontext():
         files.sweep(store.folder / plan.task)
-        done = None if plan.fresh else store.find(record.key)
+        again = plan.fresh or any(new.glob("state*.pt"))  # a stopped --fresh is resumed by the command without it
+        done = None if again else store.find(record.key)
         if done is not None:
             if is_main_process():
+                files.remove_contents(new)
+                _clear(new)
                 _clear(folder)  # of a process that was killed after it had written the record
-                undrawn = getattr(config, "visualize", 0) and "picture" not in done.details
-                _report(done, "already there; add --fresh to draw" if undrawn else "already there")
+                drawn = _draw(task, config, folder, picture)
+                _report(done, "already there" if drawn else "already there; nothing to draw was kept; add --fresh")
             return done
-        if plan.pretrain_seed is not None and not plan.fresh:
+        if plan.pretrain_seed is not None and not again:
             _require_one_file_per_seed(record, store)
         if plan.fresh and is_main_process():
-            files.remove_contents(folder)
-        before = json_lines.seconds(folder / "metrics.jsonl") if any(folder.glob("state*.pt")) else 0.0
+            _clear(folder)
+            files.remove_contents(new)
+        work = new if again else folder
+        before = json_lines.seconds(work / "metrics.jsonl") if any(work.glob("state*.pt")) else 0.0
         started = time.perf_counter()
-        outcome = task.run(checkpoint, config, seed, folder=folder)
+        outcome = task.run(checkpoint, config, seed, folder=work)
         if task.fingerprints(config) != data:
             raise InputError(f"{config.data.root}: the images changed during the run; run the command again")
         record = dataclasses.replace(
@@ -231,7 +238,12 @@ def _run_seed(
             created=now(),
         )
         if is_main_process():
-            (store.replace if plan.fresh else store.append)(record)
+            if again:
+                files.replace_contents(folder, new, stays=_states(new))  # with a state, a killed process can resume
+            if getattr(config, "visualize", 0) and _draw(task, config, folder, picture):
+                record = dataclasses.replace(record, details={**record.details, "picture": str(picture)})
+            (store.replace if again else store.append)(record)
+            _clear(new)
             _clear(folder)
             _report(record, f"{record.wall_time_s:.0f} s")
     return record
@@ -248,9 +260,18 @@ def _require_one_file_per_seed(record: ResultRecord, store: RecordStore) -> None
             )
 
 
+def _draw(task: Task[Any], config: Any, folder: Path, picture: Path) -> bool:
+    """Draw the pictures that the configuration asks for, if any; return False if the folder keeps nothing to draw."""
+    return task.draw is None or not config.visualize or task.draw(config, folder, picture)
+
+
+def _states(folder: Path) -> list[Path]:
+    return sorted(folder.glob("state*.pt*"))
+
+
 def _clear(folder: Path) -> None:
     """Remove the state to resume from. Other files of a task, such as a detector, stay."""
-    for path in folder.glob("state*.pt*"):
+    for path in _states(folder):
         path.unlink()
     with contextlib.suppress(OSError):  # it is not empty, or it does not exist
         folder.rmdir()

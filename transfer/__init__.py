@@ -11,10 +11,16 @@ PROJECT = "intl-bench"
 
 
 class Entry(NamedTuple):
-    """A task in `intl-bench --help`. `options` names the settings that are also options, such as `--engine`."""
+    """A task in `intl-bench --help`.
+
+    Attributes:
+        options: names of the settings that are also options, such as `--engine`.
+        eval_only: whether the task can score a trained detector.
+    """
 
     help: str
     options: tuple[str, ...] = ()
+    eval_only: bool = False
 
 
 # By the name of the command, which is also the name of the module.
@@ -22,8 +28,10 @@ TASKS = {
     "linear": Entry("linear classification on the frozen backbone"),
     "knn": Entry("k-nearest-neighbor classification on features of the frozen backbone"),
     "finetune": Entry("semi-supervised fine-tuning with 1 or 10 percent of the labels"),
-    "coco": Entry("COCO detection and instance segmentation with Mask R-CNN R50-C4", ("engine", "visualize")),
-    "voc": Entry("PASCAL VOC detection with Faster R-CNN R50-C4", ("engine", "visualize")),
+    "coco": Entry(
+        "COCO detection and instance segmentation with Mask R-CNN R50-C4", ("engine", "visualize"), eval_only=True
+    ),
+    "voc": Entry("PASCAL VOC detection with Faster R-CNN R50-C4", ("engine", "visualize"), eval_only=True),
 }
 
 

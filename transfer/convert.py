@@ -7,7 +7,6 @@ torchvision or timm, or safetensors. It reads the written file back and compares
 import dataclasses
 import functools
 import importlib
-import importlib.util
 import pickle
 import re
 import sys
@@ -24,6 +23,7 @@ from pretrain import states
 from pretrain.backbone import Backbone, BackboneConfig
 from pretrain.checkpoint import Checkpoint, Origin, Preprocessing, export_backbone
 from pretrain.images.data import DataConfig
+from transfer.detection.engines import choice
 from transfer.formats import safe_load
 from transfer.formats.facts import read as read_facts
 from transfer.formats.facts import write as write_facts
@@ -382,7 +382,7 @@ def _difference(loaded: _Loaded, written: safe_load.Content, to: str) -> tuple[f
     differences = [(features(read_back) - expected).abs().max() / expected.abs().max()]
     against = "the written file read back"
     own = architecture in _DEPTHS and len(set(loaded.extracted.widths)) == 1  # what `backbone_features` builds
-    if to == "detectron2" and own and importlib.util.find_spec("detectron2") is not None:
+    if to == "detectron2" and own and not choice.find_import_problem():
         detectron2 = importlib.import_module("transfer.detection.engines.detectron2")
         state = safe_load.tensors(written.data["model"])
         found = detectron2.backbone_features(state, images, _DEPTHS[architecture])

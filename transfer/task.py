@@ -45,6 +45,11 @@ class Task(Generic[C]):
         default: name of the configuration file that is used without `--config`. None chooses the file by data set, and
             takes the data set from the checkpoint's own pre-training.
         processes_matter: whether a result depends on the number of processes.
+        resolve: replaces settings whose value depends on what is installed.
+        draw: (configuration, folder of a finished run, file) -> whether it could draw the worst images, from what the
+            folder keeps, to the file. None if the task has no pictures.
+        read_detector: reads a trained detector for `evaluate`; None if the task trains no detector.
+        evaluate: (detector, configuration, folder) -> the outcome of the detector without a training.
     """
 
     config: type[C]
@@ -55,3 +60,7 @@ class Task(Generic[C]):
     seeded: bool = True
     default: str | None = None
     processes_matter: bool = False
+    resolve: Callable[[C], C] = lambda config: config
+    draw: Callable[[C, Path, Path], bool] | None = None
+    read_detector: Callable[[Path], Any] | None = None
+    evaluate: Callable[[Any, C, Path], Outcome] | None = None

@@ -8,8 +8,11 @@ from typing import Any
 from intl_bench.cli.common import add_command, add_seed_jobs, print_plan, split_words, start_seeds, starts_seeds
 
 _OPTIONS: dict[str, dict[str, Any]] = {
-    "engine": {"choices": ("auto", "builtin", "detectron2"), "help": "auto: Detectron2 if it is installed"},
-    "visualize": {"type": int, "metavar": "N", "help": "draw the N worst test images of each seed"},
+    "engine": {
+        "choices": ("auto", "builtin", "detectron2"),
+        "help": "auto: Detectron2 if it is installed and can do it",
+    },
+    "visualize": {"type": int, "metavar": "N", "help": "draw the N worst test images of each seed, also afterwards"},
 }
 
 
@@ -48,6 +51,10 @@ def add(commands: Any) -> None:
             help="random: the checkpoint's architecture, freshly initialized by each seed",
         )
         command.add_argument("--device", choices=("auto", "cpu", "cuda"), help="auto: a GPU if there is one")
+        if entry.eval_only:
+            command.add_argument(
+                "--eval-only", action="store_true", help="CHECKPOINT is a trained detector: score it, write no record"
+            )
         for option in entry.options:
             command.add_argument(f"--{option}", **_OPTIONS[option])
         add_seed_jobs(command)
@@ -66,6 +73,9 @@ def _run(name: str, args: argparse.Namespace) -> None:
     given, overrides = split_words(args.words, "CHECKPOINT")
     options = {option: getattr(args, option) for option in ("device", *TASKS[name].options)}
     overrides += [f"{option}={value}" for option, value in options.items() if value is not None]
+    if getattr(args, "eval_only", False):
+        _score_detector(name, args, given, overrides)
+        return
     checkpoint = None if given is None else Path(given)
     if checkpoint is None and not (args.init == "random" and find_task(name).default is not None):
         checkpoint = load_recipe("imagenet_r50_intl").checkpoint
@@ -92,3 +102,31 @@ def _run(name: str, args: argparse.Namespace) -> None:
         start_seeds(args, plan.seeds)
     else:
         runs.run(plan)
+
+
+def _score_detector(name: str, args: argparse.Namespace, given: str | None, overrides: list[str]) -> None:
+    from intl_bench import trained_detectors
+    from intl_bench.core.errors import InputError
+
+    unused = {
+        "--init random": args.init != "checkpoint",
+        "--seeds": args.seeds != "1",
+        "--method": args.method is not None,
+        "--pretrain-seed": args.pretrain_seed is not None,
+        "--group": args.group is not None,
+        "--from": args.layout != "auto",
+        "--parallel": args.parallel,
+        "--slurm": args.slurm is not None,
+    }
+    if given is None:
+        raise InputError("--eval-only: no file; expected a trained detector, such as runs/coco/KEY/detector.pth")
+    if without_use := [option for option, is_given in unused.items() if is_given]:
+        raise InputError(f"--eval-only: {without_use[0]} has no use, because no record is written; leave it out")
+    plan = trained_detectors.Plan(
+        task=name, detector=Path(given), config=args.config, overrides=overrides, fresh=args.fresh
+    )
+    if args.dry_run:
+        detector, config = trained_detectors.prepare(plan)
+        print_plan({"task": name, "detector": str(detector.path), "config": config})
+    else:
+        trained_detectors.score(plan)

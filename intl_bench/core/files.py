@@ -13,7 +13,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -359,3 +359,29 @@ def remove_contents(folder: Path) -> None:
                 os.unlink(entry.path)
     except OSError as error:
         raise from_os_error(error, f"cannot remove {error.filename or folder}") from error
+
+
+def replace_contents(folder: Path, new: Path, stays: Collection[Path] = ()) -> None:
+    """Replace everything in `folder` by what is in its subfolder `new`. The files `stays` of `new` remain there.
+
+    A file replaces the old one of its name atomically. What has no replacement is removed at the end. A folder that
+    does not exist is empty.
+
+    Raises:
+        ResourceError, InputError: something could not be moved or removed; the message names it.
+    """
+    try:
+        names = {new.name}
+        for path in sorted(new.iterdir()) if new.exists() else ():
+            if path in stays:
+                continue
+            target = folder / path.name
+            if target.is_dir() and not target.is_symlink():
+                shutil.rmtree(target)
+            path.replace(target)
+            names.add(path.name)
+        for path in sorted(folder.iterdir()) if folder.exists() else ():
+            if path.name not in names:
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    except OSError as error:
+        raise from_os_error(error, f"cannot replace {error.filename or folder}") from error

@@ -2,9 +2,12 @@
 
 import contextlib
 import importlib.util
+import itertools
 import json
 import os
+import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -14,6 +17,7 @@ import pytest
 import torch
 import torchvision
 import voc_cases
+from PIL import Image
 
 from intl_bench import cli
 from intl_bench.records import RecordStore, ResultRecord
@@ -30,7 +34,8 @@ SMALL = [
     *("model.pool_size=4", "model.pre_nms_train=50", "model.post_nms_train=10"),
     *("model.pre_nms_test=30", "model.post_nms_test=10", "model.score_threshold=0.01"),
 ]
-NAMES = [f"{kind}/{name}" for kind in ("bbox", "segm") for name in ("AP", "AP50", "AP75", "APs", "APm")]
+_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "AR1", "AR10", "AR100", "ARs", "ARm")  # there is no large object
+NAMES = [f"{kind}/{name}" for kind in ("bbox", "segm") for name in _METRICS]
 OURS, RESNET18, IMAGES = "ours.pt", "resnet18.pth", "images"
 BUILTIN = ["--engine", "builtin"]
 
@@ -87,7 +92,11 @@ def test_coco_from_checkpoint_to_table(capsys: pytest.CaptureFixture[str]) -> No
         assert (record.method, record.dataset, record.backbone) == ("INTL", "figures", "resnet10_narrow")
         assert (record.scale, record.details["categories"]) == ("demo", 5)
         folder = Path("runs") / "coco" / record.key
-        assert {path.name for path in folder.iterdir()} == {"detector.pth", "metrics.jsonl"}
+        kept = {"detector.pth", "detections.json", "metrics.jsonl", "tensorboard"}
+        assert {path.name for path in folder.iterdir()} == kept
+        for kind, values in record.details["per_category"].items():
+            assert values.keys() == {"cross", "disc", "ring", "square", "triangle"}
+            assert statistics.mean(values.values()) == pytest.approx(record.metrics[f"{kind}/AP"])
         rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         assert [row["iteration"] for row in rows] == [4]
     assert (first.transfer_seed, second.transfer_seed) == (0, 1)
@@ -133,8 +142,7 @@ def test_a_killed_and_resumed_run_ends_with_the_same_detector() -> None:
     (whole,) = records("whole")
     expected, folder = detector(whole), Path("runs") / "coco" / whole.key
     for number, code in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 75)):
-        for path in folder.iterdir():
-            path.unlink()
+        shutil.rmtree(folder)
         process = subprocess.Popen(
             [sys.executable, "-m", "intl_bench", *command, "--results", number.name],
             env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
@@ -167,6 +175,9 @@ def test_voc_from_checkpoint_to_record(capsys: pytest.CaptureFixture[str]) -> No
     (record,) = records()
     assert record.metrics.keys() == {"bbox/AP", "bbox/AP50", "bbox/AP75"}
     assert all(0 <= value <= 100 for value in record.metrics.values())
+    classes = record.details["per_category"]
+    assert classes.keys() == {"bbox", "bbox/AP50", "bbox/AP75"}
+    assert statistics.mean(classes["bbox/AP50"].values()) == pytest.approx(record.metrics["bbox/AP50"])
     assert (record.protocol["protocol"], record.protocol["evaluator"]) == ("voc", "VOC07")
     assert (record.protocol["train_images"], record.protocol["test_images"]) == (3, 2)
     assert not any("mask_head" in key for key in detector(record))
@@ -174,17 +185,30 @@ def test_voc_from_checkpoint_to_record(capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_pictures_of_the_worst_images(capsys: pytest.CaptureFixture[str]) -> None:
+    """They are drawn after a training, or later from the detections that it left, without another one."""
     command = words("coco")
-    assert cli.main(command) == 0
-    capsys.readouterr()
-    assert cli.main([*command, "--visualize", "2"]) == 0
-    assert "(already there; add --fresh to draw)" in capsys.readouterr().out
-    assert cli.main([*command, "--visualize", "9", "--fresh"]) == 0
+    assert cli.main([*command, "--visualize", "9"]) == 0
     (record,) = records()
-    picture = Path("runs") / "coco" / record.key / "worst_seed0.png"
+    folder = Path("runs") / "coco" / record.key
+    picture = folder / "worst_seed0.png"
     assert record.details["picture"] == str(picture)
     assert f"pictures of the 4 worst images: {picture}\n" in capsys.readouterr().out
-    assert picture.read_bytes().startswith(b"\x89PNG")
+    first = picture.read_bytes()
+    assert first.startswith(b"\x89PNG")
+    picture.unlink()
+    (folder / "detector.pth").unlink()  # it is not used
+    assert cli.main([*command, "--visualize", "9"]) == 0
+    printed = capsys.readouterr()
+    assert "(already there)" in printed.out
+    assert "detecting" not in printed.err
+    assert picture.read_bytes() == first
+    assert cli.main([*command, "--visualize", "9", "visualize_threshold=0"]) == 0
+    assert picture.read_bytes() != first
+    (folder / "detections.json").unlink()
+    capsys.readouterr()
+    assert cli.main([*command, "--visualize", "9"]) == 0
+    assert "(already there; nothing to draw was kept; add --fresh)" in capsys.readouterr().out
+    assert records() == [record]
 
 
 @pytest.mark.slow
@@ -251,6 +275,35 @@ def test_errors_are_reported_in_one_line(
     assert message in lines[0]
     assert records() == []
     assert not Path("ran").exists()
+
+
+def test_a_data_set_of_ones_own_as_documented(capsys: pytest.CaptureFixture[str]) -> None:
+    """The annotations and the settings of docs/detection.md, with four copies of the image."""
+    section = (ROOT / "docs" / "detection.md").read_text().partition("## A data set of your own")[2].partition("## ")[0]
+    blocks = ["\n".join(line[4:] for line in block) for block in indented(section)]
+    listing, settings = json.loads(blocks[1]), blocks[2]
+    (listing["images"],) = [[{**listing["images"][0], "id": i, "file_name": f"{i}.png"} for i in range(1, 5)]]
+    one = listing["annotations"][0]
+    listing["annotations"] = [{**one, "id": i, "image_id": i, "category_id": 1 + i % 2} for i in range(1, 5)]
+    for split in ("train", "val"):
+        (Path("mydata") / split).mkdir(parents=True)
+        (Path("mydata") / "annotations").mkdir(exist_ok=True)
+        (Path("mydata") / "annotations" / f"{split}.json").write_text(json.dumps(listing))
+        for image in listing["images"]:
+            Image.new("RGB", (image["width"], image["height"])).save(Path("mydata") / split / image["file_name"])
+    Path("screws.yaml").write_text(settings)
+    small = [word for word in SMALL if not word.startswith("data.")]
+    assert cli.main(["coco", OURS, "--config", "screws.yaml", *small, *BUILTIN, "--visualize", "8"]) == 0
+    (record,) = records()
+    assert (record.dataset, record.details["categories"]) == ("screws", 2)
+    assert record.details["per_category"]["bbox"].keys() == {"screw", "nut"}
+    assert "pictures of the 4 worst images" in capsys.readouterr().out
+
+
+def indented(text: str) -> list[list[str]]:
+    """Return the indented blocks of a text, as lines."""
+    groups = itertools.groupby(text.splitlines(), lambda line: line.startswith("    "))
+    return [list(lines) for is_block, lines in groups if is_block]
 
 
 def test_both_engines_write_detectors_with_the_same_parameters(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,12 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from detection_cases import TINY
+from PIL import Image
 from places import SUPPORT
 
-from intl_bench.core import distributed
+from intl_bench.core import distributed, files
 from intl_bench.core.errors import DivergedError, InputError, Preempted
 from intl_bench.core.signals import StopRequest
 from transfer.detection import build_model
@@ -91,7 +93,11 @@ def detector(folder: Path) -> dict[str, torch.Tensor]:
     return state
 
 
-def test_a_resumed_run_ends_with_the_same_weights_and_detections(config: DetectionConfig, tmp_path: Path) -> None:
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_resumed_run_ends_with_the_same_weights_and_detections(
+    config: DetectionConfig, tmp_path: Path, accumulate: int
+) -> None:
+    config = dataclasses.replace(config, accumulate=accumulate)
     whole = run(config, tmp_path / "whole")
 
     def stop(results: list[Any]) -> dict[str, float]:
@@ -109,6 +115,25 @@ def test_a_resumed_run_ends_with_the_same_weights_and_detections(config: Detecti
     assert all(torch.equal(a[key], b[key]) for key in a)
     rows = [json.loads(line)["iteration"] for line in (tmp_path / "parts" / "metrics.jsonl").read_text().splitlines()]
     assert rows == [2, 3, 6]
+
+
+def test_tensorboard_has_the_losses_and_the_evaluations_of_the_log(config: DetectionConfig, tmp_path: Path) -> None:
+    """Values of steps that a resumed run repeats are not there twice."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = dataclasses.replace(config, eval_every=2, checkpoint_every=2)
+    run(config, tmp_path, lambda results: {"bbox/AP": 12.5})
+    for age in (0, 1):  # the newest states; the run resumes from the first one
+        files.earlier(tmp_path / "state.pt", age).unlink()
+    run(config, tmp_path, lambda results: {"bbox/AP": 12.5})
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    tags = {key for row in rows for key in row if key not in ("iteration", "seconds", "time")}
+    assert tags >= {"lr", "loss", "loss_mask", "loss_rpn_cls", "bbox/AP"}
+    for tag in ("lr", "loss", "bbox/AP"):
+        logged = [(row["iteration"], row[tag]) for row in rows if tag in row]
+        assert [event.step for event in board.Scalars(tag)] == [step for step, _ in logged]
+        assert [event.value for event in board.Scalars(tag)] == pytest.approx([value for _, value in logged])
 
 
 def test_weights_do_not_depend_on_the_number_of_workers(config: DetectionConfig, tmp_path: Path) -> None:
@@ -183,6 +208,16 @@ def test_narrow_channels_last_on_a_cpu_is_refused(config: DetectionConfig, tmp_p
         run(dataclasses.replace(config, channels_last=True), tmp_path)
 
 
+def step_of(processes: int, folder: Path, words: list[str]) -> dict[str, torch.Tensor]:
+    """Take one step with several processes, and return the weights."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--standalone"]
+    command = [*launch, str(SUPPORT / "detection_worker.py"), str(folder), *words, "iterations=1", "precise_bn=0"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=folder.parent)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return detector(folder)
+
+
 @pytest.mark.slow
 def test_two_processes_share_a_batch(config: DetectionConfig, tmp_path: Path) -> None:
     """One step of two processes gives the same weights as one process.
@@ -195,19 +230,38 @@ def test_two_processes_share_a_batch(config: DetectionConfig, tmp_path: Path) ->
     listing["annotations"] = [a for a in listing["annotations"] if a["image_id"] == listing["images"][0]["id"]]
     one = tmp_path / "one.json"
     one.write_text(json.dumps(listing))
-    words = ["data.name=figures", f"data.root={root}", f"data.train=[{one}]", "iterations=1", "precise_bn=0"]
-    for processes in (1, 2):
-        folder = tmp_path / str(processes)
-        launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--standalone"]
-        command = [*launch, str(SUPPORT / "detection_worker.py"), str(folder), *words]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path)
-        assert done.returncode == 0, done.stderr[-2000:]
-    a, b = (detector(tmp_path / str(processes)) for processes in (1, 2))
+    words = ["data.name=figures", f"data.root={root}", f"data.train=[{one}]"]
+    a, b = (step_of(processes, tmp_path / str(processes), words) for processes in (1, 2))
     assert a.keys() == b.keys()
     for key in a:
         if a[key].is_floating_point():
             torch.testing.assert_close(a[key], b[key], rtol=1e-4, atol=1e-6, msg=lambda text, key=key: f"{key}: {text}")
+
+
+@pytest.mark.slow
+def test_two_processes_in_two_parts_take_the_step_of_one_process(config: DetectionConfig, tmp_path: Path) -> None:
+    """A batch is one symmetric image four times, and all proposals are taken. So all parts have the same statistics."""
+    Image.linear_gradient("L").resize((48, 64)).convert("RGB").save(tmp_path / "left.png")
+    image = np.asarray(Image.open(tmp_path / "left.png")).copy()
+    image[20:44, 30:] = (200, 90, 30)
+    Image.fromarray(np.concatenate([image, image[:, ::-1]], axis=1)).save(tmp_path / "one.png")
+    box = [30, 20, 36, 24]
+    outline = [[30, 20, 66, 20, 66, 44, 30, 44]]
+    listing = json.loads((Path(config.data.root) / "annotations" / "instances_train2017.json").read_text())
+    listing["images"] = [{"id": 1, "file_name": "one.png", "width": 96, "height": 64}]
+    one = {"id": 1, "image_id": 1, "category_id": listing["categories"][0]["id"], "iscrowd": 0, "area": 864}
+    listing["annotations"] = [{**one, "bbox": box, "segmentation": outline}]
+    (tmp_path / "one.json").write_text(json.dumps(listing))
+    words = ["data.name=figures", f"data.root={config.data.root}", f"data.train=[{tmp_path}/one.json]"]
+    words += [f"data.train_images={tmp_path}", "model.roi_batch=32", "model.post_nms_train=7"]
+    whole = step_of(1, tmp_path / "whole", words)
+    parts = step_of(2, tmp_path / "parts", [*words, "accumulate=2"])
+    trained = [key for key in whole if not key.endswith(("running_mean", "running_var", "num_batches_tracked"))]
+    assert len(trained) > 30
+    for key in trained:
+        torch.testing.assert_close(
+            whole[key], parts[key], rtol=1e-4, atol=1e-6, msg=lambda text, key=key: f"{key}: {text}"
+        )
 
 
 def test_learning_rate_follows_warmup_and_milestones() -> None:

@@ -17,15 +17,23 @@ import pytest
 import torch
 from detectron2_engine_cases import CONFIG, MODEL, backbone, read_splits, run
 from places import ROOT, SUPPORT
+from pycocotools import mask as rle
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from intl_bench.core import distributed
 from intl_bench.core.errors import DivergedError, InputError, Preempted
-from transfer.detection import build_model
-from transfer.detection.annotations.objects import Annotations
+from intl_bench.core.signals import StopRequest
+from transfer.detection import build_model, detectors
+from transfer.detection.annotations.objects import Annotations, Outlines
 from transfer.detection.annotations.split import read_split
 from transfer.detection.config import AnnotatedDataConfig
 from transfer.detection.data import test_images as images_of
+from transfer.detection.engines import builtin
 from transfer.detection.engines.optim import learning_rate
 from transfer.detection.evaluation.coco import evaluate_coco, to_results
+from transfer.detection.masks import crop_targets
+from transfer.detection.rle import from_bitmap
+from transfer.detection.transforms import make_target
 
 # A training in a process of its own. It ends with the exit code of the command line.
 SCRIPT = """
@@ -103,6 +111,10 @@ def test_a_detector_of_detectron2_gives_the_same_detections_in_the_builtin_engin
     assert [row["iteration"] for row in rows(tmp_path)] == [3, 4, 6]
     assert rows(tmp_path)[-1]["lr"] == pytest.approx(learning_rate(CONFIG, 5))
     assert {"bbox/AP", "segm/AP"} <= set(rows(tmp_path)[1])
+    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [event.step for event in board.Scalars("loss")] == [3, 6]
+    assert [event.step for event in board.Scalars("bbox/AP")] == [4]
+    assert board.Scalars("lr")[-1].value == pytest.approx(learning_rate(CONFIG, 5))
     builtin = build_model(MODEL)
     builtin.load_state_dict(load(tmp_path / "detector.pth")["model"])
     builtin.eval()
@@ -214,15 +226,78 @@ def test_non_finite_losses_end_with_exit_code_3(
 
 
 @pytest.mark.data
-def test_run_length_encodings_are_refused_except_for_crowds(
-    engine: ModuleType, test_data: Path, tmp_path: Path
+def test_a_trained_detector_is_read_from_both_projects_files(
+    engine: ModuleType, data: tuple[Annotations, Annotations], tmp_path: Path
 ) -> None:
-    config = AnnotatedDataConfig(root=str(test_data / "coco_tiny"))
-    train, test = (read_split(config, split, masks=True) for split in ("train", "test"))
-    short = dataclasses.replace(CONFIG, iterations=1, milestones=(), precise_bn=0)
-    run(short, tmp_path / "crowds", train, test.select(np.arange(len(test)) < 2, []))
-    with pytest.raises(InputError, match=r"5 objects other than crowds .*--engine builtin"):
-        run(short, tmp_path / "objects", dataclasses.replace(train, crowd=np.zeros_like(train.crowd)), test)
+    """Detectron2 loads `detector.pth`, and a checkpoint that it writes gives the same detections without training."""
+    from detectron2.checkpoint import DetectionCheckpointer
+
+    train, test = data
+    results = run(CONFIG, tmp_path, train, test)
+    model = engine.build_model(engine.settings(CONFIG, seed=1, output=tmp_path))
+    DetectionCheckpointer(model).load(str(tmp_path / "detector.pth"))
+    expected = load(tmp_path / "detector.pth")["model"]
+    assert all(torch.equal(value, expected[key]) for key, value in model.state_dict().items())
+    DetectionCheckpointer(model, str(tmp_path)).save("model_final", iteration=5)
+    found = detectors.read(tmp_path / "model_final.pth")
+    assert not found.is_ours
+    network = {"blocks": [3, 4, 6, 3], "bottleneck": True, "width": 8, "stem": "imagenet", "masks": True}
+    assert network.items() <= found.settings["model"].items()
+    with distributed.start("cpu") as process, StopRequest() as stop:
+        assert engine.detect(found.weights, CONFIG, test=test, process=process, stop=stop) == results
+        ours = builtin.detect(found.weights, CONFIG, test=test, process=process, stop=stop)
+    assert [one["category_id"] for one in ours] == [one["category_id"] for one in results]
+    assert [one["score"] for one in ours] == pytest.approx([one["score"] for one in results], abs=1e-6)
+
+
+def as_encodings(annotations: Annotations) -> Annotations:
+    """Replace the outlines of all objects by run-length encodings, as if the file had them."""
+    counts, objects = list[Any](), [item for image in annotations.images for item in image.objects]
+    sizes = [(image.height, image.width) for image in annotations.images for _ in image.objects]
+    for item, size in zip(objects, sizes, strict=True):
+        code = item.outline if isinstance(item.outline, dict) else rle.merge(rle.frPyObjects(item.outline, *size))
+        bitmap = rle.decode(rle.frPyObjects(code, *size) if isinstance(item.outline, dict) else code)
+        counts.append(from_bitmap(bitmap.astype(bool))["counts"])
+    per_image = np.cumsum([0, *(len(image.objects) for image in annotations.images)])
+    chosen = np.concatenate([np.arange(*pair) for pair in zip(annotations.first, annotations.last, strict=True)])
+    outlines = Outlines(
+        rows=np.arange(len(objects)),
+        first_part=np.arange(len(objects) + 1),
+        first_number=np.cumsum([0, *map(len, counts)]),
+        numbers=np.concatenate(counts).astype(np.float64),
+        encoded=np.ones(len(objects), bool),
+    )
+    per_object = ("annotation_ids", "classes", "boxes", "crowd", "difficult")
+    kept = {field: getattr(annotations, field)[chosen] for field in per_object}
+    return dataclasses.replace(annotations, first=per_image[:-1], last=per_image[1:], outlines=outlines, **kept)
+
+
+@pytest.mark.data
+def test_run_length_encodings_become_the_same_targets_in_both_engines(
+    engine: ModuleType, data: tuple[Annotations, Annotations], tmp_path: Path
+) -> None:
+    """Crowds do not count: with encodings of crowds alone, masks stay polygons."""
+    from detectron2.data import DatasetMapper
+
+    train, test = data
+    encoded = as_encodings(train)
+    assert train.outlines is not None
+    assert bool(train.outlines.encoded[train.outlines.rows].any()), "the file has crowds"
+    short = dataclasses.replace(CONFIG, iterations=2, milestones=(), precise_bn=0)
+    for annotations, expected in ((train, "polygon"), (encoded, "bitmask")):
+        assert run(short, tmp_path / expected, annotations, test)
+        assert f"MASK_FORMAT: {expected}" in (tmp_path / expected / "detectron2.yaml").read_text()
+    cfg = engine.settings(dataclasses.replace(short, min_sizes=(64,)), seed=0, output=tmp_path, bitmaps=True)
+    cfg.INPUT.RANDOM_FLIP = "none"
+    for index, entry in enumerate(engine.DatasetDicts(encoded)):
+        theirs = DatasetMapper(cfg, True)(entry)["instances"]
+        ours = make_target(encoded, index, *theirs.image_size, flip=False, masks=True)
+        assert len(ours.boxes) == len(theirs) > 0
+        torch.testing.assert_close(ours.boxes, theirs.gt_boxes.tensor, rtol=0, atol=1e-4)
+        assert ours.classes.tolist() == theirs.gt_classes.tolist()
+        assert torch.equal(torch.from_numpy(np.stack(ours.masks)), theirs.gt_masks.tensor)
+        crops = crop_targets(ours.masks, torch.arange(len(theirs)), ours.boxes, 14)
+        assert torch.equal(crops, theirs.gt_masks.crop_and_resize(theirs.gt_boxes.tensor, 14))
 
 
 @pytest.mark.data

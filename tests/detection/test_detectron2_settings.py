@@ -101,6 +101,7 @@ def test_both_engines_have_the_same_parameters(
 
 def test_every_setting_that_matters_to_detectron2_reaches_it(engine: ModuleType) -> None:
     ours_alone = {"data", "model", "engine", "precision", "channels_last", "evaluator", "visualize", "device"}
+    ours_alone |= {"visualize_threshold", "accumulate"}  # `engines.choice` refuses the latter
     architecture = {"blocks", "bottleneck", "stem"}
     original = engine.settings(CONFIG, seed=0, output=Path("run"))
 

@@ -1,7 +1,6 @@
 """Settings of a detection run. The defaults are those of the paper: Mask R-CNN R50-C4 on COCO, 2x schedule."""
 
 import dataclasses
-import importlib.util
 
 from intl_bench.core.datasets import canonical
 from intl_bench.core.identity import every_value_published, runtime_only
@@ -138,11 +137,12 @@ class DetectionConfig(Checked):
     """Settings of a detection protocol: data, detector, schedule and engine.
 
     Attributes:
-        engine: "builtin" (torchvision's operators), "detectron2" or "auto". "auto" chooses Detectron2 if it is
-            installed, else the built-in engine.
+        engine: "builtin" (torchvision's operators), "detectron2" or "auto"; see `engines.choice.resolve`.
         iterations, milestones: number of steps, and the steps at which the learning rate is divided by 10.
         warmup_iterations, warmup_factor: steps of the linear warm-up, and the factor of the learning rate at its start.
         batch_size: images per step, over all processes.
+        accumulate: number of parts in which a step computes its batch, one after the other. The gradient is that of the
+            whole batch, except that batch norms use the statistics of a part. The built-in engine only.
         lr: learning rate for this batch size; it is not scaled.
         weight_decay, norm_weight_decay: weight decay of weights and biases, and of the parameters of norms.
         min_sizes, max_size: shorter sides in pixels, one of which is drawn at random for each training image, and the
@@ -157,6 +157,7 @@ class DetectionConfig(Checked):
         evaluator: "pycocotools" or "faster-coco-eval", for evaluations during training. The reported evaluation is
             always done by pycocotools.
         visualize: number of test images with the lowest box AP to draw.
+        visualize_threshold: lowest score of the detections that are drawn.
     """
 
     data: AnnotatedDataConfig = dataclasses.field(default_factory=AnnotatedDataConfig)
@@ -167,6 +168,7 @@ class DetectionConfig(Checked):
     warmup_iterations: Natural = 1000
     warmup_factor: Share = 0.001
     batch_size: Count = 16
+    accumulate: Count = 1
     lr: NonNegative = 0.02
     weight_decay: NonNegative = 1e-4
     norm_weight_decay: NonNegative = 0.0
@@ -181,6 +183,7 @@ class DetectionConfig(Checked):
     eval_every: Natural = runtime_only(0)
     evaluator: str = runtime_only("pycocotools")
     visualize: Natural = runtime_only(0)
+    visualize_threshold: Share = runtime_only(0.5)
     workers: Workers = runtime_only(4)
     device: Device = runtime_only("auto")
 
@@ -198,8 +201,14 @@ class DetectionConfig(Checked):
             raise ValueError(f"milestones={list(self.milestones)}: expected positive numbers in increasing order")
         if not self.min_sizes:
             raise ValueError("min_sizes=[]: expected at least one number")
-        if self.engine == "auto":
-            object.__setattr__(self, "engine", "detectron2" if importlib.util.find_spec("detectron2") else "builtin")
+        if self.batch_size % self.accumulate:
+            raise ValueError(
+                f"accumulate={self.accumulate}: does not divide batch_size={self.batch_size}; expected a divisor of it"
+            )
+
+    def unused(self) -> set[str]:
+        """Return {"accumulate"} for the default, which identities of older records do not have."""
+        return {"accumulate"} if self.accumulate == 1 else set()
 
     @property
     def schedule(self) -> str:

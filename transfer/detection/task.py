@@ -3,16 +3,18 @@
 import contextlib
 import dataclasses
 import functools
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 from torchvision.models.resnet import Bottleneck
 
 from intl_bench.core import config as configs
-from intl_bench.core import distributed
+from intl_bench.core import distributed, files, inputs
 from intl_bench.core.errors import InputError
 from intl_bench.core.identity import identity
 from intl_bench.core.signals import StopRequest
@@ -20,15 +22,23 @@ from pretrain.backbone import ARCHITECTURES, INNER_WIDTHS
 from pretrain.checkpoint import Checkpoint
 from pretrain.images.data import IMAGENET_NORMALIZATION
 from transfer.convert import to_detectron2
+from transfer.detection import detectors
 from transfer.detection.annotations.categories import match_categories
 from transfer.detection.annotations.objects import Annotations
 from transfer.detection.annotations.split import read_split
 from transfer.detection.config import AnnotatedDataConfig, DetectionConfig, ModelConfig
-from transfer.detection.evaluation.coco import import_evaluator
+from transfer.detection.detectors import Detector
+from transfer.detection.engines import choice
+from transfer.detection.evaluation.coco import check_results, import_evaluator
 from transfer.detection.evaluation.visualize import draw_worst
+from transfer.detection.structures import Scores
 from transfer.task import Outcome
 
+DETECTIONS = "detections.json"
+
 Result = dict[str, Any]
+# (annotations, COCO results, configuration, evaluator) -> scores
+Evaluate = Callable[[Annotations, list[Result], DetectionConfig, str], Scores]
 
 # Settings of the detector that the footnote of a table describes in another way.
 _DESCRIBED_ELSEWHERE = ("blocks", "bottleneck", "width", "stem", "pixel_mean", "pixel_std")
@@ -56,12 +66,17 @@ def from_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def fingerprints(config: DetectionConfig) -> dict[str, str]:
-    """Compute `Annotations.fingerprint` of the training images and of the test images.
+    """Compute `fingerprint` of the training images and of the test images."""
+    return {split: fingerprint(config, split) for split in ("train", "test")}
+
+
+def fingerprint(config: DetectionConfig, split: str) -> str:
+    """Compute `Annotations.fingerprint` of a split, "train" or "test".
 
     Raises:
         InputError: an annotation or an image is missing or invalid; see `read_split`.
     """
-    return {split: _read_annotations(config, split).fingerprint() for split in ("train", "test")}
+    return _read_annotations(config, split).fingerprint()
 
 
 def _read_annotations(config: DetectionConfig, split: str) -> Annotations:
@@ -100,6 +115,7 @@ def protocol(config: DetectionConfig) -> dict[str, Any]:
         "test_size": f"{config.test_min_size}, at most {config.test_max_size}",
         "precise_bn": config.precise_bn,
         "precision": config.precision,
+        "accumulate": config.accumulate if config.accumulate > 1 else None,
         "normalization": f"mean {mean}, std {std}",
         "detector_changes": ", ".join(f"{key} {value}" for key, value in changed.items()) or None,
     }
@@ -111,31 +127,25 @@ def run(
     seed: int,
     *,
     folder: Path,
-    evaluate: Callable[[Annotations, list[Result], DetectionConfig, str], dict[str, float]],
+    evaluate: Evaluate,
 ) -> Outcome:
     """Train a detector from the backbone of a checkpoint and score it on the test images.
 
     Args:
         seed: seed of the weights of new layers, of the order, sizes and flips of images, and of the sampled regions.
-        folder: receives the state, the detector and the pictures. A run resumes from the state.
-        evaluate: (annotations, COCO results, configuration, evaluator) -> metrics.
+        folder: receives the state, the detector and its detections. A run resumes from the state.
 
     Raises:
         InputError: the engine is not installed, or annotations, images, weights or the state are invalid. The engine
             raises other errors too; see its `run`.
     """
+    config = choice.resolve(config)
     engine = _import_engine(config.engine)  # before the annotations, because reading large ones takes time
     train, test = (_read_annotations(config, split) for split in ("train", "test"))
     test = match_categories(train, test)
     if config.eval_every:
         import_evaluator(config.evaluator)  # a missing package is reported before training
-    classes = len(train.category_ids)
-    if config.model.num_classes not in (ModelConfig().num_classes, classes):
-        raise InputError(
-            f"model.num_classes={config.model.num_classes}: {train.path} has {classes} categories; remove the setting, "
-            "because the annotations determine it"
-        )
-    config = dataclasses.replace(config, model=dataclasses.replace(config.model, num_classes=classes))
+    config = _with_classes(config, train)
     run_identity = {
         "weights": checkpoint.weights_sha256,
         "seed": seed,
@@ -156,20 +166,83 @@ def run(
             train=train,
             test=test,
             identity=run_identity,
-            evaluate=lambda results: evaluate(test, results, config, config.evaluator),
+            evaluate=lambda results: evaluate(test, results, config, config.evaluator).metrics,
             process=process,
             stop=stop,
+            about=detectors.describe(config, train),
         )
-        metrics = distributed.from_main(lambda: evaluate(test, results, config, "pycocotools"))
-        details: dict[str, Any] = {"train_images": len(train), "test_images": len(test)}
-        details["categories"] = len(train.category_ids)
-        if process.is_main and config.visualize:
-            picture = folder / f"worst_seed{seed}.png"
-            count = min(config.visualize, len(test))
-            draw_worst(test, results, count, picture)
-            details["picture"] = str(picture)
-            print(f"pictures of the {count} worst images: {picture}")
-    return Outcome(metrics=metrics, details=details)
+        scores = _keep_and_score(results, test, config, folder, process, evaluate)
+    details = {"train_images": len(train), "test_images": len(test), "categories": len(train.category_ids)}
+    return Outcome(metrics=scores.metrics, details={**details, "per_category": scores.per_category})
+
+
+def evaluate_detector(detector: Detector, config: DetectionConfig, folder: Path, *, evaluate: Evaluate) -> Outcome:
+    """Score a trained detector on the test images without training.
+
+    Args:
+        folder: receives the detections.
+
+    Raises:
+        InputError: the engine is not installed, or annotations, images or weights are invalid.
+    """
+    config = choice.resolve(config)
+    engine = _import_engine(config.engine)
+    test = detectors.match_categories(detector, _read_annotations(config, "test"))
+    config = _with_classes(config, test)
+    with distributed.start(config.device) as process, StopRequest() as stop:
+        results = engine.detect(detector.weights, config, test=test, process=process, stop=stop)
+        scores = _keep_and_score(results, test, config, folder, process, evaluate)
+    details = {"test_images": len(test), "categories": len(test.category_ids)}
+    return Outcome(metrics=scores.metrics, details={**details, "per_category": scores.per_category})
+
+
+def draw(config: DetectionConfig, folder: Path, picture: Path) -> bool:
+    """Draw the worst test images from the detections in `folder`, and tell where; return False if there are none.
+
+    Raises:
+        InputError: the annotations, the detections or an image cannot be read.
+    """
+    path = folder / DETECTIONS
+    if not path.exists():
+        return False
+    test = _read_annotations(config, "test")
+    sizes = np.stack([test.heights, test.widths], 1).tolist()
+    results = check_results(
+        inputs.read_json(path, "the detections", any_number=True),
+        sizes=dict(zip(test.image_ids.tolist(), sizes, strict=True)),
+        category_ids=test.category_ids,
+        iou_types=("bbox", "segm") if config.model.masks else ("bbox",),
+        name=str(path),
+    )
+    count = min(config.visualize, len(test))
+    draw_worst(test, results, count, picture, threshold=config.visualize_threshold)
+    print(f"pictures of the {count} worst images: {picture}")
+    return True
+
+
+def _with_classes(config: DetectionConfig, annotations: Annotations) -> DetectionConfig:
+    """Set the number of classes to that of the annotations."""
+    classes = len(annotations.category_ids)
+    if config.model.num_classes not in (ModelConfig().num_classes, classes):
+        raise InputError(
+            f"model.num_classes={config.model.num_classes}: {annotations.path} has {classes} categories; remove the "
+            "setting, because the annotations determine it"
+        )
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, num_classes=classes))
+
+
+def _keep_and_score(
+    results: list[Result],
+    test: Annotations,
+    config: DetectionConfig,
+    folder: Path,
+    process: distributed.Process,
+    evaluate: Evaluate,
+) -> Scores:
+    """Write the detections of all processes, which are on the first one, and score them."""
+    if process.is_main:
+        files.write_text(folder / DETECTIONS, json.dumps(results, separators=(",", ":")))
+    return distributed.from_main(lambda: evaluate(test, results, config, "pycocotools"))
 
 
 def _import_engine(name: str) -> ModuleType:

@@ -4,7 +4,7 @@ A killed run resumes with the same call. On a CPU it then ends with exactly the 
 all random draws depend only on (seed, iteration, image), and the state file holds everything else.
 """
 
-import dataclasses
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -16,95 +16,25 @@ from torch import Tensor, nn
 
 from intl_bench.core import distributed
 from intl_bench.core.copies import send
-from intl_bench.core.errors import DivergedError, InputError
-from intl_bench.core.json_lines import JsonLines
 from intl_bench.core.progress import Progress
 from intl_bench.core.seeding import torch_seed
 from intl_bench.core.signals import StopRequest
 from pretrain import states
-from pretrain.finite import Guard
-from pretrain.sync_batch_norm import synchronize
 from transfer.detection import build_model
 from transfer.detection.annotations.objects import Annotations
-from transfer.detection.config import DetectionConfig, ModelConfig
+from transfer.detection.config import DetectionConfig
 from transfer.detection.data import Batch, test_images, training_batches
 from transfer.detection.engines import saved
-from transfer.detection.engines.optim import build_sgd, learning_rate
+from transfer.detection.engines.log import RunLog
+from transfer.detection.engines.optim import learning_rate
+from transfer.detection.engines.step import Run, make_run
 from transfer.detection.evaluation.coco import to_results
-from transfer.detection.modeling.mask_rcnn import check_targets
 from transfer.detection.modeling.resnet import load_backbone
-from transfer.detection.structures import Target
 
 _LOG_EVERY = 20
 
 Result = dict[str, Any]
 Evaluate = Callable[[list[Result]], dict[str, float]]
-
-
-@dataclasses.dataclass
-class _Run:
-    """A training run.
-
-    Attributes:
-        model: the detector.
-        parallel: the detector as a module for all processes.
-        identity: settings that a state to resume from must have.
-        iteration: number of completed steps.
-        log_mark: see `JsonLines`.
-    """
-
-    config: DetectionConfig
-    seed: int
-    process: distributed.Process
-    model: Any
-    parallel: nn.Module
-    optimizer: torch.optim.SGD
-    guard: Guard
-    identity: dict[str, Any]
-    iteration: int = 0
-    log_mark: dict[str, int] | None = None
-
-    def losses(self, batch: Batch, purpose: str) -> dict[str, Tensor]:
-        """Compute the losses on this process's part of a batch; `purpose` names the stream of random numbers."""
-        device = self.process.device
-        generators = []
-        for position in batch.positions:
-            generator = torch.Generator(device)
-            generators.append(generator.manual_seed(torch_seed(self.seed, purpose, batch.iteration, position)))
-        images = [send(image.pixels, device) for image in batch.images]
-        targets = _send_targets(batch, self.config.model, device)
-        with self.autocast():
-            losses: dict[str, Tensor] = self.parallel(images, targets, generators)
-        return losses
-
-    def autocast(self) -> torch.autocast:
-        return torch.autocast(self.process.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
-
-    def take_step(self, batch: Batch) -> Tensor:
-        """Take one step on this process's part of a batch.
-
-        Returns:
-            (6,) losses and their sum, or (5,) without masks.
-        """
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.config, self.iteration)
-        try:
-            losses = torch.stack(list(self.losses(batch, "detection sampling").values()))
-        except DivergedError as error:
-            raise DivergedError(f"diverged in step {self.iteration + 1}: {error}") from error
-        self.optimizer.zero_grad(set_to_none=True)
-        losses.sum().backward()
-        self.iteration += 1
-        self.guard.step(self.iteration, losses.sum())
-        return torch.cat([losses, losses.sum()[None]]).detach()
-
-    def restore(self, path: Path) -> None:
-        """Continue from the newest intact state, if there is one."""
-        state = saved.load_state(path, self.identity, self.config.iterations)
-        if state is not None:
-            states.restore_weights(self.model, state["model"], path)
-            states.restore_optimizer(self.optimizer, state.get("optimizer"), path)
-            self.iteration, self.log_mark = state["iteration"], state.get("log")
 
 
 def run(
@@ -119,15 +49,17 @@ def run(
     evaluate: Evaluate,
     process: distributed.Process,
     stop: StopRequest,
+    about: dict[str, Any] | None = None,
 ) -> list[Result]:
     """Train a detector on `train` and detect in `test`.
 
     Args:
         backbone: weights with Detectron2's names (`transfer.convert.to_detectron2`).
-        folder: receives `state.pt`, which the same call resumes from, `metrics.jsonl`, and after training
-            `detector.pth` with Detectron2's parameter names.
+        folder: receives `state.pt`, which the same call resumes from, `metrics.jsonl`, TensorBoard events, and after
+            training `detector.pth` with Detectron2's parameter names.
         identity: settings that a state to resume from must have.
         evaluate: scores detections; it is called every `config.eval_every` iterations.
+        about: facts that `detector.pth` also holds; see `saved.write_detector`.
 
     Returns:
         The detections in `test` as COCO results, on the first process only.
@@ -150,8 +82,33 @@ def run(
     states.require_finite(run.model.state_dict(), where="before the detection in the test images")
     results = _detect(run, test, stop)
     if process.is_main:
-        saved.write_detector(folder, run.model)
+        saved.write_detector(folder, run.model, about)
     return results
+
+
+def detect(
+    weights: dict[str, Tensor],
+    config: DetectionConfig,
+    *,
+    test: Annotations,
+    process: distributed.Process,
+    stop: StopRequest,
+) -> list[Result]:
+    """Detect in `test` with a trained detector.
+
+    Args:
+        weights: of all layers, with Detectron2's names.
+
+    Returns:
+        The detections as COCO results, on the first process only.
+
+    Raises:
+        InputError: weights or images are invalid.
+        Preempted: a signal stopped the run.
+    """
+    model = build_model(config.model)
+    saved.load_weights(model, weights)
+    return _detect(make_run(model, config, 0, process, {}), test, stop)
 
 
 def _prepare(
@@ -160,37 +117,16 @@ def _prepare(
     seed: int,
     process: distributed.Process,
     identity: dict[str, Any],
-) -> _Run:
+) -> Run:
     """Build a run at iteration 0."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch_seed(seed, "detector init"))
         model = build_model(config.model)
     load_backbone(model, backbone)
-    model.to(process.device).train()
-    if config.channels_last:
-        if process.device.type == "cpu" and config.model.width < 16:
-            # oneDNN 3.13 writes outside its buffers in the backward pass of strided convolutions of this width.
-            raise InputError(
-                f"channels_last=true: a CPU does not support model.width={config.model.width}; expected a width of at "
-                "least 16; set channels_last=false"
-            )
-        model.to(memory_format=torch.channels_last)
-    if process.world_size > 1:
-        synchronize(model)
-    optimizer = build_sgd(model, config)
-    return _Run(
-        config=config,
-        seed=seed,
-        process=process,
-        model=model,
-        parallel=process.parallel(model),
-        optimizer=optimizer,
-        guard=Guard(model, optimizer, process.device),
-        identity=identity,
-    )
+    return make_run(model, config, seed, process, identity)
 
 
-def _batches(run: _Run, annotations: Annotations, first: int, last: int, purpose: str) -> Iterator[Batch]:
+def _batches(run: Run, annotations: Annotations, first: int, last: int, purpose: str) -> Iterator[Batch]:
     config, process = run.config, run.process
     return training_batches(
         annotations,
@@ -209,14 +145,16 @@ def _batches(run: _Run, annotations: Annotations, first: int, last: int, purpose
     )
 
 
-def _loop(
-    run: _Run, train: Annotations, test: Annotations, evaluate: Evaluate, stop: StopRequest, folder: Path
-) -> None:
+def _loop(run: Run, train: Annotations, test: Annotations, evaluate: Evaluate, stop: StopRequest, folder: Path) -> None:
     config, process = run.config, run.process
-    start = run.iteration
-    log = None
-    if process.is_main:
-        log = JsonLines(folder / "metrics.jsonl", lambda row: row["iteration"] <= start, run.log_mark)
+    log = RunLog(folder, run.iteration, run.log_mark) if process.is_main else None
+    if log is not None and config.accumulate > 1:
+        print(
+            f"accumulate={config.accumulate}: batch norms use the statistics of "
+            f"{config.batch_size // config.accumulate} of the {config.batch_size} images at a time; otherwise the "
+            "gradients are those of the whole batch",
+            file=sys.stderr,
+        )
     progress = Progress(
         config.iterations,
         done=run.iteration,
@@ -241,12 +179,12 @@ def _loop(
             values = dict(zip(names, (totals / steps).tolist(), strict=True))
             if log is not None:
                 lr = learning_rate(config, run.iteration - 1)
-                log.append({"iteration": run.iteration, "lr": lr, "img/s": progress.images_per_second, **values})
+                log.append(run.iteration, {"lr": lr, "img/s": progress.images_per_second, **values})
             totals.zero_()
             steps = 0
         progress.step(waited, {"loss": values["loss"]} if values else None)
         if saving and log is not None:
-            saved.save_state(log, run.identity, run.model, run.optimizer, run.iteration)
+            saved.save_state(log.lines, run.identity, run.model, run.optimizer, run.iteration)
         if stopping and not last:
             progress.close()
             where = f"after step {run.iteration} of {config.iterations}, saved in {folder / 'state.pt'}"
@@ -254,12 +192,12 @@ def _loop(
         if config.eval_every and run.iteration % config.eval_every == 0 and not last:
             results = _detect(run, test, stop)
             if log is not None:
-                log.append({"iteration": run.iteration, **evaluate(results)})
+                log.append(run.iteration, evaluate(results))
         ended = time.perf_counter()
     progress.close()
 
 
-def _precise_batch_norm(run: _Run, train: Annotations, stop: StopRequest) -> None:
+def _precise_batch_norm(run: Run, train: Annotations, stop: StopRequest) -> None:
     """Replace the running statistics by those of `precise_bn` batches with the current weights.
 
     The method is that of Wu and Johnson, "Rethinking 'Batch' in BatchNorm" (2021), in the implementation of fvcore.
@@ -292,7 +230,7 @@ def _precise_batch_norm(run: _Run, train: Annotations, stop: StopRequest) -> Non
 
 
 @torch.inference_mode()
-def _detect(run: _Run, test: Annotations, stop: StopRequest) -> list[Result]:
+def _detect(run: Run, test: Annotations, stop: StopRequest) -> list[Result]:
     """Detect in all test images. Each process takes a share and uses the statistics of the first process."""
     config, process = run.config, run.process
     process.broadcast_buffers(run.model)  # the statistics differ between processes
@@ -320,19 +258,6 @@ def _detect(run: _Run, test: Annotations, stop: StopRequest) -> list[Result]:
     return distributed.collect(results)
 
 
-def _stop_between(run: _Run, stop: StopRequest, where: str) -> None:
+def _stop_between(run: Run, stop: StopRequest, where: str) -> None:
     if run.process.world_size == 1 and stop.received is not None:
         raise stop.error(f"{where}, after all {run.iteration} steps were saved")
-
-
-def _send_targets(batch: Batch, config: ModelConfig, device: torch.device) -> list[Target]:
-    """Check the ground truth of a batch and copy it to `device`, with one copy for boxes and one for classes."""
-    targets = [image.target for image in batch.images if image.target is not None]
-    check_targets(targets, config)
-    counts = [len(target.boxes) for target in targets]
-    boxes = send(torch.cat([target.boxes for target in targets]), device).split(counts)
-    classes = send(torch.cat([target.classes for target in targets]), device).split(counts)
-    return [
-        target._replace(boxes=own_boxes, classes=own_classes)
-        for target, own_boxes, own_classes in zip(targets, boxes, classes, strict=True)
-    ]

@@ -1,5 +1,4 @@
-"""The engine Detectron2: its model, trainer and data loader. Only this file and `detectron2_mapper`
-import Detectron2.
+"""The engine Detectron2: its model, trainer and data loader. Only files with this name import Detectron2.
 
 The inputs and outputs are those of the built-in engine, so one evaluator scores both. Detectron2 draws the order, sizes
 and flips of images and the regions from global generators. So a result is reproducible only with the same numbers of
@@ -17,11 +16,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 from intl_bench.core import distributed, files
 from intl_bench.core.errors import DivergedError, InputError, ResourceError
-from intl_bench.core.json_lines import JsonLines
 from intl_bench.core.progress import Progress
 from intl_bench.core.seeding import torch_seed
 from intl_bench.core.signals import StopRequest
@@ -30,6 +27,7 @@ from transfer.detection.annotations.objects import Annotations
 from transfer.detection.config import DetectionConfig
 from transfer.detection.engines import detectron2_settings as names
 from transfer.detection.engines import saved
+from transfer.detection.engines.log import RunLog
 from transfer.detection.modeling.resnet import load_backbone, require_matching_weights
 
 try:
@@ -43,10 +41,10 @@ try:
     from detectron2.modeling.backbone.resnet import BasicBlock, ResNet
     from detectron2.modeling.roi_heads import Res5ROIHeads
     from detectron2.solver import build_lr_scheduler, build_optimizer
-    from detectron2.structures import BoxMode
     from detectron2.utils import comm
     from detectron2.utils.env import seed_all_rng
 
+    from transfer.detection.engines.detectron2_data import DatasetDicts, has_encodings
     from transfer.detection.engines.detectron2_mapper import Mapper
 except ImportError as error:
     raise InputError(
@@ -90,7 +88,13 @@ if names.HEADS not in ROI_HEADS_REGISTRY:
 
 
 def settings(
-    config: DetectionConfig, *, seed: int, output: Path, weights: Path | None = None, processes: int = 1
+    config: DetectionConfig,
+    *,
+    seed: int,
+    output: Path,
+    weights: Path | None = None,
+    processes: int = 1,
+    bitmaps: bool = False,
 ) -> CfgNode:
     """Convert the settings to a configuration of Detectron2. Its `dump()` gives the YAML for Detectron2's tools.
 
@@ -98,7 +102,10 @@ def settings(
     the tensors of the backbone.
     """
     cuda = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
-    return _make_cfg(names.values(config, seed=seed, output=output, weights=weights, cuda=cuda, processes=processes))
+    known = names.values(
+        config, seed=seed, output=output, weights=weights, cuda=cuda, processes=processes, bitmaps=bitmaps
+    )
+    return _make_cfg(known)
 
 
 def _make_cfg(values: dict[str, Any]) -> CfgNode:
@@ -131,27 +138,6 @@ def backbone_features(state: dict[str, Tensor], images: Tensor, depth: int) -> T
     with torch.no_grad():
         features: Tensor = resnet(images)["res5"].mean((2, 3))
     return features
-
-
-class DatasetDicts(Dataset[dict[str, Any]]):
-    """Annotations in the form of Detectron2's dataset dicts. Each is made when it is read. Crowds are left out."""
-
-    def __init__(self, annotations: Annotations) -> None:
-        self.annotations = annotations
-
-    def __len__(self) -> int:
-        return len(self.annotations)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        entry = self.annotations.images[index]
-        objects = []
-        for item in entry.objects:
-            if not item.crowd:
-                fields = {"bbox": item.box.tolist(), "bbox_mode": BoxMode.XYXY_ABS, "category_id": item.class_index}
-                objects.append(fields if item.outline is None else {**fields, "segmentation": item.outline})
-        file = str(self.annotations.file(index))
-        size = {"height": entry.height, "width": entry.width}
-        return {"file_name": file, "image_id": entry.image_id, **size, "annotations": objects}
 
 
 class _Trainer(SimpleTrainer):
@@ -223,7 +209,7 @@ class _Bookkeeping(HookBase):
         self.run, self.path, self.test, self.evaluate = run, folder / saved.STATE, test, evaluate
         self.vote = distributed.StopVote(run.stop, run.process.device)
         config, main = run.config, run.process.is_main
-        self.log = JsonLines(folder / "metrics.jsonl", lambda row: row["iteration"] <= first, mark) if main else None
+        self.log = RunLog(folder, first, mark) if main else None
         self.progress = Progress(
             config.iterations, done=first, images_per_step=config.batch_size, label=run.label, enabled=main
         )
@@ -237,9 +223,9 @@ class _Bookkeeping(HookBase):
             latest = {name: value for name, (value, _) in self.trainer.storage.latest().items()}
             self.progress.step(latest["data_time"], {"loss": latest["total_loss"]})
             if saving or done % _LOG_EVERY == 0:
-                self.log.append({"iteration": done, **self._means(), "img/s": self.progress.images_per_second})
+                self.log.append(done, {**self._means(), "img/s": self.progress.images_per_second})
             if saving:
-                saved.save_state(self.log, self.run.identity, self.run.model, self.trainer.optimizer, done)
+                saved.save_state(self.log.lines, self.run.identity, self.run.model, self.trainer.optimizer, done)
         else:
             self.progress.step()
         if stopping and not last:
@@ -249,7 +235,7 @@ class _Bookkeeping(HookBase):
         if config.eval_every and done % config.eval_every == 0 and not last:
             results = _detect(self.run, self.test)
             if self.log is not None:
-                self.log.append({"iteration": done, **self.evaluate(results)})
+                self.log.append(done, self.evaluate(results))
 
     def after_train(self) -> None:
         self.progress.close()
@@ -273,32 +259,28 @@ def run(
     evaluate: Callable[[list[Result]], dict[str, float]],
     process: distributed.Process,
     stop: StopRequest,
+    about: dict[str, Any] | None = None,
 ) -> list[Result]:
-    """Train and detect with Detectron2.
+    """Train and detect with Detectron2. If the training file has run-length encodings, all masks become bitmaps.
 
     The arguments and the result are those of `run` of the built-in engine. `folder` also receives `detectron2.yaml`,
     the configuration of Detectron2.
 
     Raises:
-        InputError: the backbone, weights, masks, state or images are invalid or not supported by Detectron2.
+        InputError: the backbone, weights, state or images are invalid or not supported by Detectron2.
         DivergedError: a loss is not finite.
         ResourceError: a data worker died.
         Preempted: a signal stopped the run; the state is saved.
     """
     comm._get_global_gloo_group.cache_clear()  # it may hold the process group of an earlier run in this process
-    cfg = settings(config, seed=seed, output=folder, processes=process.world_size)
-    _require_polygons(train)
+    cfg = settings(config, seed=seed, output=folder, processes=process.world_size, bitmaps=has_encodings(train))
     path = folder / saved.STATE
     state = saved.load_state(path, identity, config.iterations)
     first = state["iteration"] if state else 0
-    session_seed = torch_seed(seed, "detectron2 resumed", first) % 2**31 if first else seed
+    session_seed = torch_seed(seed, "detectron2 resumed", first) % 2**31 if first else cfg.SEED
     seed_all_rng(session_seed + process.rank)
-    model = build_model(cfg)
+    model = _build_model(cfg, config, process)
     load_backbone(model, backbone)
-    if config.channels_last:
-        model.to(memory_format=torch.channels_last)
-    if config.precision == "bf16":  # the mixed precision of Detectron2 needs a GPU
-        model.forward = torch.autocast(process.device.type, torch.bfloat16)(model.forward)
     run = _Run(config, cfg, seed, process, stop, model, session_seed, identity)
     if process.is_main:
         files.write_text(folder / "detectron2.yaml", cfg.dump())
@@ -323,18 +305,34 @@ def run(
         states.require_finite(model.state_dict(), where="before the detection in the test images")
         results = _detect(run, test)
     if process.is_main:
-        saved.write_detector(folder, model)
+        saved.write_detector(folder, model, about)
     return results
 
 
-def _require_polygons(train: Annotations) -> None:
-    """Raise an `InputError` if an object that is not a crowd has a run-length encoding."""
-    outlines = train.outlines
-    if outlines is not None and (count := int((outlines.encoded[outlines.rows] & ~train.crowd).sum())):
-        raise InputError(
-            f"{train.path}: {count} objects other than crowds have run-length encoded masks; expected only polygons "
-            "for Detectron2; use --engine builtin"
-        )
+def detect(
+    weights: dict[str, Tensor],
+    config: DetectionConfig,
+    *,
+    test: Annotations,
+    process: distributed.Process,
+    stop: StopRequest,
+) -> list[Result]:
+    """Detect in `test` with a trained detector and Detectron2; see `detect` of the built-in engine."""
+    comm._get_global_gloo_group.cache_clear()
+    cfg = settings(config, seed=0, output=Path(), processes=process.world_size)
+    model = _build_model(cfg, config, process)
+    saved.load_weights(model, weights)
+    with _errors_in_one_line():
+        return _detect(_Run(config, cfg, 0, process, stop, model, 0, {}), test)
+
+
+def _build_model(cfg: CfgNode, config: DetectionConfig, process: distributed.Process) -> nn.Module:
+    model: nn.Module = build_model(cfg)
+    if config.channels_last:
+        model.to(memory_format=torch.channels_last)
+    if config.precision == "bf16":  # the mixed precision of Detectron2 needs a GPU
+        model.forward = torch.autocast(process.device.type, torch.bfloat16)(model.forward)
+    return model
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ from typing import Any
 
 from intl_bench.core.datasets import DATASETS
 from intl_bench.core.errors import InputError
+from intl_bench.core.seeding import torch_seed
 from intl_bench.core.sharing import require_even_batch
 from transfer.detection.config import DetectionConfig, ModelConfig
 
@@ -19,20 +20,20 @@ _DEPTHS: dict[tuple[bool, tuple[int, ...]], int] = {
 
 
 def values(
-    config: DetectionConfig, *, seed: int, output: Path, weights: Path | None, cuda: bool, processes: int
+    config: DetectionConfig, *, seed: int, output: Path, weights: Path | None, cuda: bool, processes: int, bitmaps: bool
 ) -> dict[str, Any]:
     """Return the settings that differ from Detectron2's defaults, as nested dictionaries.
 
     Args:
+        seed: Detectron2 has no seeds of 2**31 and above; one of its seeds is derived from such a seed.
         weights: a converted backbone for Detectron2's own tools.
         processes: number of processes that share a batch.
+        bitmaps: whether training needs masks as bitmaps, because some outlines are run-length encodings.
 
     Raises:
-        InputError: a backbone that Detectron2 cannot build, a batch that does not divide evenly, or a seed too large.
+        InputError: a backbone that Detectron2 cannot build, or a batch that does not divide evenly.
     """
     require_even_batch(config.batch_size, processes)
-    if not 0 <= seed < 2**31:
-        raise InputError(f"seed={seed}: expected a seed from 0 to {2**31 - 1} for Detectron2")
     name = config.data.name
     facts = DATASETS.get(name)
     # The file beside a run uses Detectron2's registered names, so that Detectron2's own tools can read it.
@@ -41,7 +42,7 @@ def values(
     synchronized = "SyncBN" if cuda else "naiveSyncBN"
     norm = synchronized if processes > 1 else "BN"
     return {
-        "SEED": seed,
+        "SEED": seed if seed < 2**31 else torch_seed(seed, "detectron2") % 2**31,
         "OUTPUT_DIR": str(output),
         "MODEL": {
             **_detector(config.model),
@@ -53,6 +54,7 @@ def values(
         "DATALOADER": {"NUM_WORKERS": config.workers},
         "INPUT": {
             "FORMAT": "RGB",
+            "MASK_FORMAT": "bitmask" if bitmaps else "polygon",
             "MIN_SIZE_TRAIN": tuple(config.min_sizes),
             "MAX_SIZE_TRAIN": config.max_size,
             "MIN_SIZE_TEST": config.test_min_size,
@@ -85,15 +87,21 @@ def depth(model: ModelConfig) -> int:
     Raises:
         InputError: Detectron2 cannot build the backbone.
     """
+    if obstacle := find_missing_support(model):
+        raise InputError(f"{obstacle}; use --engine builtin")
+    return _DEPTHS[model.bottleneck, tuple(model.blocks)]
+
+
+def find_missing_support(model: ModelConfig) -> str:
+    """Describe why Detectron2 cannot build a backbone; empty if it can."""
     number = _DEPTHS.get((model.bottleneck, tuple(model.blocks)))
-    if number is None or model.stem != "imagenet" or (number < 50 and model.width != 64):
-        kind = "bottleneck" if model.bottleneck else "basic"
-        raise InputError(
-            f"Detectron2 cannot build a ResNet of {list(model.blocks)} {kind} blocks, width {model.width} and stem "
-            f"{model.stem} (it has ResNet-18 and 34 of width 64, and 50, 101 and 152, all with the imagenet stem); "
-            "use --engine builtin"
-        )
-    return number
+    if number is not None and model.stem == "imagenet" and (number >= 50 or model.width == 64):
+        return ""
+    kind = "bottleneck" if model.bottleneck else "basic"
+    return (
+        f"Detectron2 cannot build a ResNet of {list(model.blocks)} {kind} blocks, width {model.width} and stem "
+        f"{model.stem} (it has ResNet-18 and 34 of width 64, and 50, 101 and 152, all with the imagenet stem)"
+    )
 
 
 def backbone(depth: int, width: int, norm: str) -> dict[str, Any]:

@@ -4,11 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from intl_bench.core import distributed, files
 from intl_bench.core.json_lines import JsonLines
 from pretrain import states
+from transfer.detection.modeling.resnet import require_matching_weights
 
 STATE = "state.pt"
 
@@ -39,12 +40,28 @@ def load_state(path: Path, identity: dict[str, Any], iterations: int) -> dict[st
     return state
 
 
-def write_detector(folder: Path, model: nn.Module) -> None:
-    """Write `detector.pth` with Detectron2's parameter names.
+def write_detector(folder: Path, model: nn.Module, about: dict[str, Any] | None) -> None:
+    """Write `detector.pth` with Detectron2's parameter names, which Detectron2 loads.
+
+    Args:
+        about: plain values, which are stored under "intl_bench"; see `finished.read`.
 
     Raises:
         DivergedError: a weight or a statistic is not finite.
     """
-    weights = {"model": {key: value.cpu() for key, value in model.state_dict().items()}}
+    weights = {key: value.cpu() for key, value in model.state_dict().items()}
     states.require_finite(weights, where="in the trained detector")
-    files.write_digested(folder / "detector.pth", lambda stream: torch.save(weights, stream))
+    content = {"model": weights, "intl_bench": about or {}}
+    files.write_digested(folder / "detector.pth", lambda stream: torch.save(content, stream))
+
+
+def load_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Load the weights of all layers into a detector of either engine.
+
+    Raises:
+        InputError: a weight is missing, unknown or of another shape.
+    """
+    require_matching_weights(
+        weights, model.state_dict(), what="weights", remedy="set model.* and --engine as in the training"
+    )
+    model.load_state_dict(weights, strict=False)
