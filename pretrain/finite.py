@@ -1,6 +1,7 @@
 """A guard against losses and gradients that are not finite. The host of a GPU does not wait for it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -54,6 +55,35 @@ class Guard:
             what = f"the gradient of {self._bad_gradient}" if self._bad_gradient else "the loss or a gradient"
             where = f"in step {step}: {what} is not finite" if step else "on another process"
             raise DivergedError(f"diverged {where}; the saved state is from an earlier step; {remedy}")
+
+
+class Features:
+    """Notes on the device whether all outputs of a module are finite: a detector drops boxes that are not.
+
+    Args:
+        module: a module whose output is a tensor, or tensors by name.
+    """
+
+    def __init__(self, module: nn.Module, device: torch.device) -> None:
+        self.device = device
+        self._bad = torch.zeros((), dtype=torch.bool, device=device)
+        self._hook = module.register_forward_hook(self._note)
+
+    def _note(self, module: nn.Module, inputs: Any, output: torch.Tensor | Mapping[str, torch.Tensor]) -> None:
+        for tensor in output.values() if isinstance(output, Mapping) else (output,):
+            self._bad |= ~torch.isfinite(tensor).all()
+
+    def require_finite(self, what: str) -> None:
+        """Stop to take notes, and raise an error on all processes together if an output was not finite.
+
+        Raises:
+            DivergedError: the message begins with `what`.
+        """
+        self._hook.remove()
+        if distributed.any_process(bool(self._bad), self.device):
+            raise DivergedError(
+                f"{what} has features that are not finite; look at the images, the weights and the memory"
+            )
 
 
 def _first_not_finite(parameters: Iterable[tuple[str, nn.Parameter]]) -> str:

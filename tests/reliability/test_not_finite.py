@@ -1,14 +1,21 @@
 """R5: a value that is not finite ends a training with exit 3, leaves no record, and spoils no state."""
 
+import contextlib
+import math
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import reliability_commands as commands
+import torch
 import torture
 from fork_server import ForkServer
 from poison import PLACES
+from torch import nn
+
+from intl_bench.core.errors import DivergedError
+from pretrain.finite import Features
 
 pytestmark = pytest.mark.slow  # the children take most of the time; `make check` leaves them out
 
@@ -87,3 +94,21 @@ def test_features_that_are_not_finite(
     assert ended.code in (2, 3), ended.stderr
     assert commands.records(case / "work") == {}
     assert not [name for name in commands.made(case / "work") if name.endswith(".npy")]
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_features_of_one_test_image_are_enough(named: bool) -> None:
+    """A detector finds nothing where features are not finite, which must not count as a result."""
+
+    class Trunk(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor | dict[str, torch.Tensor]:
+            return {"res4": x} if named else x
+
+    for values, raises in (([1.0, math.inf, 2.0], True), ([1.0, 2.0], False)):
+        trunk = Trunk()
+        features = Features(trunk, torch.device("cpu"))
+        for value in values:
+            trunk(torch.tensor([0.0, value]))
+        with pytest.raises(DivergedError, match="a test image has features") if raises else contextlib.nullcontext():
+            features.require_finite("a test image")
+        trunk(torch.tensor([math.nan]))  # notes are no longer taken

@@ -16,10 +16,12 @@ from torch import Tensor, nn
 
 from intl_bench.core import distributed
 from intl_bench.core.copies import send
+from intl_bench.core.errors import DivergedError
 from intl_bench.core.progress import Progress
 from intl_bench.core.seeding import torch_seed
 from intl_bench.core.signals import StopRequest
 from pretrain import states
+from pretrain.finite import Features
 from transfer.detection import build_model
 from transfer.detection.annotations.objects import Annotations
 from transfer.detection.config import DetectionConfig
@@ -211,7 +213,10 @@ def _precise_batch_norm(run: Run, train: Annotations, stop: StopRequest) -> None
     progress = Progress(count, label=label, enabled=run.process.is_main)
 
     def losses(batch: Batch) -> None:
-        run.losses(batch, "precise bn sampling")
+        try:
+            run.losses(batch, "precise bn sampling")
+        except DivergedError as error:
+            raise DivergedError(f"diverged while estimating batch norm statistics: {error}") from error
         progress.step()
         _stop_between(run, stop, "while estimating batch norm statistics")
 
@@ -246,6 +251,7 @@ def _detect(run: Run, test: Annotations, stop: StopRequest) -> list[Result]:
         pin=process.device.type == "cuda",
     )
     progress = Progress(len(share), label=f"{config.data.kind} seed {run.seed}: detecting", enabled=process.is_main)
+    features = Features(run.model.backbone, process.device)
     results = []
     for image in images:
         with run.autocast():
@@ -254,6 +260,7 @@ def _detect(run: Run, test: Annotations, stop: StopRequest) -> list[Result]:
         progress.step()
         _stop_between(run, stop, "while detecting")
     progress.close()
+    features.require_finite("a test image")
     run.model.train()
     return distributed.collect(results)
 

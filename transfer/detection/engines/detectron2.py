@@ -23,6 +23,7 @@ from intl_bench.core.progress import Progress
 from intl_bench.core.seeding import torch_seed
 from intl_bench.core.signals import StopRequest
 from pretrain import states
+from pretrain.finite import Features
 from transfer.detection.annotations.objects import Annotations
 from transfer.detection.config import DetectionConfig
 from transfer.detection.engines import detectron2_settings as names
@@ -373,6 +374,7 @@ def _detect(run: _Run, test: Annotations) -> list[Result]:
     )
     progress = Progress(len(loader), label=f"{run.label}: detecting", enabled=run.process.is_main)
     run.model.eval()
+    features = Features(run.model.backbone, run.process.device)
     results = []
     for inputs in loader:
         (output,) = run.model(inputs)
@@ -381,5 +383,6 @@ def _detect(run: _Run, test: Annotations) -> list[Result]:
         progress.step()
         run.stop_between("while detecting; the last saved state stays")
     progress.close()
+    features.require_finite("a test image")
     run.model.train()
     return distributed.collect(results)
