@@ -48,6 +48,8 @@ def unwrapped(key: str, *, leading: bool = True) -> str:
     Args:
         leading: whether those at the beginning are left out too.
     """
+    if "mod" not in key:  # most keys; files may have very many
+        return key
     parts = key.split(".")
     first = next((place for place, part in enumerate(parts) if leading or not _WRAPPER.fullmatch(part)), len(parts))
     return ".".join([*parts[:first], *(part for part in parts[first:] if not _WRAPPER.fullmatch(part))])
@@ -107,7 +109,8 @@ class Candidate:
 def containers(root: dict[Any, Any]) -> list[Container]:
     """Return the dictionaries of a file, the top first, then by depth."""
     level: list[tuple[tuple[str, ...], dict[Any, Any]]] = [((), root)]
-    found, seen = [], {id(root)}
+    found: list[Container] = []
+    seen = {id(root)}
     for _ in range(_DEEPEST):
         following = []
         for keys, values in level[: _MOST - len(found)]:
@@ -138,9 +141,9 @@ def candidates(container: Container, path: Path) -> list[Candidate]:
     enough = {prefix: table for prefix, table in best.items() if len(names[prefix][table]) >= ENOUGH}
     groups: dict[tuple[str, ...], dict[str, list[str]]] = collections.defaultdict(lambda: collections.defaultdict(list))
     for key, parts in split.items():  # a key belongs to the longest prefix
-        length = next((n for n in range(len(parts), -1, -1) if parts[:n] in enough), None)
-        if length is not None:
-            groups[parts[:length]][".".join(parts[length:])].append(key)
+        longest = next((n for n in range(len(parts), -1, -1) if parts[:n] in enough), None)
+        if longest is not None:
+            groups[parts[:longest]][".".join(parts[longest:])].append(key)
     return [
         Candidate(container=container, prefix=before, layout=_GENERIC[table], table=table, keys=keys)
         for prefix, table in enough.items()
@@ -155,19 +158,20 @@ def _without_collisions(
 
     There are two if a file has the same backbone names with and without a wrapper, such as `module.`.
     """
-    befores = {key: before(key, kept) for keys in stored.values() for key in keys}
-    if all(len(keys) == 1 for keys in stored.values()):
-        single = {name: key for name, (key,) in stored.items()}
-        return [same_wrapper(single, kept, table)]
+    shared = [keys for name, keys in stored.items() if len(keys) > 1 and name in known(table)]
+    if not shared:
+        return [same_wrapper({name: key for name, keys in stored.items() for key in keys[:1]}, kept, table)]
     groups: dict[str, dict[str, str]] = collections.defaultdict(dict)
     for name, keys in stored.items():
         for key in keys:
-            if name in groups[befores[key]]:
-                raise collision(path, groups[befores[key]][name], key)
-            groups[befores[key]][name] = key
-    if min(len(group.keys() & known(table)) for group in groups.values()) < ENOUGH:
-        raise collision(path, *next(keys for keys in stored.values() if len(keys) > 1)[:2])
-    return groups.items()
+            group = groups[before(key, kept)]
+            if name in group and name in known(table):
+                raise collision(path, group[name], key)
+            group[name] = key
+    numbers = [len(group.keys() & known(table)) for group in groups.values()]
+    if any(0 < number < ENOUGH for number in numbers):
+        raise collision(path, *shared[0][:2])
+    return [pair for pair, number in zip(groups.items(), numbers, strict=True) if number]
 
 
 def same_wrapper(keys: Mapping[str, str], kept: int, table: Names) -> tuple[str, dict[str, str]]:

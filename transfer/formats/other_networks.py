@@ -52,9 +52,12 @@ _NOT_BY_NAME = (
 )
 
 
+_LONGEST = 1000  # characters of a key
+
+
 def reason(keys: Iterable[str]) -> str:
     """Return the kind of another network that keys show, and the key; "" if they show none."""
-    every = list(keys)
+    every = [key for key in keys if len(key) < _LONGEST]
     for pattern, text in _OTHER_NETWORKS:
         for key in every:
             if re.search(pattern, key):
