@@ -7,6 +7,8 @@ from pathlib import Path
 from intl_bench.core.errors import InputError
 from transfer.formats.candidates import SHOWN, Container
 
+_LONGEST = 1000  # characters of a key
+
 # Keys of networks that are not in `pretrain.backbone`, and the reason that an error gives.
 _OTHER_NETWORKS = (
     (
@@ -45,14 +47,7 @@ _NOT_BY_NAME = (
         r"(^|[./])(lora_[AB]\.|base_model\.model\.)",
         "changes of a network (LoRA), without it; merge them and save again",
     ),
-    (
-        r"(^|/)(unet|text_model|transformer)\.",
-        "another kind of network",
-    ),
 )
-
-
-_LONGEST = 1000  # characters of a key
 
 
 def reason(keys: Iterable[str]) -> str:
