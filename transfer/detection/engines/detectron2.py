@@ -374,7 +374,7 @@ def _detect(run: _Run, test: Annotations) -> list[Result]:
     )
     progress = Progress(len(loader), label=f"{run.label}: detecting", enabled=run.process.is_main)
     run.model.eval()
-    features = Features(run.model.backbone, run.process.device)
+    features = Features(run.model.get_submodule("backbone"), run.process.device)
     results = []
     for inputs in loader:
         (output,) = run.model(inputs)
