@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import errno
 import fcntl
-import hashlib
 import os
 import secrets
 import socket
@@ -104,7 +103,7 @@ def _take_over(path: Path, me: _Holder) -> bool:
     The holder is read again under a second lock, which excludes other processes of this machine. The old file is
     replaced, not removed, so that a process that arrives meanwhile finds a lock.
     """
-    name = f"intl-bench-{os.getuid()}-{hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:16]}.lock"
+    name = f"intl-bench-{os.getuid()}.lock"  # one for all paths, because nobody removes it
     try:
         guard = os.open(Path(tempfile.gettempdir()) / name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
         try:
