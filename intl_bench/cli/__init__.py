@@ -141,6 +141,9 @@ def _main(arguments: Sequence[str]) -> int:
         if number is not None:  # Python or a library has put another exception around `Stopped`
             return _stopped(number)
         known = translate(error)
+        number = signals.pending()
+        if known is None and number is not None:  # it came within an import, and left a module in pieces
+            return _stopped(number)
         if debug:
             traceback.print_exc()
         if known is None:

@@ -55,6 +55,11 @@ def raised() -> int | None:
     return _command.pending if _command is not None and _command.raised else None
 
 
+def pending() -> int | None:
+    """Return the signal on which no block of `StopRequest` has acted."""
+    return _command.pending if _command is not None else None
+
+
 def exit_code(number: int) -> int:
     """Return the exit code of a command that signal `number` stopped."""
     return _EXIT_CODES.get(signal.Signals(number), PREEMPTED)

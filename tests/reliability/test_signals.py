@@ -1,5 +1,6 @@
 """A signal at a random moment: the state is saved within a step, and the resumed run ends as one without a signal."""
 
+import contextlib
 import itertools
 import os
 import random
@@ -12,6 +13,10 @@ from pathlib import Path
 import pytest
 import torture
 from tiny_command import Run, assert_same_result
+
+from intl_bench.cli import main
+from intl_bench.core.errors import InputError
+from intl_bench.core.signals import StopRequest
 
 SEED = int(os.environ.get("INTL_BENCH_TORTURE_SEED", random.SystemRandom().randrange(10**6)))
 CODES = {
@@ -126,3 +131,23 @@ def test_streams_that_are_closed_are_no_files_of_the_run(tmp_path: Path, whole: 
     process = run.start(stdin=None, stderr=subprocess.DEVNULL, preexec_fn=lambda: os.closerange(0, 3))
     assert process.wait(timeout=300) == 0
     assert_same_result(run, whole)
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_a_signal_within_an_import_is_no_bug(
+    known: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A library may swallow the exception of the signal while it is imported, and then lacks a part of itself."""
+
+    def load(*_: object) -> None:
+        with contextlib.suppress(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+        with StopRequest():
+            raise (
+                InputError("no such recipe") if known else AttributeError("module 'numpy' has no attribute 'subtract'")
+            )
+
+    monkeypatch.setattr("pretrain.recipe.load_recipe", load)
+    assert main(["pretrain", "demo", "--dry-run"]) == (2 if known else 130)
+    expected = "no such recipe" if known else "stopped by SIGINT; what was finished is saved"
+    assert capsys.readouterr().err.startswith(f"intl-bench: {expected}")
