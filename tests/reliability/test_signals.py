@@ -143,9 +143,7 @@ def test_a_signal_within_an_import_is_no_bug(
         with contextlib.suppress(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
         with StopRequest():
-            raise (
-                InputError("no such recipe") if known else AttributeError("module 'numpy' has no attribute 'subtract'")
-            )
+            raise (InputError("no such recipe") if known else AttributeError("a part of numpy"))
 
     monkeypatch.setattr("pretrain.recipe.load_recipe", load)
     assert main(["pretrain", "demo", "--dry-run"]) == (2 if known else 130)
