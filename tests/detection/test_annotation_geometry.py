@@ -244,3 +244,14 @@ def test_a_box_beyond_its_image_is_refused_or_clipped(material: Path) -> None:
     found = read(material, changed, masks=False, boxes="clip")
     assert found.notes[0].startswith("boxes beyond their image, which training clips: 1, the first is annotation 4, [")
     assert found.boxes[found.annotation_ids == 4].tolist() == [[x, y, x + 1000, y + h]]
+
+
+@pytest.mark.parametrize(("count", "fault"), [(999, True), (1001, False)])
+def test_one_mask_of_a_thousand_outside_its_box_is_counted(count: int, fault: bool) -> None:
+    """A large file is not refused for a slip."""
+    boxes = np.tile([10.0, 20.0, 30.0, 40.0], (count, 1))
+    bounds = geometry.corners(boxes, geometry.XYWH)
+    bounds[5] += 200
+    sizes = np.full((count, 2), 640)
+    (found,) = geometry.check_masks(boxes, sizes, bounds, lambda: np.full((count, 4), np.nan))
+    assert (found.kind, found.objects.tolist(), found.fault) == ("masks outside their boxes", [5], fault)

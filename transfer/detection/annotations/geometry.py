@@ -4,8 +4,8 @@ The rules, which docs/compatibility.md repeats:
 
 - A box beyond its image by more than BOX_TOLERANCE is a fault, or clipped if `clip` is set.
 - Boxes from 0 to 1 or in percent are a fault of the file, or counted if they are few.
-- A mask outside its box is a fault. A mask that fits its box badly is a fault if half of the masks do and one cause
-  explains them; else it is counted. A loose box around a mask fits.
+- A mask outside its box is a fault, unless at most one in a thousand is. A mask that fits its box badly is a fault if
+  half of the masks do and one cause explains them; else it is counted. A loose box around a mask fits.
 - Masks without pixels are a fault if all are; else they are counted. Masks beyond the image and areas that differ are
   counted.
 """
@@ -39,6 +39,7 @@ _PART = 0.1  # of the boxes that makes a cause certain
 _LARGE, _VERY_LARGE = 150, 320  # pixels of the sides of images in which boxes in percent cannot be mistaken
 _EDGE = 3.0  # pixels that the edges of a mask and of its box may differ by, whatever their size
 _GAP = 2.0  # pixels between a mask and its box from which on the mask is outside
+_STRAY = 0.001  # of the masks of a large file, that may be outside their boxes
 _FIT = 0.5  # intersection over union of the bounds of a mask and its box from which on they fit
 _AREA = 2.0  # factor that areas may differ by
 _SMALL_AREA = 0.02  # of the area of a box; if most masks are smaller, the areas are in another unit
@@ -180,10 +181,12 @@ def check_masks(
     if poor.any():
         cause = _find_mask_cause(boxes[poor], sizes[poor], bounds[poor], read_by_row()[poor])
         many = bool(cause) and 2 * poor.sum() >= (~empty).sum()
-        if many or outside.any():
+        if many or outside.mean() > _STRAY:
             expected = "a mask inside its box, both in pixels of the image file"
             faulty = poor if many else outside
             yield finding("masks outside their boxes", faulty, expected, cause, fault=True)
+        elif outside.any():
+            yield finding("masks outside their boxes", outside, cause=cause)
         elif cause:
             yield finding("masks that do not fit their boxes", poor, cause=cause)
         else:
