@@ -226,7 +226,7 @@ def test_overrides(word: str, capfd: Capture, monkeypatch: pytest.MonkeyPatch) -
 
 TASK_OVERRIDES = [
     *("iterations=0", "iterations=1e99", "model.blocks=[1000000000]", "model.anchor_sizes=[-1]", "model.x=1", "x=1"),
-    *("data.name=", "data.name=\u202e", "data.kind=x", "data.root=\0", "data.train=[]", "data.train=x"),
+    *("data.name=", "data.name=\u202e", "data.kind=x", "data.root=\0", "data.train=[]"),
     *("milestones=[-1]", "milestones=1", "batch_size=0", "lr=nan", "lr=-1", "visualize=-1", "engine=x", "device="),
 ]
 
