@@ -5,6 +5,7 @@ those of a run with a random start.
 """
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -100,7 +101,7 @@ def find(recipe: Recipe, method: Method, state: Mapping[str, Any] | None) -> Ini
     """
     if recipe.init is None:
         return None
-    path = Path(recipe.init).expanduser()
+    path = Path(os.path.expanduser(recipe.init))
     if path.resolve().is_relative_to(recipe.folder.resolve()):
         raise InputError(f"init={path}: lies in the folder of this run; give the new run another name with name=...")
     before = {} if state is None else state.get("inputs", {})

@@ -159,9 +159,9 @@ def find_list(config: FinetuneConfig) -> Path:
     Raises:
         InputError: there is no list; the message states the places searched and the source of such lists.
     """
-    root = Path(config.data.root).expanduser().resolve()
+    root = Path(os.path.expanduser(config.data.root)).resolve()
     name = f"{config.train_percent}percent.txt"
-    places = [Path(config.file_list).expanduser()] if config.file_list else [root / name, root.parent / name]
+    places = [Path(os.path.expanduser(config.file_list))] if config.file_list else [root / name, root.parent / name]
     for place in places:
         if place.is_file():
             return place

@@ -127,6 +127,8 @@ def _run_cell(recipe: Recipe, tasks: Sequence[str], store: RecordStore, results:
     cell = TASK, digest(planned.pretraining()), recipe.seed
     before = next((r for r in records if (r.task, r.pretraining_sha256, r.pretrain_seed) == cell), None)
     if before is not None and not fresh and _is_complete(before, tasks, records):
+        for folder in (recipe.folder.parent, *(base / task for task in tasks for base in (Path("runs"), store.folder))):
+            files.sweep(folder)  # what a failed call could not remove
         print(f"{recipe.name} seed {recipe.seed}: already there", flush=True)
         return
     try:

@@ -327,7 +327,7 @@ def _open_shapes(config: DataConfig, split: str) -> ArraySource:
 
 def _open_cifar(config: DataConfig, split: str) -> ArraySource:
     dataset = CIFAR10 if config.kind == "cifar10" else CIFAR100
-    folder = Path(config.root).expanduser() / dataset.base_folder
+    folder = Path(os.path.expanduser(config.root)) / dataset.base_folder
     try:
         data = dataset(folder.parent, train=split == "train")
     except (RuntimeError, OSError) as error:
@@ -339,7 +339,7 @@ def _open_cifar(config: DataConfig, split: str) -> ArraySource:
 
 
 def _open_npz(config: DataConfig, split: str) -> ArraySource:
-    path = Path(config.root).expanduser()
+    path = Path(os.path.expanduser(config.root))
     arrays = read_arrays(path, ("train_y", f"{split}_x", f"{split}_y"))
     train_labels, images, labels = arrays["train_y"], arrays[f"{split}_x"], arrays[f"{split}_y"]
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or 0 in images.shape:
@@ -353,7 +353,7 @@ def _open_npz(config: DataConfig, split: str) -> ArraySource:
 
 
 def _open_folder(config: DataConfig, split: str) -> FileSource:
-    root = Path(config.root).expanduser()
+    root = Path(os.path.expanduser(config.root))
     packs = [path for name in FOLDERS.values() if (path := root / f"{name}.pack").exists() or index_of(path).exists()]
     if packs:
         return _open_pack(config, root, split, packs)

@@ -148,3 +148,13 @@ def test_the_checkpoint_is_scored_not_the_default_run(
     Path("my=recipe.yaml").write_text("name: x=1")
     assert main(["pretrain", "my=recipe.yaml", "data.root=x", "--dry-run"]) == 0
     assert "name: x=1" in capfd.readouterr().out
+
+
+def test_the_home_of_nobody_is_a_missing_folder(
+    tmp_path: Path, capfd: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save(build_backbone("resnet18").state_dict(), "a.pth")
+    for words in (["knn", "a.pth", "data.kind=imagefolder"], ["coco", "a.pth"], ["voc", "a.pth"], ["pretrain"]):
+        assert main([*words, "data.root=~nobody-of-this-name/images"]) == 2
+        assert "~nobody-of-this-name/images" in capfd.readouterr().err

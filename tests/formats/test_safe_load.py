@@ -2,9 +2,14 @@
 
 import argparse
 import collections
+import datetime
+import decimal
+import fractions
 import os
 import pathlib
 import pickle
+import random
+import re
 import sys
 import types
 from collections.abc import Callable
@@ -266,3 +271,19 @@ def test_missing_files_folders_and_replaced_bytes(tmp_path: Path) -> None:
     (tmp_path / "a.pth.sha256").write_text(f"{'0' * 64}  a.pth\n")
     with pytest.raises(InputError, match=r"does not match its SHA-256"):
         read(path)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(datetime.datetime.now(datetime.UTC), datetime.time(1), decimal.Decimal("1.5"), fractions.Fraction(1, 2)),
+        *(re.compile("a"), random.Random(0), np.random.default_rng(0), np.random.RandomState(0)),
+        *(collections.deque([1, 2], maxlen=3), range(3), slice(1, 2), frozenset({1}), np.float64(3)),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_harmless_objects_beside_the_weights_do_not_stop_the_reading(value: Any, tmp_path: Path) -> None:
+    path = tmp_path / "a.ckpt"
+    torch.save({"state_dict": WEIGHTS, "hyper_parameters": {"value": value}, "rng": [value]}, path)
+    found = read(path).data["state_dict"]
+    assert all(torch.equal(found[name], tensor) for name, tensor in WEIGHTS.items())

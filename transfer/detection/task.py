@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -81,7 +82,7 @@ def fingerprint(config: DetectionConfig, split: str) -> str:
 
 def _read_annotations(config: DetectionConfig, split: str) -> Annotations:
     """Read the annotations of a split. The seeds of one command share them if the files do not change."""
-    root = Path(config.data.root).expanduser().absolute()
+    root = Path(os.path.expanduser(config.data.root)).absolute()
     state = []
     for file in config.data.train if split == "train" else config.data.test:
         with contextlib.suppress(OSError):  # `read_split` reports a missing file

@@ -64,6 +64,11 @@ def _mapping(*args: Any) -> dict[Any, Any]:
     return collections.OrderedDict(args[0]) if args and isinstance(args[0], dict) else collections.OrderedDict()
 
 
+def _list(*args: Any) -> list[Any]:
+    """Return an empty list, which a pickle then fills."""
+    return []
+
+
 def _encode(text: str, encoding: str = "latin1") -> bytes:
     """Return bytes as pickles of protocol 2 write them."""
     if encoding not in ("latin1", "utf-8"):
@@ -99,8 +104,13 @@ _KNOWN: dict[str, Any] = {
         for module in ("pathlib", "pathlib._local")  # the latter in files of Python 3.13
         for kind in ("Path", "PosixPath", "WindowsPath", "PurePath", "PurePosixPath", "PureWindowsPath")
     },
-    **{f"datetime.{kind}": Inert for kind in ("date", "datetime", "timedelta")},
+    **{f"datetime.{kind}": Inert for kind in ("date", "datetime", "time", "timedelta", "timezone")},
     **dict.fromkeys(("types.SimpleNamespace", "functools.partial", "builtins.getattr", "uuid.UUID"), Inert),
+    **dict.fromkeys(("decimal.Decimal", "fractions.Fraction", "re._compile", "random.Random"), Inert),
+    **{f"builtins.{kind}": Inert for kind in ("range", "slice", "frozenset")},
+    "collections.deque": _list,
+    "numpy.random.bit_generator.__pyx_unpickle_SeedSequence": Inert,
+    **{f"numpy.random._pickle.__{kind}_ctor": Inert for kind in ("bit_generator", "generator", "randomstate")},
     **{f"builtins.{kind.__name__}": kind for kind in (bool, int, float, str, list, dict, set, complex)},
     "builtins.tuple": list,  # so that only the codes for tuples make tuples, which are counted
 }

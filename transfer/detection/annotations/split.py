@@ -1,5 +1,6 @@
 """Read the annotated images of a split."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,7 @@ def read_split(config: AnnotatedDataConfig, split: str, *, masks: bool) -> Annot
         raise ValueError(f"split={split}: expected train or test")
     if not config.root:
         raise InputError(f"data.root is not set: expected the folder of {config.name}; add data.root=PATH")
-    root = Path(config.root).expanduser()
+    root = Path(os.path.expanduser(config.root))
     training = split == "train"
     clip = config.boxes == "clip"
     files = [root / file for file in (config.train if training else config.test)]
