@@ -25,7 +25,7 @@ _HARMLESS = ("unlink", "rmdir", "mkdir")
 def wrong_with(ended: Ended, failed: Sequence[str], number: int) -> list[str]:
     """Return what is wrong with the end of a run whose calls `failed`, "NAME PATH", ended in the error `number`."""
     lines = [line for line in ended.lines if line.startswith("intl-bench: ")]
-    wrong = ["a traceback"] if "Traceback" in ended.stderr else []
+    wrong = [f"a traceback: {ended.stderr[-900:]!r}"] if "Traceback" in ended.stderr else []
     paths = [call.partition(" ")[2] for call in failed]
     if ended.code == 0:
         for part in commands.BY_PRODUCTS:
