@@ -149,6 +149,17 @@ def test_weights_are_reproducible_and_all_parts_are_trained(
 
 
 @pytest.mark.data
+def test_evaluations_during_training_do_not_change_it(
+    engine: ModuleType, data: tuple[Annotations, Annotations], tmp_path: Path
+) -> None:
+    train, test = data
+    for name, every in (("a", 0), ("b", 1)):
+        run(dataclasses.replace(CONFIG, precise_bn=0, eval_every=every), tmp_path / name, train, test)
+    states = [load(tmp_path / name / "detector.pth")["model"] for name in ("a", "b")]
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+@pytest.mark.data
 def test_a_resumed_run_keeps_its_weights_and_its_schedule(
     engine: ModuleType, data: tuple[Annotations, Annotations], tmp_path: Path
 ) -> None:

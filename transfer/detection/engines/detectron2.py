@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -234,7 +235,11 @@ class _Bookkeeping(HookBase):
             where = f"after step {done} of {config.iterations}, saved in {self.path}"
             distributed.stop_together(self.run.stop, where, stopping)
         if config.eval_every and done % config.eval_every == 0 and not last:
-            results = _detect(self.run, self.test)
+            # The test loader draws sizes and seeds from the global streams, which must not change the training.
+            drawn = np.random.get_state()  # noqa: NPY002
+            with torch.random.fork_rng(devices=[]):
+                results = _detect(self.run, self.test)
+            np.random.set_state(drawn)  # noqa: NPY002
             if self.log is not None:
                 self.log.append(done, self.evaluate(results))
 
