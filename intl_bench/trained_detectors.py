@@ -59,7 +59,11 @@ def prepare(plan: Plan) -> tuple[Detector, Any]:
         for key, value in configs.read(path).items():
             values[key] = {**values.get(key, {}), **value} if isinstance(value, dict) else value
         values["model"] = {**values["model"], **detector.settings["model"]}
-    return detector, task.resolve(configs.build(task.config, values, where, plan.overrides))
+    config = task.resolve(configs.build(task.config, values, where, plan.overrides))
+    kind = config.data.kind
+    if kind != plan.task:
+        raise InputError(f"{plan.detector}: a detector of data.kind={kind}; run intl-bench {kind} --eval-only")
+    return detector, config
 
 
 def score(plan: Plan) -> dict[str, Any]:

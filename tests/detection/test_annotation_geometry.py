@@ -264,3 +264,16 @@ def test_one_mask_of_a_thousand_outside_its_box_is_counted(count: int, fault: bo
     sizes = np.full((count, 2), 640)
     (found,) = geometry.check_masks(boxes, sizes, bounds, lambda: np.full((count, 4), np.nan))
     assert (found.kind, found.objects.tolist(), found.fault) == ("masks outside their boxes", [5], fault)
+
+
+def test_boxes_of_whole_objects_around_masks_of_visible_parts_are_counted() -> None:
+    """Masks of the upper 40% of all boxes fit a resized image too."""
+    boxes = np.array([[10.0 + 7 * i, 5.0, 40.0 + i, 100.0] for i in range(12)])
+    bounds = geometry.corners(boxes, geometry.XYWH)
+    bounds[:, 3] = bounds[:, 1] + 40
+    sizes = np.full((12, 2), 640)
+    found = list(geometry.check_masks(boxes, sizes, bounds, lambda: np.full((12, 4), np.nan)))
+    assert not any(one.fault for one in found)
+    (fault,) = (one for one in geometry.check_masks(boxes, sizes, bounds / 3, lambda: np.full((12, 4), np.nan)))
+    assert fault.fault
+    assert "resized" in fault.cause

@@ -620,3 +620,14 @@ def test_voc_as_x_y_width_and_height_is_refused_with_the_cause(tmp_path: Path) -
         path.write_text(voc_cases.xml([("cat", 0, (30, 20, 25, 28)), ("dog", 0, (2, 3, 50, 40))]))
     with pytest.raises(InputError, match=r"likely cause: the boxes are \[x, y, width, height\]\) \(3 such"):
         read_voc(folder)
+
+
+def test_test_images_with_only_crowds_are_refused(root: Path) -> None:
+    """No number could be computed from them after the whole training."""
+    document = valid_document()
+    for row in document["annotations"]:
+        row["iscrowd"] = 1
+    write(root, document, "val2017")
+    config = AnnotatedDataConfig(root=str(root), name="mine", test_images="train2017")
+    with pytest.raises(InputError, match=r"no object to score \(\d+ crowds\)"):
+        read_split(config, "test", masks=False)

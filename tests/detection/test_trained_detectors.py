@@ -57,6 +57,13 @@ def test_a_detector_of_this_project_has_the_numbers_of_its_record(capsys: pytest
     assert (other.parent / "worst.png").read_bytes().startswith(b"\x89PNG")
     assert cli.main([*command, "--dry-run"]) == 0
     assert f"detector: {file}\n" in capsys.readouterr().out
+    assert cli.main(["voc", *command[1:]]) == 2  # VOC's metric of a data set of COCO
+    assert "a detector of data.kind=coco; run intl-bench coco --eval-only" in capsys.readouterr().err
+    content = torch.load(file, weights_only=True)
+    content["intl_bench"]["settings"] = {}
+    torch.save(content, "forged.pth")
+    assert cli.main(["coco", "forged.pth", *command[2:]]) == 2
+    assert "its field intl_bench is damaged" in capsys.readouterr().err
 
 
 def foreign(**changes: Any) -> Path:

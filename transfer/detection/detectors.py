@@ -83,9 +83,13 @@ def read(path: Path) -> Detector:
     about = data.get("intl_bench")
     if not about:
         return Detector(path=path, sha256=content.sha256, weights=weights, settings={"model": model})
-    if not isinstance(about, dict) or not all(
-        isinstance(about.get(key), kind)
-        for key, kind in (("settings", dict), ("category_ids", list), ("category_names", list))
+    if (
+        not isinstance(about, dict)
+        or not all(
+            isinstance(about.get(key), kind)
+            for key, kind in (("settings", dict), ("category_ids", list), ("category_names", list))
+        )
+        or not all(isinstance(about["settings"].get(key), dict) for key in ("model", "data"))
     ):
         raise InputError(f"{path}: its field intl_bench is damaged; expected settings and categories; restore the file")
     settings = dict(about["settings"])

@@ -184,6 +184,9 @@ def check_masks(
     if poor.any():
         cause = _find_mask_cause(boxes[poor], sizes[poor], bounds[poor], read_by_row()[poor])
         many = bool(cause) and 2 * poor.sum() >= (~empty).sum()
+        inside = (bounds[:, :2] >= edges[:, :2] - _EDGE) & (bounds[:, 2:] <= edges[:, 2:] + _EDGE)
+        if "resized" in cause and inside[poor].all(1).mean() >= 0.75:
+            many = False  # boxes of whole objects around the masks of their visible parts
         if many or outside.mean() > _STRAY:
             expected = "a mask inside its box, both in pixels of the image file"
             faulty = poor if many else outside

@@ -24,7 +24,7 @@ def read_split(config: AnnotatedDataConfig, split: str, *, masks: bool) -> Annot
 
     Raises:
         InputError: an annotation is invalid, an image file is missing or of another size, or the data set has the name
-            of a published one but other categories.
+            of a published one but other categories, or the test images have only crowds.
     """
     if split not in ("train", "test"):
         raise ValueError(f"split={split}: expected train or test")
@@ -52,7 +52,14 @@ def read_split(config: AnnotatedDataConfig, split: str, *, masks: bool) -> Annot
     datasets.check_categories(
         config.name, where=str(files[0]), category_names=[normalize(one) for one in annotations.category_names]
     )
-    return _select_training_images(annotations) if training else annotations
+    if training:
+        return _select_training_images(annotations)
+    if annotations.crowd.all():  # also without any object
+        raise InputError(
+            f"{files[0]}: no object to score ({len(annotations.crowd)} crowds); expected annotations with iscrowd 0; "
+            "use another file"
+        )
+    return annotations
 
 
 def _select_training_images(annotations: Annotations) -> Annotations:
