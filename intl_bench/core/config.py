@@ -69,9 +69,10 @@ def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     if path.resolve() in {file.resolve() for file in above}:
         raise InputError(f"config {where}: a file cannot be the base of itself; correct `base`")
     try:
-        text = inputs.read_bytes(path, largest=_MAX_BYTES).decode("utf-8-sig")
+        content = inputs.read_bytes(path, largest=_MAX_BYTES)
+        text = content.decode(inputs.find_marked_encoding(content) or "utf-8")
     except UnicodeDecodeError as error:
-        raise InputError(f"config {where}: not valid YAML: {error}") from error
+        raise InputError(f"config {where}: not UTF-8 text (byte {error.start}); save it as UTF-8") from error
     except InputError as error:
         raise InputError(f"config {where}: {error}") from error
     values = _parse(text, f"config {where}")
@@ -208,10 +209,10 @@ def _read_override(schema: type, key: str, text: str) -> Any:
     """Return the value of an override.
 
     For a field of type text it is the text itself, and for a list of texts the only item unless it begins with a
-    bracket. For other fields it is what it means in YAML.
+    bracket or is empty. For other fields it is what it means in YAML.
     """
-    if ranges.is_text(schema, f"{key}.0") is False and text and not text.startswith("["):
-        return [text]
+    if ranges.is_text(schema, f"{key}.0") is False and not text.startswith("["):
+        return [text] if text else []
     optional = ranges.is_text(schema, key)
     if optional is None:
         return _parse(text, f"override {key}={text[:80]}")

@@ -84,6 +84,7 @@ def test_every_text_is_kept(text: str) -> None:
     [
         ("*/x_*.jpg", ("*/x_*.jpg",)),
         ("on", ("on",)),
+        ("", ()),
         ("a b.txt", ("a b.txt",)),
         ("[a.txt, 0123]", ("a.txt", "0123")),
         ("['*/x.jpg', \"b\"]", ("*/x.jpg", "b")),
@@ -158,3 +159,12 @@ def test_the_home_of_nobody_is_a_missing_folder(
     for words in (["knn", "a.pth", "data.kind=imagefolder"], ["coco", "a.pth"], ["voc", "a.pth"], ["pretrain"]):
         assert main([*words, "data.root=~nobody-of-this-name/images"]) == 2
         assert "~nobody-of-this-name/images" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_a_file_with_a_byte_order_mark_is_read(encoding: str, tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_bytes("name: caf\u00e9\n".encode(encoding))
+    assert configs.read(tmp_path / "a.yaml") == {"name": "caf\u00e9"}
+    (tmp_path / "b.yaml").write_bytes("name: caf\u00e9\n".encode("latin-1"))
+    with pytest.raises(InputError, match="not UTF-8 text"):
+        configs.read(tmp_path / "b.yaml")

@@ -262,3 +262,17 @@ def test_random_states_of_files_are_read(tmp_path: Path) -> None:
     torch.save({"state": {"model": wrapped(prefixed("backbone.", state), "_orig_mod", 2)}}, tmp_path / "a.pth")
     read = load_backbone(tmp_path / "a.pth")
     assert all(torch.equal(read[key], value) for key, value in state.items())
+
+
+@pytest.mark.parametrize("name", ["encoder_rgb", "rgb", "encoder_rgb."])
+def test_a_name_decides_between_backbones_whose_names_do_not_tell(name: str) -> None:
+    root = prefixed("encoder_depth.", B) | prefixed("encoder_rgb.", A)
+    assert_read(root, A, f"auto:{name}")
+    with pytest.raises(InputError, match="2 backbones"):
+        recognize(root, "auto:encoder")
+
+
+def test_a_part_of_a_place_names_a_backbone() -> None:
+    moco = {"state_dict": prefixed("module.encoder_q.", B) | prefixed("module.encoder_k.", A)}
+    assert_read(moco, A, "moco:encoder_k")
+    assert_read({"a": {"b": A}, "c": {"b": B}}, A, "auto:a/b")

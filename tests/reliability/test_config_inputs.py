@@ -96,7 +96,6 @@ FILES: dict[str, bytes | str] = {
     "a zero byte": b"name: x\0",
     "an escaped zero byte": 'name: x\ndata: {root: "\\0"}',
     "an escape character": "name: \x1b[31m",
-    "UTF-16": "name: x".encode("utf-16"),
     "Latin-1": b"name: \xe9",
     "half a character": 'name: "\\ud800"',
     "a zip archive": b"PK\x03\x04" + bytes(30),

@@ -247,4 +247,6 @@ def named(name: str, found: Iterable[Candidate]) -> list[Candidate]:
     every = list(found)
     exact = [one for one in every if name in (name_of(one, every), one.place, one.place.rstrip("."))]
     part = [one for one in every if name in (one.prefix, one.prefix.rstrip("."), one.container.path)]
-    return exact or part or [one for one in every if name.lower() in one.words]
+    return (
+        exact or part or [one for one in every if name.lower() in one.words | {*re.split(r"[./]", one.place.lower())}]
+    )

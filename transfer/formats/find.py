@@ -93,7 +93,12 @@ def find(content: Content, source: str = "auto") -> Found:
         raise InputError(f"--from {source}: unknown layout; {hint}")
     file = _File(content.path, root)
     if name == "auto":
-        found = file.recognize()
+        try:
+            found = file.recognize()
+        except InputError:  # the names do not tell which of several backbones is trained, but the user does
+            if branch and (one := file.named(branch)):
+                return one
+            raise
         if not branch:
             return file.with_others(found)
         name = found.layout.name
@@ -170,6 +175,11 @@ class _File:
             f"--from {layout.name}:{branch}: unknown branch; {layout.name} has the branches "
             f"{', '.join(layout.branches)}{self._choices()}"
         )
+
+    def named(self, name: str) -> Found | None:
+        """Return the only backbone of the file that a name can mean; None if there is none, or several."""
+        several = backbones.named(name, self._all())
+        return self._found(several[0], branch=name) if len({one.storage for one in several}) == 1 else None
 
     def with_others(self, found: Found) -> Found:
         """Return what was found with the names of the other backbones in the file."""
