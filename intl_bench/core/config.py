@@ -69,8 +69,7 @@ def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     if path.resolve() in {file.resolve() for file in above}:
         raise InputError(f"config {where}: a file cannot be the base of itself; correct `base`")
     try:
-        content = inputs.read_bytes(path, largest=_MAX_BYTES)
-        text = content.decode(inputs.find_marked_encoding(content) or "utf-8")
+        text = inputs.decode_text(inputs.read_bytes(path, largest=_MAX_BYTES))
     except UnicodeDecodeError as error:
         raise InputError(f"config {where}: not UTF-8 text (byte {error.start}); save it as UTF-8") from error
     except InputError as error:

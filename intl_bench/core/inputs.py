@@ -138,9 +138,14 @@ def read_text(path: Path, what: str) -> str:
     """
     content = read_bytes(path, f"{what} {path}")
     try:
-        return content.decode(find_marked_encoding(content) or "utf-8")
+        return decode_text(content)
     except UnicodeDecodeError as error:
         raise InputError(f"{what} {path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from error
+
+
+def decode_text(content: bytes) -> str:
+    """Decode a text in the encoding of its byte order mark, or in UTF-8; raises UnicodeDecodeError."""
+    return content.decode(find_marked_encoding(content) or "utf-8")
 
 
 def find_marked_encoding(content: bytes) -> str | None:

@@ -165,9 +165,7 @@ class _Reader:
         """Read the image names of a list of the folder `year`."""
         content = self._read(path, f"the list of images {path}")
         try:
-            lines = [
-                line.strip() for line in content.decode(inputs.find_marked_encoding(content) or "utf-8").splitlines()
-            ]
+            lines = [line.strip() for line in inputs.decode_text(content).splitlines()]
         except UnicodeDecodeError as error:
             raise InputError(f"{path}: not UTF-8 text; expected VOC's list of images; restore the file") from error
         names = []

@@ -44,7 +44,7 @@ def write_detector(folder: Path, model: nn.Module, about: dict[str, Any] | None)
     """Write `detector.pth` with Detectron2's parameter names, which Detectron2 loads.
 
     Args:
-        about: plain values, which are stored under "intl_bench"; see `finished.read`.
+        about: plain values, which are stored under "intl_bench"; see `transfer.detection.detectors.read`.
 
     Raises:
         DivergedError: a weight or a statistic is not finite.
