@@ -5,8 +5,6 @@ torchvision or timm, or safetensors. It reads the written file back and compares
 """
 
 import dataclasses
-import functools
-import importlib
 import pickle
 import re
 import sys
@@ -20,10 +18,10 @@ from intl_bench.core import files
 from intl_bench.core.errors import BenchError, InputError
 from pretrain import checkpoint as checkpoints
 from pretrain import states
-from pretrain.backbone import Backbone, BackboneConfig
+from pretrain.backbone import BackboneConfig
 from pretrain.checkpoint import Checkpoint, Origin, Preprocessing, export_backbone
 from pretrain.images.data import DataConfig
-from transfer.detection.engines import choice
+from transfer import converted_features
 from transfer.formats import safe_load
 from transfer.formats.facts import read as read_facts
 from transfer.formats.facts import write as write_facts
@@ -35,10 +33,6 @@ from transfer.formats.names import DETECTRON2, TORCHVISION, Names, names
 __all__ = ["TARGETS", "Conversion", "convert", "from_detectron2", "interpret", "load_backbone", "read", "to_detectron2"]
 TARGETS = ("detectron2", "torchvision", "timm", "safetensors")
 _TOLERANCE = 1e-6
-_DEPTHS = {
-    **{"resnet18": 18, "resnet34": 34, "resnet50": 50, "resnet101": 101, "resnet152": 152},
-    **{"resnet50w2": 50, "wide_resnet50_2": 50, "wide_resnet101_2": 101},
-}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -189,7 +183,8 @@ def convert(path: str | Path, out: str | Path, to: str, source: str = "auto") ->
         source: see `load_backbone`.
 
     Raises:
-        InputError: see `load_backbone`; or the target is unknown, or its networks do not have the stem.
+        InputError: see `load_backbone`; or the target is unknown, its networks do not have the stem, or the features
+            are not finite.
         ResourceError: the disk is full.
         BenchError: features of the written file differ from those of the source.
     """
@@ -205,6 +200,9 @@ def convert(path: str | Path, out: str | Path, to: str, source: str = "auto") ->
             f"checkpoint {path}: it has the {stem} stem (3x3); networks of {to} expect a stem of 7x7; "
             "use --to safetensors, which keeps the name of the stem"
         )
+    features = converted_features.compute(loaded.extracted.architecture, stem, state)
+    if not features.isfinite().all():
+        raise InputError(f"checkpoint {path}: features of random images are not finite; the training may have diverged")
     count = len(state)
     if to == "safetensors":
         export_backbone(out, loaded.checkpoint, loaded.facts)
@@ -220,7 +218,7 @@ def convert(path: str | Path, out: str | Path, to: str, source: str = "auto") ->
         write = pickle.dump if out.suffix == ".pkl" and to == "detectron2" else torch.save
         files.write_digested(out, lambda stream: write(content, stream))
     written = safe_load.read(out)
-    difference, against = _difference(loaded, written, to)
+    difference, against = converted_features.difference(loaded.extracted, stem, features, written, to)
     if not difference <= _TOLERANCE:
         raise BenchError(
             f"{out}: its features differ from those of {path} by {difference:.1e}; expected at most {_TOLERANCE:.0e}; "
@@ -358,7 +356,8 @@ def _detectron2_settings(loaded: _Loaded) -> str:
     """Return the settings of Detectron2 for a converted backbone."""
     preprocessing = _preprocessing(loaded.checkpoint)
     mean, std = ([round(255 * value, 3) for value in values] for values in (preprocessing.mean, preprocessing.std))
-    depth, (width, inner), wide = _DEPTHS.get(loaded.extracted.architecture), loaded.extracted.widths, ""
+    depth, wide = converted_features.DEPTHS.get(loaded.extracted.architecture), ""
+    width, inner = loaded.extracted.widths
     if depth is not None and (width, inner) != (64, 64):
         resnets = {"WIDTH_PER_GROUP": inner, "STEM_OUT_CHANNELS": width, "RES2_OUT_CHANNELS": 4 * width}
         wide = "".join(f", MODEL.RESNETS.{name} {value}" for name, value in resnets.items())
@@ -366,35 +365,3 @@ def _detectron2_settings(loaded: _Loaded) -> str:
         f"in Detectron2 set INPUT.FORMAT RGB, MODEL.PIXEL_MEAN {mean}, MODEL.PIXEL_STD {std}, MODEL.RESNETS.DEPTH "
         f"{depth or 'none'}, MODEL.RESNETS.STRIDE_IN_1X1 {loaded.bottleneck_stride}{wide}"
     )
-
-
-def _difference(loaded: _Loaded, written: safe_load.Content, to: str) -> tuple[float, str]:
-    """Compare features of the written file with those of the source.
-
-    Returns:
-        The largest difference relative to the largest feature, and the comparisons in words.
-    """
-    architecture = loaded.extracted.architecture
-    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    features = functools.partial(_features, architecture, loaded.checkpoint.architecture.stem, images=images)
-    read_back = extract(find(written, "detectron2" if to == "detectron2" else "torchvision"), written.path).state
-    expected = features(loaded.extracted.state)
-    differences = [(features(read_back) - expected).abs().max() / expected.abs().max()]
-    against = "the written file read back"
-    own = architecture in _DEPTHS and len(set(loaded.extracted.widths)) == 1  # what `backbone_features` builds
-    if to == "detectron2" and own and not choice.find_import_problem():
-        detectron2 = importlib.import_module("transfer.detection.engines.detectron2")
-        state = safe_load.tensors(written.data["model"])
-        found = detectron2.backbone_features(state, images, _DEPTHS[architecture])
-        differences.append((found - expected).abs().max() / expected.abs().max())
-        against += ", and Detectron2's own ResNet"
-    return max(float(value) for value in differences), against
-
-
-@torch.inference_mode()
-def _features(name: str, stem: str, state: dict[str, torch.Tensor], *, images: torch.Tensor) -> torch.Tensor:
-    """Compute features (N, F) of images (N, 3, H, W) with our backbone."""
-    with torch.device("meta"):
-        model = Backbone(BackboneConfig(name=name, stem=stem)).eval()
-    model.load_state_dict(state, assign=True)
-    return model(images)

@@ -174,6 +174,20 @@ def test_a_written_file_with_other_features_is_an_error(
     assert not (tmp_path / "out.pth.json").exists()
 
 
+def test_a_network_without_finite_features_is_refused(small: tuple[State, State], tmp_path: Path) -> None:
+    """Each weight is finite. The variance of a batch norm is not what its weights have been trained with."""
+    huge = {**small[0], "layer4.0.bn2.weight": small[0]["layer4.0.bn2.weight"] * 1e38}
+    path = write({name: value * (1e30 if "bn1" in name else 1) for name, value in huge.items()}, tmp_path / "a.pth")
+    with pytest.raises(InputError, match="features of random images are not finite"):
+        convert(path, tmp_path / "out.pth", to="torchvision")
+    assert not (tmp_path / "out.pth").exists()
+
+
+def test_a_network_with_only_zeros_converts(small: tuple[State, State], tmp_path: Path) -> None:
+    path = write({name: value * 0 for name, value in small[0].items()}, tmp_path / "a.pth")
+    assert convert(path, tmp_path / "out.pth", to="torchvision").difference == 0
+
+
 @pytest.mark.parametrize(
     ("case", "stem", "module_change"),
     [

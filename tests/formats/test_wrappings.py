@@ -152,6 +152,21 @@ def test_backbones_without_a_role_are_refused_with_their_names() -> None:
         recognize(root, "torchvision:third")
 
 
+@pytest.mark.parametrize(
+    "others",
+    [
+        {"teacher": B, "teacher_ema": tiny("resnet18", 3)},
+        {"teacher": B, "second_teacher": tiny("resnet18", 3)},
+        {"teacher": TINY["resnet10_narrow"][1]},  # a distillation trains the student
+    ],
+)
+def test_a_teacher_is_read_only_as_the_other_half_of_a_pair(others: dict[str, State]) -> None:
+    root = {"student": A, **others}
+    with pytest.raises(InputError, match=r"--from torchvision:student"):
+        recognize(root)
+    assert_read(root, A, "torchvision:student")
+
+
 def test_a_layout_does_not_take_another_branch_for_its_own() -> None:
     with pytest.raises(InputError, match=r"no moco backbone \(query\)"):
         recognize({"state_dict": prefixed("module.encoder_k.", A)}, "moco")

@@ -105,6 +105,12 @@ class Candidate:
         """The memory of one of its tensors: the same for two names of one network."""
         return self.container.inside[self.keys[min(self.keys.keys() & known(self.table))]].data_ptr()
 
+    @property
+    def kernels(self) -> dict[str, torch.Size]:
+        """The shapes of its convolutions, by name: the same for two networks of one architecture."""
+        own = {name: self.container.inside[self.keys[name]] for name in self.keys.keys() & known(self.table)}
+        return {name: tensor.shape for name, tensor in own.items() if tensor.ndim == 4}
+
 
 def containers(root: dict[Any, Any]) -> list[Container]:
     """Return the dictionaries of a file, the top first, then by depth."""
@@ -217,15 +223,17 @@ def before(key: str, kept: int) -> str:
 def choose(found: list[Candidate]) -> Candidate | None:
     """Choose one of several backbones of an unknown layout; None if their names do not tell.
 
-    The rule: the teacher of a student-teacher pair, which the projects evaluate; otherwise the trained network and not
-    an average of it.
+    The rule: the teacher of a student-teacher pair of one architecture, which the projects evaluate; otherwise the
+    trained network and not an average of it. Of several teachers, or of a teacher with another architecture, which is
+    a distillation, the names do not tell which one was meant.
     """
     distinct = list({one.storage: one for one in reversed(found)}.values())
     if len(distinct) == 1:
         return distinct[0]
     teachers = [one for one in distinct if _TEACHER in one.words]
-    if len(teachers) == 1 and all(_STUDENT in one.words for one in distinct if one not in teachers):
-        return teachers[0]
+    if teachers and all(_STUDENT in one.words for one in distinct if one not in teachers):
+        alike = all(one.kernels == teachers[0].kernels for one in distinct)
+        return teachers[0] if len(teachers) == 1 and alike else None
     trained = [one for one in distinct if not one.words & _AVERAGES and one not in teachers]
     return trained[0] if len(trained) == 1 else None
 
