@@ -1,5 +1,6 @@
 """Progress of long work: a bar on a terminal, plain lines elsewhere."""
 
+import os
 import sys
 import time
 from collections.abc import Mapping
@@ -7,6 +8,9 @@ from collections.abc import Mapping
 from tqdm import tqdm
 
 from intl_bench.core import heartbeat
+
+_BAR = "{desc} {percentage:3.0f}% |{bar}| {remaining} left{postfix}"
+_AROUND = " 100% |1234| 10:00:00 left"  # a short bar and what is always beside it
 
 
 class Progress:
@@ -43,7 +47,9 @@ class Progress:
         self.started = self.line_at = time.perf_counter()
         self.first = done
         self.bar = (
-            tqdm(total=total, initial=done, desc=label, dynamic_ncols=True) if enabled and sys.stderr.isatty() else None
+            tqdm(total=total, initial=done, desc=label, dynamic_ncols=True, bar_format=_BAR)
+            if enabled and sys.stderr.isatty()
+            else None
         )
 
     @property
@@ -65,24 +71,35 @@ class Progress:
         heartbeat.at(self)
         now = time.perf_counter()
         if self.bar is not None:
-            self.bar.set_postfix_str(self._details(values), refresh=False)
+            self.bar.set_postfix_str(self._fitting(values), refresh=False)
             self.bar.update()
         elif self.enabled and (now - self.line_at >= self.every or self.steps == self.total):
             self.line_at = now
             left = (now - self.started) / (self.steps - self.first) * (self.total - self.steps)
-            parts = [f"{self.label}: {self.steps}/{self.total}", f"{_clock(left)} left", self._details(values)]
-            print(", ".join(filter(None, parts)), file=sys.stderr)
+            parts = [f"{self.label}: step {self.steps} of {self.total}", f"{_clock(left)} left", *self._details(values)]
+            print(", ".join(parts), file=sys.stderr)
 
     def close(self) -> None:
         """End the bar and keep its last state on the terminal."""
         if self.bar is not None:
             self.bar.close()
 
-    def _details(self, values: Mapping[str, float] | None) -> str:
+    def _fitting(self, values: Mapping[str, float] | None) -> str:
+        """Return as many of the details as fit beside a short bar, the first ones first."""
+        width = os.get_terminal_size(sys.stderr.fileno()).columns
+        room = width - len(self.label + _AROUND)
+        shown = ""
+        for part in self._details(values):
+            if len(shown) + len(part) + 2 > room:
+                break
+            shown += f", {part}"
+        return shown.removeprefix(", ")  # tqdm writes one itself
+
+    def _details(self, values: Mapping[str, float] | None) -> list[str]:
         parts = [f"{name} {value:.4g}" for name, value in (values or {}).items()]
         if self.images_per_step:
-            parts += [f"{self.images_per_second:.0f} img/s", f"data {100 * self.data_share:.0f}%"]
-        return ", ".join(parts)
+            parts += [f"{self.images_per_second:.0f} images/s", f"{100 * self.data_share:.0f}% waiting for data"]
+        return parts
 
 
 def _clock(seconds: float) -> str:

@@ -437,8 +437,8 @@ class TestProgress:
         progress.step(0.0, {"loss": 0.5})
         progress.step(0.0, {"loss": 0.25})
         text = capsys.readouterr().err
-        assert text.startswith("work: 3/3, 0:00:00 left, loss 0.25, ")
-        assert "img/s" in text
+        assert text.startswith("work: step 3 of 3, 0:00:00 left, loss 0.25, ")
+        assert "images/s" in text
 
     def test_silent_when_disabled(self, capsys: pytest.CaptureFixture[str]) -> None:
         progress = Progress(1, label="work", enabled=False)

@@ -6,12 +6,14 @@ import io
 import json
 import os
 import pty
+import re
 import struct
 import subprocess
 import sys
 import termios
 import traceback
 import unicodedata
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -98,17 +100,14 @@ def test_the_command_line_in_ascii(arguments: list[str], environment: dict[str, 
         assert "–" in json.dumps(json.loads(done.stdout), ensure_ascii=False)
 
 
-def test_a_progress_bar_on_a_terminal_writes_over_itself() -> None:
+def on_terminal(columns: int, bar: Callable[[], None]) -> str:
+    """Return what a progress bar writes to a terminal of so many columns."""
     control, terminal = pty.openpty()
-    fcntl.ioctl(control, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
+    fcntl.ioctl(control, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     before = sys.stderr
     with os.fdopen(terminal, "w") as sys.stderr:
         try:
-            with escaped_output():
-                bar = Progress(2, label="a\x1b[2J\rb")
-                bar.step()
-                bar.step()
-                bar.close()
+            bar()
         finally:
             sys.stderr = before
     shown = ""
@@ -116,6 +115,40 @@ def test_a_progress_bar_on_a_terminal_writes_over_itself() -> None:
         while part := os.read(control, 10_000):
             shown += part.decode()
     os.close(control)
+    return shown
+
+
+def test_a_progress_bar_on_a_terminal_writes_over_itself() -> None:
+    def show() -> None:
+        with escaped_output():
+            bar = Progress(2, label="a\x1b[2J\rb")
+            bar.step()
+            bar.step()
+            bar.close()
+
+    shown = on_terminal(100, show)
     assert "\x1b" not in shown
-    assert r"a\u001b[2J\u000db: 100%" in shown
+    assert r"a\u001b[2J\u000db 100%" in shown
     assert shown.count("\r") >= 2
+
+
+@pytest.mark.parametrize(
+    ("columns", "details"),
+    [
+        (80, ["loss 8.469", "knn5 41.25"]),
+        (132, ["loss 8.469", "knn5 41.25", "rank 0.8213", "images/s", "% waiting for data"]),
+        (60, []),
+    ],
+)
+def test_a_progress_bar_fits_the_terminal_and_cuts_no_number(columns: int, details: list[str]) -> None:
+    def show() -> None:
+        bar = Progress(3, images_per_step=256, label="pretrain imagenet_r50_intl")
+        for _ in range(3):
+            bar.step(0.0, {"loss": 8.469, "knn5": 41.25, "rank": 0.8213})
+        bar.close()
+
+    lines = [line for line in re.split(r"[\r\n]+", on_terminal(columns, show)) if line]
+    assert max(map(len, lines)) < columns
+    shown = lines[-1].split(" left")[1].split(", ")[1:]
+    assert len(shown) == len(details)
+    assert all(part.strip().endswith(expected) for part, expected in zip(shown, details, strict=True)), shown

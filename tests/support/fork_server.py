@@ -53,7 +53,7 @@ class Ended:
     def lines(self) -> list[str]:
         """The lines of stderr as a terminal would keep them, without those of progress."""
         kept = [line.split("\r")[-1].strip() for line in self.stderr.splitlines()]
-        return [line for line in kept if line and " img/s" not in line and not line.startswith("[W")]
+        return [line for line in kept if line and " images/s" not in line and not line.startswith("[W")]
 
 
 class ForkServer:
