@@ -18,6 +18,7 @@ from intl_bench.core.locks import lock
 from intl_bench.core.names import require_title
 from intl_bench.core.ranges import SEEDS
 from intl_bench.records import RecordStore, ResultRecord
+from intl_bench.score_lines import describe
 from pretrain.backbone import BackboneConfig
 from pretrain.checkpoint import Checkpoint, Origin
 from pretrain.images.data import DataConfig
@@ -283,11 +284,10 @@ def now() -> str:
 
 
 def _report(record: ResultRecord, note: str) -> None:
-    values = ", ".join(f"{name} {value:.2f}" for name, value in sorted(record.metrics.items()))
     trained = record.pretrain_seed
     which = (
         f"seed {record.transfer_seed}"
         if trained in (None, record.transfer_seed)
         else (f"pre-training seed {trained}, transfer seed {record.transfer_seed}")
     )
-    print(f"{record.task} {record.method} {record.dataset} {which}: {values} ({note})", flush=True)
+    print(describe(f"{record.task} {record.method} {record.dataset} {which}", record.metrics, note), flush=True)

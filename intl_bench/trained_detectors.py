@@ -17,6 +17,7 @@ from intl_bench.core.distributed import is_main_process
 from intl_bench.core.errors import InputError
 from intl_bench.core.identity import digest, identity
 from intl_bench.core.locks import lock
+from intl_bench.score_lines import describe
 from transfer import find_task
 from transfer.detection.detectors import Detector
 from transfer.detection.task import fingerprint
@@ -107,7 +108,7 @@ def score(plan: Plan) -> dict[str, Any]:
                 files.write_text(path, files.json_text(found))
             if config.visualize and task.draw is not None and not task.draw(config, folder, folder / "worst.png"):
                 raise InputError(f"{folder}: the detections are not there any more; add --fresh")
-            values = ", ".join(f"{name} {value:.2f}" for name, value in sorted(found["metrics"].items()))
             note = "already there" if done else "no training, no record"
-            print(f"{plan.task} {detector.path} {config.data.dataset}: {values} ({note}; {path})", flush=True)
+            what = f"{plan.task} {detector.path} {config.data.dataset}"
+            print(describe(what, found["metrics"], f"{note}; {path}"), flush=True)
     return found
