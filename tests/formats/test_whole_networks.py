@@ -21,7 +21,7 @@ from intl_bench.cli import main
 from intl_bench.core.errors import InputError
 from pretrain.backbone import Backbone, BackboneConfig
 from transfer.convert import load_backbone
-from transfer.formats.modules import Inert, without_modules
+from transfer.formats.modules import Inert, dictionaries
 from transfer.formats.safe_load import read
 
 Capture = pytest.CaptureFixture[str]
@@ -202,10 +202,10 @@ def test_networks_that_grow_without_end_are_refused() -> None:
     long = module({"a" * 600: module({"b" * 600: module({})})})
     for network in (cycle, shared, long):
         with pytest.raises(ValueError, match="a network with more than 100000 parts, 100 levels or 1000 characters"):
-            without_modules({"model": network})
+            dictionaries({"model": network})
     odd = module({1: module({}), "x": 3}, _parameters={2: torch.ones(1), "w": torch.ones(1), "n": None}, _buffers=5)
-    assert list(without_modules(odd)) == ["w"]
-    assert without_modules(Inert()).__class__ is Inert
+    assert list(dictionaries(odd)) == ["w"]
+    assert dictionaries(Inert()).__class__ is Inert
 
 
 def test_too_many_names_are_refused(tmp_path: Path) -> None:

@@ -291,3 +291,37 @@ def test_a_part_of_a_place_names_a_backbone() -> None:
     moco = {"state_dict": prefixed("module.encoder_q.", B) | prefixed("module.encoder_k.", A)}
     assert_read(moco, A, "moco:encoder_k")
     assert_read({"a": {"b": A}, "c": {"b": B}}, A, "auto:a/b")
+
+
+@pytest.mark.parametrize(
+    ("content", "source"),
+    [
+        ([A], "auto"),
+        ((A, {"lr": 0.1}), "auto"),
+        ({0: A, 1: {"lr": 0.1}}, "auto"),
+        ({"models": [A], "epoch": 3}, "auto"),
+        ([{"model": A, "optimizer": [1, 2]}, 5], "auto"),
+        ([B, A], "torchvision:1"),
+        ({"nets": (B, A)}, "torchvision:nets/1"),
+    ],
+)
+def test_lists_are_read_by_their_places(content: Any, source: str, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "list.pth")
+    state = load_backbone(tmp_path / "list.pth", source)
+    assert all(torch.equal(state[name].float(), value.float()) for name, value in A.items())
+
+
+def test_two_backbones_in_a_list_are_refused_with_their_places(tmp_path: Path) -> None:
+    torch.save([B, A], tmp_path / "list.pth")
+    with pytest.raises(InputError, match=r"--from torchvision:0 or --from torchvision:1"):
+        load_backbone(tmp_path / "list.pth")
+
+
+def test_a_dictionary_in_very_many_places_takes_no_time(tmp_path: Path) -> None:
+    """300^5 places, in a file of 24 kB."""
+    content: Any = {"x": 1}
+    for _ in range(5):
+        content = {f"k{number}": content for number in range(300)}
+    torch.save(content, tmp_path / "many.pth")
+    with pytest.raises(InputError, match="no ResNet"):
+        load_backbone(tmp_path / "many.pth")

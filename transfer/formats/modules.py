@@ -7,6 +7,7 @@ _MOST_TENSORS = 100_000  # a network that has the same part in several places ha
 _DEEPEST = 100  # modules inside each other
 _LONGEST = 1000  # characters of a name
 _DEEPEST_DICTIONARY = 5
+_DEEPEST_LIST = 2
 
 
 class Inert:
@@ -30,18 +31,42 @@ class Attributes(dict[str, Any]):
                 self.update(*state)
 
 
-def without_modules(value: Any, depth: int = 0) -> Any:
-    """Return the content of a file with every network as its state_dict().
+def dictionaries(value: Any) -> Any:
+    """Return the content of a file as dictionaries with names: networks as their state_dict(), and lists by their
+    places, as in `torch.save([state_dict, settings])`. At the top of the file, dictionaries may be named by numbers.
 
     Raises:
         ValueError: a network has too many parts.
     """
+    if isinstance(value, dict) and any(type(key) is int and _is_container(item) for key, item in value.items()):
+        value = {str(key) if type(key) is int else key: item for key, item in value.items()}
+    return _dictionaries(value, 0, {})
+
+
+def _dictionaries(value: Any, depth: int, made: dict[tuple[int, int], tuple[Any, Any]]) -> Any:
+    """Return a value as dictionaries.
+
+    Args:
+        made: values and results, by identity and depth, because a value may be in very many places of a small file.
+    """
+    key = id(value), depth
+    if key in made:
+        return made[key][1]
     if _is_module(value):
-        return _flattened(value)
-    if isinstance(value, dict) and depth < _DEEPEST_DICTIONARY:
-        changed = {key: new for key, old in value.items() if (new := without_modules(old, depth + 1)) is not old}
-        return {**value, **changed} if changed else value
-    return value
+        result: Any = _flattened(value)
+    elif isinstance(value, dict) and depth < _DEEPEST_DICTIONARY:
+        changed = {name: new for name, old in value.items() if (new := _dictionaries(old, depth + 1, made)) is not old}
+        result = {**value, **changed} if changed else value
+    elif type(value) in (list, tuple) and depth < _DEEPEST_LIST and any(map(_is_container, value)):
+        result = _dictionaries({str(place): item for place, item in enumerate(value)}, depth, made)
+    else:
+        return value
+    made[key] = value, result
+    return result
+
+
+def _is_container(value: Any) -> bool:
+    return isinstance(value, dict) or _is_module(value)
 
 
 def _state(value: Any) -> Any:

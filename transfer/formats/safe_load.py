@@ -29,7 +29,7 @@ from intl_bench.core.errors import DamagedError, InputError, from_os_error
 from pretrain.images.npz import read_arrays
 from pretrain.states import current_names
 from transfer.formats import other_files
-from transfer.formats.modules import Attributes, Inert, without_modules
+from transfer.formats.modules import Attributes, Inert, dictionaries
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -255,7 +255,7 @@ def _read_content(path: Path, kind: str) -> tuple[Any, dict[str, str]]:
     }
     try:
         data, metadata = readers[kind](path)
-        return without_modules(current_names(data)), metadata
+        return dictionaries(current_names(data)), metadata
     except (InputError, OSError):
         raise
     except _Refused as refused:
