@@ -2,14 +2,17 @@
 
 import json
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torchvision
 from layout_cases import haiku, random_state, without_counters
 from torch import nn
+from torch.nn.utils import parametrizations, prune
 
 from intl_bench.cli import main
 from intl_bench.core.errors import InputError
@@ -159,3 +162,25 @@ def test_arrays_of_objects_and_huge_arrays_are_refused(tmp_path: Path, monkeypat
         read(tmp_path / "b.npz")
     np.savez(tmp_path / "c.npz", weights=np.ones((3, 3)))
     assert list(read(tmp_path / "c.npz").data) == ["weights"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda layer: prune.l1_unstructured(layer, "weight", 0.3),
+            "weights are pruned; call torch.nn.utils.prune.remove",
+        ),
+        (parametrizations.weight_norm, "weights have a norm or another parametrization; remove it"),
+        (parametrizations.spectral_norm, "weights have a norm or another parametrization; remove it"),
+    ],
+)
+def test_computed_weights_are_refused_with_the_call_that_stores_them(
+    change: Callable[[nn.Module], object], message: str, tmp_path: Path, capsys: Capture
+) -> None:
+    network = torchvision.models.resnet18()
+    for module in list(network.modules()):
+        if isinstance(module, nn.Conv2d):
+            change(module)
+    torch.save(network.state_dict(), tmp_path / "a.pth")
+    refused(tmp_path / "a.pth", message, capsys=capsys)

@@ -78,8 +78,8 @@ def extract(found: Found, path: Path) -> Extracted:
         unused = [found.key(key) for key in candidates if key not in names(found.table, best).values()]
         because = reason(unused)
         if best != "resnet50" and any(re.search(_PROJECTION, line) for line in wrong):
-            because = "a projection in the first shortcut, which torchvision's basic blocks lack"
-        because = f" ({because}, which is another network)" if because else ""
+            because = "a projection in the first shortcut, which torchvision's basic blocks lack: another network"
+        because = f" ({because})" if because else ""
         if any(tensor.numel() == 0 for tensor in candidates.values()):
             because = " (its tensors are empty, as of ZeRO stage 3 of DeepSpeed; run its zero_to_fp32.py)"
         raise InputError(

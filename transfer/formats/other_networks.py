@@ -27,6 +27,11 @@ _OTHER_NETWORKS = (
     (r"(^|[./])(layer3\.2[3-9]\.|layer2\.[89]\.)", "more blocks than ResNet-101 or -152"),
     (r"(^|[./])(layer3\.6\.|res4[._]6|stages\.2\.layers\.6\.)", "more blocks than ResNet-50"),
 )
+# Weights that a network computes from other tensors, and how to store the weights themselves.
+_COMPUTED = (
+    (r"\.\w+_mask$", "weights are pruned; call torch.nn.utils.prune.remove and save again"),
+    (r"\.(parametrizations\.|\w+_[guv]$)", "weights have a norm or another parametrization; remove it and save again"),
+)
 # Files that hold numbers of networks, but not by the names of their tensors.
 _NOT_BY_NAME = (
     (
@@ -51,12 +56,13 @@ _NOT_BY_NAME = (
 
 
 def reason(keys: Iterable[str]) -> str:
-    """Return the kind of another network that keys show, and the key; "" if they show none."""
+    """Return the kind of another network that keys show, or why weights are missing; "" if they show none."""
     every = [key for key in keys if len(key) < _LONGEST]
-    for pattern, text in _OTHER_NETWORKS:
-        for key in every:
-            if re.search(pattern, key):
-                return f"{text}: {key[:SHOWN]}"
+    for patterns, more in ((_COMPUTED, ""), (_OTHER_NETWORKS, ", which is another network")):
+        for pattern, text in patterns:
+            for key in every:
+                if re.search(pattern, key):
+                    return f"{text}: {key[:SHOWN]}{more}"
     return ""
 
 
@@ -75,7 +81,7 @@ def without_backbone(path: Path, containers: list[Container]) -> InputError:
         if any(re.search(pattern, key) for key in every):
             return InputError(f"checkpoint {path}: no backbone by its names: it has {text}")
     because = reason(key for box in containers for key in box.inside)
-    detail = f"it has {because}" if because else f"its keys are {sample(containers)}"
+    detail = because or f"its keys are {sample(containers)}"
     return InputError(
         f"checkpoint {path}: no ResNet-18, -34 or -50 in a known layout: {detail}; name the layout with --from"
     )
