@@ -80,7 +80,7 @@ def run(checkout: Path, folder: Path) -> int:
     (folder / "printed").mkdir(parents=True)
     generated.write(folder / "images", train=6, test=4)
     draw_folder(folder / "folder")
-    (folder / "COMMITTED").symlink_to(HERE / "results")
+    (folder / "COMMITTED").symlink_to(HERE / "results" / "project")
     environment = os.environ | {"PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     failed = 0
     for number, command in enumerate(COMMANDS):

@@ -3,7 +3,7 @@
 Numbers in the table "Measured so far" of docs/results_and_protocols.md and in the headers of configurations are looked
 up in all records, numbers in docs/detection.md in the files of results. In results/LOG.md a line
 
-    Sources: records in results/ablations/power_reduced; file results/benchmarks.md; script benchmarks/quality.py
+    Sources: records in results/project/ablations/power_reduced; file results/benchmarks.md; script benchmarks/quality.py
 
 names the sources of the numbers below it, up to the next such line or heading. If it names records or files, each
 number must be in them. Numbers from a script only are not looked up. The value of a single record needs the word "seed"
@@ -34,7 +34,7 @@ MEASURED, DETECTION, LOG = (
     ROOT / name for name in ("docs/results_and_protocols.md", "docs/detection.md", "results/LOG.md")
 )
 BENCHMARKS = [ROOT / "results" / "benchmarks.md", ROOT / "results" / "parity.md"]
-RECORDS = sorted(path for path in (ROOT / "results").rglob("records") if path.is_dir())
+RECORDS = sorted(path for path in (ROOT / "results" / "project").rglob("records") if path.is_dir())
 PUBLISHED = [
     *(ROOT / "intl_bench/published").glob("*.csv"),
     *(ROOT.parent / "shared/reference/published").glob("*.csv"),
@@ -231,7 +231,7 @@ def test_the_numbers_of_a_header_have_a_source(path: Path) -> None:
 
 
 def test_a_changed_digit_is_found() -> None:
-    folder = ROOT / "results" / "ablations" / "power_reduced"
+    folder = ROOT / "results" / "project" / "ablations" / "power_reduced"
     value = next(v for v in recorded(folder / "records")[0] if v.metric == "top1" and v.n > 1)
     mean, std = f"{value.mean:.2f}", f"{value.std:.2f}"
     changed = f"{mean[:-1]}{(int(mean[-1]) + 5) % 10}"
@@ -243,7 +243,7 @@ def test_a_changed_digit_is_found() -> None:
     }.items():
         assert bool(unknown_of_table(f"## Measured so far\n\n| {text} |\n")) is not known, text
         assert bool(unknown_of_log(f"records in {folder.relative_to(ROOT)}", f"Top-1 is {text}.")) is not known, text
-    assert unknown_of_log("records in results/records", f"{mean} ± {std}") == [f"{mean} ± {std}"]
+    assert unknown_of_log("records in results/project/records", f"{mean} ± {std}") == [f"{mean} ± {std}"]
     assert unknown_of_log("", f"{mean} ± {std}") == [f"{mean} ± {std}"]
 
 
