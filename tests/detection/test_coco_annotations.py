@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from transfer.detection.annotations.image_sizes import image_size
 from transfer.detection.annotations.objects import Annotations
 from transfer.detection.annotations.split import read_split
 from transfer.detection.config import AnnotatedDataConfig
+from transfer.detection.evaluation.coco import evaluate_coco
 
 Document = dict[str, Any]
 SQUARE = [10, 10, 20, 10, 20, 20, 10, 20]
@@ -243,7 +245,6 @@ BAD: list[tuple[Change, str]] = [
     (bbox(10, 48, 20, 3.5), "inside the image of 60 x 50 pixels"),
     (outline(...), "annotation 31: segmentation: missing; expected a list of polygons"),
     (outline(None), "annotation 31: segmentation: None; expected a list of polygons"),
-    (outline([]), "annotation 31: segmentation: empty; expected a list of polygons"),
     (outline([1, 2, 3, 4, 5, 6]), "annotation 31: segmentation: 1; expected a list of numbers for each polygon"),
     (outline([[1, 2, 3, 4, 5, 6, 7]]), "annotation 31: segmentation: a polygon of 7 numbers; expected x0, y0, x1"),
     (outline([[1, 2, 3, 4, 5, "6"]]), "annotation 31: segmentation: '6'; expected plain numbers"),
@@ -254,7 +255,7 @@ BAD: list[tuple[Change, str]] = [
     (outline({"size": [30, 40], "counts": [0, 1200]}), "annotation 31: segmentation: size [30, 40]; expected"),
     (outline({"size": [40, 30], "counts": [0, 1199]}), "annotation 31: segmentation: counts with a sum of 1199"),
     (outline({"size": [40, 30], "counts": [1300, -100]}), "(the smallest is -100); expected lengths of runs"),
-    (outline({"size": [40, 30], "counts": [0, 1200.0]}), "annotation 31: segmentation: counts [0, 1200.0]; expected"),
+    (outline({"size": [40, 30], "counts": [0, 1199.5]}), "annotation 31: segmentation: counts [0, 1199.5]; expected"),
     (outline({"size": [40, 30], "counts": STRING[:-1]}), "annotation 31: segmentation: counts"),
     (outline({"size": [40, 30], "counts": "nonsense!"}), "counts 'nonsense!'; expected pycocotools' string"),
     (outline({"size": [40, 30], "counts": ""}), "annotation 31: segmentation: counts ''; expected pycocotools' string"),
@@ -367,16 +368,85 @@ def test_corrections_are_counted(root: Path, change: Change, notes: list[str], o
         ),
     ],
 )
-def test_short_polygons_are_left_out_of_training_and_refused_in_test(
+def test_short_polygons_are_left_out_and_objects_of_nothing_else_are_refused_in_test(
     root: Path, polygons: list[list[int]], notes: list[str]
 ) -> None:
     document = copy.deepcopy(valid_document())
     outline(polygons)(document, root)
     write_annotations(root, json.dumps(document))
     assert read(root).notes[: len(notes)] == notes
+    path = write_annotations(root, json.dumps(document), "val2017")
+    if len(notes) == 1:
+        assert read(root, "test").notes[:1] == notes
+        return
+    for reader in (lambda: read(root, "test"), lambda: evaluate_coco(path, [])):
+        with pytest.raises(InputError, match="a polygon of 4 numbers; expected at least one of 6 numbers or more"):
+            reader()
+
+
+@pytest.mark.parametrize("place", [0, 1])
+@pytest.mark.parametrize("short", [[], [1, 2], [1, 2, 3, 4]])
+def test_a_short_polygon_beside_a_valid_one_changes_no_score(root: Path, short: list[int], place: int) -> None:
+    """pycocotools gives the shorter one no pixel if it comes last, and fails if it comes first."""
+    document, shifted = valid_document(), [8, 10, 18, 10, 18, 20, 8, 20]
+    detections = [
+        {"image_id": 5, "category_id": 3, "score": score, "segmentation": encode(polygon, 50, 60)}
+        for score, polygon in ((0.9, shifted), (0.8, SQUARE))
+    ]
+    scores = []
+    for polygons in ([SQUARE], [short, SQUARE] if place == 0 else [SQUARE, short]):
+        document["annotations"][1]["segmentation"] = polygons
+        document["annotations"][1]["area"] = None  # computed from the mask
+        path = write_annotations(root, json.dumps(document), "val2017")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            scores.append(evaluate_coco(path, detections, iou_types=("segm",)))
+    assert scores[0] == scores[1]
+    assert 0 < scores[0]["segm/AP"] < 100
+
+
+def encode(polygon: list[int], height: int, width: int) -> Document:
+    encoded = pycocotools_mask.merge(pycocotools_mask.frPyObjects([polygon], height, width))
+    return {"size": [height, width], "counts": encoded["counts"].decode()}
+
+
+def test_an_object_without_an_outline_among_others_is_left_out_of_training(root: Path) -> None:
+    document = copy.deepcopy(valid_document())
+    outline([])(document, root)
+    path = write_annotations(root, json.dumps(document))
+    found = read(root)
+    assert found.notes[0] == "objects without a valid polygon, left out: 1"
+    assert 31 not in found.annotation_ids
+    assert found.outlines is not None
+    assert [len(part) for part in found.outlines.parts(found.annotation_ids.tolist().index(34))] == [8, 6]
     write_annotations(root, json.dumps(document), "val2017")
-    with pytest.raises(InputError, match="a polygon of 4 numbers; expected at least 6"):
-        read(root, "test")
+    for reader in (lambda: read(root, "test"), lambda: evaluate_coco(path, [])):
+        with pytest.raises(InputError, match="annotation 31: segmentation: empty; expected a list of polygons"):
+            reader()
+    for row in document["annotations"]:
+        row["segmentation"] = []
+    write_annotations(root, json.dumps(document))
+    with pytest.raises(InputError, match=r"segmentation: empty; expected .* \(4 such: 31, 32, 33, 34\)"):
+        read(root)
+
+
+def test_run_lengths_may_be_written_as_floats(root: Path) -> None:
+    document, runs = copy.deepcopy(valid_document()), [0, 100, 1100]
+    outline({"size": [40, 30], "counts": [float(run) for run in runs]})(document, root)
+    path = write_annotations(root, json.dumps(document), "val2017")
+    first = read(root, "test").images[2].objects[0]
+    assert first.outline == {"size": [40, 30], "counts": runs}
+    found = [{"image_id": 20, "category_id": 7, "score": 1.0, "segmentation": first.outline}]
+    counts = pycocotools_mask.frPyObjects(found[0]["segmentation"], 40, 30)["counts"].decode()
+    found[0]["segmentation"] = {"size": [40, 30], "counts": counts}
+    assert evaluate_coco(path, found, iou_types=("segm",))["segm/AP50"] > 0
+
+
+def test_ignore_beside_iscrowd_says_nothing_new(root: Path) -> None:
+    document = copy.deepcopy(valid_document())
+    document["annotations"][2]["ignore"] = 1
+    write_annotations(root, json.dumps(document))
+    assert read(root).crowd.tolist() == [False, False, True, False]
 
 
 def test_outlines_are_not_checked_without_masks(root: Path) -> None:

@@ -54,6 +54,8 @@ def read_counts(encoding: dict[str, Any], height: int, width: int) -> list[int]:
         except ValueError as error:
             raise ValueError(f"counts {shorten(encoding['counts'])}; expected pycocotools' string") from error
         counts = counts.tolist()
+    if isinstance(counts, list) and float in set(map(type, counts)):  # 3.0 is 3, as for pycocotools
+        counts = [int(run) if type(run) is float and run.is_integer() else run for run in counts]
     if not isinstance(counts, list) or not set(map(type, counts)) <= {int}:
         raise ValueError(f"counts {shorten(counts)}; expected a list of whole numbers or pycocotools' string")
     if min(counts, default=0) < 0 or sum(counts) != height * width:

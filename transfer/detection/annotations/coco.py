@@ -205,5 +205,6 @@ def _read_objects(
     crowd = read_crowds(rows, notes if evaluated else [])
     ignored, _ = rows.optional("ignore", {int, bool, float}, "0", 0)
     expected = "0, because COCO's metric uses only iscrowd"
-    rows.report([i for i, value in enumerate(ignored) if value], "ignore", lambda i: shorten(ignored[i]), expected)
+    alone = [i for i, value in enumerate(ignored) if value and not crowd[i]]
+    rows.report(alone, "ignore", lambda i: shorten(ignored[i]), expected)
     return {"id": ids, "image": image, "class": rank[category], "crowd": crowd}

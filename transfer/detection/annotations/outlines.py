@@ -2,6 +2,7 @@
 
 import itertools
 import re
+from typing import Any
 
 import numpy as np
 
@@ -12,7 +13,8 @@ from transfer.detection.annotations.rows import Rows
 
 _EXPECTED = "a list of polygons, or a run-length encoding (or set model.masks=false)"
 _DIGITS = re.compile("[0-9]+")
-_NEUTRAL = [[0.0] * 6]  # stands for an outline that is not valid
+_FEWEST = 6  # numbers of a polygon
+_NEUTRAL = [[0.0] * _FEWEST]  # stands for an outline that is not valid
 
 
 def read_outlines(rows: Rows, sizes: np.ndarray, evaluated: bool, notes: list[str]) -> Outlines:
@@ -20,7 +22,8 @@ def read_outlines(rows: Rows, sizes: np.ndarray, evaluated: bool, notes: list[st
 
     Args:
         sizes: (m, 2), width and height of the image of each annotation.
-        evaluated: whether pycocotools will read the outlines too; it needs polygons of at least three points.
+        evaluated: whether pycocotools will read the outlines too; it needs a polygon of at least three points for each
+            object.
     """
     values = rows.column("segmentation", {list, dict}, _EXPECTED, _NEUTRAL)
     encoded = np.fromiter((type(value) is dict for value in values), bool, len(values))
@@ -39,7 +42,9 @@ def read_outlines(rows: Rows, sizes: np.ndarray, evaluated: bool, notes: list[st
         wrong = [index for index in kinds if kinds[index] == kind]
         rows.report(wrong, "segmentation", lambda i: problems[i][0], lambda i: problems[i][1], kind)
     parts = np.fromiter(map(len, values), np.int64, len(values))
-    rows.report(np.flatnonzero(parts == 0), "segmentation", lambda i: "empty", _EXPECTED, "empty")
+    empty = parts == 0
+    if evaluated or empty.all():
+        rows.report(np.flatnonzero(empty), "segmentation", lambda i: "empty", _EXPECTED, "empty")
     owner = np.repeat(np.arange(len(values)), parts)
     polygons = list(itertools.chain.from_iterable(values))
     if set(map(type, polygons)) - {list}:
@@ -64,16 +69,18 @@ def read_outlines(rows: Rows, sizes: np.ndarray, evaluated: bool, notes: list[st
             for i in np.flatnonzero(~finite)[::-1].tolist()
         }
         rows.report(sorted(infinite), "segmentation", lambda i: shorten(infinite[i]), "finite coordinates")
-    short = polygonal & (lengths < 6)
-    if evaluated:
-        _report_parts(rows, owner, short & ~odd, lengths, "at least 6 numbers, because COCO's metric requires them")
+    short = polygonal & (lengths < _FEWEST)
+    if evaluated:  # beside a valid polygon, a shorter one has no pixel for pycocotools
+        alone = short & ~odd & (np.bincount(owner[~short], minlength=len(values)) == 0)[owner]
+        expected = "at least one of 6 numbers or more, because COCO's metric requires it"
+        _report_parts(rows, owner, alone, lengths, expected)
     if short.any():
         numbers = numbers[np.repeat(~short, lengths)]
         parts = np.bincount(owner[~short], minlength=len(values))
         lengths = lengths[~short]
         notes.append(f"polygons of fewer than three points, left out: {int(short.sum())}")
-        if lost := int((parts == 0).sum()):
-            notes.append(f"objects without a valid polygon, left out: {lost}")
+    if lost := int((parts == 0).sum()):
+        notes.append(f"objects without a valid polygon, left out: {lost}")
     return Outlines(
         rows=np.arange(len(values)),
         first_part=_starts(parts),
@@ -81,6 +88,15 @@ def read_outlines(rows: Rows, sizes: np.ndarray, evaluated: bool, notes: list[st
         numbers=numbers,
         encoded=encoded,
     )
+
+
+def readable(segmentation: list[list[float]] | dict[str, Any]) -> list[list[float]] | dict[str, Any]:
+    """Return a checked outline in the form that both evaluators read: no short polygon, and whole numbers of pixels."""
+    if isinstance(segmentation, list):
+        return [polygon for polygon in segmentation if len(polygon) >= _FEWEST]
+    if isinstance(segmentation["counts"], list):
+        return {**segmentation, "counts": [*map(int, segmentation["counts"])]}
+    return segmentation
 
 
 def _report_parts(rows: Rows, owner: np.ndarray, wrong: np.ndarray, lengths: np.ndarray, expected: str) -> None:

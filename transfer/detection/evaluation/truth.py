@@ -14,7 +14,7 @@ from pycocotools import mask as coco_mask
 from transfer.detection.annotations.boxes import check_geometry, read_areas, read_boxes
 from transfer.detection.annotations.coco import load_document, open_rows, read_crowds, read_sizes
 from transfer.detection.annotations.faults import Faults
-from transfer.detection.annotations.outlines import read_outlines
+from transfer.detection.annotations.outlines import read_outlines, readable
 
 
 class Truth(NamedTuple):
@@ -89,7 +89,7 @@ def read_truth(path: Path, iou_types: Sequence[str], order: Sequence[int] | None
         if boxes is not None:
             entry["bbox"] = row["bbox"]
         if outlines is not None:
-            entry["segmentation"] = row["segmentation"]
+            entry["segmentation"] = readable(row["segmentation"])
         if missing[index]:
             entry["area"] = _compute_area(entry, *of_row[index].tolist())
         entries.append(entry)
