@@ -16,7 +16,7 @@ from intl_bench.core.ranges import Checked, Count, Device, NonNegative, Pixels, 
 from pretrain.checkpoint import Checkpoint
 from pretrain.images.data import DataConfig, FileSource, normalization, open_source
 from pretrain.images.fingerprint import fingerprint
-from pretrain.images.names import fold, read_lines, require_one
+from pretrain.images.names import explain_line, fold, read_lines, require_one
 from transfer import precision as precisions
 from transfer.features import from_checkpoint
 from transfer.scores import describe_normalization
@@ -189,9 +189,12 @@ def listed_images(source: FileSource, path: Path, percent: int) -> FileSource:
     if not 0.5 <= len(names) / (percent / 100 * len(source)) <= 2:
         raise InputError(f"{where}: {len(names)} names for {len(source)} images are not {percent}%; {_ORIGIN}")
     if missing := [name for name in names if name not in found]:
+        line = next(line for line in lines if missing[0] in several.get(line, [line]))
+        hint = explain_line(line, lambda name: bool(_find(source, [name])))
+        remedy = "; use the data set that the list was made for, or write CLASS/FILE"
         raise InputError(
             f"{where}: {len(missing)} of its {len(names)} files are not in {source.place}, such as "
-            f"{inputs.shorten(missing[0])}; use the data set that the list was made for, or write CLASS/FILE"
+            f"{inputs.shorten(line if hint else missing[0])}{hint or remedy}"
         )
     for name in names:
         require_one([os.fsdecode(source.files[index]) for index in found[name]], name, where)

@@ -21,14 +21,14 @@ from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 from intl_bench.core import inputs
 from intl_bench.core.errors import InputError, from_os_error
 from intl_bench.core.inputs import shorten
-from pretrain.images.names import Names, read_lines, require_one
+from pretrain.images.names import Names, did_you_mean, explain_line, read_lines, require_one
 
 FOLDERS = {"train": "train", "test": "val"}  # split: folder of an imagefolder
 
 # Folders that operating systems, archives, network disks and notebooks make beside classes or within them.
 _SYSTEM = (
-    r"\.[^/]*|__MACOSX|@eaDir|@__thumb|@tmp|@Recycle|@Recently-Snapshot|#recycle|#snapshot|\$RECYCLE\.BIN"
-    r"|System Volume Information|lost\+found"
+    r"\.[^/]*|__MACOSX|__pycache__|@eaDir|#eadir|@SynoResource|@__thumb|@tmp|@Recycle|@Recently-Snapshot|#recycle"
+    r"|#snapshot|\$RECYCLE\.BIN|System Volume Information|lost\+found|_gsdata_|CVS"
 )
 _SYSTEM_FOLDER = re.compile(_SYSTEM, re.IGNORECASE)
 _IN_SYSTEM_FOLDER = re.compile(f"/(?:{_SYSTEM})/", re.IGNORECASE)
@@ -97,7 +97,8 @@ def listed_classes(path: Path, expected: Sequence[str]) -> list[str]:
     names = set()
     for line in read_lines(path, "the class list"):
         if not (found := known.find(line)):
-            raise InputError(f"{where}: {shorten(line)} is not a class folder of the training images")
+            hint = explain_line(line, lambda name: bool(known.find(name))) or did_you_mean(line, expected)
+            raise InputError(f"{where}: {shorten(line)} is not a class folder of the training images{hint}")
         names.add(require_one(found, line, where))
     if not names:
         raise InputError(f"{where}: empty; expected one class folder per line")
@@ -152,7 +153,7 @@ def _match_folders(folder: Path, present: Sequence[str], expected: Sequence[str]
         if not found and train is not None:
             raise InputError(
                 f"{folder / name}: unknown class; expected the class folders of {train}; add training images of it, or "
-                f"leave it out with {skip_setting([name])}"
+                f"leave it out with {skip_setting([name])}{did_you_mean(name, expected)}"
             )
         if found and (other := folder_of.setdefault(require_one(found, name, str(folder)), name)) != name:
             raise InputError(

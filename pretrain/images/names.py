@@ -5,14 +5,17 @@ backslashes. Editors replace spaces and add them at the ends of lines. A name is
 first, and then in any spelling.
 """
 
+import difflib
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from intl_bench.core import inputs
 from intl_bench.core.errors import InputError
 
+_HEADERS = ("class", "classname", "file", "filename", "image", "imageid", "label", "name", "path", "wnid")
+_LONGEST = 200  # characters of a name that is compared with all others
 _LINE_ENDS = re.compile("\r\n|\n|\r")  # str.splitlines() splits names that contain rare separators, such as U+0085
 
 
@@ -50,6 +53,52 @@ class Names:
             for known in sorted(self._known):
                 self._folded.setdefault(fold(known), []).append(known)
         return self._folded.get(fold(name), [])
+
+
+def explain_line(line: str, is_known: Callable[[str], bool]) -> str:
+    """Say why a line of a list names nothing, and what to write, as the end of a message; "" if the reason is unknown.
+
+    Args:
+        is_known: tells whether a name is one that the list may hold.
+    """
+    plain = line.strip()
+    bare = plain.rstrip(",;").strip("\"'`")
+    first = re.split(r"[\s,;]+", bare)[0].strip("\"'`")
+    if plain.startswith(("#", "//")):
+        return ": a list has no comments; remove the line"
+    if bare != plain and is_known(bare):
+        return f": quotation marks and commas are parts of a name; write {bare}"
+    if first != bare and is_known(first):
+        return f": a line has one name and no second column; write {first}"
+    title = re.sub(r"[\W_]", "", first.casefold())
+    if title in _HEADERS or title.removesuffix("s") in _HEADERS:
+        return ": a list has no header; remove the line"
+    return ""
+
+
+def find_similar(name: str, known: Iterable[str]) -> str | None:
+    """Return the known name that differs from `name` in case, in folders before it, or in few letters but no digit."""
+    if len(name) > _LONGEST:
+        return None
+    by_form = {_similar_form(other): other for other in known}
+    form = _similar_form(name)
+    for candidate in (form, form.rpartition("/")[2]):
+        if candidate in by_form:
+            return by_form[candidate]
+    digits = re.sub(r"\D", "", form)
+    forms = [other for other in by_form if re.sub(r"\D", "", other) == digits]
+    near = difflib.get_close_matches(form, forms, n=1, cutoff=0.75)
+    return by_form[near[0]] if near else None
+
+
+def _similar_form(name: str) -> str:
+    return fold(name).casefold()
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return "; did you mean NAME?" for the similar known name; "" if there is none."""
+    similar = find_similar(name, known)
+    return "" if similar is None else f"; did you mean {inputs.shorten(similar)}?"
 
 
 def require_one(found: list[str], name: str, where: str) -> str:

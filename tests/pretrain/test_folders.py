@@ -59,6 +59,8 @@ SYSTEM = [
     *("train/.ipynb_checkpoints/x.png", "train/__MACOSX/a/x.png", "train/@eaDir/x.png", "train/$RECYCLE.BIN/x.png"),
     *("train/a/.ipynb_checkpoints/1-checkpoint.png", "train/a/@eaDir/1.png/SYNOFILE_THUMB_M.png"),
     *("train/a/deep/__MACOSX/1.png", "train/lost+found/x.png", "train/System Volume Information/x.png"),
+    *("train/__pycache__/x.png", "train/a/@SynoResource/x.png", "train/#eadir/x.png", "train/_gsdata_/x.png"),
+    "train/a/CVS/x.png",
     *("val/.ipynb_checkpoints/x.png",),
 ]
 CLEAN = ["train/a/1.png", "train/a/deep/2.png", "train/b/1.png", "val/a/1.png", "val/b/1.png"]
@@ -67,7 +69,7 @@ CLEAN = ["train/a/1.png", "train/a/deep/2.png", "train/b/1.png", "val/a/1.png", 
 def test_system_files_change_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     clean, other = make(tmp_path / "clean", CLEAN), make(tmp_path / "other", [*CLEAN, *SYSTEM])
     make(other, ["train/a/._1.png", "train/b/._1.png", "val/a/._1.png"], APPLE_DOUBLE)
-    for split, count in (("train", 11), ("test", 2)):
+    for split, count in (("train", 16), ("test", 2)):
         expected = opened(clean, split)
         assert capsys.readouterr().err == ""
         found = opened(other, split)
@@ -94,7 +96,7 @@ def test_a_pack_has_no_system_files(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert main(["data", "pack", "other", "packed"]) == 0
     printed = capsys.readouterr()
     assert "packed/train.pack: 3 images of 2 classes" in printed.out
-    assert "other/train: 10 system files or folders ignored" in printed.err
+    assert "other/train: 15 system files or folders ignored" in printed.err
     assert fingerprint(opened(tmp_path / "packed")) == fingerprint(opened(clean))
 
 
@@ -226,6 +228,48 @@ def test_class_lists_in_another_spelling(on_disk: str, written: str, tmp_path: P
     assert opened(tmp_path, classes=classes).class_names == [on_disk]
 
 
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (
+            '"Tench"',
+            "'\"Tench\"' is not a class folder of the training images: quotation marks and commas are parts of a",
+        ),
+        ("`a b`,", ": quotation marks and commas are parts of a name; write a b"),
+        ("# birds", ": a list has no comments; remove the line"),
+        ("class name", ": a list has no header; remove the line"),
+        ("Tench,0", ": a line has one name and no second column; write Tench"),
+        ("Tench 0", ": a line has one name and no second column; write Tench"),
+        ("tench", "; did you mean 'Tench'?"),
+        ("train/Tench/", "; did you mean 'Tench'?"),
+        ("Tenhc", "; did you mean 'Tench'?"),
+        ("plate_2", "'plate_2' is not a class folder of the training images"),
+    ],
+)
+def test_a_class_list_that_names_nothing_is_explained(line: str, message: str, tmp_path: Path) -> None:
+    make(tmp_path, ["train/Tench/1.png", "train/a b/1.png", "train/plate_1/1.png"])
+    with pytest.raises(InputError) as error:
+        opened(tmp_path, classes=write_list(tmp_path / "classes.txt", ["a b", line]))
+    assert message in str(error.value)
+    assert ("mean" in str(error.value)) == ("mean" in message)
+
+
+def test_a_test_folder_of_a_similar_name_is_named(tmp_path: Path) -> None:
+    make(tmp_path, ["train/B/1.png", "train/a/1.png", "val/a/1.png", "val/b/1.png"])
+    with pytest.raises(InputError, match=r"val/b: unknown class; .*; did you mean 'B'\?$"):
+        opened(tmp_path, "test")
+
+
+def test_a_bad_image_names_the_setting_that_leaves_it_out(tmp_path: Path) -> None:
+    make(tmp_path, CLEAN)
+    make(tmp_path, ["train/b/it's [1].png"], b"no image")
+    with pytest.raises(InputError) as error:
+        opened(tmp_path).image(files_of(opened(tmp_path)).index("b/it's [1].png"))
+    word = shlex.split(str(error.value).partition("leave it out with ")[2])[0].rstrip(",")
+    part = opened(tmp_path, skip=tuple(yaml.safe_load(word.removeprefix("data.skip="))))
+    assert files_of(part) == ["a/1.png", "a/deep/2.png", "b/1.png"]
+
+
 def test_a_class_list_with_two_meanings_is_refused(tmp_path: Path) -> None:
     make(tmp_path, ["train/a\u00a0b/1.png", "train/a b/1.png"])
     write_list(tmp_path / "classes.txt", ["a b"])
@@ -280,7 +324,7 @@ def test_odd_names(names: list[str], form: str, tmp_path_factory: pytest.TempPat
 @settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     system=st.lists(st.sampled_from(SYSTEM), unique=True),
-    clean=st.lists(st.sampled_from(CLEAN[:3]), min_size=1, unique=True),
+    clean=st.lists(st.sampled_from(CLEAN[1:3]), unique=True).map(lambda files: [CLEAN[0], *files]),
 )
 def test_any_system_files(system: list[str], clean: list[str], tmp_path_factory: pytest.TempPathFactory) -> None:
     one, other = (tmp_path_factory.mktemp("folder") for _ in range(2))

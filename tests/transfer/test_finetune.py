@@ -261,6 +261,24 @@ def test_lines_without_one_meaning_are_refused(photos: Path, line: str, message:
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('"dog/3.png"', "quotation marks and commas are parts of a name; write dog/3.png"),
+        ("'dog/3.png',", "quotation marks and commas are parts of a name; write dog/3.png"),
+        ("# from dog", "'# from dog': a list has no comments; remove the line"),
+        ("dog/3.png 0", "'dog/3.png 0': a line has one name and no second column; write dog/3.png"),
+        ("dog/3.png,dog", "a line has one name and no second column; write dog/3.png"),
+        ("file_name,label", "'file_name,label': a list has no header; remove the line"),
+        ("dog/333.png", "use the data set that the list was made for, or write CLASS/FILE"),
+    ],
+)
+def test_the_cause_of_a_line_that_names_nothing_is_named(photos: Path, line: str, message: str) -> None:
+    with pytest.raises(InputError) as error:
+        listed(photos, [line, "11.png", "a b/39.png"])
+    assert str(error.value).endswith(message)
+
+
 TEXT = st.text(st.characters(exclude_characters="/\0\r\n\\", exclude_categories=("Cs",)), min_size=1, max_size=6)
 NAMES = TEXT.filter(lambda name: name.strip() and not name.startswith((".", "@", "#", "$", "_")))
 SPELLINGS: list[Callable[[str], str]] = [
