@@ -12,17 +12,22 @@ from intl_bench.core import config as configs
 from intl_bench.core.datasets import DATASETS
 from intl_bench.core.errors import InputError
 from intl_bench.core.identity import identity, same_protocol
+from intl_bench.core.inputs import shorten
+from intl_bench.core.machine import limit_workers
 from pretrain import recipe as recipes
 from pretrain.checkpoint import Checkpoint, Origin, Preprocessing
 from pretrain.images.data import DataConfig
 from transfer import find_task
 from transfer.task import Task
 
+_VIEW_SIZE = "view_size"  # a section of sizes for views of `_USUAL_SIZE` pixels; see `_for_views`
+_USUAL_SIZE = 224
 _CIFAR100 = Preprocessing.of(DataConfig(kind="cifar100"))
 # Sections under `for_checkpoints` of a protocol's file: whether each applies to a checkpoint; None if that is unknown.
 _CONDITIONS: dict[str, Callable[[Checkpoint], bool | None]] = {
     "two_views": lambda checkpoint: None if checkpoint.recipe is None else len(checkpoint.recipe.views) <= 2,
     "cifar100_normalization": lambda checkpoint: checkpoint.preprocessing in (None, _CIFAR100),
+    _VIEW_SIZE: lambda checkpoint: checkpoint.recipe is not None,
 }
 
 
@@ -54,7 +59,7 @@ def build_config(
         InputError: a key or a value is unknown.
     """
     content = next(_variants(configs.read(path), checkpoint))
-    return _build(task, checkpoint, data, content, path, overrides)
+    return limit_workers(_build(task, checkpoint, data, content, path, overrides), overrides)
 
 
 def _build(
@@ -75,8 +80,27 @@ def _variants(content: dict[str, Any], checkpoint: Checkpoint) -> Any:
             raise InputError(f"for_checkpoints.{name}: unknown condition; expected {' or '.join(_CONDITIONS)}")
     holds = [_CONDITIONS[name](checkpoint) for name in sections]
     for choice in itertools.product(*([False, True] if held is None else [held] for held in holds)):
-        chosen = [section for section, held in zip(sections.values(), choice, strict=True) if held]
-        yield _merge(content, *chosen)
+        chosen = [name for name, held in zip(sections, choice, strict=True) if held]
+        yield _merge(
+            content, *(_for_views(sections[k], checkpoint) if k == _VIEW_SIZE else sections[k] for k in chosen)
+        )
+
+
+def _for_views(sizes: Mapping[str, str], checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return the sizes for images that are as large as the largest view of a pre-training.
+
+    Args:
+        sizes: the sizes in pixels by setting, for views of 224 pixels.
+    """
+    assert checkpoint.recipe is not None
+    view = max(view.size for view in checkpoint.recipe.views)
+    try:
+        return {key: round(int(size) * view / _USUAL_SIZE) for key, size in sizes.items()}
+    except (AttributeError, TypeError, ValueError) as error:
+        raise InputError(
+            f"for_checkpoints.{_VIEW_SIZE}: found {shorten(sizes)}; expected sizes for views of {_USUAL_SIZE} pixels, "
+            "such as {resize: 256, crop: 224}"
+        ) from error
 
 
 def _merge(*parts: Mapping[str, Any]) -> dict[str, Any]:

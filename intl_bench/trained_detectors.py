@@ -17,6 +17,7 @@ from intl_bench.core.distributed import is_main_process
 from intl_bench.core.errors import InputError
 from intl_bench.core.identity import digest, identity
 from intl_bench.core.locks import lock
+from intl_bench.core.machine import limit_workers
 from intl_bench.score_lines import describe
 from transfer import find_task
 from transfer.detection.detectors import Detector
@@ -60,7 +61,7 @@ def prepare(plan: Plan) -> tuple[Detector, Any]:
         for key, value in configs.read(path).items():
             values[key] = {**values.get(key, {}), **value} if isinstance(value, dict) else value
         values["model"] = {**values["model"], **detector.settings["model"]}
-    config = task.resolve(configs.build(task.config, values, where, plan.overrides))
+    config = task.resolve(limit_workers(configs.build(task.config, values, where, plan.overrides), plan.overrides))
     kind = config.data.kind
     if kind != plan.task:
         raise InputError(f"{plan.detector}: a detector of data.kind={kind}; run intl-bench {kind} --eval-only")

@@ -11,6 +11,7 @@ from intl_bench.core import identity as identities
 from intl_bench.core.datasets import DATASETS
 from intl_bench.core.errors import InputError
 from intl_bench.core.identity import SCALES, runtime_only
+from intl_bench.core.machine import limit_workers
 from intl_bench.core.names import require_folder_name
 from intl_bench.core.ranges import Checked, Count, Device, Natural, NonNegative, Seed, Share, Workers
 from pretrain import methods, optim
@@ -36,6 +37,7 @@ class Recipe(Checked):
         batch_size: over all processes.
         base_lr: learning rate of a batch of 256 images; it is multiplied by batch_size / 256.
         optimizer ... clip_trust: see `pretrain.optim.build_optimizer`.
+        workers: at most this many processes that load images, and one for each core; an override is taken as it is.
         save_minutes: a checkpoint is written when this time has passed since the last one.
         compile, graph, deterministic: compiled networks, a step recorded as a CUDA graph, the same bits on every GPU
             run. They change no result beyond rounding (docs/gpu.md).
@@ -137,7 +139,7 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     changes = [change.removeprefix("data.") for change in overrides if change.startswith("data.")]
     if "data" in values:
         values["data"] = _of_kind(values["data"], changes)
-    recipe = _build(values, path.name, overrides)
+    recipe = limit_workers(_build(values, path.name, overrides), overrides)
     return dataclasses.replace(recipe, scale=judged_scale(recipe))
 
 

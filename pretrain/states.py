@@ -6,7 +6,6 @@ state with a number that is not finite is never written, because no run could co
 
 import pickle
 import re
-import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,6 +18,7 @@ import torch
 from intl_bench.core import config as configs
 from intl_bench.core import files, inputs
 from intl_bench.core.errors import DamagedError, DivergedError, InputError, ResourceError, from_os_error
+from intl_bench.core.machine import free_bytes
 
 # Format 1 had no fingerprint of the training images; 1 and 2 call the momentum encoder `target`; 1 to 3 have their
 # digest in a file NAME.sha256.
@@ -91,8 +91,7 @@ def require_space(path: Path, state: dict[str, Any]) -> None:
     one = sum(tensor.numel() * tensor.element_size() for _, tensor in tensors(state))
     there = [file.stat().st_size for age in range(_KEPT + 1) if (file := files.earlier(path, age)).exists()]
     needed = (_KEPT + 2) * one - sum(there)
-    folder = next(folder for folder in path.absolute().parents if folder.exists())
-    free = shutil.disk_usage(folder).free
+    free = free_bytes(path.parent)
     if free < needed:
         raise ResourceError(
             f"{path.parent}: {free} bytes are free; expected {needed} for {_KEPT + 2} states of {one} bytes; free some "

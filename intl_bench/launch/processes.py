@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 from intl_bench.core.errors import BenchError, InputError, ResourceError
+from intl_bench.core.machine import cores
 from intl_bench.core.sharing import require_even_batch
 from intl_bench.core.signals import StopRequest
 from intl_bench.launch.children import Child, Watch
@@ -32,8 +33,7 @@ class UnfinishedError(BenchError):
 
 def threads(processes: int) -> int:
     """Return the number of computing threads for each of several processes that share the cores of this machine."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // processes)
+    return max(1, cores() // processes)
 
 
 def count(requested: int | None, *, device: str, batch_size: int) -> int:

@@ -7,7 +7,6 @@ running averages, and of 206 in training mode.
 """
 
 import dataclasses
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from torch import nn
 from intl_bench.core import config as configs
 from intl_bench.core import distributed
 from intl_bench.core.errors import InputError
+from intl_bench.core.machine import cores
 from intl_bench.core.seeding import permutation
 from pretrain import recipe as recipes
 from pretrain import states, train
@@ -236,7 +236,7 @@ def _outputs(
         mean=mean,
         std=std,
         batch_size=_FORWARD_BATCH,
-        workers=min(8, os.cpu_count() or 1) if photos else 0,
+        workers=min(8, cores()) if photos else 0,
         device=next(backbone.parameters()).device,
     )
     found = []

@@ -12,12 +12,14 @@ from transfer_cases import make_checkpoint
 from intl_bench import protocol, runs
 from intl_bench.ablations import cells
 from intl_bench.core import config as configs
+from intl_bench.core import machine
 from intl_bench.core.datasets import DATASETS
 from intl_bench.core.errors import InputError
 from pretrain.checkpoint import Checkpoint, Origin, Preprocessing
 from pretrain.recipe import Inputs, Recipe, load_recipe
 
 TWO, MULTI = "imagenet_r50_intl", "imagenet_r50_intl_multicrop_800ep"
+BIRDS = ["data.kind=imagefolder", "data.root=birds"]
 
 
 def trained(recipe: Recipe | str, **changes: Any) -> Checkpoint:
@@ -216,3 +218,39 @@ def test_an_unknown_section_for_checkpoints_is_an_error(tmp_path: Path) -> None:
     own.write_text("for_checkpoints:\n  three_views: {k: 3}\n")
     with pytest.raises(InputError, match=r"for_checkpoints\.three_views.*two_views"):
         runs.prepare(runs.TaskRun(task="knn", checkpoint=trained("cifar10_r18_intl"), config=str(own)))
+
+
+@pytest.mark.parametrize("task", ["linear", "knn", "finetune"])
+def test_a_folder_of_images_is_scored_at_the_size_of_the_views(task: str, tmp_path: Path) -> None:
+    def sizes(recipe: Recipe, *overrides: str, config: str | None = None) -> tuple[int, int]:
+        own, words = dataclasses.replace(trained(TWO), recipe=recipe), [*BIRDS, *overrides]
+        plan = runs.TaskRun(task=task, checkpoint=own, overrides=words, config=config)
+        made = runs.prepare(plan)[2]
+        return made.resize, made.crop
+
+    small = load_recipe(TWO, ["views=[{size: 64}, {size: 48}]", *BIRDS, "data.name=birds"])
+    assert sizes(small) == (73, 64)  # 256 / 224 of 64
+    assert sizes(small, "crop=96") == (73, 96)
+    assert sizes(load_recipe(TWO)) == sizes(load_recipe(MULTI)) == (256, 224)
+    assert sizes(small, "data.name=imagenet") == (256, 224)  # a published protocol
+    own = tmp_path / "own.yaml"
+    own.write_text(f"base: {configs.CONFIGS / task / 'imagefolder.yaml'}\ncrop: 160\n")
+    assert sizes(small, config=str(own)) == (73, 160)
+    stranger = runs.TaskRun(task=task, checkpoint=foreign(), overrides=BIRDS)
+    assert runs.prepare(stranger)[2].crop == 224  # the size of its views is not known
+    own.write_text("for_checkpoints: {view_size: large}\n")
+    with pytest.raises(InputError, match=r"for_checkpoints\.view_size: found 'large'; expected sizes"):
+        sizes(small, config=str(own))
+
+
+def test_workers_are_at_most_one_for_each_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "cores", lambda: 3)
+
+    def workers(*overrides: str) -> int:
+        return int(runs.prepare(runs.TaskRun(task="knn", checkpoint=trained(TWO), overrides=overrides))[2].workers)
+
+    assert (workers(), workers("workers=6"), workers("workers=0")) == (3, 6, 0)
+    assert [load_recipe(TWO, words).workers for words in ([], ["workers=6"])] == [3, 6]
+    assert load_recipe("demo").workers == 0  # the recipe asks for fewer
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert (workers(), load_recipe(TWO).workers) == (1, 1)
