@@ -157,8 +157,6 @@ def run(plan: TaskRun) -> list[ResultRecord]:
         BenchError: a seed failed. The records of finished seeds are kept.
     """
     task, checkpoint, config = prepare(plan)
-    if checkpoint.unfinished and plan.init == "checkpoint" and is_main_process():
-        print(f"{checkpoint.path}: its pre-training is not finished: {checkpoint.progress}", file=sys.stderr)
     store = RecordStore(plan.results / "records")
     seeds = list(plan.seeds)
     if not task.seeded and plan.init == "checkpoint" and len(seeds) > 1:

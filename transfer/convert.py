@@ -6,7 +6,6 @@ torchvision or timm, or safetensors. It reads the written file back and compares
 
 import dataclasses
 import pickle
-import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,19 +13,19 @@ from typing import Any
 
 import torch
 
-from intl_bench.core import files
+from intl_bench.core import distributed, files, machine, planned
 from intl_bench.core.errors import BenchError, InputError
 from pretrain import checkpoint as checkpoints
 from pretrain import states
 from pretrain.backbone import BackboneConfig
 from pretrain.checkpoint import Checkpoint, Origin, Preprocessing, export_backbone
-from pretrain.images.data import DataConfig
 from transfer import converted_features
 from transfer.formats import safe_load
 from transfer.formats.facts import read as read_facts
 from transfer.formats.facts import write as write_facts
 from transfer.formats.layout import Layout
 from transfer.formats.layouts import LAYOUTS
+from transfer.formats.loaded import Loaded, describe, detectron2_settings
 from transfer.formats.match import Extracted, Found, extract, find
 from transfer.formats.names import DETECTRON2, TORCHVISION, Names, names
 
@@ -51,51 +50,6 @@ class Conversion:
     about: dict[str, Any]
     left_aside: list[str]
     difference: float
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Loaded:
-    """A backbone with the facts of its file.
-
-    Attributes:
-        facts: facts that `checkpoint` does not hold: digest of the source, differences of its network, assumptions.
-        note: the note of its layout about preprocessing; "" for none.
-    """
-
-    found: Found
-    extracted: Extracted
-    checkpoint: Checkpoint
-    facts: dict[str, Any]
-    note: str
-
-    @property
-    def about(self) -> dict[str, Any]:
-        """Return the facts to store beside the weights."""
-        values = checkpoints.about(self.checkpoint) | self.facts
-        if self.note and values["preprocessing"]:
-            values["preprocessing"]["note"] = self.note
-        return values
-
-    @property
-    def bottleneck_stride(self) -> bool:
-        """Tell whether the strides of its bottleneck blocks are in other convolutions than ours."""
-        return bool(self.facts.get("stride_in_1x1"))
-
-    def choice(self) -> list[str]:
-        """Return a line about the other backbones in the file and how to read them; none if there are none."""
-        others = [f"--from {source} reads {place}" for place, source in self.found.others.items()]
-        more = f", and {len(others) - 4} more" if len(others) > 4 else ""
-        there = f"{len(others) + 1} backbones in the file: the one at {self.found.place} is read; "
-        return [there + ", ".join(others[:4]) + more] if others else []
-
-    def warnings(self) -> list[str]:
-        """Return the differences of its network and the assumptions, one a line."""
-        found = []
-        if self.facts.get("differs"):
-            found.append(f"its network uses {self.facts['differs']}, which ours does not: features are only similar")
-        if self.facts.get("assumed"):
-            found.append(self.facts["assumed"])
-        return found
 
 
 def load_backbone(path: str | Path, source: str = "auto") -> dict[str, torch.Tensor]:
@@ -189,20 +143,8 @@ def convert(path: str | Path, out: str | Path, to: str, source: str = "auto") ->
         BenchError: features of the written file differ from those of the source.
     """
     path, out = Path(path), Path(out)
-    if to not in TARGETS:
-        raise InputError(f"--to {to}: expected one of {', '.join(TARGETS)}")
-    if out.is_dir() or (out.exists() and out.samefile(path)):
-        raise InputError(f"cannot write {out}: it is {'a folder' if out.is_dir() else 'the source'}; give another file")
-    loaded = _interpret(safe_load.read(path), source)
-    about, state, stem = loaded.about, loaded.extracted.state, loaded.checkpoint.architecture.stem
-    if to != "safetensors" and stem != "imagenet":
-        raise InputError(
-            f"checkpoint {path}: it has the {stem} stem (3x3); networks of {to} expect a stem of 7x7; "
-            "use --to safetensors, which keeps the name of the stem"
-        )
-    features = converted_features.compute(loaded.extracted.architecture, stem, state)
-    if not features.isfinite().all():
-        raise InputError(f"checkpoint {path}: features of random images are not finite; the training may have diverged")
+    loaded, features = _readable_as(path, out, to, source)
+    about, state = loaded.about, loaded.extracted.state
     count = len(state)
     if to == "safetensors":
         export_backbone(out, loaded.checkpoint, loaded.facts)
@@ -218,7 +160,9 @@ def convert(path: str | Path, out: str | Path, to: str, source: str = "auto") ->
         write = pickle.dump if out.suffix == ".pkl" and to == "detectron2" else torch.save
         files.write_digested(out, lambda stream: write(content, stream))
     written = safe_load.read(out)
-    difference, against = converted_features.difference(loaded.extracted, stem, features, written, to)
+    difference, against = converted_features.difference(
+        loaded.extracted, loaded.checkpoint.architecture.stem, features, written, to
+    )
     if not difference <= _TOLERANCE:
         raise BenchError(
             f"{out}: its features differ from those of {path} by {difference:.1e}; expected at most {_TOLERANCE:.0e}; "
@@ -226,16 +170,58 @@ def convert(path: str | Path, out: str | Path, to: str, source: str = "auto") ->
         )
     write_facts(out, written.sha256, about)
     lines = [
-        *_describe(loaded),
+        *describe(loaded),
         f"{out}: {to}, {count} tensors, sha256 {written.sha256}; features equal within {difference:.0e} ({against})",
     ]
     if to == "detectron2":
-        lines.append(_detectron2_settings(loaded))
+        lines.append(detectron2_settings(loaded))
     lines += [f"warning: {line}" for line in loaded.warnings()]
     return Conversion(lines=lines, about=about, left_aside=loaded.extracted.left_aside, difference=difference)
 
 
-def _interpret(content: safe_load.Content, source: str) -> _Loaded:
+def plan(path: Path, out: Path, to: str, source: str = "auto") -> list[str]:
+    """Return what `convert` reads and writes, in lines for people, and write nothing.
+
+    Raises:
+        InputError: see `convert`.
+    """
+    loaded, _ = _readable_as(path, out, to, source)
+    state, free = loaded.extracted.state, machine.free_bytes(out)
+    size = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+    return [
+        *describe(loaded),
+        f"{out}: {to}, {len(state)} tensors, about {planned.size(size)} of {planned.size(free)} free"
+        + ("; the file is replaced" if out.exists() else ""),
+        f"{out}.json: the facts that the keys do not tell",
+        *(f"warning: {line}" for line in loaded.warnings()),
+        "dry run: nothing was written",
+    ]
+
+
+def _readable_as(path: Path, out: Path, to: str, source: str) -> tuple[Loaded, torch.Tensor]:
+    """Read the backbone of `path` for a conversion to `out`; raise the errors of `convert` before it writes.
+
+    Returns:
+        The backbone, and its features; see `converted_features.compute`.
+    """
+    if to not in TARGETS:
+        raise InputError(f"--to {to}: expected one of {', '.join(TARGETS)}")
+    if out.is_dir() or (out.exists() and out.samefile(path)):
+        raise InputError(f"cannot write {out}: it is {'a folder' if out.is_dir() else 'the source'}; give another file")
+    loaded = _interpret(safe_load.read(path), source)
+    stem = loaded.checkpoint.architecture.stem
+    if to != "safetensors" and stem != "imagenet":
+        raise InputError(
+            f"checkpoint {path}: it has the {stem} stem (3x3); networks of {to} expect a stem of 7x7; "
+            "use --to safetensors, which keeps the name of the stem"
+        )
+    features = converted_features.compute(loaded.extracted.architecture, stem, loaded.extracted.state)
+    if not features.isfinite().all():
+        raise InputError(f"checkpoint {path}: features of random images are not finite; the training may have diverged")
+    return loaded, features
+
+
+def _interpret(content: safe_load.Content, source: str) -> Loaded:
     """Find and convert the backbone of a file, with the facts that the file, its layout or its JSON file tell."""
     path = content.path
     found = find(content, source)
@@ -253,7 +239,7 @@ def _interpret(content: safe_load.Content, source: str) -> _Loaded:
             checkpoint = _foreign(content, found, extracted)
             facts |= _facts(found.layout, extracted)
     note = found.layout.preprocessing.get("note", "") if checkpoint.origin is Origin.FOREIGN else ""
-    return _Loaded(found=found, extracted=extracted, checkpoint=checkpoint, facts=facts, note=note)
+    return Loaded(found=found, extracted=extracted, checkpoint=checkpoint, facts=facts, note=note)
 
 
 def _foreign(content: safe_load.Content, found: Found, extracted: Extracted) -> Checkpoint:
@@ -309,59 +295,9 @@ def _facts(layout: Layout, extracted: Extracted) -> dict[str, Any]:
     return facts
 
 
-def _warn(loaded: _Loaded) -> None:
+def _warn(loaded: Loaded) -> None:
+    if not distributed.is_main_process():
+        return
     choice = loaded.choice() if loaded.checkpoint.origin is Origin.FOREIGN else []
     for line in choice + loaded.warnings():
         print(f"{loaded.checkpoint.path}: {line}", file=sys.stderr)
-
-
-def _describe(loaded: _Loaded) -> list[str]:
-    """Return lines for people: the backbone, its preprocessing, and the keys that are not part of it."""
-    checkpoint, extracted = loaded.checkpoint, loaded.extracted
-    preprocessing = _preprocessing(checkpoint)
-    mean, std = (" ".join(f"{value:g}" for value in values) for values in (preprocessing.mean, preprocessing.std))
-    origin = "as in the code of its project" if checkpoint.origin is Origin.FOREIGN else "as pre-trained"
-    if checkpoint.preprocessing is None:
-        origin = "assumed; on small images those of the data set are usual"
-    lines = [
-        f"{checkpoint.path}: {checkpoint.source}, {extracted.architecture} ({checkpoint.architecture.stem} stem) at "
-        f"{loaded.found.place}, stored as {', '.join(extracted.dtypes)}",
-        f"expects RGB in 0..1, mean {mean}, std {std} ({origin})" + (f"; {loaded.note}" if loaded.note else ""),
-        *extracted.notes,
-        *loaded.choice(),
-    ]
-    if extracted.counters:
-        lines.append(f"{extracted.counters} num_batches_tracked are missing and become 0")
-    if extracted.left_aside:
-        lines.append(f"left aside: {_grouped(extracted.left_aside)}")
-    return lines
-
-
-def _preprocessing(checkpoint: Checkpoint) -> Preprocessing:
-    """Return the preprocessing of a checkpoint, or the default if it is unknown."""
-    return checkpoint.preprocessing or Preprocessing.of(DataConfig())
-
-
-def _grouped(keys: list[str]) -> str:
-    """Join keys, grouped by their first names with counts: `module.encoder_k.* (161), optimizer`."""
-    groups: dict[str, list[str]] = {}
-    for key in keys:
-        wrapped = re.match(r"(?:(?:_orig_mod|module|model|backbone)\.)*[^.]+", key)
-        groups.setdefault(wrapped[0] if wrapped else key, []).append(key)
-    parts = [members[0] if len(members) == 1 else f"{name}.* ({len(members)})" for name, members in groups.items()]
-    return ", ".join(parts[:12]) + (f", and {len(parts) - 12} more" if len(parts) > 12 else "")
-
-
-def _detectron2_settings(loaded: _Loaded) -> str:
-    """Return the settings of Detectron2 for a converted backbone."""
-    preprocessing = _preprocessing(loaded.checkpoint)
-    mean, std = ([round(255 * value, 3) for value in values] for values in (preprocessing.mean, preprocessing.std))
-    depth, wide = converted_features.DEPTHS.get(loaded.extracted.architecture), ""
-    width, inner = loaded.extracted.widths
-    if depth is not None and (width, inner) != (64, 64):
-        resnets = {"WIDTH_PER_GROUP": inner, "STEM_OUT_CHANNELS": width, "RES2_OUT_CHANNELS": 4 * width}
-        wide = "".join(f", MODEL.RESNETS.{name} {value}" for name, value in resnets.items())
-    return (
-        f"in Detectron2 set INPUT.FORMAT RGB, MODEL.PIXEL_MEAN {mean}, MODEL.PIXEL_STD {std}, MODEL.RESNETS.DEPTH "
-        f"{depth or 'none'}, MODEL.RESNETS.STRIDE_IN_1X1 {loaded.bottleneck_stride}{wide}"
-    )

@@ -7,13 +7,8 @@ import torch
 from pretrain.backbone import Backbone, BackboneConfig
 from transfer.detection.engines import choice
 from transfer.formats import safe_load
+from transfer.formats.loaded import DEPTHS
 from transfer.formats.match import Extracted, extract, find
-
-# Depths of Detectron2's networks.
-DEPTHS = {
-    **{"resnet18": 18, "resnet34": 34, "resnet50": 50, "resnet101": 101, "resnet152": 152},
-    **{"resnet50w2": 50, "wide_resnet50_2": 50, "wide_resnet101_2": 101},
-}
 
 
 @torch.inference_mode()

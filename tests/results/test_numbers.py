@@ -3,7 +3,7 @@
 Numbers in the table "Measured so far" of docs/results_and_protocols.md and in the headers of configurations are looked
 up in all records, numbers in docs/detection.md in the files of results. In results/LOG.md a line
 
-    Sources: records in results/project/ablations/power_reduced; file results/benchmarks.md; script benchmarks/quality.py
+    Sources: records in results/project/demo; file results/benchmarks.md; script benchmarks/quality.py
 
 names the sources of the numbers below it, up to the next such line or heading. If it names records or files, each
 number must be in them. Numbers from a script only are not looked up. The value of a single record needs the word "seed"

@@ -127,6 +127,13 @@ def test_an_unfinished_checkpoint_is_named(trained: Path, capsys: pytest.Capture
     knn = runs.TaskRun(task="knn", checkpoint=Path("part.pt"), seeds=[0])
     (record,) = runs.run(knn)
     assert "part.pt: its pre-training is not finished: step 3 of 5\n" in capsys.readouterr().err
+    note = "its pre-training is not finished: step 3 of 5\n"
+    for command in (["knn", "part.pt", "--dry-run"], ["spectrum", "part.pt", "data.size=80", "--images", "20"]):
+        assert cli.main(command) == 0
+        assert capsys.readouterr().err.count(f"part.pt: {note}") == 1
+    assert cli.main(["convert", "part.pt", "out.safetensors", "--to", "safetensors", "--dry-run"]) == 0
+    assert f"warning: {note}" in capsys.readouterr().out
+    assert not Path("out.safetensors").exists()
     assert record.protocol["pretrain_epochs"] == "1 planned, step 3 of 5"
     assert record.pretraining["progress"] == "step 3 of 5"
     assert "epochs 1 planned, step 3 of 5" in tables.render([record], format="markdown")
