@@ -6,7 +6,6 @@ A packed image folder (`pretrain.images.pack`) can replace the folder.
 import abc
 import contextlib
 import copy
-import dataclasses
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -17,10 +16,8 @@ from torchvision.datasets import CIFAR10, CIFAR100
 
 from intl_bench.core import datasets, inputs
 from intl_bench.core.errors import InputError, from_os_error
-from intl_bench.core.identity import runtime_only
-from intl_bench.core.names import require_title
-from intl_bench.core.ranges import Checked, Count, Finite, Positive
-from pretrain.images import shapes
+from pretrain.images import sample, shapes
+from pretrain.images.data_config import IMAGENET_NORMALIZATION, DataConfig, normalization
 from pretrain.images.decode import LARGEST, TooManyPixelsError, decode
 from pretrain.images.folders import (
     FOLDERS,
@@ -34,90 +31,18 @@ from pretrain.images.folders import (
 from pretrain.images.npz import read_arrays
 from pretrain.images.pack import Pack, index_of
 
-IMAGENET_NORMALIZATION = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-_SHAPES_NORMALIZATION = ((0.5, 0.5, 0.5), (0.29, 0.29, 0.29))
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DataConfig(Checked):
-    """Settings of a data set.
-
-    Attributes:
-        kind: "imagefolder" (`train/CLASS/*.jpg` and `val/CLASS/*.jpg`, or packs of these folders), "cifar10" or
-            "cifar100" (unpacked files of the Python version), "npz" (arrays train_x, train_y, test_x, test_y), or
-            "shapes" (generated images).
-        root: the folder that holds the images, or the .npz file.
-        name: name of the data set in results. None stands for the folder name of an imagefolder or the file name of
-            an .npz file without its suffix; for the other kinds it stands for the kind. The names of the paper's data
-            sets are reserved: `open_source` rejects other images under such a name.
-        classes: a text file with one class folder per line; only these classes are used (imagefolder).
-        skip: patterns of the class folders and the image files to leave out, relative to the folder of a split, such as
-            "*/broken_*.jpg" (imagefolder). `*` also matches `/`.
-        max_pixels: larger image files are refused, because a small file can fill the memory. Raise it for images that
-            you trust.
-        on_bad_image: what to do with an image that cannot be decoded. "stop" ends the run; "skip" replaces the image by
-            the next one during training. Changed bytes in a pack always end the run.
-        mean, std: three values each, for pixels in 0..1; None selects those of `normalization`.
-        size: number of training images (shapes); the test split has a quarter of this number.
-    """
-
-    kind: str = "imagefolder"
-    root: str = runtime_only("")
-    name: str | None = runtime_only(None)
-    classes: str | None = runtime_only(None)  # the fingerprint of the data covers the selection
-    skip: tuple[str, ...] = runtime_only(())  # the fingerprint covers the selection here too
-    max_pixels: Count = runtime_only(LARGEST)
-    on_bad_image: str = runtime_only("stop")  # with "stop", a run that finishes had no bad image
-    mean: tuple[Finite, ...] | None = None
-    std: tuple[Positive, ...] | None = None
-    size: Count = 2048
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.kind not in _SOURCES:
-            raise ValueError(f"data.kind={self.kind}: expected {', '.join(_SOURCES)}")
-        if self.kind == "shapes" and self.root:
-            raise ValueError(f"data.root={self.root}: data.kind=shapes generates its images; set data.kind=imagefolder")
-        if self.name is not None:
-            require_title(self.name, "data.name")
-        if self.on_bad_image not in ("stop", "skip"):
-            raise ValueError(f"data.on_bad_image={self.on_bad_image}: expected stop or skip")
-        if self.classes is not None and self.kind != "imagefolder":
-            raise ValueError(f"data.classes={self.classes}: data.kind={self.kind} has no class folders; remove it")
-        if self.skip and self.kind != "imagefolder":
-            raise ValueError(f"data.skip={list(self.skip)}: data.kind={self.kind} has no image files; remove it")
-        for field, values in (("mean", self.mean), ("std", self.std)):
-            if values is not None and len(values) != 3:
-                raise ValueError(f"data.{field}={values}: expected three numbers (red, green, blue)")
-        if not 40 <= self.size <= 10**7:
-            raise ValueError(f"data.size={self.size}: expected 40, for one test image of each class, to 10000000")
-
-    def unused(self) -> set[str]:
-        """Return the fields that this kind does not use; see `intl_bench.core.identity.identity`."""
-        return set() if self.kind == "shapes" else {"size"}
-
-    @property
-    def dataset(self) -> str:
-        """Name of the data set in results."""
-        name = self.name
-        if name is None and self.root and self.kind in ("imagefolder", "npz"):
-            root = Path(os.path.abspath(os.path.expanduser(self.root)))
-            name = root.name if self.kind == "imagefolder" else root.stem
-        return datasets.canonical(name or self.kind)
-
-
-def normalization(config: DataConfig) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return the mean and the standard deviation of red, green and blue, for pixels in 0..1.
-
-    A value that `config` does not set comes from its kind, else from the data set that it names, else from ImageNet.
-    """
-    facts = datasets.DATASETS.get(config.kind) or datasets.DATASETS.get(config.dataset)
-    own = (facts and facts.normalization) or IMAGENET_NORMALIZATION
-    if config.kind == "shapes":
-        own = _SHAPES_NORMALIZATION
-    elif config.kind == "imagefolder" and facts and facts.side:
-        own = IMAGENET_NORMALIZATION  # CIFAR as a folder, as in earlier versions
-    return tuple(config.mean or own[0]), tuple(config.std or own[1])
+__all__ = [
+    "IMAGENET_NORMALIZATION",
+    "ArraySource",
+    "BadImageError",
+    "DataConfig",
+    "FileSource",
+    "FolderSource",
+    "ImageSource",
+    "PackedSource",
+    "normalization",
+    "open_source",
+]
 
 
 class BadImageError(InputError):
@@ -318,6 +243,11 @@ def open_source(config: DataConfig, split: str) -> ArraySource | FileSource:
         datasets.check_images(
             config.dataset, config.kind, config.root, source.class_names, split, images=len(source), size=size
         )
+    if split == "train" and config.limit is not None:
+        count = sample.count_of(config.limit, len(source))
+        setting = f"data.limit={config.limit}"
+        chosen = sample.stratified(source.labels, count, seed=config.limit_seed, purpose="limit", setting=setting)
+        return source.choose(chosen)
     return source
 
 

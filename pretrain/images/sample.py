@@ -1,0 +1,45 @@
+"""A random part of labeled images in which every class keeps its share."""
+
+import numpy as np
+
+from intl_bench.core.errors import InputError
+from intl_bench.core.seeding import generator, permutation
+
+
+def count_of(limit: float, images: int) -> int:
+    """Return the number of images that a limit means: a share below 1, or a number of images."""
+    return round(limit * images) if limit < 1 else int(limit)
+
+
+def stratified(labels: np.ndarray, count: int, *, seed: int, purpose: str, setting: str) -> np.ndarray:
+    """Choose images at random so that every class keeps its share, and at least one image.
+
+    The choices of one seed are nested: a smaller one is a part of a larger one.
+
+    Args:
+        labels: (n,) int64, of all images. Every class from 0 on has images.
+        count: number of images to choose.
+        seed, purpose: name the stream of random numbers.
+        setting: the setting that asks for this number, for the message.
+
+    Returns:
+        (count,) int64, the chosen indices in ascending order.
+
+    Raises:
+        InputError: there are more classes than `count`, or fewer images.
+    """
+    sizes = np.bincount(labels)
+    if not len(sizes) <= count <= len(labels):
+        raise InputError(
+            f"{setting}: means {count:,} of the {len(labels):,} images of {len(sizes):,} classes; expected at least "
+            f"{len(sizes):,}, an image of each class, and at most {len(labels):,}"
+        )
+    # Image number r of a class of m images comes when the share r / m of all images is chosen, so the first image of
+    # every class comes first. The order within a class, and of classes with equal shares, is random.
+    order = permutation(seed, purpose, 0, len(labels))
+    members = order[np.argsort(labels[order], kind="stable")]  # class by class
+    first = np.concatenate([[0], sizes.cumsum()[:-1]])
+    place = np.empty(len(labels))
+    place[members] = (np.arange(len(labels)) - np.repeat(first, sizes)) / np.repeat(sizes, sizes)
+    ties = generator(seed, purpose, 1).permutation(len(sizes))[labels]
+    return np.sort(np.lexsort((ties, place))[:count])
