@@ -180,6 +180,10 @@ def describe_pretraining(checkpoint: Checkpoint) -> dict[str, Any]:
             if key not in ("name", "momentum_target") and value is not None
         },
     }
+    if recipe.max_steps is not None:
+        stated["pretrain_max_steps"] = recipe.max_steps
+    if recipe.data.limit is not None:
+        stated["pretrain_limit"] = f"{recipe.data.limit}, drawn with seed {recipe.data.limit_seed}"
     if checkpoint.branch != "online":
         stated["pretrain_branch"] = checkpoint.branch
     if checkpoint.inputs.initial_weights is not None:

@@ -169,7 +169,7 @@ def from_state(
         InputError: this version does not know the recipe in the state.
     """
     recipe, steps = recipes.from_dict(state["config"], f"checkpoint {path}"), state["steps_per_epoch"]
-    total = recipe.epochs * steps
+    total = recipe.total_steps(steps)
     return Checkpoint(
         path=path,
         sha256=sha256,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from intl_bench.core.errors import InputError
 from intl_bench.core.identity import SCALES, runtime_only
 from intl_bench.core.machine import limit_workers
 from intl_bench.core.names import require_folder_name
-from intl_bench.core.ranges import Checked, Count, Device, Natural, NonNegative, Seed, Share, Workers
+from intl_bench.core.ranges import Checked, Count, Device, Natural, NonNegative, Pixels, Seed, Share, Workers
 from pretrain import methods, optim
 from pretrain.backbone import BackboneConfig
 from pretrain.images.data import DataConfig, normalization
@@ -34,6 +35,8 @@ class Recipe(Checked):
             "reduced" for a cut-down one, "demo" for a demonstration. `load_recipe` changes "paper" and "adapted" to
             "reduced" unless a packaged recipe has the same settings.
         init: a checkpoint whose weights the run starts from (see `pretrain.warm_start`).
+        max_steps: the run has at most this number of steps. The learning rate then falls to its end within them, and
+            the warm-up takes at most a tenth of them.
         batch_size: over all processes.
         base_lr: learning rate of a batch of 256 images; it is multiplied by batch_size / 256.
         optimizer ... clip_trust: see `pretrain.optim.build_optimizer`.
@@ -41,6 +44,8 @@ class Recipe(Checked):
         save_minutes: a checkpoint is written when this time has passed since the last one.
         compile, graph, deterministic: compiled networks, a step recorded as a CUDA graph, the same bits on every GPU
             run. They change no result beyond rounding (docs/gpu.md).
+        size: side of all views in pixels, instead of `size` in each of `views`. Views that are smaller than the others,
+            as those of multi-crop, keep their ratio. It is resolved here: `views` has the sizes, and `size` is None.
         data: `data.mean` and `data.std` are resolved here, so that they are stored and compared as numbers.
     """
 
@@ -49,6 +54,7 @@ class Recipe(Checked):
     init: str | None = runtime_only(None)
     seed: Seed = 0
     epochs: Count = 800
+    max_steps: Count | None = None
     batch_size: Count = 256
     base_lr: NonNegative = 0.3
     final_lr_ratio: NonNegative = 0.001
@@ -74,6 +80,7 @@ class Recipe(Checked):
     backbone: BackboneConfig = dataclasses.field(default_factory=BackboneConfig)
     projector: ProjectorConfig = dataclasses.field(default_factory=ProjectorConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    size: Pixels | None = runtime_only(None)  # the identity holds the views
     views: tuple[ViewConfig, ...] = (ViewConfig(), ViewConfig())
 
     def __post_init__(self) -> None:
@@ -88,6 +95,12 @@ class Recipe(Checked):
             raise ValueError(f"optimizer={self.optimizer!r}: expected one of {', '.join(optim.NAMES)}")
         if not self.views:
             raise ValueError("views: expected at least one")
+        if self.size is not None:
+            largest = max(view.size for view in self.views)
+            sizes = [max(1, round(view.size / largest * self.size)) for view in self.views]
+            views = tuple(dataclasses.replace(view, size=size) for view, size in zip(self.views, sizes, strict=True))
+            object.__setattr__(self, "views", views)
+            object.__setattr__(self, "size", None)
         require_folder_name(self.name, "name")
         mean, std = normalization(self.data)
         object.__setattr__(self, "data", dataclasses.replace(self.data, mean=mean, std=std))
@@ -95,7 +108,18 @@ class Recipe(Checked):
     def unused(self) -> set[str]:
         """See `intl_bench.core.identity.identity`."""
         names = set() if self.optimizer == "lars" else {"trust_coefficient", "clip_trust"}
-        return names | ({"momentum"} if self.optimizer in ("adam", "adamw") else set())
+        names |= {"momentum"} if self.optimizer in ("adam", "adamw") else set()
+        return names | ({"max_steps"} if self.max_steps is None else set())
+
+    def total_steps(self, steps_per_epoch: int) -> int:
+        """Return the number of steps of the whole run."""
+        return min(self.epochs * steps_per_epoch, self.max_steps or sys.maxsize)
+
+    def warmup_steps(self, steps_per_epoch: int) -> int:
+        """Return the number of steps of the warm-up."""
+        planned = self.warmup_epochs * steps_per_epoch
+        shortened = self.total_steps(steps_per_epoch) < self.epochs * steps_per_epoch
+        return min(planned, self.total_steps(steps_per_epoch) // 10) if shortened else planned
 
     @property
     def folder(self) -> Path:

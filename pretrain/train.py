@@ -78,7 +78,7 @@ class Training:
 
     @property
     def total_steps(self) -> int:
-        return self.recipe.epochs * self.steps_per_epoch
+        return self.recipe.total_steps(self.steps_per_epoch)
 
     def take_step(self, batch: Batch, *, stop: int = 0, save: bool = False) -> StepMetrics:
         """Make the views of this process's part of a global batch and call `optimize`."""
@@ -109,7 +109,7 @@ class Training:
         lr = warmup_cosine(
             self.step,
             total=self.total_steps,
-            warmup=recipe.warmup_epochs * self.steps_per_epoch,
+            warmup=recipe.warmup_steps(self.steps_per_epoch),
             base=base,
             final_ratio=recipe.final_lr_ratio,
         )

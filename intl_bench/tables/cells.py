@@ -83,6 +83,7 @@ def _rank_with(record: ResultRecord) -> str | None:
         return None
     else:
         budget = [data, epochs, pretraining.get("progress"), pretraining.get("initial_weights")]
+        budget += [steps for steps in [value_at(pretraining, "settings.max_steps")] if steps is not None]
     return _json(
         {
             "dataset": record.dataset,

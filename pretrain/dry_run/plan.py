@@ -112,7 +112,7 @@ class CostPlan:
     @property
     def total_steps(self) -> int | None:
         """Number of steps of all epochs; None if the number of images is not known."""
-        return None if self.steps_per_epoch is None else self.steps_per_epoch * self.recipe.epochs
+        return None if self.steps_per_epoch is None else self.recipe.total_steps(self.steps_per_epoch)
 
 
 def make_plan(recipe: Recipe, *, processes: int = 1, devices: Sequence[Device] = costs.GPUS) -> CostPlan:
@@ -170,7 +170,7 @@ def make_plan(recipe: Recipe, *, processes: int = 1, devices: Sequence[Device] =
             step=step,
             roofline=costs.roofline_seconds(cost, device, **passes),
             images_per_second=recipe.batch_size / step,
-            hours=steps * recipe.epochs * step / 3600 if steps else None,
+            hours=recipe.total_steps(steps) * step / 3600 if steps else None,
             fits=sum(memory.values()) + _RESERVED <= device.memory,
         )
 
@@ -280,6 +280,8 @@ def format_plan(plan: CostPlan) -> str:
             f"not known: {recipe.epochs:,} epochs"
             if plan.steps_per_epoch is None
             else f"{plan.total_steps:,} = {plan.steps_per_epoch:,} x {recipe.epochs:,} epochs"
+            if recipe.max_steps is None
+            else f"{plan.total_steps:,}, at most {plan.steps_per_epoch:,} x {recipe.epochs:,} epochs"
         )
         + f", {recipe.batch_size} images each",
         f"memory per process   GiB, for {recipe.batch_size // plan.processes} images",
