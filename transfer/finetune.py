@@ -18,6 +18,7 @@ from pretrain.images.data import DataConfig, FileSource, normalization, open_sou
 from pretrain.images.fingerprint import fingerprint
 from pretrain.images.names import explain_line, fold, read_lines, require_one
 from transfer import precision as precisions
+from transfer import sizes
 from transfer.features import from_checkpoint
 from transfer.scores import describe_normalization
 from transfer.sgd_classifier import Settings, train_classifier, without_last_batch
@@ -41,6 +42,7 @@ class FinetuneConfig(Checked):
         file_list: path of the list, with one FILE or CLASS/FILE a line. None looks for `1percent.txt` or
             `10percent.txt` in data.root and the folder above.
         resize, crop: of the test images, in pixels. `crop` is also the size of the random training crops.
+        size: sets `resize` and `crop`; see `transfer.sizes.resolve`.
         head_lr, backbone_lr: for a batch of 256 images.
         precision: of the backbone, "fp32" or "bf16". The classifier and the loss are float32.
         drop_last: whether an epoch leaves out the images that do not fill its last batch. The authors' code keeps them:
@@ -56,6 +58,7 @@ class FinetuneConfig(Checked):
     file_list: str | None = runtime_only(None)
     resize: Pixels | None = 256
     crop: Pixels = 224
+    size: Pixels | None = runtime_only(None)  # the identity holds `resize` and `crop`
     epochs: Count = 20
     batch_size: Count = 256
     head_lr: Positive = 0.2
@@ -70,6 +73,7 @@ class FinetuneConfig(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        sizes.resolve(self)
         if self.train_percent not in (1, 10):
             raise ValueError(f"train_percent={self.train_percent}: expected 1 or 10")
         precisions.check(self.precision)

@@ -22,6 +22,7 @@ from intl_bench.core.ranges import Checked, Count, Device, Pixels, Positive, Wor
 from pretrain.checkpoint import Checkpoint
 from pretrain.images.data import DataConfig
 from transfer import precision as precisions
+from transfer import sizes
 from transfer.features import extract_both, fingerprints, from_checkpoint
 from transfer.scores import describe_normalization
 from transfer.task import Outcome, Task
@@ -46,6 +47,7 @@ class KnnConfig(Checked):
     Attributes:
         resize: length of the shorter side of an image in pixels; None does not resize.
         crop: side of the center crop in pixels; None does not crop.
+        size: sets `resize` and `crop`; see `transfer.sizes.resolve`.
         k: number of neighbors.
         distance: "euclidean" or "cosine".
         weights: "uniform", "inverse" or "softmax"; see `knn_predict`.
@@ -58,6 +60,7 @@ class KnnConfig(Checked):
     device: Device = runtime_only("auto")
     resize: Pixels | None = None
     crop: Pixels | None = None
+    size: Pixels | None = runtime_only(None)  # the identity holds `resize` and `crop`
     k: Count = 5
     distance: str = "euclidean"
     weights: str = "uniform"
@@ -70,6 +73,7 @@ class KnnConfig(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        sizes.resolve(self)
         _check(self.k, self.distance, self.weights, self.temperature)
         precisions.check(self.precision)
 

@@ -15,6 +15,7 @@ from intl_bench.core.ranges import Checked, Count, Device, Natural, NonNegative,
 from pretrain.checkpoint import Checkpoint
 from pretrain.images.data import DataConfig, normalization, open_source
 from transfer import precision as precisions
+from transfer import sizes
 from transfer.features import extract_both, fingerprints, from_checkpoint
 from transfer.probe import train_probe
 from transfer.scores import describe_normalization, last_and_best
@@ -32,6 +33,7 @@ class LinearConfig(Checked):
         augment: train on random crops and flips of the images instead of on features of the whole images.
         resize, crop: shorter side of an image and side of its central square, in pixels. None leaves the image as it
             is. With `augment`, `crop` is also the size of the random crops.
+        size: sets `resize` and `crop`; see `transfer.sizes.resolve`.
         lr: of Adam at the start. With `augment`, of SGD for a batch of 256 images.
         final_lr: of Adam at the end (without `augment`).
         milestones: epochs after which SGD's learning rate falls to a tenth (with `augment`).
@@ -48,6 +50,7 @@ class LinearConfig(Checked):
     augment: bool = False
     resize: Pixels | None = None
     crop: Pixels | None = None
+    size: Pixels | None = runtime_only(None)  # the identity holds `resize` and `crop`
     epochs: Count = 500
     batch_size: Count = 1000
     lr: Positive = 1e-2
@@ -64,6 +67,7 @@ class LinearConfig(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        sizes.resolve(self)
         if self.augment and self.crop is None:
             raise ValueError("crop: not set; augment=true needs the size of the training images, such as crop=224")
         precisions.check(self.precision)
