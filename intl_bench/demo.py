@@ -5,9 +5,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from intl_bench import runs, tables
+from intl_bench import runs
 from intl_bench.core.config import load
 from intl_bench.records import RecordStore, ResultRecord
+from intl_bench.tables import render
 from pretrain import train
 from pretrain.recipe import load_recipe
 from transfer.detection.annotations import generated
@@ -56,7 +57,7 @@ def run() -> None:
 
 
 def _tables(*numbers: str) -> str:
-    return tables.render(RecordStore(_RESULTS / "records").load(), tables=numbers, format="markdown")
+    return render(RecordStore(_RESULTS / "records").load(), tables=numbers, format="markdown")
 
 
 class _Pace:

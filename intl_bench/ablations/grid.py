@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from intl_bench import protocol, provenance, runs, tables
+from intl_bench import protocol, provenance, runs
 from intl_bench.ablations.cells import EXPERIMENTS, Ablation, recipes
 from intl_bench.ablations.figures import FIGURES, Point
 from intl_bench.core import config as configs
@@ -23,6 +23,7 @@ from intl_bench.core.identity import digest
 from intl_bench.records import RecordStore, ResultRecord
 from intl_bench.spectra.measure import measure_run
 from intl_bench.spectra.values import record_values
+from intl_bench.tables import render
 from intl_bench.tables.ablation import TASK
 from pretrain import checkpoint as checkpoints
 from pretrain import methods, states, train
@@ -96,7 +97,7 @@ def finish(ablation: Ablation, results: Path, cells: Iterable[Recipe]) -> str:
     ended = [r for r in records if r.task == TASK and r.pretraining_sha256 in wanted]
     scores = [r for r in records if r.task != TASK and r.pretraining_sha256 in wanted | random]
     records = [*ended, *scores]
-    table = tables.render(records, tables=["ablation"])
+    table = render(records, tables=["ablation"])
     files.write_text(results / "table.md", table + "\n")
     if ablation.figure is not None:
         figure = FIGURES[ablation.figure](points(records))

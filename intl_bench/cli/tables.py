@@ -19,8 +19,8 @@ def add(commands: Any) -> None:
 
 
 def _run(args: argparse.Namespace) -> None:
-    from intl_bench import tables
     from intl_bench.records import RecordStore
+    from intl_bench.tables import render
 
     records = RecordStore(args.results / "records").load()
-    print(tables.render(records, tables=args.table, format=args.format, schedule=args.schedule))
+    print(render(records, tables=args.table, format=args.format, schedule=args.schedule))

@@ -83,6 +83,9 @@ class INTLLoss(nn.Module):
     Their sum is the mean over the views i > 0 of [ 2 - 2 cos(whitened_i, whitened_0) + beta (trace_i + trace_0) ].
     With `momentum_target`, view 0 is the target: it has no trace term, and the caller passes it without gradient.
 
+        loss = INTLLoss()
+        sum(loss([z1, z2]).values()).backward()
+
     Channel whitening needs only inner products of samples (m x m). With C_a = X_a X_0^T, the inner products of whitened
     samples are the diagonal of Phi_a C_a Phi_0, so the whitened output (m, d) is not computed.
 
@@ -90,6 +93,10 @@ class INTLLoss(nn.Module):
         iterations, axis, variant: see `pretrain.iternorm.iter_norm`.
         beta: weight of the trace loss; None takes `default_beta` of the batch of all processes.
         momentum_target: view 0 comes from a momentum encoder.
+
+    Raises:
+        TypeError: the views are separate arguments, as in `loss(z1, z2)`, or no tensors of floating-point numbers.
+        ValueError: a setting is impossible; there are fewer than two views; or their shapes differ.
     """
 
     def __init__(
@@ -106,7 +113,8 @@ class INTLLoss(nn.Module):
             iterations=iterations, axis=axis, beta=beta, variant=variant, momentum_target=momentum_target
         )
 
-    def forward(self, embeddings: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+    def forward(self, embeddings: Sequence[torch.Tensor], *more: object) -> dict[str, torch.Tensor]:
+        _require_sequence(embeddings, more)
         if len(embeddings) < 2:
             raise ValueError(f"embeddings: found {len(embeddings)} views; expected at least 2")
         if len({z.shape for z in embeddings}) > 1:
@@ -149,6 +157,23 @@ class INTLLoss(nn.Module):
         white = self._whiten(covariance(x, "batch"))
         output = F.normalize(x @ white.matrix, dim=-1)
         return white.variance, (output[1:] * output[0]).sum(dim=-1)
+
+
+def _require_sequence(embeddings: object, more: tuple[object, ...]) -> None:
+    """Raise TypeError for the calls `loss(z1, z2)`, `loss(z)`, and for views that are no tensors of floats."""
+    stacked = isinstance(embeddings, torch.Tensor) and embeddings.ndim > 2  # (views, m, d)
+    if more or (isinstance(embeddings, torch.Tensor) and not stacked):
+        count = 1 + len(more)
+        raise TypeError(
+            f"loss({', '.join(f'z{i}' for i in range(1, count + 1))}): found {count} separate view{'s'[: count > 1]}; "
+            "expected one list of at least two views; write loss([z1, z2])"
+        )
+    if not (stacked or isinstance(embeddings, Sequence)):
+        raise TypeError(f"embeddings: found {type(embeddings).__name__}; expected a list of at least two views")
+    for i, view in enumerate(embeddings):
+        if not isinstance(view, torch.Tensor) or not view.is_floating_point():
+            found = f"a tensor of {view.dtype}" if isinstance(view, torch.Tensor) else type(view).__name__
+            raise TypeError(f"embeddings[{i}]: found {found}; expected a tensor of floating-point numbers, (m, d)")
 
 
 class INTL(Method):

@@ -1,0 +1,55 @@
+"""`intl_bench.tables(...)`: the package `intl_bench.tables` can be called, because a function cannot share its name."""
+
+import os
+import types
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from intl_bench.core.errors import InputError
+from intl_bench.records import RecordStore, ResultRecord
+
+
+def tables(
+    results: str | os.PathLike[str] | Iterable[ResultRecord] = "results",
+    *,
+    tables: Sequence[str | int] | str | int | None = None,
+    format: str = "markdown",
+    schedule: str | None = None,
+) -> str:
+    """Return the paper's tables with the measured rows beside the published ones, as `intl-bench tables` prints them.
+
+    Args:
+        results: the folder of the records, as `--results`; or records, such as those of `evaluate`.
+        tables: which, such as "2" or ["1", "2"]. None means tables 1, 2 and 3.
+        format: markdown, latex, csv, json or html.
+        schedule: limits a detection table to one schedule, such as "2x".
+
+    Returns:
+        The text of the tables.
+
+    Raises:
+        InputError: there is no such folder, table, format or schedule; or a record is damaged.
+    """
+    from intl_bench.tables import render
+
+    if isinstance(results, str | os.PathLike):
+        folder = Path(results)
+        if not folder.is_dir():
+            raise InputError(f"results={str(results)!r}: no such folder; expected a folder with records/, or records")
+        records: Iterable[ResultRecord] = RecordStore(folder / "records").load()
+    else:
+        records = [results] if isinstance(results, ResultRecord) else list(results)
+        for record in records:
+            if not isinstance(record, ResultRecord):
+                raise TypeError(f"results: found {type(record).__name__}; expected a folder, or records of evaluate()")
+    names = [tables] if isinstance(tables, str | int) else tables
+    chosen = None if names is None else [str(name) for name in names]
+    return render(records, tables=chosen, format=format, schedule=schedule)
+
+
+class CallableModule(types.ModuleType):
+    """A module that is called like the function `tables`."""
+
+    def __call__(self, *args: Any, **options: Any) -> str:
+        return tables(*args, **options)
