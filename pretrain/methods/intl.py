@@ -161,14 +161,12 @@ class INTLLoss(nn.Module):
 
 def _require_sequence(embeddings: object, more: tuple[object, ...]) -> None:
     """Raise TypeError for the calls `loss(z1, z2)`, `loss(z)`, and for views that are no tensors of floats."""
-    stacked = isinstance(embeddings, torch.Tensor) and embeddings.ndim > 2  # (views, m, d)
-    if more or (isinstance(embeddings, torch.Tensor) and not stacked):
-        count = 1 + len(more)
-        raise TypeError(
-            f"loss({', '.join(f'z{i}' for i in range(1, count + 1))}): found {count} separate view{'s'[: count > 1]}; "
-            "expected one list of at least two views; write loss([z1, z2])"
-        )
-    if not (stacked or isinstance(embeddings, Sequence)):
+    if more or (isinstance(embeddings, torch.Tensor) and embeddings.ndim < 3):
+        given = ", ".join(f"z{i}" for i in range(1, len(more) + 2))
+        raise TypeError(f"loss({given}): found separate views; expected one list of at least two; write loss([z1, z2])")
+    if isinstance(embeddings, torch.Tensor):  # (views, m, d)
+        embeddings = [embeddings]
+    if not isinstance(embeddings, Sequence):
         raise TypeError(f"embeddings: found {type(embeddings).__name__}; expected a list of at least two views")
     for i, view in enumerate(embeddings):
         if not isinstance(view, torch.Tensor) or not view.is_floating_point():

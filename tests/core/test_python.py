@@ -59,8 +59,11 @@ def test_every_name_is_documented() -> None:
 
 Z = [torch.randn(16, 8, generator=torch.Generator().manual_seed(i)) for i in range(2)]
 WRONG_LOSSES: dict[str, tuple[Callable[[], object], str]] = {
-    "separate views": (lambda: intl_bench.INTLLoss()(*Z), r"^loss\(z1, z2\): found 2 .* write loss\(\[z1, z2\]\)$"),
-    "one view": (lambda: intl_bench.INTLLoss()(Z[0]), r"^loss\(z1\): found 1 separate view;"),
+    "separate views": (
+        lambda: intl_bench.INTLLoss()(*Z),
+        r"^loss\(z1, z2\): found separate .* write loss\(\[z1, z2\]\)$",
+    ),
+    "one view": (lambda: intl_bench.INTLLoss()(Z[0]), r"^loss\(z1\): found separate views;"),
     "an iterator": (lambda: intl_bench.INTLLoss()(iter(Z)), "found list_iterator; expected a list"),
     "arrays": (lambda: intl_bench.INTLLoss()([z.numpy() for z in Z]), r"embeddings\[0\]: found ndarray"),
     "integers": (lambda: intl_bench.INTLLoss()([Z[0], Z[1].long()]), r"embeddings\[1\]: found a tensor of torch.int64"),
