@@ -36,7 +36,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
-    from intl_bench.cli import ablation, convert, data, demo, pretrain, spectrum, tables, task
+    from intl_bench.cli import ablation, convert, data, demo, export, pretrain, spectrum, tables, task
 
     parser = _Parser(
         prog="intl-bench",
@@ -47,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (demo, pretrain, task, convert, data, ablation, spectrum, tables):
+    for command in (demo, pretrain, task, convert, export, data, ablation, spectrum, tables):
         command.add(commands)
     return parser
 
