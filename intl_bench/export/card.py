@@ -95,14 +95,17 @@ def _scores(records: Sequence[ResultRecord]) -> str:
     """Return a table of the results, and the protocol of each."""
     if not records:
         return "None was measured. `intl-bench linear` and the other tasks measure them; then export again."
-    lines, notes = [], []
-    for number, record in enumerate(records, 1):
-        metrics = ", ".join(f"{escape_markdown(key)} {value:.2f}" for key, value in sorted(record.metrics.items()))
-        task, dataset = escape_markdown(record.task), escape_markdown(record.dataset)
-        lines.append([task, dataset, record.transfer_seed, metrics, record.scale, f"[{number}]"])
+    lines: list[list[object]] = []
+    protocols: dict[str, str] = {}
+    for record in records:
         measured = {key: value for key, value in record.protocol.items() if not key.startswith("pretrain_")}
         stated = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in measured.items())
-        notes.append(f"{number}. {escape_markdown(stated)}; evaluation `{record.evaluation_sha256[:12]}`")
+        protocols[record.evaluation_sha256] = f"{escape_markdown(stated)}; evaluation `{record.evaluation_sha256[:12]}`"
+        mark = f"[{list(protocols).index(record.evaluation_sha256) + 1}]"
+        metrics = ", ".join(f"{escape_markdown(key)} {value:.2f}" for key, value in sorted(record.metrics.items()))
+        task, dataset = escape_markdown(record.task), escape_markdown(record.dataset)
+        lines.append([task, dataset, record.transfer_seed, metrics, record.scale, mark])
+    notes = [f"{number}. {text}" for number, text in enumerate(protocols.values(), 1)]
     headings = ["task", "data", "seed", "scores, 0 to 100", "scale", "protocol"]
     grid = tabulate(lines, headers=headings, tablefmt="pipe", disable_numparse=True)
     return "\n".join([grid, "", "Protocols:", "", *notes, "", "The full records are in `records/`."])
@@ -146,7 +149,7 @@ def _cost(checkpoint: Checkpoint, records: Sequence[ResultRecord]) -> str:
 
 def _duration(seconds: float) -> str:
     if seconds < 120:
-        return f"{seconds:.0f} s"
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
