@@ -58,7 +58,7 @@ def prepare(plan: Plan) -> tuple[Detector, Any]:
     if plan.config is not None or not detector.is_ours:
         path = configs.find(plan.config or task.default, plan.task)
         where = f"config {path.parent.name}/{path.name}"
-        for key, value in configs.read(path).items():
+        for key, value in configs.read(path, plan.task).items():
             values[key] = {**values.get(key, {}), **value} if isinstance(value, dict) else value
         values["model"] = {**values["model"], **detector.settings["model"]}
     config = task.resolve(limit_workers(configs.build(task.config, values, where, plan.overrides), plan.overrides))

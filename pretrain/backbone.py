@@ -1,10 +1,12 @@
 """Backbones: ResNets with the parameter names of torchvision, stems for CIFAR, and a small ResNet for CPUs."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+
+from intl_bench.core.ranges import Checked, Choice
 
 __all__ = ["ARCHITECTURES", "INNER_WIDTHS", "NAMES", "STEMS", "Backbone", "BackboneConfig", "Stem", "build_backbone"]
 
@@ -46,25 +48,20 @@ INNER_WIDTHS = {"wide_resnet50_2": 128, "wide_resnet101_2": 128}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class BackboneConfig:
+class BackboneConfig(Checked):
     """Settings of a backbone.
 
     Attributes:
-        name: a key of `ARCHITECTURES`.
-        stem: a key of `STEMS`.
+        name: of the network.
+        stem: the first layers. "imagenet": 7x7, stride 2, max-pool. The others are 3x3 with stride 1, for small images:
+            "cifar" as in the code of INTL's authors, "cifar_pad1" with padding 1, "cifar_pad1_pool" with a max-pool.
         zero_init_residual: whether every residual block starts as the identity. The authors use it for ResNet-50, not
             for ResNet-18.
     """
 
-    name: str = "resnet50"
-    stem: str = "imagenet"
+    name: Annotated[str, Choice(NAMES)] = "resnet50"
+    stem: Annotated[str, Choice(tuple(STEMS))] = "imagenet"
     zero_init_residual: bool = False
-
-    def __post_init__(self) -> None:
-        if self.name not in NAMES:
-            raise ValueError(f"backbone.name={self.name!r}: expected one of {', '.join(NAMES)}")
-        if self.stem not in STEMS:
-            raise ValueError(f"backbone.stem={self.stem!r}: expected one of {', '.join(STEMS)}")
 
 
 class Backbone(ResNet):

@@ -5,16 +5,22 @@ four digits of the loss.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from torch.autograd.function import once_differentiable
 
+from intl_bench.core.ranges import Choice
 from pretrain.precision import at_least_float32
 
-__all__ = ["AXES", "VARIANTS", "Whitening", "covariance", "iter_norm", "t_whitening_function", "whiten"]
+__all__ = [
+    *("AXES", "VARIANTS", "Axis", "Variant", "Whitening"),
+    *("covariance", "iter_norm", "t_whitening_function", "whiten"),
+]
 AXES = ("channel", "batch")
 VARIANTS = ("coupled", "paper")
+Axis = Annotated[str, Choice(AXES)]
+Variant = Annotated[str, Choice(VARIANTS)]
 
 
 class Whitening(NamedTuple):

@@ -5,16 +5,16 @@ import functools
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from intl_bench.core import config as configs
 from intl_bench.core import identity as identities
 from intl_bench.core.datasets import DATASETS
 from intl_bench.core.errors import InputError
-from intl_bench.core.identity import SCALES, runtime_only
+from intl_bench.core.identity import SCALES, by_content, runtime_only
 from intl_bench.core.machine import limit_workers
 from intl_bench.core.names import require_folder_name
-from intl_bench.core.ranges import Checked, Count, Device, Natural, NonNegative, Pixels, Seed, Share, Workers
+from intl_bench.core.ranges import Checked, Choice, Count, Device, Natural, NonNegative, Pixels, Seed, Share, Workers
 from pretrain import methods, optim
 from pretrain.backbone import BackboneConfig
 from pretrain.images.data import DataConfig, normalization
@@ -32,26 +32,47 @@ class Recipe(Checked):
     Attributes:
         name: of the run's folder.
         scale: "paper" for a published recipe, "adapted" for one that differs from its source as its header states,
-            "reduced" for a cut-down one, "demo" for a demonstration. `load_recipe` changes "paper" and "adapted" to
+            "reduced" for a cut-down one, "demo" for a demonstration. "paper" and "adapted" become
             "reduced" unless a packaged recipe has the same settings.
-        init: a checkpoint whose weights the run starts from (see `pretrain.warm_start`).
+        init: the run or checkpoint of intl-bench pretrain, or the exported backbone, whose weights the run starts from.
+        seed: of the initial weights, the order of the images and the views.
+        epochs: passes over the training images.
         max_steps: the run has at most this number of steps. The learning rate then falls to its end within them, and
             the warm-up takes at most a tenth of them.
-        batch_size: over all processes.
+        batch_size: images of a step, over all processes.
         base_lr: learning rate of a batch of 256 images; it is multiplied by batch_size / 256.
-        optimizer ... clip_trust: see `pretrain.optim.build_optimizer`.
-        workers: at most this many processes that load images, and one for each core; an override is taken as it is.
+        final_lr_ratio: learning rate at the end of the cosine schedule, relative to that after the warm-up.
+        warmup_epochs: epochs in which the learning rate rises from 0.
+        optimizer: "sgd" with momentum, "lars", "adam" or "adamw".
+        momentum: of SGD and LARS.
+        weight_decay: of the weights.
+        decay_one_dimensional: whether biases and the parameters of batch norms decay too, and are scaled by LARS.
+        one_dimensional_lr_ratio: learning rate of these parameters, relative to that of the others.
+        trust_coefficient: of LARS: its learning rate is this times |weight| / |gradient|.
+        clip_trust: whether LARS never raises the learning rate of a weight.
+        precision: "fp32", or "bf16" or "fp16" for autocast. A CPU computes fp16 as bf16.
+        channels_last: whether the channels of a pixel are stored together, which is faster on most devices.
+        device: "auto" takes a GPU if there is one.
+        workers: at most this many processes that load images, of each training process, and one for each core; an
+            override is taken as it is.
+        log_every: steps between two lines of the log.
+        spectrum_every: steps between two spectra of the embedding in the log; 0 for none.
         save_minutes: a checkpoint is written when this time has passed since the last one.
-        compile, graph, deterministic: compiled networks, a step recorded as a CUDA graph, the same bits on every GPU
-            run. They change no result beyond rounding (docs/gpu.md).
+        compile: whether the networks are compiled (torch.compile). Changes no result beyond rounding (docs/gpu.md).
+        graph: whether a step is recorded as a CUDA graph. Changes no result beyond rounding (docs/gpu.md).
+        deterministic: whether a GPU computes the same bits in every run, at some cost in time.
+        method: name and settings of the method.
+        backbone: of the network.
+        projector: of the network.
         size: side of all views in pixels, instead of `size` in each of `views`. Views that are smaller than the others,
             as those of multi-crop, keep their ratio. It is resolved here: `views` has the sizes, and `size` is None.
         data: `data.mean` and `data.std` are resolved here, so that they are stored and compared as numbers.
+        views: the views of each image, two or more.
     """
 
     name: str = runtime_only()
-    scale: str = runtime_only("reduced")
-    init: str | None = runtime_only(None)
+    scale: Annotated[str, Choice(SCALES)] = runtime_only("reduced")
+    init: str | None = by_content(None)
     seed: Seed = 0
     epochs: Count = 800
     max_steps: Count | None = None
@@ -59,14 +80,14 @@ class Recipe(Checked):
     base_lr: NonNegative = 0.3
     final_lr_ratio: NonNegative = 0.001
     warmup_epochs: Natural = 2
-    optimizer: str = "sgd"
+    optimizer: Annotated[str, Choice(optim.NAMES)] = "sgd"
     momentum: Share = 0.9
     weight_decay: NonNegative = 1e-5
     decay_one_dimensional: bool = False
     one_dimensional_lr_ratio: NonNegative = 1.0
     trust_coefficient: NonNegative = 0.001
     clip_trust: bool = False
-    precision: str = "fp32"
+    precision: Annotated[str, Choice(PRECISIONS)] = "fp32"
     channels_last: bool = True
     device: Device = runtime_only("auto")
     workers: Workers = runtime_only(8)
@@ -85,14 +106,8 @@ class Recipe(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.scale not in SCALES:
-            raise ValueError(f"scale={self.scale!r}: expected one of {', '.join(SCALES)}")
-        if self.precision not in PRECISIONS:
-            raise ValueError(f"precision={self.precision!r}: expected one of {', '.join(PRECISIONS)}")
         if self.batch_size < 2:
             raise ValueError(f"batch_size={self.batch_size}: expected at least 2")
-        if self.optimizer not in optim.NAMES:
-            raise ValueError(f"optimizer={self.optimizer!r}: expected one of {', '.join(optim.NAMES)}")
         if not self.views:
             raise ValueError("views: expected at least one")
         if self.size is not None:
@@ -159,7 +174,7 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
         InputError: there is no such recipe, or a key is unknown, or a type or value is wrong.
     """
     path = configs.find(name, "pretrain")
-    values = configs.read(path)
+    values = configs.read(path, "pretrain")
     changes = [change.removeprefix("data.") for change in overrides if change.startswith("data.")]
     if "data" in values:
         values["data"] = _of_kind(values["data"], changes)

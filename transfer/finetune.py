@@ -11,7 +11,7 @@ import numpy as np
 
 from intl_bench.core import inputs
 from intl_bench.core.errors import InputError
-from intl_bench.core.identity import every_value_published, runtime_only
+from intl_bench.core.identity import by_content, every_value_published, runtime_only
 from intl_bench.core.ranges import Checked, Count, Device, NonNegative, Pixels, Positive, Workers
 from pretrain.checkpoint import Checkpoint
 from pretrain.images.data import DataConfig, FileSource, normalization, open_source
@@ -38,12 +38,18 @@ class FinetuneConfig(Checked):
     """Settings of the authors' evaluate.py with `--weights finetune`. Learning rates stay constant.
 
     Attributes:
+        data: the images, an image folder.
+        workers: processes that load images.
+        device: "auto" takes a GPU if there is one.
         train_percent: 1 or 10, the percentage of the training images in the list.
         file_list: path of the list, with one FILE or CLASS/FILE a line. None looks for `1percent.txt` or
             `10percent.txt` in data.root and the folder above.
         resize, crop: of the test images, in pixels. `crop` is also the size of the random training crops.
         size: sets `resize` and `crop`; see `transfer.sizes.resolve`.
-        head_lr, backbone_lr: for a batch of 256 images.
+        epochs: of the training.
+        batch_size: images of a step.
+        head_lr, backbone_lr: learning rates of the classifier and of the backbone, for a batch of 256 images.
+        weight_decay: of all weights.
         precision: of the backbone, "fp32" or "bf16". The classifier and the loss are float32.
         drop_last: whether an epoch leaves out the images that do not fill its last batch. The authors' code keeps them:
             51 steps for the 12,811 images of 1%.
@@ -55,7 +61,7 @@ class FinetuneConfig(Checked):
     device: Device = runtime_only("auto")
     deterministic: bool = runtime_only(False)
     train_percent: Count = every_value_published(1)
-    file_list: str | None = runtime_only(None)
+    file_list: str | None = by_content(None)
     resize: Pixels | None = 256
     crop: Pixels = 224
     size: Pixels | None = runtime_only(None)  # the identity holds `resize` and `crop`
@@ -64,7 +70,7 @@ class FinetuneConfig(Checked):
     head_lr: Positive = 0.2
     backbone_lr: Positive = 0.004
     weight_decay: NonNegative = 0.0
-    precision: str = precisions.DEFAULT
+    precision: precisions.Precision = precisions.DEFAULT
     drop_last: bool = True
 
     def unused(self) -> set[str]:
@@ -76,7 +82,6 @@ class FinetuneConfig(Checked):
         sizes.resolve(self)
         if self.train_percent not in (1, 10):
             raise ValueError(f"train_percent={self.train_percent}: expected 1 or 10")
-        precisions.check(self.precision)
         if self.data.kind != "imagefolder":
             raise ValueError(f"data.kind={self.data.kind}: expected imagefolder, because the list names files")
 

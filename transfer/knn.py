@@ -9,7 +9,7 @@ import functools
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch.nn import functional as F
@@ -18,7 +18,7 @@ from intl_bench.core import distributed
 from intl_bench.core.copies import fetch, send
 from intl_bench.core.errors import InputError
 from intl_bench.core.identity import runtime_only
-from intl_bench.core.ranges import Checked, Count, Device, Pixels, Positive, Workers
+from intl_bench.core.ranges import Checked, Choice, Count, Device, Pixels, Positive, Workers
 from pretrain.checkpoint import Checkpoint
 from pretrain.images.data import DataConfig
 from transfer import precision as precisions
@@ -45,12 +45,15 @@ class KnnConfig(Checked):
     """Settings of the evaluation with k nearest neighbors.
 
     Attributes:
+        data: the images.
+        workers: processes that load images.
+        device: "auto" takes a GPU if there is one.
         resize: length of the shorter side of an image in pixels; None does not resize.
         crop: side of the center crop in pixels; None does not crop.
         size: sets `resize` and `crop`; see `transfer.sizes.resolve`.
         k: number of neighbors.
         distance: "euclidean" or "cosine".
-        weights: "uniform", "inverse" or "softmax"; see `knn_predict`.
+        weights: of the votes: "uniform", "inverse" (of the distance, if euclidean), or "softmax" (of the cosine).
         temperature: temperature of the weights "softmax".
         precision: precision of the backbone's forward pass, "fp32" or "bf16". Distances are always float32.
     """
@@ -62,10 +65,10 @@ class KnnConfig(Checked):
     crop: Pixels | None = None
     size: Pixels | None = runtime_only(None)  # the identity holds `resize` and `crop`
     k: Count = 5
-    distance: str = "euclidean"
-    weights: str = "uniform"
+    distance: Annotated[str, Choice(tuple(_WEIGHTS))] = "euclidean"
+    weights: Annotated[str, Choice(("uniform", "inverse", "softmax"))] = "uniform"
     temperature: Positive = 0.07
-    precision: str = precisions.DEFAULT
+    precision: precisions.Precision = precisions.DEFAULT
 
     def unused(self) -> set[str]:
         """See `intl_bench.core.identity.identity`."""
@@ -75,7 +78,6 @@ class KnnConfig(Checked):
         super().__post_init__()
         sizes.resolve(self)
         _check(self.k, self.distance, self.weights, self.temperature)
-        precisions.check(self.precision)
 
 
 def protocol(config: KnnConfig) -> dict[str, Any]:

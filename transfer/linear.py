@@ -30,13 +30,19 @@ class LinearConfig(Checked):
     """Settings of both protocols. The defaults are those without augmentation.
 
     Attributes:
+        data: the images.
+        workers: processes that load images.
+        device: "auto" takes a GPU if there is one.
         augment: train on random crops and flips of the images instead of on features of the whole images.
         resize, crop: shorter side of an image and side of its central square, in pixels. None leaves the image as it
             is. With `augment`, `crop` is also the size of the random crops.
         size: sets `resize` and `crop`; see `transfer.sizes.resolve`.
+        epochs: of the classifier's training.
+        batch_size: images of a step.
         lr: of Adam at the start. With `augment`, of SGD for a batch of 256 images.
         final_lr: of Adam at the end (without `augment`).
         milestones: epochs after which SGD's learning rate falls to a tenth (with `augment`).
+        weight_decay: of the classifier.
         precision: of the backbone's forward pass, "fp32" or "bf16". The classifier is trained in float32.
         drop_last: with `augment`, whether an epoch leaves out the images that do not fill its last batch. The authors'
             code for ImageNet (`evaluate.py`) keeps them.
@@ -57,7 +63,7 @@ class LinearConfig(Checked):
     final_lr: Positive = 1e-6
     milestones: tuple[Natural, ...] = ()
     weight_decay: NonNegative = 5e-6
-    precision: str = precisions.DEFAULT
+    precision: precisions.Precision = precisions.DEFAULT
     drop_last: bool = True
 
     def unused(self) -> set[str]:
@@ -70,7 +76,6 @@ class LinearConfig(Checked):
         sizes.resolve(self)
         if self.augment and self.crop is None:
             raise ValueError("crop: not set; augment=true needs the size of the training images, such as crop=224")
-        precisions.check(self.precision)
 
 
 def protocol(config: LinearConfig) -> dict[str, Any]:

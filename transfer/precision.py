@@ -1,19 +1,14 @@
 """The precision of the backbone's forward pass in an evaluation: float32 as in the paper, or optionally bfloat16."""
 
+from typing import Annotated
+
 import torch
+
+from intl_bench.core.ranges import Choice
 
 DEFAULT = "fp32"
 PRECISIONS = (DEFAULT, "bf16")
-
-
-def check(precision: str) -> None:
-    """Check the name of a precision.
-
-    Raises:
-        ValueError: it is not one of `PRECISIONS`.
-    """
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision={precision!r}: expected one of {', '.join(PRECISIONS)}")
+Precision = Annotated[str, Choice(PRECISIONS)]
 
 
 def unused(precision: str) -> set[str]:

@@ -1,19 +1,23 @@
 """Configuration: YAML files and `a.b=c` overrides into frozen keyword-only dataclasses, through OmegaConf.
 
-A file may inherit from another one with `base: other.yaml`, relative to itself. An unknown key is an error that names
-the nearest known key. The types of the fields declare the ranges of numbers (`ranges`). Each dataclass checks its other
-values in `__post_init__` and raises `ValueError`.
+A file may inherit from another one with `base: other.yaml`, relative to itself, or with the name of a packaged one. An
+unknown key is an error that names the nearest known key. The types of the fields declare the ranges of numbers
+(`ranges`). Each dataclass checks its other values in `__post_init__` and raises `ValueError`.
 
 Files and overrides hold plain values only. OmegaConf's interpolation could read the environment, and aliases of YAML
 could fill the memory: interpolation is refused, and what aliases repeat is counted.
 
 Every value is read as text, and the field that gets it decides what the text means. So a name may be `on`, `0123` or
-`2024_01_01`. Only an unquoted `null`, `~` or nothing is no text.
+`2024_01_01`. Only an unquoted `null`, `~` or nothing is no text. Where a list of texts is expected, a text is its only
+item, and nothing is the empty list. `views.size=64` sets the size of all views.
 """
 
 import dataclasses
 import difflib
 import json
+import os
+import typing
+import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -24,13 +28,14 @@ from omegaconf._utils import get_yaml_loader
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
 from yaml import AliasEvent, CollectionEndEvent, CollectionStartEvent, NodeEvent, YAMLError
 
-from intl_bench.core import inputs, ranges
+from intl_bench.core import inputs, ranges, settings
 from intl_bench.core.errors import InputError
 
 T = TypeVar("T")
 
 _MAX_BYTES, _MAX_NODES, _MAX_DEPTH = 10**6, 20_000, 50
 _MAX_INTEGER = 10**30
+_FEW = 20  # names in a message
 _LONGEST = 400  # characters of a message of OmegaConf, which may quote a value
 _EVENTS: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -45,25 +50,46 @@ def find(name: str, kind: str) -> Path:
     Raises:
         InputError: there is no such file; the message lists the packaged names.
     """
-    for candidate in (Path(name), CONFIGS / kind / f"{name}.yaml", CONFIGS.parent / name, CONFIGS / name):
-        if candidate.is_file():
-            return candidate
+    found = _find(name, kind, Path())
+    if found is not None:
+        return found
     known = sorted(path.stem for path in (CONFIGS / kind).glob("*.yaml"))
     near = difflib.get_close_matches(Path(name).stem, known, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"packaged {kind} configs: {', '.join(known)}"
+    listed = ", ".join(known) if len(known) <= _FEW else f"intl-bench ls recipes lists {len(known)}"
+    hint = f"did you mean {near[0]}?" if near else f"packaged {kind} configs: {listed}"
     raise InputError(f"config {name}: no such file; {hint}")
 
 
-def read(path: Path) -> dict[str, Any]:
+def _find(name: str, kind: str, folder: Path) -> Path | None:
+    """Return the file that a name means: a path relative to `folder`, or the name of a packaged file."""
+    packaged = (CONFIGS / kind / f"{name}.yaml", CONFIGS / kind / name, CONFIGS.parent / name, CONFIGS / name)
+    return next(filter(None, map(_existing, (folder / os.path.expanduser(name), *packaged))), None)
+
+
+def _existing(path: Path) -> Path | None:
+    """Return the file of a path, whose name may be composed differently: macOS decomposes accents, Linux keeps them."""
+    if path.is_file():
+        return path
+    composed = unicodedata.normalize("NFC", path.name)
+    if composed.isascii() or not path.parent.is_dir():
+        return None
+    names = (name for name in os.listdir(path.parent) if unicodedata.normalize("NFC", name) == composed)
+    return next((path.with_name(name) for name in sorted(names) if path.with_name(name).is_file()), None)
+
+
+def read(path: Path, kind: str = "") -> dict[str, Any]:
     """Read a YAML file as a plain dictionary. Its values win over those of its `base`.
+
+    Args:
+        kind: the folder of configs/ in which a `base` that is a name is looked up. By default it is looked up in all.
 
     Raises:
         InputError: the file cannot be read or is not valid.
     """
-    return _read(path, ())
+    return _read(path, kind, ())
 
 
-def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+def _read(path: Path, kind: str, above: tuple[Path, ...]) -> dict[str, Any]:
     """Read a file and its base. `above` are the files that it is the base of."""
     where = " is the base of ".join(str(file) for file in (path, *reversed(above)))
     if path.resolve() in {file.resolve() for file in above}:
@@ -82,12 +108,29 @@ def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
         return values
     if not isinstance(base, str):
         raise InputError(f"config {where}: base is {base!r}; expected the path of a file, such as base: other.yaml")
-    below = _read(path.parent / base, (*above, path))
+    below = _read(_find_base(base, path.parent, kind, f"config {where}"), kind, (*above, path))
     # A value of the file holds for every checkpoint, even if the base has another value for some checkpoints.
     sections = below.get("for_checkpoints")
     for section in sections.values() if isinstance(sections, dict) else ():
         _drop(section, values)
     return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.merge(below, values)))
+
+
+def _find_base(name: str, folder: Path, kind: str, where: str) -> Path:
+    """Return the file of a `base`: a path relative to the folder of the config, or the name of a packaged config."""
+    kinds = [kind] if kind else sorted(path.name for path in CONFIGS.iterdir() if path.is_dir())
+    found = list(dict.fromkeys(path for one in kinds if (path := _find(name, one, folder))))
+    if not found and os.path.basename(name) != Path(name).stem:
+        return folder / os.path.expanduser(name)  # reading it says what is wrong
+    if not found:
+        known = [path.stem for one in kinds for path in sorted((CONFIGS / one).glob("*.yaml"))]
+        near = difflib.get_close_matches(Path(name).stem, known, n=1)
+        hint = f"did you mean base: {near[0]}?" if near else "expected a path from this file on, or a packaged config"
+        raise InputError(f"{where}: base: {name}: no such file; {hint}")
+    if len(found) > 1:
+        several = " or ".join(f"{path.parent.name}/{path.stem}.yaml" for path in found)
+        raise InputError(f"{where}: base: {name}: {len(found)} packaged configs have this name; write base: {several}")
+    return found[0]
 
 
 def _parse(text: str, where: str) -> Any:
@@ -116,6 +159,21 @@ _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if tag.endswith((":null", ":merge"))]
     for first, resolvers in _Loader.yaml_implicit_resolvers.items()
 }
+
+
+def _as_written(loader: Any, node: yaml.ScalarNode) -> Any:
+    """Return the text of a value with an explicit tag such as `!!bool on`, which is not the text "True".
+
+    A number that text does not stand for, such as `!!int 0x1F`, remains a number.
+    """
+    if node.tag.endswith(":int"):
+        number = loader.construct_yaml_int(node)
+        return node.value if node.value == str(number) else number
+    return loader.construct_scalar(node)
+
+
+for _tag in ("bool", "int", "float", "timestamp"):
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_tag}", _as_written)
 
 
 def _require_bounded(text: str, where: str) -> None:
@@ -179,12 +237,14 @@ def build(schema: type[T], values: Mapping[str, Any], where: str, overrides: Seq
         # The nodes of the schema are frozen like the dataclass. They are thawed to be filled; the result is frozen.
         template = OmegaConf.structured(schema)
         _thaw(template)
-        merged = OmegaConf.merge(template, dict(values))
+        merged = OmegaConf.merge(template, _as_declared(schema, values, where))
         _thaw(merged)  # the merge makes new list items, which are frozen
         for override in overrides:
-            key, _, value = override.partition("=")
+            key, _, text = override.partition("=")
             try:
-                OmegaConf.update(merged, key, _read_override(schema, key, value))
+                for one in _each_item(schema, key, merged):
+                    value = _as_declared(ranges.field_type(schema, one), _read_override(schema, one, text), one, text)
+                    OmegaConf.update(merged, one, value)
             except (LookupError, AssertionError, TypeError) as error:
                 raise InputError(f"override {override[:80]}: {_one_line(error)}; expected key=value") from error
         ranges.check(schema, cast(Mapping[str, Any], OmegaConf.to_container(merged)))
@@ -192,8 +252,8 @@ def build(schema: type[T], values: Mapping[str, Any], where: str, overrides: Seq
     except (ConfigKeyError, ConfigAttributeError) as error:
         key, owner = str(error.key), error.object_type
         known = [field.name for field in dataclasses.fields(owner)] if dataclasses.is_dataclass(owner) else []
-        near = difflib.get_close_matches(key, known, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}"
+        near = settings.near_keys(schema, str(error.full_key))
+        hint = f"did you mean {' or '.join(near)}?" if near else f"known keys: {', '.join(known)}"
         raise InputError(f"{where}: unknown key {error.full_key!r}; {hint}") from error
     except (ValidationError, OmegaConfBaseException) as error:
         field = f" {error.full_key!r}" if error.full_key else ""
@@ -218,10 +278,50 @@ def _read_override(schema: type, key: str, text: str) -> Any:
     return None if optional and text in ("", "null") else text
 
 
+def _each_item(schema: type, key: str, values: DictConfig | ListConfig) -> list[str]:
+    """Return the keys that an override sets: `views.size` means the size of each view."""
+    parts = key.split(".")
+    for end in range(1, len(parts)):
+        name = ".".join(parts[:end])
+        if ranges.item_of(ranges.field_type(schema, name)) is not None and not parts[end].lstrip("-").isdigit():
+            count = len(OmegaConf.select(values, name))
+            return [".".join((name, str(number), *parts[end:])) for number in range(count)]
+    return [key]
+
+
+def _as_declared(hint: Any, value: Any, where: str, text: str | None = None) -> Any:
+    """Return a value of a file or an override in the form of the declared type of its field.
+
+    Args:
+        hint: the type; None if the field is unknown, which OmegaConf refuses.
+        where: the file and the field, or the key of an override.
+        text: of the override.
+
+    Raises:
+        InputError: a section or a list of sections is one value. The message says how a setting of it is written.
+    """
+    section, item = ranges.section_of(hint), ranges.item_of(hint)
+    if section and isinstance(value, Mapping):
+        types = ranges.field_types(section)
+        return {key: _as_declared(types.get(key), part, f"{where}: {key}") for key, part in value.items()}
+    inner = section or ranges.section_of(item)
+    if isinstance(value, str) and (inner or typing.get_origin(hint) is dict):
+        key = where.rpartition(": ")[2]
+        place = where if text is None else f"override {key}={value:.60}"
+        what = f"{key} is {'a list of sections' if item else 'a section'}"
+        name = ranges.main_field(inner, value) if inner else "name"
+        raise InputError(f"{place}: {what}; write {key}.{name}={value:.60}")
+    if item is str and text is None:
+        return [] if value is None else [value] if isinstance(value, str) else value
+    if item and inner and isinstance(value, list):
+        return [_as_declared(inner, one, f"{where}[{number}]") for number, one in enumerate(value)]
+    return value
+
+
 def load(schema: type[T], name: str, kind: str, overrides: Sequence[str] = ()) -> T:
     """Find, read and build a config; raises the errors of `find`, `read` and `build`."""
     path = find(name, kind)
-    return build(schema, read(path), f"config {path.name}", overrides)
+    return build(schema, read(path, kind), f"config {path.name}", overrides)
 
 
 def to_dict(config: Any) -> dict[str, Any]:

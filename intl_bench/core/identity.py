@@ -1,7 +1,7 @@
 """Whether two configurations are the same experiment.
 
-Every field of a configuration determines the result, unless it is declared `runtime_only` where it is defined. A new
-setting therefore distinguishes experiments from its first day. No other module keeps a list of settings.
+Every field of a configuration determines the result, unless it is declared `runtime_only` or `by_content` where it is
+defined. A new setting therefore distinguishes experiments from its first day. No other module keeps a list of settings.
 """
 
 import dataclasses
@@ -14,12 +14,21 @@ from typing import Any
 SCALES = ("paper", "adapted", "reduced", "demo")
 
 _RUNTIME_ONLY = "runtime_only"
+_BY_CONTENT = "by_content"
 _EVERY_VALUE_PUBLISHED = "every_value_published"
 
 
 def runtime_only(default: Any = dataclasses.MISSING) -> Any:
     """Declare a field that changes no result, such as the place of the data or the device of a run."""
     return dataclasses.field(default=default, metadata={_RUNTIME_ONLY: True})
+
+
+def by_content(default: Any = dataclasses.MISSING) -> Any:
+    """Declare a field that names files, such as the place of the data, or chooses some of them.
+
+    The value itself determines nothing. The content of the files does, and its digest is a part of the identity.
+    """
+    return dataclasses.field(default=default, metadata={_RUNTIME_ONLY: True, _BY_CONTENT: True})
 
 
 def every_value_published(default: Any) -> Any:
@@ -64,6 +73,11 @@ def is_runtime_only(schema: type, key: str) -> bool:
         return field is not None
     inner = typing.get_type_hints(schema)[name]
     return bool(rest) and isinstance(inner, type) and dataclasses.is_dataclass(inner) and is_runtime_only(inner, rest)
+
+
+def is_by_content(field: "dataclasses.Field[Any]") -> bool:
+    """Return whether a field is declared `by_content`."""
+    return _BY_CONTENT in field.metadata
 
 
 def _plain(value: Any) -> Any:

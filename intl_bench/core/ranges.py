@@ -70,20 +70,43 @@ _UNDECLARED = Range(-_LARGE, _LARGE)  # of other people's configurations
 
 def is_text(schema: type, key: str) -> bool | None:
     """Return whether the field of a dotted key may be None, if its type is text; None if it has another type."""
-    hint: Any = schema
-    for part in key.split("."):
-        if isinstance(hint, type) and dataclasses.is_dataclass(hint):
-            hint = _hints(hint).get(part)
-        else:
-            hint = typing.get_args(hint)[0] if typing.get_origin(hint) is tuple else None
+    hint = field_type(schema, key)
     if typing.get_origin(hint) is Annotated:
         hint = typing.get_args(hint)[0]
     return {str: False, str | None: True}.get(hint)
 
 
+def field_type(schema: type, key: str) -> Any:
+    """Return the declared type of the field of a dotted key such as "views.0.size"; None if there is no such field."""
+    hint: Any = schema
+    for part in key.split("."):
+        section = section_of(hint)
+        hint = field_types(section).get(part) if section else item_of(hint)
+    return hint
+
+
 @functools.cache
-def _hints(schema: type) -> dict[str, Any]:
+def field_types(schema: type) -> dict[str, Any]:
+    """Return the declared types of the fields of a dataclass, with their ranges."""
     return typing.get_type_hints(schema, include_extras=True)
+
+
+def section_of(hint: Any) -> type | None:
+    """Return the declared type of a field if it is a dataclass, else None."""
+    return hint if isinstance(hint, type) and dataclasses.is_dataclass(hint) else None
+
+
+def main_field(section: type, value: str) -> str:
+    """Return the field of a section that a text for the section itself means: the one that allows it, root, or name."""
+    for name, hint in field_types(section).items():
+        if any(isinstance(one, Choice) and value in one.values for one in typing.get_args(hint)[1:]):
+            return name
+    return next(name for name in ("root", "name", *field_types(section)) if name in field_types(section))
+
+
+def item_of(hint: Any) -> Any:
+    """Return the type of the items of a field that is declared as a list, else None."""
+    return typing.get_args(hint)[0] if typing.get_origin(hint) in (list, tuple) else None
 
 
 def check(schema: type, values: Mapping[str, Any], prefix: str = "") -> None:
@@ -97,7 +120,7 @@ def check(schema: type, values: Mapping[str, Any], prefix: str = "") -> None:
     Raises:
         ValueError: the message names the field, the value and the bound.
     """
-    for name, hint in _hints(schema).items():
+    for name, hint in field_types(schema).items():
         if name in values:
             _check(hint, values[name], f"{prefix}{name}")
 

@@ -17,7 +17,7 @@ from torchvision.datasets import CIFAR10, CIFAR100
 from intl_bench.core import datasets, inputs
 from intl_bench.core.errors import InputError, from_os_error
 from pretrain.images import sample, shapes
-from pretrain.images.data_config import IMAGENET_NORMALIZATION, DataConfig, normalization
+from pretrain.images.data_config import IMAGENET_NORMALIZATION, KINDS, DataConfig, normalization
 from pretrain.images.decode import LARGEST, TooManyPixelsError, decode
 from pretrain.images.folders import (
     FOLDERS,
@@ -318,10 +318,6 @@ def _open_pack(config: DataConfig, root: Path, split: str, packs: list[Path]) ->
     return PackedSource(pack, rows, labels[rows], class_names, config.on_bad_image == "skip", config.max_pixels)
 
 
-_SOURCES: dict[str, Callable[[DataConfig, str], ArraySource | FileSource]] = {
-    "imagefolder": _open_folder,
-    "cifar10": _open_cifar,
-    "cifar100": _open_cifar,
-    "npz": _open_npz,
-    "shapes": _open_shapes,
-}
+_SOURCES: dict[str, Callable[[DataConfig, str], ArraySource | FileSource]] = dict(
+    zip(KINDS, (_open_folder, _open_cifar, _open_cifar, _open_npz, _open_shapes), strict=True)
+)

@@ -3,16 +3,17 @@
 import dataclasses
 import os
 from pathlib import Path
+from typing import Annotated
 
 from intl_bench.core import datasets
-from intl_bench.core.identity import runtime_only
+from intl_bench.core.identity import by_content, runtime_only
 from intl_bench.core.names import require_title
-from intl_bench.core.ranges import Checked, Count, Finite, Positive, Seed
+from intl_bench.core.ranges import Checked, Choice, Count, Finite, Positive, Seed
 from pretrain.images.decode import LARGEST
 
 IMAGENET_NORMALIZATION = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _SHAPES_NORMALIZATION = ((0.5, 0.5, 0.5), (0.29, 0.29, 0.29))
-_KINDS = ("imagefolder", "cifar10", "cifar100", "npz", "shapes")
+KINDS = ("imagefolder", "cifar10", "cifar100", "npz", "shapes")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,7 +27,7 @@ class DataConfig(Checked):
         root: the folder that holds the images, or the .npz file.
         name: name of the data set in results. None stands for the folder name of an imagefolder or the file name of
             an .npz file without its suffix; for the other kinds it stands for the kind. The names of the paper's data
-            sets are reserved: `open_source` rejects other images under such a name.
+            sets are reserved: other images are refused under such a name.
         classes: a text file with one class folder per line; only these classes are used (imagefolder).
         skip: patterns of the class folders and the image files to leave out, relative to the folder of a split, such as
             "*/broken_*.jpg" (imagefolder). `*` also matches `/`.
@@ -34,20 +35,22 @@ class DataConfig(Checked):
             you trust.
         on_bad_image: what to do with an image that cannot be decoded. "stop" ends the run; "skip" replaces the image by
             the next one during training. Changed bytes in a pack always end the run.
-        mean, std: three values each, for pixels in 0..1; None selects those of `normalization`.
+        mean, std: three values each, red, green and blue, for pixels in 0..1. None selects those of the data set, or
+            ImageNet's.
         size: number of training images (shapes); the test split has a quarter of this number.
         limit: train on a part of the training images, drawn at random with the same share of every class: a share such
             as 0.1, or a number of images such as 1000. The test images stay whole. None takes all.
         limit_seed: seed of this draw. A smaller limit is a part of a larger one of the same seed.
     """
 
-    kind: str = "imagefolder"
-    root: str = runtime_only("")
+    kind: Annotated[str, Choice(KINDS)] = "imagefolder"
+    root: str = by_content("")
     name: str | None = runtime_only(None)
-    classes: str | None = runtime_only(None)  # the fingerprint of the data covers the selection
-    skip: tuple[str, ...] = runtime_only(())  # the fingerprint covers the selection here too
+    classes: str | None = by_content(None)
+    skip: tuple[str, ...] = by_content(())
     max_pixels: Count = runtime_only(LARGEST)
-    on_bad_image: str = runtime_only("stop")  # with "stop", a run that finishes had no bad image
+    # With "stop", a run that finishes had no bad image.
+    on_bad_image: Annotated[str, Choice(("stop", "skip"))] = runtime_only("stop")
     mean: tuple[Finite, ...] | None = None
     std: tuple[Positive, ...] | None = None
     size: Count = 2048
@@ -56,14 +59,10 @@ class DataConfig(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.kind not in _KINDS:
-            raise ValueError(f"data.kind={self.kind}: expected {', '.join(_KINDS)}")
         if self.kind == "shapes" and self.root:
             raise ValueError(f"data.root={self.root}: data.kind=shapes generates its images; set data.kind=imagefolder")
         if self.name is not None:
             require_title(self.name, "data.name")
-        if self.on_bad_image not in ("stop", "skip"):
-            raise ValueError(f"data.on_bad_image={self.on_bad_image}: expected stop or skip")
         if self.classes is not None and self.kind != "imagefolder":
             raise ValueError(f"data.classes={self.classes}: data.kind={self.kind} has no class folders; remove it")
         if self.skip and self.kind != "imagefolder":

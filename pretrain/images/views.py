@@ -8,7 +8,7 @@ definitions are those of torchvision.
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from intl_bench.core.copies import pinned, send
-from intl_bench.core.ranges import Checked, NonNegative, Pixels, Share
+from intl_bench.core.ranges import Checked, Choice, NonNegative, Pixels, Share
 
 # Columns of a row of parameters. FACTORS are brightness, contrast, saturation and hue. ORDER holds the numbers of these
 # four in the order of their application. SIGMA is 0 for no blur. The others are flags, 0 or 1.
@@ -38,14 +38,17 @@ class ViewConfig(Checked):
         interpolation: interpolation of the resize, "bicubic" or "bilinear".
         jitter_p: probability of color jitter.
         brightness, contrast, saturation, hue: strengths of the color jitter, as in torchvision's `ColorJitter`.
-        grayscale_p, blur_p, solarize_p, flip_p: probabilities of these operations.
+        grayscale_p: probability that the view loses its colors.
+        blur_p: probability of Gaussian blur.
         blur_sigma_min, blur_sigma_max: range of the standard deviation of the Gaussian blur, in pixels of the view.
+        solarize_p: probability that bright pixels are inverted.
+        flip_p: probability of a horizontal flip.
     """
 
     size: Pixels = 224
     min_scale: Share = 0.08
     max_scale: Share = 1.0
-    interpolation: str = "bicubic"
+    interpolation: Annotated[str, Choice(("bicubic", "bilinear"))] = "bicubic"
     jitter_p: Share = 0.8
     brightness: NonNegative = 0.4
     contrast: NonNegative = 0.4
@@ -64,8 +67,6 @@ class ViewConfig(Checked):
             raise ValueError(
                 f"view min_scale={self.min_scale}, max_scale={self.max_scale}: expected 0 < min_scale <= max_scale"
             )
-        if self.interpolation not in ("bicubic", "bilinear"):
-            raise ValueError(f"view interpolation={self.interpolation!r}: expected bicubic or bilinear")
         if self.hue > 0.5:
             raise ValueError(f"view hue={self.hue}: expected at most 0.5")
         if not 0 < self.blur_sigma_min <= self.blur_sigma_max:

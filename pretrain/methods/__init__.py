@@ -5,6 +5,7 @@ The module of a method defines `Config` (a dataclass with the field `name`), `DI
 """
 
 import dataclasses
+import difflib
 import importlib
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
@@ -128,5 +129,13 @@ def parse(values: Mapping[str, Any], where: str) -> tuple[ModuleType, Any]:
     Raises:
         InputError: the method or one of its settings is unknown, or a value is invalid.
     """
-    module = find(str(values.get("name", "intl")))
+    module = find(name := str(values.get("name", "intl")))
+    own = [field.name for field in dataclasses.fields(module.Config)]
+    others = [key for key in values if key not in own and not difflib.get_close_matches(key, own)]
+    recipes = [path.stem for path in sorted((configs.CONFIGS / "pretrain").glob(f"*_{name}.yaml"))]
+    if others and recipes:
+        raise InputError(
+            f"{where}, section method: {name} has no setting {others[0]!r}; is it of another method? known keys: "
+            f"{', '.join(own)}; or start from a recipe of {name}: {', '.join(recipes)}"
+        )
     return module, configs.build(module.Config, values, f"{where}, section method")

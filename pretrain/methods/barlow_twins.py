@@ -23,6 +23,7 @@ class Config(Checked):
     """Settings; the defaults are the authors' for ImageNet (facebookresearch/barlowtwins, `main.py`).
 
     Attributes:
+        name: of the method.
         off_diagonal_weight: weight of the squared correlations of different features.
         scale: factor of the whole loss. It has no effect on parameters that LARS scales; it has one on biases and batch
             norms, which LARS updates as SGD does. On n GPUs, the code of the authors and of solo-learn computes 1 / n

@@ -25,6 +25,7 @@ class Config(Checked):
     """Settings; the defaults are those of the authors for 1000 epochs of ImageNet.
 
     Attributes:
+        name: of the method.
         predictor_hidden: width of the hidden layer of the predictor.
         base_momentum: momentum of the moving average at the start; it rises to 1 along a cosine.
         scale: factor of the whole loss. It has no effect on parameters that LARS scales; it has one on biases and batch

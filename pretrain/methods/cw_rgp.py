@@ -32,6 +32,7 @@ class Config(Checked):
     """Settings; the defaults are those of the authors for CIFAR (github.com/winci-ai/CW-RGP, `scripts/base.sh`).
 
     Attributes:
+        name: of the method.
         groups: number of groups of features. They are drawn at random for each sub-batch and view.
         sub_batch: number of samples that are whitened together. Each step divides the batch into such parts at random.
         iterations: number of random divisions over which the loss is averaged.

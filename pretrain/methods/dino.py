@@ -33,6 +33,7 @@ class Config(Checked):
     In the recipe, `projector.hidden` is the width of the hidden layers of the head, `projector.out` of its bottleneck.
 
     Attributes:
+        name: of the method.
         outputs: width of the last layer, K of the paper.
         batch_norm: the head has batch norms.
         student_temperature: divisor of the outputs of the student.

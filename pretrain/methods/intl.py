@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from intl_bench.core.distributed import gather, world_size
 from intl_bench.core.ranges import Checked, Iterations, NonNegative, Share
-from pretrain.iternorm import AXES, VARIANTS, Whitening, center, covariance, iter_norm, require_embedding, whiten
+from pretrain.iternorm import Axis, Variant, Whitening, center, covariance, iter_norm, require_embedding, whiten
 from pretrain.methods import Method, Setup
 from pretrain.methods._shared import momentum_copy, move_average
 from pretrain.schedules import cosine_momentum
@@ -26,26 +26,23 @@ class Config(Checked):
     """Settings; the defaults are those of the authors.
 
     Attributes:
-        iterations, axis, variant: see `pretrain.iternorm.iter_norm`.
-        beta: weight of the trace loss; None takes `default_beta`.
+        name: of the method.
+        iterations: T, the number of Newton's iterations.
+        axis: "channel" whitens the samples of a batch over the features, "batch" the features over the samples.
+        variant: "coupled", the stable form of Newton's iteration, or "paper", its form in the text of the paper.
+        beta: weight of the trace loss; None takes 0.01 (log2 n - 3), where n is the batch size ("channel") or the
+            embedding's dimension ("batch").
         momentum_target: view 0 passes a momentum encoder and is the target of all other views.
         base_momentum: momentum of this encoder at the start; it rises to 1 along a cosine.
     """
 
     name: str = "intl"
     iterations: Iterations = 4
-    axis: str = "channel"
+    axis: Axis = "channel"
     beta: NonNegative | None = None
-    variant: str = "coupled"
+    variant: Variant = "coupled"
     momentum_target: bool = False
     base_momentum: Share = 0.996
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.axis not in AXES:
-            raise ValueError(f"axis={self.axis!r}: expected one of {AXES}")
-        if self.variant not in VARIANTS:
-            raise ValueError(f"variant={self.variant!r}: expected one of {VARIANTS}")
 
 
 def default_beta(m: int, d: int, axis: str) -> float:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 
 from intl_bench.core.ranges import Checked, Iterations
+from pretrain.iternorm import Axis, Variant
 from pretrain.methods import Setup, intl
 from pretrain.methods.intl import INTL, require_samples
 from pretrain.whiten.hard_whitening import require_batch
@@ -15,12 +16,19 @@ DISPLAY = "IterNorm"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(Checked):
-    """Settings of INTL with the same names and defaults."""
+    """Settings of INTL with the same names and defaults.
+
+    Attributes:
+        name: of the method.
+        iterations: T, the number of Newton's iterations.
+        axis: "channel" whitens the samples of a batch over the features, "batch" the features over the samples.
+        variant: "coupled", the stable form of Newton's iteration, or "paper", its form in the text of the paper.
+    """
 
     name: str = "iternorm"
     iterations: Iterations = 4
-    axis: str = "channel"
-    variant: str = "coupled"
+    axis: Axis = "channel"
+    variant: Variant = "coupled"
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -27,6 +27,7 @@ class Config(Checked):
     """Settings; the defaults, except for `symmetric`, are those of the authors for ImageNet (facebookresearch/moco).
 
     Attributes:
+        name: of the method.
         temperature: divisor of the cosines.
         queue: number of stored keys for each view that provides keys.
         base_momentum, final_momentum: momentum of the moving average at the start and at the end. It follows a cosine,

@@ -31,6 +31,7 @@ class Config(Checked):
     """Settings.
 
     Attributes:
+        name: of the method.
         groups: number of groups in which features are whitened. None takes the smallest divisor of the number of
             features that gives at least twice as many samples as features of a group, as the authors'
             `models/utils/shuffled_group_whitening.py` does.

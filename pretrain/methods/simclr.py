@@ -24,6 +24,7 @@ class Config(Checked):
     """Settings; the defaults are those of the authors for ImageNet (google-research/simclr, `run.py`).
 
     Attributes:
+        name: of the method.
         temperature: divisor of the cosines.
         batch_norm: a batch norm follows each layer of the projector; the offset of the last one is zero. The projector
             of solo-learn has none.

@@ -23,6 +23,7 @@ class Config(Checked):
     """Settings; the defaults are those of the authors for ImageNet (facebookresearch/simsiam, with `--fix-pred-lr`).
 
     Attributes:
+        name: of the method.
         predictor_hidden: width of the hidden layer of the predictor.
         constant_predictor_lr: the learning rate of the predictor follows no schedule.
     """

@@ -10,7 +10,7 @@ import torch
 
 from intl_bench.core.distributed import gather
 from intl_bench.core.ranges import Checked, Finite, Fraction
-from pretrain.iternorm import AXES
+from pretrain.iternorm import AXES, Axis
 from pretrain.methods import Method, Setup
 from pretrain.precision import at_least_float32
 from pretrain.whiten.hard_whitening import (
@@ -31,6 +31,7 @@ class Config(Checked):
     """Settings; the defaults are whitening as in the text of the paper.
 
     Attributes:
+        name: of the method.
         power: p of g(lambda) = lambda^-p, any finite number.
         axis: "batch" transforms the d features over the samples, "channel" the m samples over the features.
         epsilon: floor of the eigenvalues, relative to the largest one.
@@ -38,13 +39,8 @@ class Config(Checked):
 
     name: str = "spectral"
     power: Finite = 0.5
-    axis: str = "batch"
+    axis: Axis = "batch"
     epsilon: Fraction = FLOOR
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.axis not in AXES:
-            raise ValueError(f"axis={self.axis!r}: expected one of {AXES}")
 
 
 def spectral_transform(

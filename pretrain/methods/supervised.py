@@ -15,7 +15,12 @@ DISPLAY = "Supervised"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(Checked):
-    """Settings; the defaults are those of the supervised ResNet-50 of torchvision and MoCo."""
+    """Settings; the defaults are those of the supervised ResNet-50 of torchvision and MoCo.
+
+    Attributes:
+        name: of the method.
+        label_smoothing: share of the target that is spread over all classes.
+    """
 
     name: str = "supervised"
     label_smoothing: Fraction = 0.0

@@ -28,6 +28,7 @@ class Config(Checked):
     Source: facebookresearch/swav, `scripts/swav_800ep_pretrain.sh`.
 
     Attributes:
+        name: of the method.
         prototypes: number of prototypes.
         temperature: divisor of the cosines of the predictions.
         sinkhorn_epsilon, sinkhorn_iterations: settings of the Sinkhorn algorithm, which computes the assignment.

@@ -21,6 +21,7 @@ class Config(Checked):
     """Settings; the defaults are those of the authors for ImageNet (facebookresearch/vicreg, `main_vicreg.py`).
 
     Attributes:
+        name: of the method.
         invariance_weight, variance_weight, covariance_weight: lambda, mu and nu of Eqn. 6. As in the authors' code, the
             invariance term is a mean over features (Eqn. 5 has a sum), the variance term is the mean over both views,
             and the covariance term is the sum over both views. solo-learn uses the sum for both, so its variance

@@ -22,6 +22,7 @@ class Config(Checked):
     """Settings; the defaults are those of the authors for CIFAR (github.com/htdt/self-supervised).
 
     Attributes:
+        name: of the method.
         sub_batch: number of samples that are whitened together. Each step divides the batch into such parts at random.
         iterations: number of random divisions over which the loss is averaged.
         epsilon: shrinkage of the covariance to (1 - epsilon) Sigma + epsilon I.

@@ -25,6 +25,7 @@ class Config(Checked):
     """Settings.
 
     Attributes:
+        name: of the method.
         shrinkage: s of the shrunk covariance (1 - s) Sigma + s I; 0.1 in the authors' main.py for CIFAR.
     """
 

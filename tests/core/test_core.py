@@ -70,7 +70,7 @@ class TestConfig:
             (["zzz=3"], "known keys: epochs, base_lr, inner, views"),
             (["epochs=many"], "wrong value for 'epochs'"),
             (["epochs=1.5"], "wrong value for 'epochs'"),
-            (["inner=3"], "wrong value"),
+            (["inner=3"], "inner is a section; write inner.size=3"),
             (["epochs=0"], "epochs=0: expected at least 1"),
             (["epochs"], "expected key=value"),
             (["views=[{size: 3"], "not valid YAML"),

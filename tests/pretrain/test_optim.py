@@ -156,7 +156,7 @@ def test_learning_rates_of_groups() -> None:
 
 
 def test_bad_settings_are_rejected() -> None:
-    with pytest.raises(ValueError, match=r"optimizer='lamb': expected one of sgd, lars, adam, adamw"):
+    with pytest.raises(ValueError, match=r"optimizer=lamb: expected sgd, lars, adam or adamw"):
         load_recipe("demo", ["optimizer=lamb"])
     with pytest.raises(ValueError, match="trust_coefficient=-1"):
         load_recipe("demo", ["trust_coefficient=-1"])

@@ -154,7 +154,7 @@ def test_the_precision_is_part_of_the_identity_unless_it_is_the_default(name: st
     usual, half = (task.config(data=data, **options) for options in ({}, {"precision": "bf16"}))
     assert identity(half) == identity(usual) | {"precision": "bf16"} != identity(usual)
     assert task.protocol(half) == task.protocol(usual) | {"precision": "bf16"} != task.protocol(usual)
-    with pytest.raises(ValueError, match="precision='fp16': expected one of fp32, bf16"):
+    with pytest.raises(ValueError, match="precision=fp16: expected fp32 or bf16"):
         task.config(data=data, precision="fp16")
 
 

@@ -1,12 +1,14 @@
 """Settings of a detection run. The defaults are those of the paper: Mask R-CNN R50-C4 on COCO, 2x schedule."""
 
 import dataclasses
+from typing import Annotated
 
 from intl_bench.core.datasets import canonical
-from intl_bench.core.identity import every_value_published, runtime_only
+from intl_bench.core.identity import by_content, every_value_published, runtime_only
 from intl_bench.core.names import require_title
 from intl_bench.core.ranges import (
     Checked,
+    Choice,
     Count,
     Device,
     Finite,
@@ -34,16 +36,26 @@ class ModelConfig(Checked):
         width: channels of the stem; 64 in a standard ResNet.
         stem: "imagenet" (7x7, stride 2, max-pool) or "cifar" (3x3, stride 1, padding 2, no max-pool); the same as in
             pre-training.
+        num_classes: number of categories.
+        masks: whether the detector predicts masks too.
+        mask_channels: width of the mask head.
+        anchor_sizes: sides of the square anchors, in pixels of the image.
+        aspect_ratios: of the anchors, height / width.
         rpn_batch, roi_batch: number of anchors and of regions per image that the losses are computed on.
-        pre_nms_*, post_nms_*: number of proposals per image before and after non-maximum suppression, in training and
-            in test.
+        pre_nms_train, post_nms_train: number of proposals per image before and after non-maximum suppression, in
+            training.
+        pre_nms_test, post_nms_test: the same in test.
+        pool_size: height and width of the features of a region.
+        score_threshold: lowest score of a detection.
+        nms_threshold: overlap (IoU) above which the lower of two detections of a category is left out.
+        detections_per_image: largest number of detections.
         pixel_mean, pixel_std: mean and standard deviation of the RGB channels, for pixels from 0 to 255.
     """
 
     blocks: tuple[Layers, ...] = (3, 4, 6, 3)
     bottleneck: bool = True
     width: Width = 64
-    stem: str = "imagenet"
+    stem: Annotated[str, Choice(tuple(_STRIDES))] = "imagenet"
     num_classes: Width = 80
     masks: bool = True
     mask_channels: Width = 256
@@ -64,8 +76,6 @@ class ModelConfig(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.stem not in _STRIDES:
-            raise ValueError(f"model.stem={self.stem}: expected {' or '.join(_STRIDES)}")
         if len(self.blocks) != 4:
             raise ValueError(f"model.blocks={self.blocks}: expected four numbers")
         for name in ("anchor_sizes", "aspect_ratios"):
@@ -83,7 +93,7 @@ class ModelConfig(Checked):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class AnnotatedDataConfig:
+class AnnotatedDataConfig(Checked):
     """Settings of the annotated images of a detection run.
 
     Attributes:
@@ -100,14 +110,14 @@ class AnnotatedDataConfig:
             you trust.
     """
 
-    kind: str = "coco"
-    root: str = runtime_only("")
+    kind: Annotated[str, Choice(("coco", "voc"))] = "coco"
+    root: str = by_content("")
     name: str = runtime_only("coco2017")
-    train: tuple[str, ...] = runtime_only(("annotations/instances_train2017.json",))
-    test: tuple[str, ...] = runtime_only(("annotations/instances_val2017.json",))
-    train_images: str = runtime_only("train2017")
-    test_images: str = runtime_only("val2017")
-    boxes: str = "refuse"
+    train: tuple[str, ...] = by_content(("annotations/instances_train2017.json",))
+    test: tuple[str, ...] = by_content(("annotations/instances_val2017.json",))
+    train_images: str = by_content("train2017")
+    test_images: str = by_content("val2017")
+    boxes: Annotated[str, Choice(("refuse", "clip"))] = "refuse"
     max_pixels: Count = runtime_only(LARGEST)
 
     def unused(self) -> set[str]:
@@ -115,10 +125,7 @@ class AnnotatedDataConfig:
         return {"boxes"} if self.boxes == "refuse" else set()
 
     def __post_init__(self) -> None:
-        if self.kind not in ("coco", "voc"):
-            raise ValueError(f"data.kind={self.kind}: expected coco or voc")
-        if self.boxes not in ("refuse", "clip"):
-            raise ValueError(f"data.boxes={self.boxes}: expected refuse or clip")
+        super().__post_init__()
         require_title(self.name, "data.name")
         for field in ("train", "test"):
             files = getattr(self, field)
@@ -137,7 +144,9 @@ class DetectionConfig(Checked):
     """Settings of a detection protocol: data, detector, schedule and engine.
 
     Attributes:
-        engine: "builtin" (torchvision's operators), "detectron2" or "auto"; see `engines.choice.resolve`.
+        data: the annotated images.
+        model: the detector.
+        engine: "builtin" (torchvision's operators), "detectron2", or "auto": Detectron2 if it is there and can do it.
         iterations, milestones: number of steps, and the steps at which the learning rate is divided by 10.
         warmup_iterations, warmup_factor: steps of the linear warm-up, and the factor of the learning rate at its start.
         batch_size: images per step, over all processes.
@@ -151,6 +160,7 @@ class DetectionConfig(Checked):
         precise_bn: iterations that estimate the statistics of the batch norms after training; 0 keeps the running
             statistics.
         precision: "fp32", or "bf16" for autocast.
+        channels_last: whether the channels of a pixel are stored together, which is faster on most devices.
         checkpoint_every: iterations between two saved states.
         eval_every: iterations between two evaluations; 0 evaluates only after training. Evaluations during training
             use the running statistics of the batch norms, the evaluation after training those of `precise_bn`.
@@ -158,11 +168,13 @@ class DetectionConfig(Checked):
             always done by pycocotools.
         visualize: number of test images with the lowest box AP to draw.
         visualize_threshold: lowest score of the detections that are drawn.
+        workers: processes that load images, of each training process.
+        device: "auto" takes a GPU if there is one.
     """
 
     data: AnnotatedDataConfig = dataclasses.field(default_factory=AnnotatedDataConfig)
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
-    engine: str = every_value_published("auto")
+    engine: Annotated[str, Choice(("auto", "builtin", "detectron2"))] = every_value_published("auto")
     iterations: Count = 180_000
     milestones: tuple[Natural, ...] = (120_000, 160_000)
     warmup_iterations: Natural = 1000
@@ -177,11 +189,11 @@ class DetectionConfig(Checked):
     test_min_size: Pixels = 800
     test_max_size: Pixels = 1333
     precise_bn: Natural = 200
-    precision: str = "fp32"
+    precision: Annotated[str, Choice(("fp32", "bf16"))] = "fp32"
     channels_last: bool = False
     checkpoint_every: Count = runtime_only(5000)
     eval_every: Natural = runtime_only(0)
-    evaluator: str = runtime_only("pycocotools")
+    evaluator: Annotated[str, Choice(("pycocotools", "faster-coco-eval"))] = runtime_only("pycocotools")
     visualize: Natural = runtime_only(0)
     visualize_threshold: Share = runtime_only(0.5)
     workers: Workers = runtime_only(4)
@@ -189,14 +201,6 @@ class DetectionConfig(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        choices = {
-            "engine": ("auto", "builtin", "detectron2"),
-            "precision": ("fp32", "bf16"),
-            "evaluator": ("pycocotools", "faster-coco-eval"),
-        }
-        for name, known in choices.items():
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name}={getattr(self, name)}: expected {', '.join(known)}")
         if list(self.milestones) != sorted(set(self.milestones)) or min(self.milestones, default=1) < 1:
             raise ValueError(f"milestones={list(self.milestones)}: expected positive numbers in increasing order")
         if not self.min_sizes:
