@@ -4,6 +4,7 @@ Nothing heavy is imported before a command runs, because `--help` must not impor
 """
 
 import argparse
+import difflib
 import errno
 import os
 import signal
@@ -12,7 +13,7 @@ import traceback
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from intl_bench import __version__
 from intl_bench.core import heartbeat, launched, signals, terminal
@@ -27,16 +28,61 @@ __all__ = ["main"]
 _NO_READER = (errno.EPIPE, errno.EIO)
 _LONGEST = 1000  # characters of an error
 
+_WELCOME = """\
+intl-bench pre-trains image backbones with INTL and fifteen other methods,
+scores them, and prints the paper's tables with your numbers beside the
+published ones.
+
+Three commands to try:
+
+  intl-bench demo          the whole path on generated images, in minutes
+  intl-bench ls recipes    what can be trained, with published scores
+  intl-bench pretrain cifar10_r18_intl --dry-run
+                           what a run would do and cost; nothing is written
+
+intl-bench --help lists all commands."""
+
 
 class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line, as all others, without the usage before them."""
+    """A parser whose errors are one line, as all others, without the usage before them. It names the nearest word."""
 
     def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; see {self.prog} --help")
+        raise InputError(f"{message}{'' if message.endswith('?') else ';'} see {self.prog} --help")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse the words of this parser. A word that begins with - and is no option is an error here."""
+        namespace, rest = super().parse_known_args(args, namespace)
+        if unknown := [word for word in rest if word.startswith("-")]:
+            name = unknown[0].partition("=")[0]
+            shown = [action for action in self._actions if action.help != argparse.SUPPRESS]
+            options = [option for action in shown for option in action.option_strings]
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{_nearest(name, options)}")
+        return namespace, rest
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is None or value in action.choices:
+            return
+        what, known = "/".join(action.option_strings) or action.metavar, [str(choice) for choice in action.choices]
+        hint = _nearest(str(value), known) or f"; expected {', '.join(known)}"
+        if what == "COMMAND" and _is_recipe(str(value)):
+            hint = f"; it is a recipe; run {self.prog} pretrain {value}"
+        self.error(f"{what} {value}: unknown{hint}")
+
+
+def _is_recipe(name: str) -> bool:
+    from intl_bench.core.config import CONFIGS
+
+    return (CONFIGS / "pretrain" / f"{name}.yaml").is_file()
+
+
+def _nearest(word: str, known: Sequence[str]) -> str:
+    """Return the end of an error that names the word which was meant; "" if no known word is near."""
+    near = difflib.get_close_matches(word.lower(), known, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def _parser() -> argparse.ArgumentParser:
-    from intl_bench.cli import ablation, convert, data, demo, export, pretrain, spectrum, tables, task
+    from intl_bench.cli import ablation, convert, data, demo, export, keys, ls, pretrain, spectrum, tables, task
 
     parser = _Parser(
         prog="intl-bench",
@@ -46,10 +92,15 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=__version__)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (demo, pretrain, task, convert, export, data, ablation, spectrum, tables):
+    parser.set_defaults(run=_welcome, debug=False)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    for command in (demo, pretrain, task, convert, export, data, ablation, spectrum, tables, ls, keys):
         command.add(commands)
     return parser
+
+
+def _welcome(args: argparse.Namespace) -> None:
+    print(_WELCOME)
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
