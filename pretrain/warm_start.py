@@ -18,6 +18,7 @@ from intl_bench.core import files
 from intl_bench.core.errors import InputError
 from intl_bench.core.identity import digest
 from intl_bench.core.inputs import shorten
+from intl_bench.core.run_folders import checkpoint_in
 from pretrain import checkpoint, states
 from pretrain.checkpoint import BRANCHES
 from pretrain.methods import Method
@@ -97,11 +98,11 @@ def find(recipe: Recipe, method: Method, state: Mapping[str, Any] | None) -> Ini
         state: the training state that the run resumes from, or None.
 
     Raises:
-        InputError: see `read`; or the file is one of the run's own.
+        InputError: see `read` and `checkpoint_in`; or the file is one of the run's own.
     """
     if recipe.init is None:
         return None
-    path = Path(os.path.expanduser(recipe.init))
+    path = checkpoint_in(Path(os.path.expanduser(recipe.init)))
     if path.resolve().is_relative_to(recipe.folder.resolve()):
         raise InputError(f"init={path}: lies in the folder of this run; give the new run another name with name=...")
     before = {} if state is None else state.get("inputs", {})

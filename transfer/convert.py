@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from intl_bench.core import distributed, files, machine, planned
+from intl_bench.core import distributed, files, machine, planned, run_folders
 from intl_bench.core.errors import BenchError, InputError
 from pretrain import checkpoint as checkpoints
 from pretrain import states
@@ -142,7 +142,7 @@ def convert(path: str | Path, out: str | Path, to: str, source: str = "auto") ->
         ResourceError: the disk is full.
         BenchError: features of the written file differ from those of the source.
     """
-    path, out = Path(path), Path(out)
+    path, out = run_folders.checkpoint_in(Path(path)), Path(out)
     loaded, features = _readable_as(path, out, to, source)
     about, state = loaded.about, loaded.extracted.state
     count = len(state)
@@ -185,7 +185,7 @@ def plan(path: Path, out: Path, to: str, source: str = "auto") -> list[str]:
     Raises:
         InputError: see `convert`.
     """
-    loaded, _ = _readable_as(path, out, to, source)
+    loaded, _ = _readable_as(run_folders.checkpoint_in(path), out, to, source)
     state, free = loaded.extracted.state, machine.free_bytes(out)
     size = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
     return [

@@ -70,11 +70,11 @@ def measure_checkpoint(
     interpreted = interpret(content, layout)
     recipe = interpreted.recipe
     if interpreted.origin is Origin.TRAINED and interpreted.branch == "online":
-        return measure_run(path, content.data, overrides=overrides, images=images)
+        return measure_run(content.path, content.data, overrides=overrides, images=images)
     return measure_backbone(
         features.build_backbone_of(interpreted),
-        path=path,
-        label=f"{interpreted.method} ({path.name})",
+        path=content.path,
+        label=f"{interpreted.method} ({content.path.name})",
         data=data_config(None if recipe is None else recipe.data, interpreted.preprocessing, overrides),
         size=max(view.size for view in recipe.views) if recipe is not None else 224,
         images=images,

@@ -61,12 +61,13 @@ def read(path: Path) -> Detector:
     """Read a trained detector without running code that the file could hold.
 
     Args:
-        path: `detector.pth`, or a checkpoint of Detectron2 such as `model_final.pth`.
+        path: `detector.pth`, its folder, or a checkpoint of Detectron2 such as `model_final.pth`.
 
     Raises:
         InputError: the file cannot be read, or has no detector with Detectron2's names.
     """
     content = safe_load.read(path)
+    path = content.path
     data = content.data if isinstance(content.data, dict) else {}
     weights = safe_load.tensors(data.get("model", data))
     statistics = {key: weights.pop(key) for key in ("pixel_mean", "pixel_std") if key in weights}

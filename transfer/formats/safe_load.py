@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
-from intl_bench.core import files, inputs
+from intl_bench.core import files, inputs, run_folders
 from intl_bench.core.errors import DamagedError, InputError, from_os_error
 from pretrain.images.npz import read_arrays
 from pretrain.states import current_names
@@ -219,10 +219,10 @@ def read(path: Path) -> Content:
     """Read a PyTorch file (zip or older), a safetensors file or a pickle of arrays, on the CPU.
 
     Raises:
-        InputError: the file is missing, a folder, empty, damaged, of another format, or asks for a global that could
-            run code. The error names the global, which is not called.
+        InputError: the file is missing, a folder without a run, empty, damaged, of another format, or asks for a
+            global that could run code. The error names the global, which is not called.
     """
-    known = other_files.by_name(path)
+    known = other_files.by_name(path := run_folders.checkpoint_in(path))
     try:
         if path.is_dir():
             raise InputError(f"checkpoint {path}: {other_files.folder(path)}")
