@@ -139,8 +139,11 @@ class RecordStore:
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
 
-    def append(self, record: ResultRecord) -> Path:
+    def append(self, record: ResultRecord, image_list: bytes | None = None) -> Path:
         """Write the record and return its path. An existing record with the same key is not changed.
+
+        Args:
+            image_list: content of a text file that is written beside the record, with the suffix `.txt`.
 
         Raises:
             InputError: the folder cannot be written.
@@ -148,14 +151,18 @@ class RecordStore:
             ValueError: the record has an earlier schema, which is only read; or a field holds a NaN.
         """
         path = self._path(record)
+        _write_list(path, image_list)
         files.create_json(path, _values(record))
         return path
 
-    def replace(self, record: ResultRecord) -> Path:
+    def replace(self, record: ResultRecord, image_list: bytes | None = None) -> Path:
         """Write the record and delete earlier records of the same result; return its path.
 
         Earlier records have the same key, or differ from it in the digest of the weights only: the pre-training was
         repeated. They are deleted after the new record is on the disk.
+
+        Args:
+            image_list: see `append`.
 
         Raises:
             InputError: the folder cannot be written.
@@ -163,12 +170,14 @@ class RecordStore:
             ValueError: see `append`.
         """
         path = self._path(record)
+        _write_list(path, image_list)
         files.write_bytes(path, files.sealed_json(_values(record)))
         for other in self._paths():
             with contextlib.suppress(InputError):  # a damaged record is another result, which `load` reports
                 old = _read(other)
                 if other != path and all(getattr(old, name) == getattr(record, name) for name in _RESULT):
                     other.unlink(missing_ok=True)
+                    other.with_suffix(".txt").unlink(missing_ok=True)
         return path
 
     def load(self) -> list[ResultRecord]:
@@ -204,6 +213,12 @@ class RecordStore:
         # A name that starts with a dot is a file that another process is still writing.
         paths = (path for path in self.folder.glob("*/*.json") if not path.name.startswith("."))
         return sorted(path for path in paths if path.name.endswith(f"{key}.json"))
+
+
+def _write_list(path: Path, image_list: bytes | None) -> None:
+    """Write the list of a record, before the record, so that a record whose images were drawn has its list."""
+    if image_list is not None:
+        files.write_bytes(path.with_suffix(".txt"), image_list)
 
 
 def _values(record: ResultRecord) -> dict[str, Any]:

@@ -241,7 +241,7 @@ def _run_seed(
                 files.replace_contents(folder, new, stays=_states(new))  # with a state, a killed process can resume
             if getattr(config, "visualize", 0) and _draw(task, config, folder, picture):
                 record = dataclasses.replace(record, details={**record.details, "picture": str(picture)})
-            (store.replace if again else store.append)(record)
+            (store.replace if again else store.append)(record, outcome.image_list)
             _clear(new)
             _clear(folder)
             _report(record, f"{record.wall_time_s:.0f} s")

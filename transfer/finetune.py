@@ -1,24 +1,29 @@
-"""Semi-supervised evaluation: backbone and classifier are fine-tuned on SimCLR's lists of 1% or 10% of the labels."""
+"""Semi-supervised evaluation: backbone and classifier are fine-tuned with 1% or 10% of the labels.
+
+For ImageNet they are those of SimCLR's lists. For other data sets they are drawn, if there is no list.
+"""
 
 import collections
 import dataclasses
 import os
+import sys
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from intl_bench.core import inputs
+from intl_bench.core import distributed, inputs
+from intl_bench.core.datasets import DATASETS
 from intl_bench.core.errors import InputError
 from intl_bench.core.identity import by_content, every_value_published, runtime_only
-from intl_bench.core.ranges import Checked, Count, Device, NonNegative, Pixels, Positive, Workers
+from intl_bench.core.ranges import Checked, Count, Device, NonNegative, Pixels, Positive, Seed, Workers
 from pretrain.checkpoint import Checkpoint
-from pretrain.images.data import DataConfig, FileSource, normalization, open_source
+from pretrain.images.data import ArraySource, DataConfig, FileSource, normalization, open_source
 from pretrain.images.fingerprint import fingerprint
 from pretrain.images.names import explain_line, fold, read_lines, require_one
+from transfer import labels, sizes
 from transfer import precision as precisions
-from transfer import sizes
 from transfer.features import from_checkpoint
 from transfer.scores import describe_normalization
 from transfer.sgd_classifier import Settings, train_classifier, without_last_batch
@@ -41,9 +46,12 @@ class FinetuneConfig(Checked):
         data: the images, an image folder.
         workers: processes that load images.
         device: "auto" takes a GPU if there is one.
-        train_percent: 1 or 10, the percentage of the training images in the list.
-        file_list: path of the list, with one FILE or CLASS/FILE a line. None looks for `1percent.txt` or
-            `10percent.txt` in data.root and the folder above.
+        train_percent: 1 or 10, the percentage of the training images whose labels are used.
+        file_list: path of a list of these images: one FILE or CLASS/FILE a line, or the number of an image where the
+            images are no files. None looks for `1percent.txt` or `10percent.txt` in data.root and the folder above (of
+            an imagefolder), and draws the images if there is none. ImageNet needs SimCLR's lists.
+        label_seed: draw the images with this seed, with the same share of every class. None stands for 0 where no list
+            is found. The images of 1% are a part of those of 10%.
         resize, crop: of the test images, in pixels. `crop` is also the size of the random training crops.
         size: sets `resize` and `crop`; see `transfer.sizes.resolve`.
         epochs: of the training.
@@ -62,6 +70,7 @@ class FinetuneConfig(Checked):
     deterministic: bool = runtime_only(False)
     train_percent: Count = every_value_published(1)
     file_list: str | None = by_content(None)
+    label_seed: Seed | None = by_content(None)
     resize: Pixels | None = 256
     crop: Pixels = 224
     size: Pixels | None = runtime_only(None)  # the identity holds `resize` and `crop`
@@ -82,8 +91,10 @@ class FinetuneConfig(Checked):
         sizes.resolve(self)
         if self.train_percent not in (1, 10):
             raise ValueError(f"train_percent={self.train_percent}: expected 1 or 10")
-        if self.data.kind != "imagefolder":
-            raise ValueError(f"data.kind={self.data.kind}: expected imagefolder, because the list names files")
+        if self.file_list is not None and self.label_seed is not None:
+            raise ValueError(
+                f"label_seed={self.label_seed}: file_list={self.file_list} names the images; expected one of the two"
+            )
 
 
 def protocol(config: FinetuneConfig) -> dict[str, Any]:
@@ -91,6 +102,7 @@ def protocol(config: FinetuneConfig) -> dict[str, Any]:
     return {
         "protocol": "fine-tuned on a share of the labels",
         "train_percent": config.train_percent,
+        "labels": f"drawn with seed {config.label_seed or 0}" if _are_drawn(config) else None,
         "selection": "last epoch",
         "optimizer": "SGD",
         "epochs": config.epochs,
@@ -116,7 +128,12 @@ def run(checkpoint: Checkpoint, config: FinetuneConfig, seed: int, *, folder: Pa
     Raises:
         InputError: the list or a listed file is missing; also the errors of `train_classifier`.
     """
-    train, test = _sources(config)
+    train, test, drawn = _sources(config)
+    if drawn and distributed.is_main_process():
+        print(
+            f"labels: {len(train)} training images, drawn with seed {config.label_seed or 0} (label_seed=)",
+            file=sys.stderr,
+        )
     mean, std = normalization(config.data)
     settings = Settings(
         seed=seed,
@@ -133,7 +150,7 @@ def run(checkpoint: Checkpoint, config: FinetuneConfig, seed: int, *, folder: Pa
         precision=config.precision,
         drop_last=config.drop_last,
     )
-    return train_classifier(
+    outcome = train_classifier(
         checkpoint,
         train,
         test,
@@ -143,23 +160,48 @@ def run(checkpoint: Checkpoint, config: FinetuneConfig, seed: int, *, folder: Pa
         folder=folder,
         deterministic=config.deterministic,
     )
+    return outcome if drawn is None else dataclasses.replace(outcome, image_list=drawn)
 
 
 def fingerprints(config: FinetuneConfig) -> dict[str, str]:
-    """Return the fingerprints of the listed training images and of the test images.
+    """Return the fingerprints of the chosen training images and of the test images.
 
     Raises:
         InputError: the images or the list cannot be read.
     """
-    train, test = _sources(config)
+    train, test, _ = _sources(config)
     return {"train": fingerprint(train), "test": fingerprint(test)}
 
 
-def _sources(config: FinetuneConfig) -> tuple[FileSource, FileSource]:
+def _sources(
+    config: FinetuneConfig,
+) -> tuple[ArraySource | FileSource, ArraySource | FileSource, bytes | None]:
+    """Return the chosen training images, the test images, and the list of the training images if they were drawn."""
     train, test = (open_source(config.data, split) for split in ("train", "test"))
-    assert isinstance(train, FileSource)
-    assert isinstance(test, FileSource)
-    return listed_images(train, find_list(config), config.train_percent), test
+    if _are_drawn(config):
+        chosen = labels.draw(train, config.train_percent, config.label_seed or 0)
+        return train.choose(chosen), test, labels.write_list(train, chosen)
+    path = find_list(config)
+    if isinstance(train, ArraySource):
+        return labels.numbered_images(train, path, config.train_percent), test, None
+    return listed_images(train, path, config.train_percent), test, None
+
+
+def _are_drawn(config: FinetuneConfig) -> bool:
+    """Return whether the training images are drawn, because it is asked for or because nothing else is there."""
+    if config.label_seed is not None:
+        return True
+    published = config.data.dataset in DATASETS and DATASETS[config.data.dataset].listed
+    return not (config.file_list or published or any(place.is_file() for place in _places(config)))
+
+
+def _places(config: FinetuneConfig) -> list[Path]:
+    """Return where the file list of a configuration can be."""
+    if config.file_list:
+        return [Path(os.path.expanduser(config.file_list))]
+    root = Path(os.path.expanduser(config.data.root)).resolve()
+    name = f"{config.train_percent}percent.txt"
+    return [root / name, root.parent / name] if config.data.kind == "imagefolder" else []
 
 
 def find_list(config: FinetuneConfig) -> Path:
@@ -168,13 +210,14 @@ def find_list(config: FinetuneConfig) -> Path:
     Raises:
         InputError: there is no list; the message states the places searched and the source of such lists.
     """
-    root = Path(os.path.expanduser(config.data.root)).resolve()
-    name = f"{config.train_percent}percent.txt"
-    places = [Path(os.path.expanduser(config.file_list))] if config.file_list else [root / name, root.parent / name]
+    places = _places(config)
     for place in places:
         if place.is_file():
             return place
-    raise InputError(f"file list: not found at {' or '.join(map(str, places))}; set file_list=PATH; {_ORIGIN}")
+    raise InputError(
+        f"file list: not found at {' or '.join(map(str, places))}; set file_list=PATH, or label_seed=0 to draw the "
+        f"images; {_ORIGIN}"
+    )
 
 
 def listed_images(source: FileSource, path: Path, percent: int) -> FileSource:

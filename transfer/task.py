@@ -19,10 +19,13 @@ class Outcome:
         metrics: scores from 0 to 100 by their names in tables, such as `top1` or `bbox/AP`.
         details: other facts for the record, such as counts and the best epoch. `train_images` and `test_images` are
             required: the scale of a result depends on them.
+        image_list: content of a text file to keep beside the record: the training images that were drawn. None if none
+            were drawn.
     """
 
     metrics: dict[str, float]
     details: dict[str, Any]
+    image_list: bytes | None = None
 
 
 class Run(Protocol[C_contra]):

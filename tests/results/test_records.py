@@ -55,6 +55,16 @@ def test_round_trip(tmp_path: Path) -> None:
     assert RecordStore(tmp_path).find("0" * 16) is None
 
 
+def test_the_list_of_a_record_is_beside_it(tmp_path: Path) -> None:
+    store = RecordStore(tmp_path)
+    first = store.append(make(), b"a/1.png\n")
+    assert first.with_suffix(".txt").read_bytes() == b"a/1.png\n"
+    assert len(store.load()) == 1
+    second = store.replace(make(weights_sha256="78" * 32), b"a/2.png\n")  # of a repeated pre-training
+    assert sorted(path for path in first.parent.iterdir()) == sorted([second, second.with_suffix(".txt")])
+    assert second.with_suffix(".txt").read_bytes() == b"a/2.png\n"
+
+
 def test_names_and_details_that_look_like_the_digest_are_content(tmp_path: Path) -> None:
     store, unset = RecordStore(tmp_path), "0" * 64
     record = make(dataset=f"intl_bench_sha256{unset}", details={"intl_bench_sha256": unset})

@@ -358,7 +358,7 @@ def test_a_list_of_classes_and_files_from_the_command_line(
         ({"train_percent": 5}, "1 or 10"),
         ({"epochs": 0}, "at least 1"),
         ({"backbone_lr": 0.0}, "more than 0"),
-        ({"data": DataConfig(kind="shapes")}, "imagefolder"),
+        ({"file_list": "a.txt", "label_seed": 0}, "label_seed=0: file_list=a.txt names the images"),
     ],
 )
 def test_impossible_settings_are_errors(root: Path, changes: dict, message: str) -> None:
@@ -373,6 +373,7 @@ def test_packaged_configs_have_the_authors_settings(name: str) -> None:
     assert stamp == {
         "protocol": "fine-tuned on a share of the labels",
         "train_percent": 1,
+        "labels": "drawn with seed 0",
         "selection": "last epoch",
         "optimizer": "SGD",
         "epochs": 20,
