@@ -338,7 +338,7 @@ def test_entities_are_refused_in_every_encoding(tmp_path: Path, encoding: str) -
 
 
 def read_voc(folder: Path, **values: Any) -> Annotations:
-    config = AnnotatedDataConfig(kind="voc", root=str(folder), name="mini", test=voc_cases.LISTS, **values)
+    config = AnnotatedDataConfig(kind="voc", root=str(folder), name="voc0712", test=voc_cases.LISTS, **values)
     return read_split(config, "test", masks=False)
 
 

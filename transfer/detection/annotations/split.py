@@ -10,7 +10,7 @@ from intl_bench.core.errors import InputError
 from transfer.detection.annotations.categories import normalize
 from transfer.detection.annotations.coco import read_coco
 from transfer.detection.annotations.objects import Annotations
-from transfer.detection.annotations.voc import read_voc
+from transfer.detection.annotations.voc import CLASS_NAMES, describe_classes, find_class_names, read_voc
 from transfer.detection.config import AnnotatedDataConfig
 
 
@@ -37,7 +37,13 @@ def read_split(config: AnnotatedDataConfig, split: str, *, masks: bool) -> Annot
     if config.kind == "voc":
         if masks:
             raise InputError("data.kind=voc: VOC has no outlines for model.masks=true; set model.masks=false")
-        annotations = read_voc(files, root, name=config.name, clip=clip, max_pixels=config.max_pixels)
+        own = config.dataset != "voc0712"
+        class_names = _find_class_names(config, root, split) if own else CLASS_NAMES
+        annotations = read_voc(
+            files, root, name=config.name, class_names=class_names, clip=clip, max_pixels=config.max_pixels
+        )
+        if own and training:
+            annotations.notes.insert(0, describe_classes(class_names))
     else:
         folder = root / (config.train_images if training else config.test_images)
         annotations = read_coco(
@@ -60,6 +66,12 @@ def read_split(config: AnnotatedDataConfig, split: str, *, masks: bool) -> Annot
             "use another file"
         )
     return annotations
+
+
+def _find_class_names(config: AnnotatedDataConfig, root: Path, split: str) -> tuple[str, ...]:
+    """Return the classes of the training images in VOC's format; of the test images if only these exist."""
+    train, test = ([root / file for file in files] for files in (config.train, config.test))
+    return find_class_names(train if split == "train" or all(path.exists() for path in train) else test)
 
 
 def _select_training_images(annotations: Annotations) -> Annotations:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from xml.etree import ElementTree
 
 import numpy as np
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from intl_bench.core import inputs
 from intl_bench.core.datasets import DATASETS
@@ -17,6 +18,7 @@ from intl_bench.core.errors import InputError
 from intl_bench.core.inputs import shorten
 from pretrain.images.decode import LARGEST
 from transfer.detection.annotations import geometry
+from transfer.detection.annotations.categories import normalize
 from transfer.detection.annotations.documents import decode_xml
 from transfer.detection.annotations.faults import Faults
 from transfer.detection.annotations.file_names import Spellings, is_safe
@@ -25,13 +27,38 @@ from transfer.detection.annotations.objects import BOX_TOLERANCE, Annotations
 
 CLASS_NAMES = DATASETS["voc0712"].class_names
 _LONGEST = 200  # characters of an image name
+_SHOWN = 20  # classes in a message
+_SUFFIXES = tuple(suffix for name in IMG_EXTENSIONS for suffix in (name, name.upper()))
 _REMEDY = "correct it, or remove the object"
 _FLAGS = {"0": False, "1": True, "false": False, "true": True}
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
-def read_voc(lists: list[Path], root: Path, *, name: str, clip: bool = False, max_pixels: int = LARGEST) -> Annotations:
-    """Read and check the images of all lists with their objects of the twenty classes, as in Detectron2.
+def find_class_names(lists: list[Path]) -> tuple[str, ...]:
+    """Return the names of all objects in the images of the lists, sorted; `read_voc` reports the faults of the files.
+
+    Raises:
+        InputError: a list cannot be read.
+    """
+    reader, names = _Reader(()), set[str]()
+    for path in lists:
+        year = Path(os.path.abspath(path)).parents[2]
+        for image in reader.read_list(path, year):
+            _, tree = reader.read_tree(year, image)
+            names |= {_class_name(item) for item in tree.findall("object")} if tree is not None else set()
+    return tuple(sorted(names - {""}))
+
+
+def read_voc(
+    lists: list[Path],
+    root: Path,
+    *,
+    name: str,
+    class_names: tuple[str, ...] = CLASS_NAMES,
+    clip: bool = False,
+    max_pixels: int = LARGEST,
+) -> Annotations:
+    """Read and check the images of all lists with their objects of the given classes, as in Detectron2.
 
     VOC counts pixels from 1, and xmax and ymax are the last pixels of a box. So 1 is subtracted from xmin and ymin.
     Difficult objects are kept, because Detectron2 trains on them and the metric needs them.
@@ -40,6 +67,7 @@ def read_voc(lists: list[Path], root: Path, *, name: str, clip: bool = False, ma
         lists: files such as VOC2007/ImageSets/Main/trainval.txt, with one image name per line.
         root: the folder VOCdevkit, which the names of image files are relative to.
         name: name of the data set.
+        class_names: the classes. With other ones than VOC's, the image files may have other suffixes than `.jpg`.
         clip: whether boxes may be beyond their image; training clips them.
         max_pixels: of an image.
 
@@ -50,14 +78,14 @@ def read_voc(lists: list[Path], root: Path, *, name: str, clip: bool = False, ma
         InputError: lists, XML files or image files are missing or invalid. The message has all kinds of faults, with
             their numbers and first entries.
     """
-    reader = _Reader()
+    reader = _Reader(class_names)
     faults, files, sizes, owners = reader.faults, list[str](), list[tuple[int, int]](), list[int]()
     for path in lists:
         year = Path(os.path.abspath(path)).parents[2]
         for image in reader.read_list(path, year):
             sizes.append(reader.read_xml(year, image))
             owners += [len(files)] * (len(reader.objects) - len(owners))
-            files.append(os.path.relpath(year / "JPEGImages" / f"{image}.jpg", os.path.abspath(root)))
+            files.append(os.path.relpath(reader.find_picture(year, image), os.path.abspath(root)))
     if not files:
         faults.raise_any()
     for again in [file for file, count in collections.Counter(files).items() if count > 1]:
@@ -77,8 +105,8 @@ def read_voc(lists: list[Path], root: Path, *, name: str, clip: bool = False, ma
         path=lists[0],
         sha256=reader.digest.hexdigest(),
         folder=root,
-        category_ids=tuple(range(1, len(CLASS_NAMES) + 1)),
-        category_names=CLASS_NAMES,
+        category_ids=tuple(range(1, len(class_names) + 1)),
+        category_names=class_names,
         notes=notes,
         image_ids=np.arange(len(files)),
         heights=np.array(sizes)[:, 1],
@@ -93,6 +121,21 @@ def read_voc(lists: list[Path], root: Path, *, name: str, clip: bool = False, ma
         difficult=np.array([item.difficult for item in reader.objects], bool),
         outlines=None,
     )
+
+
+def describe_classes(class_names: tuple[str, ...]) -> str:
+    """Return a line about classes that were found in files, for people to see a wrong one."""
+    return f"{len(class_names)} classes, found in the files of the training images: {_join(class_names)}"
+
+
+def _join(names: tuple[str, ...]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(shorten(name) for name in names[:_SHOWN]) + more
+
+
+def _class_name(tree: ElementTree.Element) -> str:
+    """Return the class of an object; "" if it has none."""
+    return normalize(tree.findtext("name") or "")
 
 
 class _Object(NamedTuple):
@@ -151,12 +194,14 @@ class _Reader:
     """Reads lists and XML files.
 
     Attributes:
+        class_names: the classes that objects may have.
         faults: all faults so far.
         digest: of the digests of all files that were read.
         objects: of all XML files, one after the other.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, class_names: tuple[str, ...]) -> None:
+        self.class_names = class_names
         self.faults, self.digest = Faults(""), hashlib.sha256()
         self.objects: list[_Object] = []
         self._spellings: dict[Path, Spellings] = {}
@@ -183,24 +228,41 @@ class _Reader:
             self.faults.add(("empty", path), text, "use another list", [str(path)])
         return names
 
-    def read_xml(self, year: Path, image: str) -> tuple[int, int]:
-        """Read the objects of an image, and return its width and height; (0, 0) if they are not valid."""
+    def find_picture(self, year: Path, image: str) -> Path:
+        """Return the file of an image."""
+        path = year / "JPEGImages" / f"{image}.jpg"
+        if self.class_names != CLASS_NAMES and not path.exists():
+            for suffix in _SUFFIXES:
+                if (other := path.with_name(f"{image}{suffix}")).exists():
+                    return other
+        return path
+
+    def read_tree(self, year: Path, image: str) -> tuple[Path, ElementTree.Element | None]:
+        """Read the XML file of an image. Return its path, and its content if it is valid."""
         found = self._find(year, image)
         path = found[0] if found else year / "Annotations" / f"{image}.xml"
         if len(found) > 1:
             text = f"{shorten(image)} can mean {' and '.join(map(str, found))}; expected one file"
-            return self._refuse("spelling", text, "correct the name in the list", image)
+            self._refuse("spelling", text, "correct the name in the list", image)
+            return path, None
         try:
             text = decode_xml(self._read(path, f"the annotations {path}"))
             if "<!" in text.replace("<!--", ""):  # entities can read other files and expand without limit
                 raise ValueError("declares a document type or entities; expected VOC's XML, which has neither")
-            tree = ElementTree.fromstring(text)
+            return path, ElementTree.fromstring(text)
         except InputError as error:
-            return self._refuse(str(error).rpartition(": ")[2], str(error), "restore the file", path)
+            self._refuse(str(error).rpartition(": ")[2], str(error), "restore the file", path)
         except (ElementTree.ParseError, ValueError) as error:
             kind = "not complete XML" if isinstance(error, ElementTree.ParseError) else str(error)
             reason = f"not complete XML: {error}" if kind == "not complete XML" else kind
-            return self._refuse(kind, f"{path}: {reason}", "restore the file", path)
+            self._refuse(kind, f"{path}: {reason}", "restore the file", path)
+        return path, None
+
+    def read_xml(self, year: Path, image: str) -> tuple[int, int]:
+        """Read the objects of an image, and return its width and height; (0, 0) if they are not valid."""
+        path, tree = self.read_tree(year, image)
+        if tree is None:
+            return 0, 0
         size = []
         for field in ("width", "height"):
             value = self._read_number(path, tree, f"size/{field}", "size")
@@ -215,11 +277,14 @@ class _Reader:
 
     def _read_object(self, path: Path, tree: ElementTree.Element, number: int) -> None:
         """Read object `number`, counted from 1."""
-        name = (tree.findtext("name") or "").strip()
+        name = _class_name(tree)
         where = f"object {number}"
-        if name not in CLASS_NAMES:
-            text = f"{path}: {where}: name: {shorten(name)}; expected one of VOC's twenty classes"
-            self._refuse("name", text, "correct it", f"{path.name} {where}")
+        if name not in self.class_names:
+            published = self.class_names == CLASS_NAMES
+            of = "VOC's twenty classes" if published else f"the training images' classes ({_join(self.class_names)})"
+            remedy = "correct it, or take the classes of your own files with data.name=NAME" if published else _REMEDY
+            text = f"{path}: {where}: name: {shorten(name)}; expected one of {of}"
+            self._refuse("name", text, remedy, f"{path.name} {where}")
             return
         where = f"{where} ({name})"
         corners = [self._read_number(path, tree, f"bndbox/{field}", where) for field in _CORNERS]
@@ -230,7 +295,7 @@ class _Reader:
         if difficult in _FLAGS and None not in corners:
             x0, y0, x1, y1 = (value or 0.0 for value in corners)
             box = [x0 - 1.0, y0 - 1.0, x1, y1]
-            self.objects.append(_Object(f"{path}: {where}", CLASS_NAMES.index(name), box, _FLAGS[difficult]))
+            self.objects.append(_Object(f"{path}: {where}", self.class_names.index(name), box, _FLAGS[difficult]))
 
     def _read_number(self, path: Path, tree: ElementTree.Element, field: str, where: str) -> float | None:
         """Read a finite number from an element below `tree`; `where` is for messages. None if it is not valid."""
