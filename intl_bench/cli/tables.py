@@ -13,7 +13,15 @@ def add(commands: Any) -> None:
         commands, "tables", "the paper's tables with the measured rows beside the published ones", _run
     )
     command.add_argument("--format", default="markdown", help="markdown, latex, csv, json or html")
-    command.add_argument("--table", nargs="+", metavar="N", help="which (default: 1 2 3, or those of --schedule)")
+    command.add_argument(
+        "--table",
+        nargs="+",
+        metavar="N",
+        help="which: 1, 2, 3, 4, voc or ablation (default: 1 2 3, what else was measured)",
+    )
+    command.add_argument("--dataset", nargs="+", metavar="NAME", help="these data sets alone, such as cifar10")
+    command.add_argument("--measured-only", action="store_true", help="without the published rows")
+    command.add_argument("--notes", default="full", help="the footnotes: full, short or none")
     command.add_argument("--schedule", metavar="1x|2x|24k", help="detection rows of one schedule alone")
     command.add_argument("--results", type=Path, default=Path("results"), help="folder of records (default: results)")
 
@@ -23,4 +31,13 @@ def _run(args: argparse.Namespace) -> None:
     from intl_bench.tables import render
 
     records = RecordStore(args.results / "records").load()
-    print(render(records, tables=args.table, format=args.format, schedule=args.schedule))
+    text = render(
+        records,
+        tables=args.table,
+        format=args.format,
+        schedule=args.schedule,
+        datasets=args.dataset,
+        measured_only=args.measured_only,
+        notes=args.notes,
+    )
+    print(text)

@@ -3,18 +3,22 @@
 To add a table, write a module with a `TABLE` and add a line to `TABLES`.
 """
 
+import difflib
 import sys
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 
+from intl_bench.core.datasets import DATASETS, canonical
 from intl_bench.core.errors import InputError
 from intl_bench.records import ResultRecord
 from intl_bench.tables import ablation, table1, table2, table3, table4, voc
 from intl_bench.tables.call import CallableModule
 from intl_bench.tables.formats import FORMATS
-from intl_bench.tables.frame import build_table
+from intl_bench.tables.frame import NOTES, BuiltTable, belonging, build_table
 from intl_bench.tables.model import Table
+from intl_bench.tables.own import has_own_place, own_table
 
-__all__ = ["FORMATS", "TABLES", "render"]
+__all__ = ["FORMATS", "TABLES", "build", "render"]
 TABLES: dict[str, Table] = {
     "1": table1.TABLE,
     "2": table2.TABLE,
@@ -23,7 +27,7 @@ TABLES: dict[str, Table] = {
     "voc": voc.TABLE,
     "ablation": ablation.TABLE,
 }
-_DEFAULT = ("1", "2", "3")
+_PAPER = ("1", "2", "3", "4", "voc")
 
 
 def render(
@@ -32,32 +36,102 @@ def render(
     tables: Sequence[str] | None = None,
     format: str = "markdown",
     schedule: str | None = None,
+    datasets: Sequence[str] | None = None,
+    measured_only: bool = False,
+    notes: str = "full",
 ) -> str:
     """Return tables with their published and measured rows as text.
 
     The order of the records does not matter.
 
     Args:
-        tables: keys of `TABLES`. None selects tables 1, 2 and 3, or with `schedule` all tables that have it.
+        tables: keys of `TABLES`. None selects tables 1, 2 and 3, table voc if a record is in it, and one table for each
+            data set with records that the paper's tables do not have; with `schedule` all tables that have it.
         format: one of `FORMATS`.
         schedule: limits a detection table to the published and measured rows of one schedule, such as "2x".
+        datasets: limits the tables, their columns and the records to these data sets.
+        measured_only: leaves out the published rows and what has no measured value.
+        notes: "full", "short" or "none".
 
     Raises:
-        InputError: a table, format or schedule does not exist. The message lists the choices.
+        InputError: a table, format, schedule or data set does not exist (the message lists the choices), or nothing
+            that was asked for was measured.
     """
+    _check("format", format, FORMATS)
+    return FORMATS[format](
+        build(records, tables=tables, schedule=schedule, datasets=datasets, measured_only=measured_only, notes=notes)
+    )
+
+
+def build(
+    records: Iterable[ResultRecord],
+    *,
+    tables: Sequence[str] | None = None,
+    schedule: str | None = None,
+    datasets: Sequence[str] | None = None,
+    measured_only: bool = False,
+    notes: str = "full",
+) -> list[BuiltTable]:
+    """Return tables as data; see `render`."""
+    _check("notes", notes, NOTES)
+    records = list(records)
+    wanted = None if datasets is None else {canonical(name) for name in datasets}
+    chosen = _chosen(records, tables, schedule, with_voc=datasets is not None)
+    if wanted is not None:
+        _check_datasets(datasets or (), records)
+        records = [record for record in records if canonical(record.dataset) in wanted]
+        chosen = [table for table in chosen if _shows(table, wanted) or belonging(table, records)]
+    if measured_only:
+        chosen = [table for table in chosen if belonging(table, records)]
+    if not chosen:
+        what = f" on {', '.join(datasets)}" if datasets else ""
+        raise InputError(
+            f"tables: nothing measured{what}{' for these tables' if tables else ''}; expected records; "
+            "score a checkpoint first, such as with intl-bench knn, or name their folder with --results"
+        )
+    return [build_table(table, records, datasets=wanted, measured_only=measured_only, notes=notes) for table in chosen]
+
+
+def _chosen(
+    records: Sequence[ResultRecord], tables: Sequence[str] | None, schedule: str | None, *, with_voc: bool
+) -> list[Table]:
     if schedule is not None:
         _check("schedule", schedule, sorted({name for table in TABLES.values() for name in table.schedules}))
         with_schedule = [number for number, table in TABLES.items() if schedule in table.schedules]
-    if tables is None:
-        tables = _DEFAULT if schedule is None else with_schedule
-    for number in tables:
-        _check("table", number, TABLES)
-        if schedule is not None and number not in with_schedule:
-            raise InputError(f"table {number!r} has no {schedule} schedule; choose from {', '.join(with_schedule)}")
-    _check("format", format, FORMATS)
-    records = list(records)
-    chosen = [TABLES[number] if schedule is None else TABLES[number].only(schedule) for number in tables]
-    return FORMATS[format]([build_table(table, records) for table in chosen])
+        for number in tables or ():
+            _check("table", number, TABLES)
+            if number not in with_schedule:
+                raise InputError(f"table {number!r} has no {schedule} schedule; choose from {', '.join(with_schedule)}")
+        return [TABLES[number].only(schedule) for number in tables or with_schedule]
+    if tables is not None:
+        for number in tables:
+            _check("table", number, TABLES)
+        return [TABLES[number] for number in tables]
+    default = ["1", "2", "3", *(["voc"] if with_voc or belonging(voc.TABLE, records) else [])]
+    in_paper = {id(record) for number in _PAPER for record in belonging(TABLES[number], records)}
+    others: dict[str, list[ResultRecord]] = defaultdict(list)
+    for record in records:
+        if id(record) not in in_paper and has_own_place(record):
+            others[record.dataset].append(record)
+    return [*(TABLES[number] for number in default), *(own_table(name, others[name]) for name in sorted(others))]
+
+
+def _shows(table: Table, datasets: Collection[str]) -> bool:
+    """Return whether a table has published values of one of these data sets."""
+    shown = {column.dataset for column in table.columns([])} - {""} or set(table.datasets or ())
+    return table.published is not None and not datasets.isdisjoint(map(canonical, shown))
+
+
+def _check_datasets(names: Sequence[str], records: Sequence[ResultRecord]) -> None:
+    known = {canonical(record.dataset) for record in records} | set(DATASETS)
+    for name in names:
+        if canonical(name) not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise InputError(
+                f"data set {name!r}: no record and no published value{hint or ';'} expected one of "
+                f"{', '.join(sorted(known))}"
+            )
 
 
 def _check(kind: str, name: str, choices: Collection[str]) -> None:

@@ -16,14 +16,20 @@ def tables(
     tables: Sequence[str | int] | str | int | None = None,
     format: str = "markdown",
     schedule: str | None = None,
+    datasets: Sequence[str] | str | None = None,
+    measured_only: bool = False,
+    notes: str = "full",
 ) -> str:
     """Return the paper's tables with the measured rows beside the published ones, as `intl-bench tables` prints them.
 
     Args:
         results: the folder of the records, as `--results`; or records, such as those of `evaluate`.
-        tables: which, such as "2" or ["1", "2"]. None means tables 1, 2 and 3.
+        tables: which, such as "2" or ["1", "2"]. None means tables 1, 2 and 3, and what else was measured.
         format: markdown, latex, csv, json or html.
         schedule: limits a detection table to one schedule, such as "2x".
+        datasets: limits tables, columns and rows to these data sets, such as "cifar10".
+        measured_only: leaves out the published rows.
+        notes: the footnotes: "full", "short" or "none".
 
     Returns:
         The text of the tables.
@@ -45,7 +51,15 @@ def tables(
                 raise TypeError(f"results: found {type(record).__name__}; expected a folder, or records of evaluate()")
     names = [tables] if isinstance(tables, str | int) else tables
     chosen = None if names is None else [str(name) for name in names]
-    return render(records, tables=chosen, format=format, schedule=schedule)
+    return render(
+        records,
+        tables=chosen,
+        format=format,
+        schedule=schedule,
+        datasets=[datasets] if isinstance(datasets, str) else datasets,
+        measured_only=measured_only,
+        notes=notes,
+    )
 
 
 class CallableModule(types.ModuleType):

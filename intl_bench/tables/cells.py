@@ -25,14 +25,18 @@ def summarize(values: Sequence[float]) -> tuple[float, float | None]:
 def cell_text(values: Sequence[float], decimals: int, mark: str = "") -> str:
     """Return the text of a measured cell: `61.2 ± 0.08 (3)`, or `61.2 (1)` for one value.
 
+    The deviation has two digits, at most two of them decimals. The mean has no more decimals than the deviation.
+
     Args:
         values: one number for each pre-training, or for each transfer seed of a single pre-training.
-        decimals: number of decimals of the mean.
+        decimals: the largest number of decimals of the mean.
         mark: follows the number of values in the brackets.
     """
     mean, std = summarize(values)
-    deviation = "" if std is None else f" ± {_rounded(std, 2)}"
-    return f"{_rounded(mean, decimals)}{deviation} ({len(values)}{mark})"
+    if std is None:
+        return f"{rounded(mean, decimals)} ({len(values)}{mark})"
+    known = next(digits for digits in (2, 1, 0) if digits == 0 or float(rounded(std, digits)) < 10 ** (2 - digits))
+    return f"{rounded(mean, min(decimals, known))} ± {rounded(std, known)} ({len(values)}{mark})"
 
 
 def cells_of(table: Table, row: Sequence[ResultRecord]) -> tuple[dict[str, Cell], list[ResultRecord]]:
@@ -99,7 +103,8 @@ def _json(value: object) -> str:
     return json.dumps(value, sort_keys=True, ensure_ascii=False)
 
 
-def _rounded(value: float, decimals: int) -> str:
+def rounded(value: float, decimals: int) -> str:
+    """Return a number with this number of decimals; a half is rounded up."""
     # Decimal(repr(value)) is the shortest decimal form. So 0.005 counts as a half and is rounded up, although the
     # nearest binary number may lie below it.
     return str(Decimal(repr(value)).quantize(Decimal(1).scaleb(-decimals), ROUND_HALF_UP))

@@ -10,6 +10,7 @@ from intl_bench.tables.model import Table
 Protocol = dict[str, str | int | float | bool | None]
 
 ADAPTED = "the recipe's training differs from its source, as its header says"
+_BUDGET = ("pretrain_epochs", "pretrain_batch_size", "pretrain_crops")  # what a short footnote states
 EARLIER = "recorded by an earlier version: settings unknown beyond those listed"
 
 
@@ -51,6 +52,16 @@ def footnote(
     return "".join(f"{sentence[0].upper()}{sentence[1:]}. " for sentence in sentences).rstrip()
 
 
+def short_footnote(table: Table, used: Sequence[ResultRecord]) -> str:
+    """Return the budget of the pre-training and the numbers of seeds of a row."""
+    budgets = []
+    for record in used:
+        _, pretraining = summary(table, record)
+        budget = _sentence({key: value for key, value in pretraining.items() if key in _BUDGET})
+        budgets.append((record.dataset, budget))
+    return f"Pre-training: {_clauses(budgets, name_single=False)}. {', '.join(_seeds(used))}."
+
+
 def summary(table: Table, record: ResultRecord) -> tuple[Protocol, Protocol]:
     """Return the protocols of the evaluation and of the pre-training, without the settings that the columns show."""
     in_column = "pretrain_" + column_setting_of(table, record).rpartition(".")[2].removeprefix("pretrain_")
@@ -65,13 +76,17 @@ def summary(table: Table, record: ResultRecord) -> tuple[Protocol, Protocol]:
 
 
 def _counts(row: Sequence[ResultRecord], used: Sequence[ResultRecord]) -> list[str]:
-    seeds = {record.pretrain_seed for record in used}
-    counts = [_count(len(seeds - {None}), "pre-training seed")] if seeds != {None} else []
-    counts += ["an unknown pre-training seed"] if None in seeds else []
-    counts += [_count(len({record.transfer_seed for record in used}), "transfer seed"), _count(len(used), "record")]
+    counts = [*_seeds(used), _count(len(used), "record")]
     if len(row) > len(used):
         counts.append(f"{_count(len(row) - len(used), 'older record')} of the same seeds left out")
     return counts
+
+
+def _seeds(used: Sequence[ResultRecord]) -> list[str]:
+    seeds = {record.pretrain_seed for record in used}
+    counts = [_count(len(seeds - {None}), "pre-training seed")] if seeds != {None} else []
+    counts += ["an unknown pre-training seed"] if None in seeds else []
+    return [*counts, _count(len({record.transfer_seed for record in used}), "transfer seed")]
 
 
 def _version(code: Mapping[str, object]) -> str:

@@ -81,7 +81,7 @@ def _markdown(table: BuiltTable) -> str:
         disable_numparse=True,
     )
     notes = "".join(f"- {f'[{mark}] ' if mark else ''}{escape_markdown(text)}\n" for mark, text in table.notes)
-    return f"**Table {table.number}.** {escape_markdown(table.caption)}\n\n{grid}\n\n{notes}"
+    return f"**Table {escape_markdown(table.number)}.** {escape_markdown(table.caption)}\n\n{grid}\n\n{notes}"
 
 
 _LATEX_START = r"""% needs \usepackage{booktabs}; with \usepackage{graphicx} a wide table shrinks to the line
@@ -134,7 +134,7 @@ def _latex(table: BuiltTable) -> str:
             r"\begin{table}",
             r"\centering",
             rf"\caption{{{escape(table.caption)}}}",
-            rf"\label{{tab:intl-bench-{table.number}}}",
+            rf"\label{{tab:intl-bench-{re.sub(r'[^A-Za-z0-9-]+', '-', table.number)}}}",
             r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
             rf"\begin{{tabular}}{{{first_column}{'r' * len(table.columns)}}}",
             r"\toprule",
@@ -168,7 +168,7 @@ def _html(table: BuiltTable) -> str:
     return "\n".join(
         [
             "<table>",
-            f"<caption>Table {table.number}. {html.escape(table.caption)}</caption>",
+            f"<caption>Table {html.escape(table.number)}. {html.escape(table.caption)}</caption>",
             "<thead>",
             f'<tr><th rowspan="2" scope="col">Method</th>{groups}</tr>',
             f"<tr>{names}</tr>",

@@ -2,15 +2,18 @@
 
 import dataclasses
 import json
+import re
 from collections.abc import Collection, Sequence
+from decimal import Decimal
 
 import pandas as pd
 
 from intl_bench import published
 from intl_bench.core.terminal import visible
 from intl_bench.records import ResultRecord
+from intl_bench.tables.cells import rounded
 from intl_bench.tables.measured import measured_rows
-from intl_bench.tables.model import MISSING, Cell, Column, Row, Table
+from intl_bench.tables.model import MISSING, Cell, Column, Note, Row, Table
 
 _MEASURED = (
     "Measured cells: mean ± std (n), divisor n - 1, over n pre-trainings, each the mean of its transfer seeds. "
@@ -19,6 +22,9 @@ _MEASURED = (
     "ranked with none, a random initialization with others of its kind only; measured and published rows are never "
     "ranked together."
 )
+_MEASURED_SHORT = "Measured cells: mean ± std (n) over n pre-trainings."
+_ONE_PRETRAINING = "†: over the transfer seeds of one pre-training."
+NOTES = ("full", "short", "none")
 _TYPES = {"mean": "float64", "std": "float64", "n": "Int64", "transfer_seeds": "Int64"}
 _FIELDS = ["table", "row", "column"]
 _FIELDS += [field.name for kind in (Row, Cell) for field in dataclasses.fields(kind) if field.name != "cells"]
@@ -42,19 +48,42 @@ class BuiltTable:
     notes: Sequence[tuple[str, str]]
 
 
-def build_table(table: Table, records: Sequence[ResultRecord]) -> BuiltTable:
-    """Build a table from the records that belong to it. The published rows come first."""
-    own = [record for record in records if any(metric in record.metrics for metric in table.place(record).values())]
-    rows, notes = measured_rows(table, own)
+def build_table(
+    table: Table,
+    records: Sequence[ResultRecord],
+    *,
+    datasets: Collection[str] | None = None,
+    measured_only: bool = False,
+    notes: str = "full",
+) -> BuiltTable:
+    """Build a table from the records that belong to it. The published rows come first.
+
+    Args:
+        datasets: limits the columns to those of some data sets; None keeps all. The records are already limited.
+        measured_only: leaves out the published rows, and the columns without a measured value.
+        notes: one of `NOTES`.
+    """
+    own = belonging(table, records)
+    rows, footnotes = measured_rows(table, own)
     caption = table.caption
-    if table.published:
+    if table.published and not measured_only:
         paper = published.load(table.published)
-        caption += f" Source of the published rows: {paper.source}."
+        caption = f"{caption} {table.about_published} Source of the published rows: {paper.source}.".replace("  ", " ")
         rows = [*map(_published_row, paper.rows), *rows]
-        notes = [*paper.notes, *notes]
+        footnotes = [*(Note(mark, text, _clause(text) if mark else "") for mark, text in paper.notes), *footnotes]
     if own:
-        notes += [("", note) for note in (table.about_measured, _MEASURED) if note]
-    columns = table.columns(own)
+        footnotes += [Note("", table.about_measured)] if table.about_measured else []
+        footnotes.append(Note("", _MEASURED, _MEASURED_SHORT))
+    columns = [
+        column for column in table.columns(own) if not (datasets and column.dataset) or column.dataset in datasets
+    ]
+    if measured_only:
+        columns = [column for column in columns if any(column.key in row.cells for row in rows)]
+    if notes == "none":
+        rows = [dataclasses.replace(row, marks="") for row in rows]
+        if any(cell.std_over == "transfer" for row in rows for cell in row.cells.values()):
+            caption += f" {_ONE_PRETRAINING}"
+    texts = {"full": [note[:2] for note in footnotes], "short": [(n.mark, n.short) for n in footnotes if n.short]}
     lines = [
         {"table": table.number, "row": position, "column": column.key}
         | {name: value for name, value in vars(row).items() if name != "cells"}
@@ -71,30 +100,46 @@ def build_table(table: Table, records: Sequence[ResultRecord]) -> BuiltTable:
             dataclasses.replace(column, group=visible(column.group), name=visible(column.name)) for column in columns
         ],
         frame=frame.map(lambda value: visible(value) if isinstance(value, str) else value),
-        notes=[(mark, visible(text)) for mark, text in notes],
+        notes=[(mark, visible(text)) for mark, text in texts.get(notes, [])],
     )
+
+
+def belonging(table: Table, records: Sequence[ResultRecord]) -> list[ResultRecord]:
+    """Return the records that have a value in a table."""
+    return [record for record in records if any(metric in record.metrics for metric in table.place(record).values())]
+
+
+def _clause(text: str) -> str:
+    """Return the first clause of a footnote, without what is after a semicolon, a colon or the first sentence."""
+    return re.split(r"[;:] |\.(?= [A-Z]|$)", text)[0] + "."
 
 
 def _embolden(frame: pd.DataFrame, ranked_columns: Collection[str]) -> None:
     """Make the best of at least two measured cells bold, among the cells of a column that are ranked together."""
     ranked = frame[frame["rank_with"].notna() & frame["column"].isin(ranked_columns)]
-    means = ranked.groupby(["column", "rank_with"])["mean"]
-    printed = frame["cell"].str.split().str[0]
-    best = printed.loc[means.transform("idxmax")].to_numpy()
-    # Means whose printed digits are equal are a tie.
-    frame.loc[ranked.index, "bold"] = (means.transform("size") > 1) & (printed.loc[ranked.index] == best)
+    for _, together in ranked.groupby(["column", "rank_with"]):
+        best = together.loc[together["mean"].idxmax()]
+        tied = [_is_tie(line["cell"], line["mean"], best["cell"], best["mean"]) for _, line in together.iterrows()]
+        frame.loc[together.index, "bold"] = [len(together) > 1 and tie for tie in tied]
+
+
+def _is_tie(cell: str, mean: float, best_cell: str, best_mean: float) -> bool:
+    """Return whether two means are equal in the digits that both cells print."""
+    decimals = min(-int(Decimal(text.split()[0]).as_tuple().exponent) for text in (cell, best_cell))
+    return rounded(float(mean), decimals) == rounded(float(best_mean), decimals)
 
 
 def _published_row(row: published.PublishedRow) -> Row:
     cells = {}
     for column, text in row.cells.items():
         mean, _, std = text.partition("±")
+        seeds = row.protocol.get("seeds") if std else None
         cells[column] = Cell(
-            cell=text,
+            cell=" ".join([mean, *(["±", std] if std else []), *([f"({seeds})"] if seeds else [])]),
             bold=column in row.bold,
             mean=None if text == MISSING else float(mean),
             std=float(std) if std else None,
-            n=row.protocol.get("seeds") if std else None,
+            n=seeds,
             protocol=json.dumps(row.protocol, sort_keys=True, ensure_ascii=False),
         )
     return Row(

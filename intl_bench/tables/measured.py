@@ -7,20 +7,22 @@ from collections.abc import Sequence
 
 from intl_bench.records import ResultRecord
 from intl_bench.tables.cells import DAGGER, cells_of
-from intl_bench.tables.footnotes import footnote
+from intl_bench.tables.footnotes import footnote, short_footnote
 from intl_bench.tables.grouping import dataset_in_label, rows_of
 from intl_bench.tables.identities import natural_sort_key
 from intl_bench.tables.labels import labels_of
-from intl_bench.tables.model import Row, Table
+from intl_bench.tables.model import Note, Row, Table
 
-_ONE_PRETRAINING = (
+_ONE_PRETRAINING = Note(
+    "",
     f"{DAGGER} one pre-training: the standard deviation is over its transfer seeds only (their number in brackets). It "
-    "does not include the variation between pre-trainings."
+    "does not include the variation between pre-trainings.",
+    f"{DAGGER} over the transfer seeds of one pre-training.",
 )
 
 
-def measured_rows(table: Table, records: Sequence[ResultRecord]) -> tuple[list[Row], list[tuple[str, str]]]:
-    """Return the measured rows of a table, and their footnotes as (mark, text).
+def measured_rows(table: Table, records: Sequence[ResultRecord]) -> tuple[list[Row], list[Note]]:
+    """Return the measured rows of a table, and their footnotes.
 
     The order of the records does not matter.
 
@@ -50,7 +52,8 @@ def measured_rows(table: Table, records: Sequence[ResultRecord]) -> tuple[list[R
             cells=cells,
         )
         rows.append(row)
-        notes.append((row.marks, footnote(table, group, used, label.differences)))
+        text = footnote(table, group, used, label.differences)
+        notes.append(Note(row.marks, text, short_footnote(table, used)))
     if any(cell.std_over == "transfer" for row in rows for cell in row.cells.values()):
-        notes.append(("", _ONE_PRETRAINING))
+        notes.append(_ONE_PRETRAINING)
     return rows, notes

@@ -2,10 +2,22 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 from intl_bench.records import ResultRecord
 
 MISSING = "–"
+
+
+class Note(NamedTuple):
+    """A footnote in full, and its short form, which is empty for a note that only the full notes have.
+
+    The mark is empty for a note about the whole table.
+    """
+
+    mark: str
+    text: str
+    short: str = ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -19,6 +31,7 @@ class Column:
         flat: the whole heading, for formats with one line of headings.
         ranked: whether the best value is bold. False for a quantity that is neither better nor worse, such as a
             condition number.
+        dataset: the data set that this column shows; empty if the whole table shows the same ones.
     """
 
     key: str
@@ -26,6 +39,7 @@ class Column:
     name: str
     flat: str
     ranked: bool = True
+    dataset: str = ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,6 +47,7 @@ class Table:
     """One table of results.
 
     Attributes:
+        about_published: follows the caption of a table with published rows.
         published: name of the paper's table in `intl_bench.published`; None if the paper has no such table.
         decimals: number of decimals of a measured mean; the paper prints that table with as many.
         datasets: the data sets that the columns stand for without naming them. The label of a row that was measured on
@@ -49,6 +64,7 @@ class Table:
 
     number: str
     caption: str
+    about_published: str = ""
     published: str | None
     decimals: int
     datasets: tuple[str, ...] | None

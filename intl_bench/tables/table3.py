@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from intl_bench.records import ResultRecord
 from intl_bench.tables.model import Column, Table
 
+_DATASETS = ("coco", "coco2017")
 _COLUMNS = tuple(
     Column(key=f"{kind}/{metric}", group=group, name=metric, flat=f"{short} {metric}")
     for kind, group, short in (("bbox", "COCO detection", "box"), ("segm", "COCO instance seg.", "mask"))
@@ -13,7 +14,9 @@ _COLUMNS = tuple(
 
 
 def _place(record: ResultRecord) -> Mapping[str, str]:
-    return {column.key: column.key for column in _COLUMNS} if record.task == "coco" else {}
+    if record.task != "coco" or record.dataset not in _DATASETS:
+        return {}
+    return {column.key: column.key for column in _COLUMNS}
 
 
 TABLE = Table(
@@ -21,7 +24,7 @@ TABLE = Table(
     caption="Transfer learning: COCO object detection (box) and instance segmentation (mask), Mask R-CNN R50-C4.",
     published="table3",
     decimals=1,
-    datasets=("coco", "coco2017"),
+    datasets=_DATASETS,
     label_keys=("schedule", "engine"),
     schedules={"1x": "table3_1x", "2x": "table3_2x"},
     columns=lambda records: _COLUMNS,

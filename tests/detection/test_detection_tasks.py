@@ -109,7 +109,7 @@ def test_coco_from_checkpoint_to_table(capsys: pytest.CaptureFixture[str]) -> No
     assert again.err == ""
     assert records() == found
 
-    assert cli.main(["tables", "--table", "3"]) == 0
+    assert cli.main(["tables", "--dataset", "figures"]) == 0
     (row,) = (line for line in capsys.readouterr().out.splitlines() if "measured, demo scale" in line)
     assert "engine builtin" in row
     assert row.count("(2†) |") == 6

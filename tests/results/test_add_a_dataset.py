@@ -28,8 +28,9 @@ def test_the_documented_data_set_works(tmp_path: Path) -> None:
     small = ["workers=0", "device=cpu", "resize=32", "crop=32"]
     copy.run("-m", "intl_bench", "linear", path, *small, "epochs=1", "batch_size=32")
     copy.run("-m", "intl_bench", "knn", path, *small)
-    table = copy.run("-m", "intl_bench", "tables", "--table", "2")
-    assert "Flowers-102 top-1" in table
-    assert "Flowers-102 5-nn" in table
+    table = copy.run("-m", "intl_bench", "tables", "--dataset", "flowers102")
+    assert "Flowers-102" in table
+    assert "Linear top-1" in table
+    assert "5-nn" in table
     normalization = "mean 0.433 0.382 0.297, std 0.294 0.246 0.273"
     assert normalization in "".join(p.read_text() for p in (tmp_path / "results" / "records").rglob("*.json"))

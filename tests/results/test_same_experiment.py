@@ -20,6 +20,7 @@ from stopped_run import wait
 from intl_bench import cli
 from intl_bench.core import files
 from intl_bench.records import RecordStore, ResultRecord
+from intl_bench.tables.cells import cell_text
 from pretrain import checkpoint as checkpoints
 from pretrain import states
 from transfer import knn
@@ -55,10 +56,10 @@ def records() -> list[ResultRecord]:
     return RecordStore(Path("results/records")).load()
 
 
-def rows(capsys: pytest.CaptureFixture[str], table: str = "2") -> dict[str, list[str]]:
+def rows(capsys: pytest.CaptureFixture[str]) -> dict[str, list[str]]:
     """Return {label: texts of the cells that are not empty} of the measured rows."""
     capsys.readouterr()
-    intl_bench("tables", "--table", table)
+    intl_bench("tables", "--measured-only")
     found = {}
     for line in capsys.readouterr().out.splitlines():
         if line.startswith("| ") and "measured" in line:
@@ -93,8 +94,7 @@ def test_settings_that_change_no_result_do_not_prevent_averaging(capsys: pytest.
     ):
         intl_bench("knn", pretrain(*irrelevant, name=f"run{seed}", seed=seed), f"workers={seed}")
     ((label, (cell,)),) = rows(capsys).items()
-    mean = statistics.mean(record.metrics["knn5"] for record in records())
-    assert cell.startswith(f"{mean:.2f} ± ")
+    assert cell == cell_text([record.metrics["knn5"] for record in records()], 2)
     assert cell.endswith("(2)")
     assert "seed" not in label
 
@@ -110,7 +110,7 @@ def test_a_sweep_has_a_row_for_each_setting(capsys: pytest.CaptureFixture[str]) 
     for decay in decays:
         ((_, (cell,)),) = ((k, v) for k, v in found.items() if re.search(rf"weight.{{1,2}}decay {decay}\b", k))
         expected = [r.metrics["knn5"] for r in records() if r.pretraining["settings"]["weight_decay"] == float(decay)]
-        assert cell == f"{statistics.mean(expected):.2f} ± {statistics.stdev(expected):.2f} (2)"
+        assert cell == cell_text(expected, 2)
 
 
 @pytest.mark.slow
@@ -119,7 +119,7 @@ def test_n_counts_pre_trainings_not_transfer_seeds(capsys: pytest.CaptureFixture
         intl_bench("linear", pretrain(seed=seed), *QUICK, "--seeds", "3")
     means = [statistics.mean(r.metrics["top1"] for r in records() if r.pretrain_seed == seed) for seed in range(3)]
     ((_, cells),) = rows(capsys).items()
-    assert cells[0] == f"{statistics.mean(means):.2f} ± {statistics.stdev(means):.2f} (3)"
+    assert cells[0] == cell_text(means, 2)
 
 
 @pytest.mark.slow
@@ -143,7 +143,7 @@ def test_checkpoints_of_other_projects_are_averaged_only_with_pretrain_seed(caps
         intl_bench("knn", f"{seed}.pth", *data, "--pretrain-seed", str(seed))
     ((_, cells),) = rows(capsys).items()
     assert cells[0].endswith("(3)")
-    intl_bench("tables", "--table", "2")
+    intl_bench("tables")
     assert "Checkpoints: 0.pth, 1.pth, 2.pth." in capsys.readouterr().out
     intl_bench("knn", "0.pth", *data, "--pretrain-seed", "7", "--group", "other")
     assert len(rows(capsys)) == 2
@@ -156,7 +156,7 @@ def test_the_same_weights_with_two_pre_training_seeds_are_an_error(capsys: pytes
     for seed in ("0", "1"):
         words = ["data.kind=shapes", "data.size=160", "--config", "default", "--pretrain-seed", seed]
         intl_bench("knn", "a.pth", *words)
-    assert "knn/moco-shapes-p1" in refused(capsys, "tables", "--table", "2")
+    assert "knn/moco-shapes-p1" in refused(capsys, "tables")
 
 
 def test_different_weights_of_one_seed_are_an_error_that_names_both(
@@ -168,7 +168,7 @@ def test_different_weights_of_one_seed_are_an_error_that_names_both(
     state["method"]["backbone.conv1.weight"] += 1
     states.save(Path("other.pt"), {key: value for key, value in state.items() if key != "format"})
     intl_bench("knn", "other.pt")
-    line = refused(capsys, "tables", "--table", "2")
+    line = refused(capsys, "tables")
     assert all(f"{record.key}.json" in line for record in records())
 
 

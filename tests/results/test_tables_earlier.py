@@ -27,7 +27,7 @@ def test_records_of_an_earlier_version_share_no_row_with_others(tmp_path: Path) 
     earlier(tmp_path, "cifar10")
     (old,) = RecordStore(tmp_path).load()
     new = make("linear", "cifar10", {"top1": 61.0}, old.protocol)
-    elsewhere = make("linear", "shapes", {"top1": 62.0}, old.protocol)
+    elsewhere = make("linear", "cifar100", {"top1": 62.0}, old.protocol)
     records = [old, new, elsewhere]
     assert labels(records) == [
         label_with("recorded by an earlier version"),
@@ -41,7 +41,7 @@ def test_records_of_an_earlier_version_share_no_row_with_others(tmp_path: Path) 
 def test_one_row_never_holds_records_of_two_versions(tmp_path: Path) -> None:
     earlier(tmp_path, "cifar10")
     (old,) = RecordStore(tmp_path).load()
-    new = make("linear", "shapes", {"top1": 62.0}, LINEAR)
+    new = make("linear", "cifar100", {"top1": 62.0}, LINEAR)
     assert {row for row, _, _ in shown([old, new], "2")} == {0, 1}
 
 

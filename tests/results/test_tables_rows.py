@@ -127,23 +127,23 @@ def test_evaluations_on_different_data_sets_are_not_compared() -> None:
     records = [
         make("linear", "cifar10", {"top1": 90.0}, {**LINEAR, **R18}),
         make("linear", "cifar10", {"top1": 91.0}, {**LINEAR, **R18, "epochs": 500}),
-        make("linear", "shapes", {"top1": 50.0}, {**LINEAR, **R18, "epochs": 500}),
-        make("knn", "shapes", {"knn5": 40.0}, {**KNN, **R18}),
+        make("linear", "cifar100", {"top1": 50.0}, {**LINEAR, **R18, "epochs": 500}),
+        make("knn", "cifar100", {"knn5": 40.0}, {**KNN, **R18}),
     ]
     assert labels(records) == [label_with("linear epochs 100"), label_with("linear epochs 500")]
     # The evaluations of 500 epochs on both data sets share a row.
     assert shown(records, "2") == [
         (0, "cifar10/top1", "90.00 (1)"),
-        (0, "shapes/5nn", "40.00 (1)"),
+        (0, "cifar100/5nn", "40.00 (1)"),
         (1, "cifar10/top1", "91.00 (1)"),
-        (1, "shapes/top1", "50.00 (1)"),
+        (1, "cifar100/top1", "50.00 (1)"),
     ]
 
 
 def test_rows_without_a_common_data_set_have_different_labels() -> None:
     records = [
         make("linear", dataset, {"top1": 50.0}, {**LINEAR, "pretrain_dataset": dataset, "pretrain_epochs": epochs})
-        for dataset, epochs in (("cifar10", 1), ("cifar10", 2), ("shapes", 3), ("digits", 3))
+        for dataset, epochs in (("cifar10", 1), ("cifar10", 2), ("cifar100", 3), ("imagenet100", 3))
     ]
     assert len(labels(records)) == 4
 
@@ -175,7 +175,7 @@ def test_checkpoints_of_other_projects_are_averaged_only_as_seeds_of_a_group() -
     ]
     assert labels(files) == [label_with("pre-training weights 1a2b3c4d"), label_with("pre-training weights 5e6f7a8b")]
     group = [foreign(60.0 + 2 * seed, group="mine", pretrain_seed=seed) for seed in (0, 1)]
-    assert shown(group, "2") == [(0, "cifar10/top1", "61.00 ± 1.41 (2)")]
+    assert shown(group, "2") == [(0, "cifar10/top1", "61.0 ± 1.4 (2)")]
     groups = [*group, foreign(70.0, group="theirs")]
     assert labels(groups) == [label_with("pre-training group mine"), label_with("pre-training group theirs")]
 
@@ -228,7 +228,7 @@ def test_columns_of_different_evaluations_never_share_a_row() -> None:
     assert labels(records, "4") == [label_with("lr 0.1"), label_with("lr 0.2")]
 
 
-def elsewhere(changes: dict[str, Any], dataset: str = "shapes") -> ResultRecord:
+def elsewhere(changes: dict[str, Any], dataset: str = "cifar100") -> ResultRecord:
     """Return the record of `trained` with another data set of the evaluation."""
     return dataclasses.replace(trained(changes), dataset=dataset)
 
@@ -256,15 +256,15 @@ def test_pre_trainings_with_a_common_column_have_different_rows() -> None:
     other = {"data": sha("other images")}
     records = [trained({}), elsewhere(other), elsewhere({})]
     assert [(row, column) for row, column, _ in shown(records, "2")] in (
-        [(0, "cifar10/top1"), (0, "shapes/top1"), (1, "shapes/top1")],
-        [(0, "shapes/top1"), (1, "cifar10/top1"), (1, "shapes/top1")],
+        [(0, "cifar10/top1"), (0, "cifar100/top1"), (1, "cifar100/top1")],
+        [(0, "cifar100/top1"), (1, "cifar10/top1"), (1, "cifar100/top1")],
     )
 
 
 def test_checkpoints_of_other_projects_never_share_a_row() -> None:
     files = [
         dataclasses.replace(foreign(60.0, weights=sha(dataset), pretrain_seed=None), dataset=dataset)
-        for dataset in ("cifar10", "shapes")
+        for dataset in ("cifar10", "cifar100")
     ]
     assert {row for row, _, _ in shown(files, "2")} == {0, 1}
 
@@ -295,7 +295,7 @@ def test_a_difference_in_one_task_only_names_the_task() -> None:
 
 
 def test_evaluations_without_a_common_data_set_are_compared_by_task() -> None:
-    pairs = [("cifar10", 100), ("shapes", 200), ("digits", 300), ("cifar10", 400)]
+    pairs = [("cifar10", 100), ("cifar100", 200), ("imagenet100", 300), ("cifar10", 400)]
     records = [on(dataset, "linear", {"settings.epochs": epochs}) for dataset, epochs in pairs]
     assert {re.split(", |;", label)[1] for label in labels(records)} == {f"epochs {epochs}" for _, epochs in pairs}
 
@@ -304,9 +304,9 @@ def test_a_difference_on_one_data_set_only_names_task_and_data_set() -> None:
     few, many = {"settings.epochs": 100}, {"settings.epochs": 500}
     records = [
         on("cifar10", "linear", few, {"settings.lr": 0.1}),
-        on("shapes", "linear", many, {"settings.lr": 0.1}),
+        on("cifar100", "linear", many, {"settings.lr": 0.1}),
         on("cifar10", "linear", many, {"settings.lr": 0.2}),
-        on("shapes", "linear", many, {"settings.lr": 0.2}),
+        on("cifar100", "linear", many, {"settings.lr": 0.2}),
     ]
     assert labels(records) == [
         label_with(f"pre-training lr {lr}", f"linear on cifar10 epochs {epochs}")

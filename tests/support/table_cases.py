@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from intl_bench.records import ResultRecord
-from intl_bench.tables import render
+from intl_bench.tables import TABLES, render
 
 COCO = {"schedule": "2x", "iterations": 180000, "lr": 0.02, "batch_size": 16, "engine": "detectron2"}
 COCO_1X = {**COCO, "schedule": "1x", "iterations": 90000}
@@ -107,8 +107,9 @@ def synthetic() -> list[ResultRecord]:
 
 
 def cells(records: list[ResultRecord], table: str) -> list[dict[str, Any]]:
-    """Return the measured cells that have a value."""
-    (content,) = json.loads(render(records, tables=(table,), format="json"))
+    """Return the measured cells that have a value, of one of the paper's tables or of the table of a data set."""
+    chosen: dict[str, Any] = {"tables": (table,)} if table in TABLES else {"datasets": (table,)}
+    (content,) = json.loads(render(records, **chosen, format="json"))
     return [cell for cell in content["cells"] if cell["kind"] == "measured" and cell["mean"] is not None]
 
 

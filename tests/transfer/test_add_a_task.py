@@ -29,4 +29,4 @@ def test_the_documented_task_works(tmp_path: Path) -> None:
     assert len(records) == 3
     assert {record["task"] for record in records} == {"centroid"}
     assert all(0 <= record["metrics"]["centroid_top1"] <= 100 for record in records)
-    copy.run("-m", "intl_bench", "tables")
+    assert "centroid_top1" in copy.run("-m", "intl_bench", "tables").replace("\\", "")
