@@ -203,7 +203,7 @@ def iterate(make: Callable[[int], Any], steps: range, workers: int, pin: bool) -
         sampler=steps,
         num_workers=workers,
         pin_memory=pin,
-        worker_init_fn=_ignore_signals,
+        worker_init_fn=ignore_signals,
         generator=torch.Generator(),  # without it, the loader would draw from the global generator
     )
     try:
@@ -228,7 +228,7 @@ def _transferred(loader: DataLoader[Any]) -> Iterator[Any]:
         raise
 
 
-def _ignore_signals(_: int) -> None:
+def ignore_signals(_: int) -> None:
     """Ignore stop signals, except SIGTERM of the parent process.
 
     Ctrl-C in a terminal, its closing, and the warning of a cluster reach every process. The parent decides when its

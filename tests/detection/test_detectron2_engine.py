@@ -324,3 +324,18 @@ def test_an_unreadable_image_is_named_in_one_line(
     with pytest.raises(InputError, match=r"\.jpg: not a readable image \(.*\); restore it$") as refused:
         run(config, tmp_path / "run", dataclasses.replace(train, folder=tmp_path), test)
     assert "\n" not in str(refused.value)
+
+
+def test_a_signal_to_every_process_does_not_end_the_workers(
+    engine: ModuleType, data: tuple[Annotations, Annotations]
+) -> None:
+    """A cluster sends SIGTERM to every process. The workers wait for the main process, which saves its state."""
+    dicts = engine.DatasetDicts(data[1])
+    loader = engine.stopped_by_parent(
+        engine.build_detection_test_loader(dicts, mapper=lambda entry: entry["image_id"], num_workers=1)
+    )
+    images = iter(loader)
+    first = next(images)
+    (worker,) = images._workers
+    subprocess.run(["kill", "-TERM", str(worker.pid)], check=True)  # from another process than the worker's parent
+    assert len([first, *images]) == len(dicts) > 1

@@ -46,7 +46,7 @@ try:
     from detectron2.utils import comm
     from detectron2.utils.env import seed_all_rng
 
-    from transfer.detection.engines.detectron2_data import DatasetDicts, has_encodings
+    from transfer.detection.engines.detectron2_data import DatasetDicts, has_encodings, stopped_by_parent
     from transfer.detection.engines.detectron2_mapper import Mapper
 except ImportError as error:
     raise InputError(
@@ -60,6 +60,7 @@ Result = dict[str, Any]
 
 # Detectron2 logs the traceback of every error that ends a training. Here the command line reports it in one line.
 logging.getLogger("detectron2.engine.train_loop").setLevel(logging.CRITICAL)
+logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)  # it warns of a call of Detectron2's
 
 
 class Res5ROIHeadsExtraNorm(Res5ROIHeads):
@@ -189,7 +190,8 @@ class _Run:
         """Load the training batches of this process without end, with Detectron2."""
         sampler = TrainingSampler(len(annotations), seed=self.session_seed)
         mapper = Mapper(self.cfg, True)
-        return build_detection_train_loader(self.cfg, dataset=DatasetDicts(annotations), sampler=sampler, mapper=mapper)
+        dicts = DatasetDicts(annotations)
+        return stopped_by_parent(build_detection_train_loader(self.cfg, dataset=dicts, sampler=sampler, mapper=mapper))
 
     def stop_between(self, where: str) -> None:
         if self.process.world_size == 1 and self.stop.received is not None:
@@ -374,8 +376,8 @@ def _precise_batch_norm(run: _Run, train: Annotations) -> None:
 @torch.no_grad()
 def _detect(run: _Run, test: Annotations) -> list[Result]:
     """Detect in all test images, a share in each process, and return the COCO results on the first process."""
-    loader = build_detection_test_loader(
-        DatasetDicts(test), mapper=Mapper(run.cfg, False), num_workers=run.config.workers
+    loader = stopped_by_parent(
+        build_detection_test_loader(DatasetDicts(test), mapper=Mapper(run.cfg, False), num_workers=run.config.workers)
     )
     progress = Progress(len(loader), label=f"{run.label}: detecting", enabled=run.process.is_main)
     run.model.eval()
