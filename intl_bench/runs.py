@@ -89,17 +89,25 @@ def prepare(plan: TaskRun) -> tuple[Task[Any], Checkpoint, Any]:
     Raises:
         InputError: the checkpoint cannot be read, or a configuration, key or value is unknown.
     """
-    task = find_task(plan.task)
-    checkpoint = _checkpoint(plan)
-    if task.default is not None:
-        data, path = {}, configs.find(task.default if plan.config is None else plan.config, plan.task)
-    else:
-        changes = [change.removeprefix("data.") for change in plan.overrides if change.startswith("data.")]
-        own = {} if checkpoint.recipe is None else inherited_data(checkpoint.recipe.data, changes)
-        data = {key: value for key, value in own.items() if key not in ("mean", "std")}  # these belong to the backbone
-        asked = configs.build(DataConfig, data, "data", changes)
-        path = protocol.default_path(plan.task, asked) if plan.config is None else configs.find(plan.config, plan.task)
+    task, checkpoint = find_task(plan.task), _checkpoint(plan)
+    data, path = find_protocol(plan, task, checkpoint)
     return task, checkpoint, task.resolve(protocol.build_config(task, checkpoint, data, path, plan.overrides))
+
+
+def find_protocol(plan: TaskRun, task: Task[Any], checkpoint: Checkpoint) -> tuple[dict[str, Any], Path]:
+    """Return the settings of the data that the checkpoint gives, and the protocol's file.
+
+    Raises:
+        InputError: there is no such file, or no protocol for the data set.
+    """
+    if task.default is not None:
+        return {}, configs.find(task.default if plan.config is None else plan.config, plan.task)
+    changes = [change.removeprefix("data.") for change in plan.overrides if change.startswith("data.")]
+    own = {} if checkpoint.recipe is None else inherited_data(checkpoint.recipe.data, changes)
+    data = {key: value for key, value in own.items() if key not in ("mean", "std")}  # these belong to the backbone
+    asked = configs.build(DataConfig, data, "data", changes)
+    path = protocol.default_path(plan.task, asked) if plan.config is None else configs.find(plan.config, plan.task)
+    return data, path
 
 
 def _checkpoint(plan: TaskRun) -> Checkpoint:
@@ -158,11 +166,15 @@ def run(plan: TaskRun) -> list[ResultRecord]:
     """
     task, checkpoint, config = prepare(plan)
     store = RecordStore(plan.results / "records")
-    seeds = list(plan.seeds)
-    if not task.seeded and plan.init == "checkpoint" and len(seeds) > 1:
+    seeds = needed_seeds(plan, task)
+    if len(seeds) < len(plan.seeds):
         print(f"{plan.task}: does not depend on the seed; one run serves all seeds", file=sys.stderr)
-        seeds = seeds[:1]
     return [_run_seed(plan, task, checkpoint, config, seed, store) for seed in seeds]
+
+
+def needed_seeds(plan: TaskRun, task: Task[Any]) -> list[int]:
+    """Return the seeds that give different results."""
+    return list(plan.seeds) if task.seeded or plan.init == "random" else list(plan.seeds)[:1]
 
 
 def _run_seed(
@@ -173,32 +185,9 @@ def _run_seed(
     seed: int,
     store: RecordStore,
 ) -> ResultRecord:
-    random = plan.init == "random"
+    random, data = plan.init == "random", task.fingerprints(config)
     checkpoint = random_init(trained, seed) if random else trained
-    data = task.fingerprints(config)
-    record = ResultRecord(
-        task=plan.task,
-        method=checkpoint.method,
-        dataset=config.data.dataset,
-        backbone=checkpoint.architecture.name,
-        metrics={},
-        details={},
-        pretraining=checkpoint.pretraining(),
-        evaluation=protocol.evaluation(task, checkpoint, config, data),
-        pretrain_seed=checkpoint.seed,
-        transfer_seed=seed,
-        protocol=protocol.describe(task, checkpoint, config),
-        scale="reduced",  # until the outcome tells
-        weights_sha256=checkpoint.weights_sha256,
-        checkpoint_sha256=checkpoint.sha256 or None,
-        config=configs.to_dict(config),
-        code=provenance.code(),
-        libraries=provenance.libraries(),
-        hardware=provenance.hardware(),
-        wall_time_s=0.0,
-        peak_memory_mib=0.0,
-        created=now(),
-    )
+    record = begin_record(plan, task, checkpoint, config, seed, data)
     folder = Path("runs") / plan.task / record.key
     new = folder / "fresh"  # the work of --fresh, which replaces the rest of the folder at the end
     picture = folder / f"worst_seed{seed}.png"
@@ -246,6 +235,39 @@ def _run_seed(
             _clear(folder)
             _report(record, f"{record.wall_time_s:.0f} s")
     return record
+
+
+def begin_record(
+    plan: TaskRun, task: Task[Any], checkpoint: Checkpoint, config: Any, seed: int, data: dict[str, str]
+) -> ResultRecord:
+    """Return the record of a result before it is known; its key is that of the result.
+
+    Args:
+        data: the fingerprints of the splits.
+    """
+    return ResultRecord(
+        task=plan.task,
+        method=checkpoint.method,
+        dataset=config.data.dataset,
+        backbone=checkpoint.architecture.name,
+        metrics={},
+        details={},
+        pretraining=checkpoint.pretraining(),
+        evaluation=protocol.evaluation(task, checkpoint, config, data),
+        pretrain_seed=checkpoint.seed,
+        transfer_seed=seed,
+        protocol=protocol.describe(task, checkpoint, config),
+        scale="reduced",  # until the outcome tells
+        weights_sha256=checkpoint.weights_sha256,
+        checkpoint_sha256=checkpoint.sha256 or None,
+        config=configs.to_dict(config),
+        code=provenance.code(),
+        libraries=provenance.libraries(),
+        hardware=provenance.hardware(),
+        wall_time_s=0.0,
+        peak_memory_mib=0.0,
+        created=now(),
+    )
 
 
 def _require_one_file_per_seed(record: ResultRecord, store: RecordStore) -> None:

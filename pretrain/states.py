@@ -82,6 +82,12 @@ def save(path: Path, state: dict[str, Any]) -> str:
     return files.write_digested(path, lambda stream: torch.save({"format": FORMAT, **state}, stream), keep=_KEPT)
 
 
+def needed_bytes(path: Path, one: int) -> int:
+    """Return the bytes that a run still needs for the states of `one` bytes each that it keeps, and one more."""
+    there = [file.stat().st_size for age in range(_KEPT + 1) if (file := files.earlier(path, age)).exists()]
+    return (_KEPT + 2) * one - sum(there)
+
+
 def require_space(path: Path, state: dict[str, Any]) -> None:
     """Refuse a run at its start if the disk has no room for the states that it will keep, and one more.
 
@@ -89,9 +95,7 @@ def require_space(path: Path, state: dict[str, Any]) -> None:
         ResourceError: the message tells the bytes that are needed and free.
     """
     one = sum(tensor.numel() * tensor.element_size() for _, tensor in tensors(state))
-    there = [file.stat().st_size for age in range(_KEPT + 1) if (file := files.earlier(path, age)).exists()]
-    needed = (_KEPT + 2) * one - sum(there)
-    free = free_bytes(path.parent)
+    needed, free = needed_bytes(path, one), free_bytes(path.parent)
     if free < needed:
         raise ResourceError(
             f"{path.parent}: {free} bytes are free; expected {needed} for {_KEPT + 2} states of {one} bytes; free some "

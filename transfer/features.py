@@ -172,16 +172,7 @@ def extract(
         InputError: an image cannot be read, the weights do not fit, or a feature is not finite.
         ResourceError: the disk is full.
     """
-    about = {
-        "weights": checkpoint.weights_sha256,
-        "backbone": identity(checkpoint.architecture),
-        "images": fingerprint(source),
-        "preprocessing": [resize, crop, *normalization],
-        "code": [files.sha256(path) for path in _CODE],
-        "computed_by": [process.device.type, torch.__version__],
-        **({} if precision == DEFAULT else {"precision": precision}),
-    }
-    path = FOLDER / f"{digest(about)}.npy"
+    path = _path(checkpoint, source, [resize, crop, *normalization], precision, process.device.type)
     features = _cached(path)
     if not distributed.any_process(features is None, process.device):
         if process.is_main:
@@ -212,6 +203,33 @@ def extract(
             files.write_digested(path, functools.partial(_write, features.numpy()))
     assert features is not None
     return Features(features, torch.from_numpy(source.labels))
+
+
+def _path(checkpoint: Checkpoint, source: ImageSource, look: list[Any], precision: str, device: str) -> Path:
+    """Return the file of the cache for some features; see `extract`."""
+    about = {
+        "weights": checkpoint.weights_sha256,
+        "backbone": identity(checkpoint.architecture),
+        "images": fingerprint(source),
+        "preprocessing": look,
+        "code": [files.sha256(path) for path in _CODE],
+        "computed_by": [device, torch.__version__],
+        **({} if precision == DEFAULT else {"precision": precision}),
+    }
+    return FOLDER / f"{digest(about)}.npy"
+
+
+def is_cached(checkpoint: Checkpoint, source: ImageSource, config: Any, device: str) -> bool:
+    """Return whether `extract_both` would find the features of a source in the cache.
+
+    Args:
+        config: as for `extract_both`.
+        device: type of the device, "cpu" or "cuda".
+    """
+    if not any(FOLDER.glob("*.npy")):  # without reading the images for their fingerprint
+        return False
+    look = [config.resize, config.crop, *normalization(config.data)]
+    return _path(checkpoint, source, look, config.precision, device).exists()
 
 
 def _gather(share: torch.Tensor, process: distributed.Process) -> torch.Tensor:

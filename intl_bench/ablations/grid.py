@@ -124,10 +124,8 @@ def points(records: Sequence[ResultRecord]) -> list[Point]:
 
 def _run_cell(recipe: Recipe, tasks: Sequence[str], store: RecordStore, results: Path, *, fresh: bool) -> None:
     records, planned = store.load(), _planned(recipe)
-    # The recipe and its data identify the cell. The rest of a record takes time to compute.
     cell = TASK, digest(planned.pretraining()), recipe.seed
-    before = next((r for r in records if (r.task, r.pretraining_sha256, r.pretrain_seed) == cell), None)
-    if before is not None and not fresh and _is_complete(before, tasks, records):
+    if not fresh and _is_recorded(planned, tasks, records):
         for folder in (recipe.folder.parent, *(base / task for task in tasks for base in (Path("runs"), store.folder))):
             files.sweep(folder)  # what a failed call could not remove
         print(f"{recipe.name} seed {recipe.seed}: already there", flush=True)
@@ -151,6 +149,24 @@ def _run_cell(recipe: Recipe, tasks: Sequence[str], store: RecordStore, results:
         details |= {"weights_sha256": trained.weights_sha256}
         record = _record(trained, {"diverged": 0.0, **metrics}, details)
     store.replace(record)
+
+
+def is_done(recipe: Recipe, seed: int, tasks: Sequence[str], records: Sequence[ResultRecord]) -> bool:
+    """Return whether a cell has all its records for a seed.
+
+    Raises:
+        InputError: the images cannot be read.
+    """
+    if not any(r.task == TASK for r in records):  # without reading the images for their fingerprint
+        return False
+    return _is_recorded(_planned(dataclasses.replace(recipe, seed=seed)), tasks, records)
+
+
+def _is_recorded(planned: Checkpoint, tasks: Sequence[str], records: Sequence[ResultRecord]) -> bool:
+    # The recipe and its data identify the cell. The rest of a record takes time to compute.
+    cell = TASK, digest(planned.pretraining()), planned.seed
+    before = next((r for r in records if (r.task, r.pretraining_sha256, r.pretrain_seed) == cell), None)
+    return before is not None and _is_complete(before, tasks, records)
 
 
 def _is_complete(cell: ResultRecord, tasks: Sequence[str], records: Sequence[ResultRecord]) -> bool:

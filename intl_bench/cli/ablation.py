@@ -4,7 +4,16 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from intl_bench.cli.common import add_command, add_seed_jobs, print_plan, split_words, start_seeds, starts_seeds
+from intl_bench.cli.common import (
+    add_command,
+    add_dry_run,
+    add_seed_jobs,
+    is_dry_run,
+    print_plan,
+    split_words,
+    start_seeds,
+    starts_seeds,
+)
 from intl_bench.core.errors import InputError
 
 
@@ -23,7 +32,7 @@ def add(commands: Any) -> None:
     add_seed_jobs(command)
     command.add_argument("--results", type=Path, help="folder of its results (default: results/ablations/NAME)")
     command.add_argument("--fresh", action="store_true", help="start over and replace existing records")
-    command.add_argument("--dry-run", action="store_true", help="print the plan and write nothing")
+    add_dry_run(command)
 
 
 def _run(args: argparse.Namespace) -> None:
@@ -38,9 +47,15 @@ def _run(args: argparse.Namespace) -> None:
     seeds = runs.parse_seeds(f"{args.only_seed}," if one else str(ablation.seeds) if args.seeds is None else args.seeds)
     results = args.results or Path("results") / "ablations" / ablation.name
     made = cells.recipes(ablation, seeds[0], overrides)
-    if args.dry_run:
-        plan = {"cells": [recipe.name for recipe in made], "seeds": seeds, "tasks": list(ablation.tasks)}
-        print_plan({"ablation": ablation.name, **plan, "writes": str(results)})
+    if is_dry_run(args):
+        from intl_bench.ablations import plan
+        from intl_bench.core.read_only import read_only
+
+        with read_only():
+            print(plan.describe(ablation, made, seeds=seeds, results=results, fresh=args.fresh))
+        if args.verbose:
+            print()
+            print_plan({"cells": {recipe.name: recipe for recipe in made}})
         return
     grid.check(made)
     if not one:  # the command that starts the seeds does this for all of them

@@ -74,6 +74,23 @@ def start_seeds(args: argparse.Namespace, seeds: Sequence[int]) -> None:
         run_on_cluster(commands, args.slurm, JOBS)
 
 
+def add_dry_run(command: argparse.ArgumentParser) -> None:
+    """Add `--dry-run` and `--verbose`."""
+    command.add_argument("--dry-run", action="store_true", help="print what would be done, in short; write nothing")
+    command.add_argument("--verbose", action="store_true", help="with --dry-run: all settings and details too")
+
+
+def is_dry_run(args: argparse.Namespace) -> bool:
+    """Return whether the command only plans.
+
+    Raises:
+        InputError: --verbose is given without --dry-run.
+    """
+    if args.verbose and not args.dry_run:
+        raise InputError("--verbose: has no use without --dry-run; add --dry-run, or leave it out")
+    return bool(args.dry_run)
+
+
 def print_plan(values: dict[str, object]) -> None:
     """Print what a `--dry-run` resolved, as YAML."""
     from omegaconf import OmegaConf

@@ -4,7 +4,7 @@ import argparse
 import os
 from typing import Any
 
-from intl_bench.cli.common import JOBS, add_command, add_slurm, print_plan, split_words
+from intl_bench.cli.common import JOBS, add_command, add_dry_run, add_slurm, is_dry_run, print_plan, split_words
 from intl_bench.core.errors import OK
 
 
@@ -15,7 +15,7 @@ def add(commands: Any) -> None:
         "words",
         nargs="*",
         metavar="CONFIG | key=value",
-        help="a recipe (default: imagenet_r50_intl) and overrides; --dry-run lists all settings; for GPUs: "
+        help="a recipe (default: imagenet_r50_intl) and overrides; --dry-run --verbose lists all settings; for GPUs: "
         "precision=bf16, graph=true, compile=true, deterministic=true (docs/gpu.md)",
     )
     command.add_argument("--fresh", action="store_true", help="start over, discarding what the run's folder holds")
@@ -24,7 +24,7 @@ def add(commands: Any) -> None:
     )
     add_slurm(command, "as a job through submitit; options as timeout_min=4320,nodes=2,gpus_per_node=8")
     command.add_argument("--in-job", action="store_true", help=argparse.SUPPRESS)  # the job that --slurm submits
-    command.add_argument("--dry-run", action="store_true", help="print the resolved plan and write nothing")
+    add_dry_run(command)
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -33,17 +33,8 @@ def _run(args: argparse.Namespace) -> int:
 
     name, overrides = split_words(args.words, "CONFIG")
     recipe = load_recipe("imagenet_r50_intl" if name is None else name, overrides)
-    if args.dry_run:
-        from pretrain.dry_run import plan
-
-        count = args.processes
-        if count is None:
-            count = processes.count(None, device=recipe.device, batch_size=recipe.batch_size)
-            count = int(os.environ.get("WORLD_SIZE", count))
-        cost = plan.format_plan(plan.make_plan(recipe, processes=count))
-        if int(os.environ.get("RANK", 0)) == 0:
-            print_plan({"recipe": recipe, "writes": str(recipe.folder)})
-            print(f"\n{cost}")
+    if is_dry_run(args):
+        _print_plan(args, recipe)
         return OK
     if args.slurm is not None and not args.in_job:
         from intl_bench.launch.slurm import run_on_cluster
@@ -61,3 +52,28 @@ def _run(args: argparse.Namespace) -> int:
     if is_main_process():
         print(f"checkpoint: {path}")
     return OK
+
+
+def _print_plan(args: argparse.Namespace, recipe: Any) -> None:
+    """Print the plan of a run. Of several processes only the first one does."""
+    from intl_bench.core.read_only import read_only
+    from intl_bench.launch import processes
+    from pretrain.dry_run import machine, plan, text
+    from pretrain.recipe import load_recipe
+
+    if int(os.environ.get("RANK", 0)) != 0:
+        return
+    count = args.processes
+    if count is None:
+        count = processes.count(None, device=recipe.device, batch_size=recipe.batch_size)
+        count = int(os.environ.get("WORLD_SIZE", count))
+    name, _ = split_words(args.words, "CONFIG")
+    with read_only():
+        here = machine.measure(recipe.device, processes=count)
+        made = plan.make_plan(recipe, processes=count, here=here)
+        named = load_recipe("imagenet_r50_intl" if name is None else name)
+        device = "cuda" if here.on_gpu else "cpu"
+        print(text.summary(made, named, device=device, fresh=args.fresh))
+    if args.verbose:
+        print(f"\n{text.format_plan(made)}\n")
+        print_plan({"recipe": recipe})

@@ -5,7 +5,16 @@ import functools
 from pathlib import Path
 from typing import Any
 
-from intl_bench.cli.common import add_command, add_seed_jobs, print_plan, split_words, start_seeds, starts_seeds
+from intl_bench.cli.common import (
+    add_command,
+    add_dry_run,
+    add_seed_jobs,
+    is_dry_run,
+    print_plan,
+    split_words,
+    start_seeds,
+    starts_seeds,
+)
 
 _OPTIONS: dict[str, dict[str, Any]] = {
     "engine": {
@@ -62,7 +71,7 @@ def add(commands: Any) -> None:
             "--results", type=Path, default=Path("results"), help="folder of records (default: results)"
         )
         command.add_argument("--fresh", action="store_true", help="score again and replace existing records")
-        command.add_argument("--dry-run", action="store_true", help="print the resolved plan and write nothing")
+        add_dry_run(command)
 
 
 def _run(name: str, args: argparse.Namespace) -> None:
@@ -93,10 +102,8 @@ def _run(name: str, args: argparse.Namespace) -> None:
         results=args.results,
         fresh=args.fresh,
     )
-    if args.dry_run:
-        _, read, config = runs.prepare(plan)
-        start = str(read.path) if args.init == "checkpoint" else f"random {read.architecture.name}"
-        print_plan({"task": plan.task, "checkpoint": start, "seeds": list(plan.seeds), "config": config})
+    if is_dry_run(args):
+        _print_plan(args, "task", plan)
     elif starts_seeds(args):
         runs.prepare(plan)  # reports errors before the first seed starts
         start_seeds(args, plan.seeds)
@@ -125,8 +132,23 @@ def _score_detector(name: str, args: argparse.Namespace, given: str | None, over
     plan = trained_detectors.Plan(
         task=name, detector=Path(given), config=args.config, overrides=overrides, fresh=args.fresh
     )
-    if args.dry_run:
-        detector, config = trained_detectors.prepare(plan)
-        print_plan({"task": name, "detector": str(detector.path), "config": config})
+    if is_dry_run(args):
+        _print_plan(args, "detector", plan)
     else:
         trained_detectors.score(plan)
+
+
+def _print_plan(args: argparse.Namespace, what: str, plan: Any) -> None:
+    """Print what `intl_bench.dry_run` tells about a plan. Of several processes only the first one does."""
+    from intl_bench import dry_run
+    from intl_bench.core.distributed import is_main_process
+    from intl_bench.core.read_only import read_only
+
+    if not is_main_process():
+        return
+    with read_only():
+        text, parts, config = getattr(dry_run, what)(plan)
+    print(text)
+    if args.verbose:
+        print(f"{parts}\n")
+        print_plan({"config": config})

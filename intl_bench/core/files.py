@@ -19,6 +19,7 @@ from typing import IO, Any
 
 from intl_bench.core import inputs, owners, seals
 from intl_bench.core.errors import DamagedError, from_os_error
+from intl_bench.core.read_only import require_writable
 
 # Read once, because the call changes the mask of the whole process, and files are also written in the background.
 _UMASK = os.umask(0)
@@ -84,6 +85,7 @@ _swept: set[Path] = set()
 @contextlib.contextmanager
 def _writing(path: Path) -> Iterator[Path]:
     """Yield an empty temporary file beside `path`, and remove it at the end, unless it has been renamed."""
+    require_writable(path)
     temporary: Path | None = None
     try:
         with contextlib.suppress(FileNotFoundError):  # renaming would destroy a device such as /dev/null
@@ -181,6 +183,7 @@ def write_stream(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 
 def append_bytes(path: Path, content: bytes) -> None:
     """Append to a file, which is created if it is missing, as is its folder; raises the errors of `write_text`."""
+    require_writable(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab") as stream:

@@ -220,6 +220,13 @@ def count(forward: Callable[[], torch.Tensor]) -> Cost:
     return Cost(operations=tally.operations, saved=saved, peak=tally.peak)
 
 
+def count_forward(forward: Callable[[], object]) -> Cost:
+    """Count the cost of `forward` alone, without gradients. Call it within `without_data`."""
+    with torch.no_grad(), _Tally() as tally:
+        forward()
+    return Cost(operations=tally.operations, saved=0, peak=tally.peak)
+
+
 @contextlib.contextmanager
 def without_data() -> Iterator[None]:
     """Create new tensors with shape, type and layout only within the block, without memory and values."""

@@ -1,14 +1,13 @@
 """Cost of a recipe before anything is computed or written: `intl-bench pretrain --dry-run`.
 
-Parameters, FLOPs, memory and the size of the checkpoint are counted. Hours on a GPU are estimated by a model
-(`costs.step_seconds`), whose errors against measurements are printed with them.
+Parameters, FLOPs, memory and the size of the checkpoint are counted. The time of a step is estimated by a model
+(`costs.step_seconds`): on GPUs with the rates of data sheets, on this machine with rates that are measured.
 """
 
 import copy
 import dataclasses
 import io
 import logging
-import textwrap
 import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -24,26 +23,12 @@ from intl_bench.core.sharing import require_even_batch
 from pretrain import train
 from pretrain.dry_run import costs
 from pretrain.dry_run.costs import Cost, Device
-from pretrain.images.data import DataConfig, open_source
+from pretrain.dry_run.machine import Machine, Preparation, time_views
+from pretrain.images.data import DataConfig, ImageSource, open_source
 from pretrain.methods import Method
 from pretrain.methods.intl import INTLLoss
 from pretrain.recipe import Recipe
 
-_MODEL = (
-    "The estimate is a model, not a measurement. An operation takes the time of its arithmetic at "
-    f"{costs.PRODUCT_SHARE:.0%} or of its memory traffic at {costs.MEMORY_SHARE:.0%} of the dense rate of the data "
-    "sheet, whichever is longer (float32: TF32 for convolutions only). All operations together take at least 10 us "
-    "each. The all-reduce of the gradients is added. Augmentation and waiting for data are left out: the loaders must "
-    "deliver these img/s. The roofline is the same model at the full rates of the data sheet, without launch times and "
-    "all-reduce."
-)
-# Measured by benchmarks/plan.py.
-_ERRORS = (
-    "Errors of the model: for small runs on two CPU cores with measured rates (not on a GPU), predicted img/s -17% to "
-    "-1%, but +64% for 16 images and a projector of 151 M parameters; predicted peak memory -3% to -1%. Against img/s "
-    "that NVIDIA published for a supervised ResNet-50 on one A100: +1% in mixed precision, from which the two shares "
-    "were chosen, and +34% in TF32."
-)
 _RESERVED = 2**30  # bytes of a GPU for CUDA, its libraries and gaps between tensors
 
 
@@ -87,7 +72,8 @@ class CostPlan:
             the loss. For other methods: counted operation by operation.
         memory: bytes of one process, by part; the peak is the sum.
         checkpoint: bytes of the checkpoint file.
-        estimates: one estimate for each device.
+        estimates: one estimate for each device, that of this machine first.
+        preparation: time to prepare an image, in the estimate of this machine; None if it is not known.
     """
 
     recipe: Recipe
@@ -103,6 +89,7 @@ class CostPlan:
     memory: dict[str, int]
     checkpoint: int
     estimates: tuple[Estimate, ...]
+    preparation: Preparation | None
 
     @property
     def peak(self) -> int:
@@ -115,13 +102,22 @@ class CostPlan:
         return None if self.steps_per_epoch is None else self.recipe.total_steps(self.steps_per_epoch)
 
 
-def make_plan(recipe: Recipe, *, processes: int = 1, devices: Sequence[Device] = costs.GPUS) -> CostPlan:
+def make_plan(
+    recipe: Recipe,
+    *,
+    processes: int = 1,
+    devices: Sequence[Device] = costs.GPUS,
+    here: Machine | None = None,
+    preparation: Preparation | None = None,
+) -> CostPlan:
     """Plan the cost of a run.
 
     Args:
         recipe: the recipe of the run.
         processes: number of processes, each with its own device.
         devices: kinds of devices to estimate the time for.
+        here: this machine. Its estimate comes first and includes the preparation of the images.
+        preparation: time to prepare an image; None measures it, if the images can be opened.
 
     Raises:
         InputError: the batch does not fit the data set, the method or the number of processes.
@@ -132,7 +128,7 @@ def make_plan(recipe: Recipe, *, processes: int = 1, devices: Sequence[Device] =
             f"--processes {processes}: the cost of one image for each process is unknown; expected at most "
             f"{recipe.batch_size // 2}; lower --processes"
         )
-    images, classes, images_from = _images(recipe.data)
+    source, images, classes, images_from = _images(recipe.data)
     meta = torch.device("meta")
     with meta:
         training = train.build_training(
@@ -165,15 +161,21 @@ def make_plan(recipe: Recipe, *, processes: int = 1, devices: Sequence[Device] =
     def estimate(device: Device) -> Estimate:
         passes = {"trained": persistent["gradients"], "target": persistent["momentum target"]}
         step = costs.step_seconds(cost, device, **passes, processes=processes)
+        reserved = _RESERVED
+        if here is not None and device is here.device:
+            step = here.seconds(step, recipe.batch_size, preparation or Preparation(), recipe.workers * processes)
+            reserved = _RESERVED if here.on_gpu else 0
         return Estimate(
             device=device,
             step=step,
             roofline=costs.roofline_seconds(cost, device, **passes),
             images_per_second=recipe.batch_size / step,
             hours=recipe.total_steps(steps) * step / 3600 if steps else None,
-            fits=sum(memory.values()) + _RESERVED <= device.memory,
+            fits=sum(memory.values()) + reserved <= device.memory,
         )
 
+    if preparation is None and here is not None and source is not None:
+        preparation = time_views(source, recipe.views, on_gpu=here.on_gpu)
     loss_flops = loss.flops // recipe.batch_size if loss else None
     passes = [1 if target and number == 0 else 3 for number in range(len(forward))]
     return CostPlan(
@@ -196,7 +198,8 @@ def make_plan(recipe: Recipe, *, processes: int = 1, devices: Sequence[Device] =
         else sum(n * flops for n, flops in zip(passes, forward, strict=True)) + loss_flops,
         memory=memory,
         checkpoint=checkpoint,
-        estimates=tuple(estimate(device) for device in devices),
+        estimates=tuple(estimate(device) for device in (*([here.device] if here else []), *devices)),
+        preparation=preparation,
     )
 
 
@@ -252,77 +255,21 @@ def _count_step(training: train.Training, processes: int = 1) -> tuple[Cost, Cos
     return Cost(operations=operations, saved=whole.saved + more, peak=whole.peak + more), full
 
 
-def format_plan(plan: CostPlan) -> str:
-    """Format a plan as aligned text: first the counted values, then the estimates."""
-    recipe, parameters = plan.recipe, plan.parameters
-    target = f"momentum target {_millions(parameters['target'])}" if parameters["target"] else "no momentum target"
-    passes = "3 forward passes of trained views, 1 of the target" if parameters["target"] else "3 forward passes"
-    step = "counted" if plan.loss_flops is None else f"{passes}, and {plan.loss_flops / 1e9:.3f} for the loss"
-    sizes = [view.size for view in recipe.views]
-    lines = [
-        f"parameters           {_millions(parameters['trained'])} trained: backbone "
-        f"{_millions(parameters['backbone'])}, projector {_millions(parameters['projector'])}; {target}",
-        "GFLOPs per image     a multiply-add counts as two (fvcore counts it as one)",
-        *(
-            f"  {size:4} px forward    {flops / 1e9:8.3f} x {sizes.count(size)}"
-            for size, flops in plan.view_flops.items()
-        ),
-        f"  all views forward  {plan.forward_flops / 1e9:8.3f}",
-        f"  a training step    {plan.flops / 1e9:8.3f}: {step}",
-        *textwrap.wrap(
-            f"images               {'' if plan.images is None else f'{plan.images:,}, '}{plan.images_from}",
-            118,
-            subsequent_indent=" " * 21,
-            break_long_words=False,
-        ),
-        "steps                "
-        + (
-            f"not known: {recipe.epochs:,} epochs"
-            if plan.steps_per_epoch is None
-            else f"{plan.total_steps:,} = {plan.steps_per_epoch:,} x {recipe.epochs:,} epochs"
-            if recipe.max_steps is None
-            else f"{plan.total_steps:,}, at most {plan.steps_per_epoch:,} x {recipe.epochs:,} epochs"
-        )
-        + f", {recipe.batch_size} images each",
-        f"memory per process   GiB, for {recipe.batch_size // plan.processes} images",
-        *(f"  {part:18} {size / 2**30:8.3f}" for part, size in plan.memory.items() if size),
-        f"  peak               {plan.peak / 2**30:8.3f}",
-        f"checkpoint           {plan.checkpoint / 2**30:8.3f} GiB",
-        "",
-        f"estimated, on {plan.processes} of   {'step':>8}  {'roofline':>8}  {'img/s':>8}  {'hours':>8}  memory",
-    ]
-    lines += [_estimated(estimate, plan.peak) for estimate in plan.estimates]
-    return "\n".join([*lines, "", *textwrap.wrap(_MODEL, 118), *textwrap.wrap(_ERRORS, 118)])
-
-
-def _estimated(estimate: Estimate, peak: int) -> str:
-    hours = "not known" if estimate.hours is None else f"{estimate.hours:8,.1f}"
-    return (
-        f"  {estimate.device.name:18} {1000 * estimate.step:5.0f} ms  {1000 * estimate.roofline:5.0f} ms  "
-        f"{estimate.images_per_second:8,.0f}  {hours}  {peak / 2**30:.1f} of {estimate.device.memory / 2**30:.0f} GiB"
-        + ("" if estimate.fits else ": too small")
-    )
-
-
-def _millions(n: int) -> str:
-    return f"{n / 1e6:.1f} M"
-
-
 def _total(terms: dict[str, torch.Tensor]) -> torch.Tensor:
     return torch.stack(list(terms.values())).sum()
 
 
-def _images(config: DataConfig) -> tuple[int | None, int, str]:
-    """Return the numbers of images and classes of the training set, and the source of the number of images."""
+def _images(config: DataConfig) -> tuple[ImageSource | None, int | None, int, str]:
+    """Return the training images, their number, that of their classes, and the source of the number of images."""
     try:
         source = open_source(config, "train")
-        return len(source), len(source.class_names), "counted"
+        return source, len(source), len(source.class_names), "counted"
     except BenchError as error:
         facts = DATASETS.get(config.dataset)
         known = facts.train if facts is not None else None
         reason = f"cannot count them: {' '.join(str(error).split())}"
         classes = facts.classes if facts is not None else 1000
-        return known, classes, f"{'as published' if known else 'not known'}; {reason}"
+        return None, known, classes, f"{'as published' if known else 'not known'}; {reason}"
 
 
 def _forward_flops(method: Method, recipe: Recipe) -> dict[int, int]:

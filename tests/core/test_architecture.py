@@ -23,6 +23,7 @@ RULES: dict[str, tuple[str, ...]] = {
         "intl_bench.core",
         "pretrain.backbone",
         "pretrain.checkpoint",
+        "pretrain.dry_run",
         "pretrain.finite",
         "pretrain.images",
         "pretrain.states",

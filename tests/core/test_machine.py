@@ -28,7 +28,7 @@ def test_sizes_and_times_in_words() -> None:
         *("0 B", "700 B", "1.5 KiB", "200 MiB", "1.0 GiB", "3,072 GiB")
     ]
     assert [planned.duration(s) for s in (0.04, 59, 91, 3600, 86400, 40 * 86400)] == [
-        *("0.0 s", "59 s", "1.5 min", "60 min", "24 h", "40 days")
+        *("40 ms", "59 s", "1.5 min", "60 min", "24 h", "40 days")
     ]
 
 

@@ -40,7 +40,7 @@ def run(installed: Path, folder: Path, *words: str) -> subprocess.CompletedProce
 def test_recipes_are_found_from_an_empty_folder(installed: Path, tmp_path: Path) -> None:
     done = run(installed, tmp_path, "pretrain", "--dry-run")
     assert done.returncode == 0, done.stderr
-    assert "name: imagenet_r50_intl" in done.stdout
+    assert "imagenet_r50_intl, seed 0" in done.stdout
     assert not list(tmp_path.iterdir())
 
 

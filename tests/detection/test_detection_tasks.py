@@ -132,7 +132,7 @@ def test_records_name_the_method_and_the_source_of_the_weights(capsys: pytest.Ca
     assert same(detector(found["Mine"]), detector(found["Supervised"]))
     capsys.readouterr()
     assert cli.main(words("coco", None, "--init", "random", "--dry-run")) == 0
-    assert "checkpoint: random resnet50\n" in capsys.readouterr().out
+    assert "checkpoint random resnet50, initialized by each seed\n" in capsys.readouterr().out
 
 
 @pytest.mark.slow

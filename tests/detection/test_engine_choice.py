@@ -81,7 +81,7 @@ def test_a_broken_installation_breaks_no_command(
     command = ["coco", "--init", "random", "--dry-run"]
     assert cli.main(command) == 0
     printed = capsys.readouterr()
-    assert "engine: builtin\n" in printed.out
+    assert "engine builtin;" in printed.out
     (line,) = printed.err.splitlines()
     assert line.startswith("engine: builtin, because Detectron2 is installed and cannot be imported (")
     assert reason in line

@@ -56,7 +56,7 @@ def test_a_detector_of_this_project_has_the_numbers_of_its_record(capsys: pytest
     assert "detecting" not in printed.err
     assert (other.parent / "worst.png").read_bytes().startswith(b"\x89PNG")
     assert cli.main([*command, "--dry-run"]) == 0
-    assert f"detector: {file}\n" in capsys.readouterr().out
+    assert f"detector   {file}, of this project\n" in capsys.readouterr().out
     assert cli.main(["voc", *command[1:]]) == 2  # VOC's metric of a data set of COCO
     assert "a detector of data.kind=coco; run intl-bench coco --eval-only" in capsys.readouterr().err
     content = torch.load(file, weights_only=True)

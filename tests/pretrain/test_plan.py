@@ -18,6 +18,7 @@ from intl_bench.core.errors import InputError
 from pretrain import states, train
 from pretrain.backbone import ARCHITECTURES, STEMS
 from pretrain.dry_run import costs, plan
+from pretrain.dry_run import text as words
 from pretrain.images.data import open_source
 from pretrain.images.loader import training_batches
 from pretrain.recipe import Recipe, load_recipe
@@ -255,26 +256,28 @@ def test_unknown_images_leave_the_steps_out() -> None:
     made = plan.make_plan(tiny("data.kind=imagefolder", "data.root=nowhere", "data.name=birds"))
     assert (made.images, made.steps_per_epoch, made.total_steps) == (None, None, None)
     assert all(estimate.hours is None for estimate in made.estimates)
-    text = plan.format_plan(made)
+    text = words.format_plan(made)
     assert "not known; cannot count them: cannot read the image folder nowhere/train" in " ".join(text.split())
 
 
 def test_dry_run_prints_the_plan_and_writes_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["pretrain", "demo", *TINY, "--dry-run", "--processes", "2"]) == 0
+    assert cli.main(["pretrain", "demo", *TINY, "--dry-run", "--verbose", "--processes", "2"]) == 0
     out, err = capsys.readouterr()
     assert err == ""
-    text = plan.format_plan(planned(processes=2))
-    assert out.startswith("recipe:\n  name: demo\n")
-    assert out.endswith(f"writes: runs/pretrain/demo/seed0\n\n{text}\n")
+    short, text, settings = out.split("\n\n", 1)[0], words.format_plan(planned(processes=2)), out.rpartition("\n\n")[2]
+    counted = text.partition("\nestimated, on 2 of")[0]
+    assert counted in out
+    assert settings.startswith("recipe:\n  name: demo\n")
     assert max(len(line) for line in text.splitlines()) <= 120
-    for words in ("trained: backbone", "a training step", "18 = 6 x 3 epochs", "activations", "checkpoint", "H200"):
-        assert words in text
+    assert max(len(line) for line in short.splitlines()) <= 80
+    for part in ("trained: backbone", "a training step", "18 = 6 x 3 epochs", "activations", "checkpoint", "H200"):
+        assert part in text
     assert "not a measurement" in text
     assert not list(Path().iterdir())
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("given", "message"),
     [
         (["batch_size=4096"], "batch_size=4096"),
         (["batch_size=8"], "0.01 (log2 8 - 3) = 0"),
@@ -282,8 +285,8 @@ def test_dry_run_prints_the_plan_and_writes_nothing(capsys: pytest.CaptureFixtur
         (["--processes", "5"], "cannot be divided evenly"),
     ],
 )
-def test_a_bad_configuration_is_refused(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["pretrain", "demo", *TINY, *words, "--dry-run"]) == 2
+def test_a_bad_configuration_is_refused(given: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["pretrain", "demo", *TINY, *given, "--dry-run"]) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert message in err
@@ -299,6 +302,6 @@ def test_the_default_recipe_from_the_command_line() -> None:
         text=True,
     )
     assert (done.returncode, done.stderr) == (0, "")
-    assert "name: imagenet_r50_intl" in done.stdout
+    assert done.stdout.startswith("pretrain   imagenet_r50_intl, seed 0, scale paper\n")
     assert "4,003,200 = 5,004 x 800 epochs" in done.stdout
     assert not list(Path().iterdir())

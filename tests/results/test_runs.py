@@ -246,8 +246,7 @@ def test_overrides_may_follow_options(trained: Path, capsys: pytest.CaptureFixtu
         == 0
     )
     text = capsys.readouterr().out
-    assert "epochs: 7" in text
-    assert "lr: 0.5" in text
+    assert "changed    epochs: 500 -> 7\n           lr: 0.01 -> 0.5\n" in text
     for words in (["linear", "--sedes", "3", "epochs=7"], ["tables", "epochs=7"]):
         assert cli.main(words) == 2
         assert "unrecognized arguments" in capsys.readouterr().err
@@ -314,8 +313,8 @@ def test_the_name_of_a_file_may_hold_an_equals_sign(trained: Path, capsys: pytes
     shutil.copyfile(trained, "epoch=1-step=5.pt")
     assert cli.main(["knn", "epoch=1-step=5.pt", "k=1", "--dry-run"]) == 0
     printed = capsys.readouterr().out
-    assert "checkpoint: epoch=1-step=5.pt" in printed
-    assert "k: 1" in printed
+    assert "checkpoint epoch=1-step=5.pt: INTL" in printed
+    assert "changed    k: 5 -> 1\n" in printed
     assert cli.main(["spectrum", "epoch=1-step=5.pt", "data.size=80", "--images", "20"]) == 0
     assert cli.main(["pretrain", "demo", "--dry-run", f"name={'a' * 300}"]) == 2  # longer than the name of a file
 
@@ -326,10 +325,14 @@ def test_a_seed_of_a_random_initialization_is_refused(trained: Path, capsys: pyt
 
 
 def test_dry_run_writes_nothing(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["pretrain", "--dry-run", "epochs=3"]) == 0
-    assert "epochs: 3" in capsys.readouterr().out
+    assert cli.main(["pretrain", "demo", "--dry-run", "epochs=3", "data.size=200"]) == 0
+    assert "changed    epochs: 6 -> 3\n           data.size: 8192 -> 200\n" in capsys.readouterr().out
     assert cli.main(["knn", str(trained), "--dry-run"]) == 0
+    assert "distance: euclidean" not in capsys.readouterr().out
+    assert cli.main(["knn", str(trained), "--dry-run", "--verbose"]) == 0
     assert "distance: euclidean" in capsys.readouterr().out
+    assert cli.main(["knn", str(trained), "--verbose"]) == 2
+    assert "--verbose: has no use without --dry-run" in capsys.readouterr().err
     assert not list(Path().iterdir())
 
 

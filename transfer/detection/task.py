@@ -77,10 +77,10 @@ def fingerprint(config: DetectionConfig, split: str) -> str:
     Raises:
         InputError: an annotation or an image is missing or invalid; see `read_split`.
     """
-    return _read_annotations(config, split).fingerprint()
+    return read_annotations(config, split).fingerprint()
 
 
-def _read_annotations(config: DetectionConfig, split: str) -> Annotations:
+def read_annotations(config: DetectionConfig, split: str) -> Annotations:
     """Read the annotations of a split. The seeds of one command share them if the files do not change."""
     root = Path(os.path.expanduser(config.data.root)).absolute()
     state = []
@@ -142,7 +142,7 @@ def run(
     """
     config = choice.resolve(config)
     engine = _import_engine(config.engine)  # before the annotations, because reading large ones takes time
-    train, test = (_read_annotations(config, split) for split in ("train", "test"))
+    train, test = (read_annotations(config, split) for split in ("train", "test"))
     test = match_categories(train, test)
     if config.eval_every:
         import_evaluator(config.evaluator)  # a missing package is reported before training
@@ -188,7 +188,7 @@ def evaluate_detector(detector: Detector, config: DetectionConfig, folder: Path,
     """
     config = choice.resolve(config)
     engine = _import_engine(config.engine)
-    test = detectors.match_categories(detector, _read_annotations(config, "test"))
+    test = detectors.match_categories(detector, read_annotations(config, "test"))
     config = _with_classes(config, test)
     with distributed.start(config.device) as process, StopRequest() as stop:
         results = engine.detect(detector.weights, config, test=test, process=process, stop=stop)
@@ -206,7 +206,7 @@ def draw(config: DetectionConfig, folder: Path, picture: Path) -> bool:
     path = folder / DETECTIONS
     if not path.exists():
         return False
-    test = _read_annotations(config, "test")
+    test = read_annotations(config, "test")
     sizes = np.stack([test.heights, test.widths], 1).tolist()
     results = check_results(
         inputs.read_json(path, "the detections", any_number=True),

@@ -1,0 +1,70 @@
+"""What `intl-bench ablation NAME` would do: `--dry-run`. Nothing is written."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from intl_bench.ablations.cells import Ablation
+from intl_bench.ablations.grid import is_done
+from intl_bench.core import machine, planned
+from intl_bench.core.errors import BenchError
+from intl_bench.records import RecordStore
+from pretrain import states
+from pretrain.dry_run import machine as machines
+from pretrain.dry_run.plan import make_plan
+from pretrain.recipe import Recipe
+
+
+def describe(ablation: Ablation, cells: Sequence[Recipe], *, seeds: Sequence[int], results: Path, fresh: bool) -> str:
+    """Describe the cells of a grid, what is done already, and the time and disk that the rest needs.
+
+    Args:
+        cells: the recipes of the first seed.
+
+    Raises:
+        InputError: a method does not fit the rest of its recipe, or a batch the data.
+    """
+    store = RecordStore(results / "records")
+    records = store.load()
+    rows, left, needed, data = list[list[str]](), 0.0, 0, ""
+    here = machines.measure(cells[0].device) if cells else None
+    prepared: dict[Any, machines.Preparation | None] = {}  # most cells have the same images and views
+    for recipe in cells:
+        assert here is not None
+        look = recipe.data, recipe.views
+        made = make_plan(recipe, here=here, devices=(), preparation=prepared.get(look))
+        prepared[look] = made.preparation
+        if not data:
+            data = (
+                f"{recipe.data.dataset} ({recipe.data.kind}): {made.images or 0:,} training images, {made.images_from}"
+            )
+        try:
+            done = 0 if fresh else sum(is_done(recipe, seed, ablation.tasks, records) for seed in seeds)
+        except BenchError:  # the images cannot be opened, which `data` tells
+            done = 0
+        hours = made.estimates[0].hours
+        rest = len(seeds) - done
+        left += 3600 * (hours or 0.0) * rest
+        needed += rest * max(0, states.needed_bytes(recipe.checkpoint, made.checkpoint))
+        steps = "not known" if made.total_steps is None else f"{made.total_steps:,}"
+        time = "not known" if hours is None else planned.duration(3600 * hours)
+        name = recipe.name.removeprefix(f"{ablation.name}-")
+        rows.append([name if len(name) <= 38 else f"{name[:35]}...", steps, time, f"{done} of {len(seeds)}"])
+    also = [] if ablation.also is None else [("also", f"{ablation.also}, an experiment without images")]
+    scale = cells[0].scale if cells else ablation.scale
+    random = ", also at random initialization" if ablation.random else ""
+    total = f"{planned.duration(left)} for the pre-trainings that are left, one after the other" if left else ""
+    head = [
+        ("ablation", f"{ablation.name}: {len(cells)} cells x {len(seeds)} seeds, scale {scale}"),
+        ("seeds", ", ".join(map(str, seeds))),
+        ("tasks", f"{', '.join(ablation.tasks)} for each{random}" if cells else ""),
+        ("data", data),
+        *also,
+    ]
+    tail = [
+        ("time", total and f"{total}, on {here.device.name if here else ''}: a model, without the scores"),
+        ("disk", planned.disk(needed, machine.free_bytes(Path("runs"))) if cells else ""),
+        ("writes", f"{results}: records, table.md and figures; runs/pretrain/{ablation.name}-*"),
+    ]
+    table = [planned.table("cells", [["cell", "steps", "a seed", "done"], *rows])] if rows else []
+    return "\n".join([planned.rows(head), *table, planned.rows(tail)])

@@ -1,0 +1,1 @@
+"""Costs of scoring before anything is computed or written."""

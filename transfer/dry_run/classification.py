@@ -1,0 +1,199 @@
+"""The work of the tasks that classify: k nearest neighbors, linear evaluation, fine-tuning on a share of the labels."""
+
+import math
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from intl_bench.core.datasets import DATASETS
+from intl_bench.core.errors import BenchError, InputError
+from pretrain.checkpoint import Checkpoint
+from pretrain.dry_run.machine import Machine, Preparation, time_batches, time_views
+from pretrain.images.data import ImageSource, normalization, open_source
+from pretrain.images.loader import evaluation_batches, steps_per_epoch
+from pretrain.images.views import ViewConfig
+from transfer import features
+from transfer.dry_run.work import Phase, Work, added, bytes_of, count, empty_backbone, one_operation
+from transfer.finetune import find_list, listed_images
+from transfer.sgd_classifier import Classifier
+
+_BATCH = 256  # of a test
+_BATCHES, _SAMPLE = 3, 8  # batches that are timed, and at most this many images of each
+_USUAL_SIDE = 224
+
+
+def knn(checkpoint: Checkpoint, config: Any, here: Machine) -> Work:
+    """Return the work of `intl-bench knn`.
+
+    Raises:
+        InputError: there are fewer training images than k, or an image cannot be read.
+    """
+    split = _open(config)
+    n, m, width = split.train, split.test, empty_backbone(checkpoint).num_features
+    if split.source is not None and config.k > n:
+        raise InputError(f"k={config.k}: the data set has only {n} training images")
+    vote = one_operation(flops=2 * n * m * width, bytes=12 * n * m)
+    phases = (*_feature_phases(checkpoint, config, split, here), Phase(name="neighbors", steps=1, cost=vote))
+    return split.work(config, here, phases=phases, results=4 * width * (n + m))
+
+
+def linear(checkpoint: Checkpoint, config: Any, here: Machine) -> Work:
+    """Return the work of `intl-bench linear`.
+
+    Raises:
+        InputError: the batch is larger than the data set, or an image cannot be read.
+    """
+    split = _open(config)
+    if config.augment:
+        return _classifier(checkpoint, config, split, here, frozen=True)
+    n, m, width, classes = split.train, split.test, empty_backbone(checkpoint).num_features, split.classes
+    batch = min(config.batch_size, max(1, n))
+    steps = n // batch
+    product = one_operation(flops=2 * batch * width * classes, bytes=4 * (batch + classes) * width, count=2)
+    # The rows of a batch are gathered. Then follow ten small operations, of Adam and of the softmax.
+    rest = one_operation(bytes=8 * batch * width), one_operation(bytes=16 * (batch + width) * classes, count=10)
+    test = one_operation(flops=2 * m * width * classes, bytes=4 * m * (width + classes))
+    phases = (
+        *_feature_phases(checkpoint, config, split, here),
+        Phase(name="classifier", steps=config.epochs * steps, cost=added(product, *rest)),
+        Phase(name="tests", steps=config.epochs, cost=test),
+    )
+    words = _steps(batch, n, steps, config.epochs, drop_last=True) if n else ""
+    return split.work(config, here, phases=phases, batch=words, results=4 * width * (n + m))
+
+
+def finetune(checkpoint: Checkpoint, config: Any, here: Machine) -> Work:
+    """Return the work of `intl-bench finetune`.
+
+    Raises:
+        InputError: the batch is larger than the list, or an image cannot be read.
+    """
+    return _classifier(checkpoint, config, _open(config, percent=config.train_percent), here, frozen=False)
+
+
+class _Split:
+    """The images of a configuration, or their published numbers if they cannot be opened.
+
+    Attributes:
+        source: the training images; None if they cannot be opened.
+        train, test, classes: their numbers; 0 if they are not known.
+    """
+
+    def __init__(self, config: Any, percent: int | None) -> None:
+        data = config.data
+        where = f" in {data.root}" if data.root else ""
+        self.source: ImageSource | None = None
+        self.tested: ImageSource | None = None
+        try:
+            train, self.tested = (open_source(data, split) for split in ("train", "test"))
+            if percent is not None:
+                train = listed_images(train, find_list(config), percent)  # type: ignore[arg-type]
+            self.source, counted = train, "counted"
+            self.train, self.test, self.classes = len(train), len(self.tested), len(train.class_names)
+        except BenchError as error:
+            facts = DATASETS.get(data.dataset)
+            counted = f"NOT OPENED: {' '.join(str(error).split())}"
+            self.train = 0 if facts is None else facts.train if percent is None else facts.listed.get(percent, 0)
+            self.test, self.classes = (facts.test, facts.classes) if facts else (0, 1)
+            if facts is not None:
+                counted = f"as published; {counted}"
+        share = "" if percent is None else f" ({percent}% of the labels)"
+        numbers = f"{self.train:,} training images{share} and {self.test:,} test images of {self.classes} classes, "
+        self.words = f"{data.dataset} ({data.kind}{where}): {numbers if self.train else ''}{counted}"
+
+    def side(self, config: Any) -> int:
+        """Return the side of the square images that the network gets."""
+        if config.crop or config.resize:
+            return int(config.crop or config.resize)
+        if self.tested is not None:
+            return math.isqrt(math.prod(self.tested.image(0).shape[:2]))
+        facts = DATASETS.get(config.data.dataset)
+        return (facts.side if facts else None) or _USUAL_SIDE
+
+    def work(self, config: Any, here: Machine, *, phases: tuple[Phase, ...], **more: Any) -> Work:
+        """Return the work, with the time to prepare an image."""
+        known = bool(self.train)
+        return Work(
+            data=self.words,
+            counts={"train": self.train, "test": self.test} if known else {},
+            phases=phases if known else (),
+            preparation=self.preparation(config, here),
+            workers=config.workers,
+            **more,
+        )
+
+    def preparation(self, config: Any, here: Machine) -> Preparation | None:
+        """Measure the preparation of an image: of a random crop if the task trains on them, else of a test image."""
+        if self.source is None or self.tested is None:
+            return None
+        if getattr(config, "augment", True) and hasattr(config, "epochs"):
+            view = ViewConfig(size=config.crop, interpolation="bilinear", jitter_p=0.0, grayscale_p=0.0)
+            return time_views(self.source, [view], on_gpu=here.on_gpu)
+        mean, std = normalization(config.data)
+        size = min(_SAMPLE, len(self.tested) // _BATCHES)
+        if size == 0:
+            return None
+        batches = evaluation_batches(
+            self.tested,
+            resize=config.resize,
+            crop=config.crop,
+            mean=mean,
+            std=std,
+            batch_size=size,
+            last=_BATCHES * size,
+        )
+        return time_batches(batches, size)
+
+
+def _open(config: Any, percent: int | None = None) -> _Split:
+    return _Split(config, percent)
+
+
+def _feature_phases(checkpoint: Checkpoint, config: Any, split: _Split, here: Machine) -> list[Phase]:
+    """Return the computation of the features of both splits, without those that are in the cache."""
+    device = "cuda" if here.on_gpu else "cpu"
+    n = 0
+    for source, images in ((split.source, split.train), (split.tested, split.test)):
+        n += 0 if source is not None and features.is_cached(checkpoint, source, config, device) else images
+    if n == 0:
+        return []
+    model, side = empty_backbone(checkpoint).eval(), split.side(config)
+    batch = min(_BATCH, n)
+    cost = count(model, lambda: model(torch.empty(batch, 3, side, side)), gradients=False)
+    return [Phase(name="features", steps=math.ceil(n / batch), cost=cost, images=n, shared=True)]
+
+
+def _classifier(checkpoint: Checkpoint, config: Any, split: _Split, here: Machine, *, frozen: bool) -> Work:
+    """Return the work of a classifier that is trained on random crops and tested after every epoch."""
+    n, m = split.train, split.test
+    if n == 0:
+        return split.work(config, here, phases=())
+    steps = steps_per_epoch(n, config.batch_size, drop_last=config.drop_last)
+    classifier = Classifier(empty_backbone(checkpoint), split.classes, frozen=frozen, seed=0)
+    classifier.train()
+    side, trained = config.crop, bytes_of(classifier)
+    labels = torch.int64
+
+    def train() -> torch.Tensor:
+        images = torch.empty(config.batch_size, 3, side, side)
+        return functional.cross_entropy(classifier(images), torch.empty(config.batch_size, dtype=labels))
+
+    step = count(classifier, train, gradients=True)
+    classifier.eval()
+    batch = min(_BATCH, m)
+    test = count(classifier, lambda: classifier(torch.empty(batch, 3, side, side)), gradients=False)
+    tests = config.epochs * math.ceil(m / batch)
+    images = min(n, steps * config.batch_size)
+    phases = (
+        Phase(name="training", steps=config.epochs * steps, cost=step, images=config.epochs * images, trained=trained),
+        Phase(name="tests", steps=tests, cost=test, images=config.epochs * m),
+    )
+    words = _steps(config.batch_size, n, steps, config.epochs, drop_last=config.drop_last)
+    return split.work(config, here, phases=phases, batch=words, state=2 * trained)
+
+
+def _steps(batch: int, images: int, steps: int, epochs: int, *, drop_last: bool) -> str:
+    rest = images - steps * batch if drop_last else 0
+    left = f"; each epoch leaves out {rest:,}" if rest > 0 else ""
+    return f"{batch:,} of {images:,} images{left}; {epochs * steps:,} steps = {steps:,} x {epochs:,} epochs"
