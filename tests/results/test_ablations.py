@@ -1,6 +1,5 @@
 """Grids of pre-trainings: records, skipped cells, divergence, tables, figures and errors."""
 
-import json
 from pathlib import Path
 from typing import Any
 

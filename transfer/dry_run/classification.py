@@ -172,24 +172,23 @@ def _classifier(checkpoint: Checkpoint, config: Any, split: _Split, here: Machin
     steps = steps_per_epoch(n, config.batch_size, drop_last=config.drop_last)
     classifier = Classifier(empty_backbone(checkpoint), split.classes, frozen=frozen, seed=0)
     classifier.train()
-    side, trained = config.crop, bytes_of(classifier)
-    labels = torch.int64
+    side, trained, batch = config.crop, bytes_of(classifier), min(config.batch_size, n)
 
     def train() -> torch.Tensor:
-        images = torch.empty(config.batch_size, 3, side, side)
-        return functional.cross_entropy(classifier(images), torch.empty(config.batch_size, dtype=labels))
+        images = torch.empty(batch, 3, side, side)
+        return functional.cross_entropy(classifier(images), torch.empty(batch, dtype=torch.int64))
 
     step = count(classifier, train, gradients=True)
     classifier.eval()
-    batch = min(_BATCH, m)
-    test = count(classifier, lambda: classifier(torch.empty(batch, 3, side, side)), gradients=False)
-    tests = config.epochs * math.ceil(m / batch)
-    images = min(n, steps * config.batch_size)
+    tested = min(_BATCH, m)
+    test = count(classifier, lambda: classifier(torch.empty(tested, 3, side, side)), gradients=False)
+    tests = config.epochs * math.ceil(m / tested)
+    images = min(n, steps * batch)
     phases = (
         Phase(name="training", steps=config.epochs * steps, cost=step, images=config.epochs * images, trained=trained),
         Phase(name="tests", steps=tests, cost=test, images=config.epochs * m),
     )
-    words = _steps(config.batch_size, n, steps, config.epochs, drop_last=config.drop_last)
+    words = _steps(batch, n, steps, config.epochs, drop_last=config.drop_last)
     return split.work(config, here, phases=phases, batch=words, state=2 * trained)
 
 
