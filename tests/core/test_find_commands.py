@@ -114,7 +114,7 @@ def test_keys_shows_the_values_of_a_recipe_or_protocol(capsys: Capture) -> None:
     out = capsys.readouterr().out
     assert "* method.base_momentum=0.99  (number from 0 to 1)  momentum of the moving average" in out
     assert "+ data.root=data  (text)" in out
-    assert "  workers=8  (" in out
+    assert "\n  workers=" in out
     assert main(["keys", "linear", "imagenet"]) == 0
     assert "* crop=224 " in capsys.readouterr().out
     assert main(["keys", "pretrain", "cifar10_r18_bylo"]) == 2
