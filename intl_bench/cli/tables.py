@@ -12,7 +12,7 @@ def add(commands: Any) -> None:
     command = add_command(
         commands, "tables", "the paper's tables with the measured rows beside the published ones", _run
     )
-    command.add_argument("--format", default="markdown", help="markdown, latex, csv, json or html")
+    command.add_argument("--format", default="markdown", help="markdown, latex, bibtex, csv, json or html")
     command.add_argument(
         "--table",
         nargs="+",

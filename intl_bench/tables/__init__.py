@@ -1,4 +1,4 @@
-"""Tables of records and published values, as Markdown, LaTeX, CSV, JSON or HTML.
+"""Tables of records and published values, as Markdown, LaTeX with BibTeX, CSV, JSON or HTML.
 
 To add a table, write a module with a `TABLE` and add a line to `TABLES`.
 """

@@ -11,7 +11,6 @@ import json
 import os
 import random
 import re
-import shutil
 import statistics
 import subprocess
 import sys
@@ -22,7 +21,7 @@ import places
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from table_cases import COCO, COCO_1X, KNN, LINEAR, R18, R50, cells, make, shown, synthetic
+from table_cases import COCO, COCO_1X, KNN, LINEAR, NASTY, R18, R50, cells, make, nasty, shown, synthetic
 
 from intl_bench import published
 from intl_bench.core.errors import InputError
@@ -224,14 +223,6 @@ def test_csv_has_one_line_per_cell() -> None:
     assert (repeated["n"], repeated["transfer_seeds"], repeated["spread"]) == ("3", "1", "pre-training")
 
 
-NASTY = ["<script>alert(1)</script>", "a|b", "a_b&c%", "[x](y) *z* `q` ~~$^{\\", "two\n\nlines", "[1em] first"]
-
-
-def nasty() -> list[ResultRecord]:
-    records = [make("coco", "coco", {"bbox/AP": 1.0}, {"note": name, "schedule": "1x"}, method=name) for name in NASTY]
-    return [*records, *(make("linear", name, {"top1": 1.0}, {"note": name}) for name in NASTY)]
-
-
 def test_html_is_escaped_and_well_nested() -> None:
     text = render(nasty(), format="html")
     seen: list[str] = []
@@ -262,28 +253,11 @@ def test_names_do_not_add_columns_in_markdown() -> None:
     assert "<script>" not in render(nasty()).replace(r"\<script>", "")
 
 
-@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
-@pytest.mark.parametrize("records", [synthetic(), nasty()], ids=["synthetic", "nasty"])
-def test_latex_compiles(records: list[ResultRecord], tmp_path: Path) -> None:
-    tables = render(records, tables=PUBLISHED, format="latex")
-    document = "\\documentclass{article}\\usepackage{booktabs}\\usepackage[T1]{fontenc}\\begin{document}\n"
-    (tmp_path / "tables.tex").write_text(f"{document}{tables}\\end{{document}}\n", encoding="utf-8")
-    command = ["pdflatex", "-halt-on-error", "-interaction=nonstopmode", "tables.tex"]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, check=False)
-    assert result.returncode == 0, result.stdout[-2000:]
-
-
-def test_latex_escapes_special_characters() -> None:
-    assert not re.search(r"(?<!\\)[%#_&](?=\w*c%|script)", render(nasty(), tables=("3",), format="latex"))
-    assert r"a\_b\&c\%" in render(nasty(), tables=("3",), format="latex")
-    assert r"\caption{Results on a\_b\&c\% that" in render(nasty(), format="latex")
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"tables": ("5",)}, "table '5': no such table; choose from 1, 2, 3, 4, voc"),
-        ({"format": "word"}, "format 'word': no such format; choose from markdown, latex, csv, json, html"),
+        ({"format": "word"}, "format 'word': no such format; choose from markdown, latex, bibtex, csv, json, html"),
     ],
 )
 def test_unknown_table_or_format(arguments: dict[str, Any], message: str) -> None:

@@ -106,6 +106,15 @@ def synthetic() -> list[ResultRecord]:
     return records
 
 
+NASTY = ["<script>alert(1)</script>", "a|b", "a_b&c%", "[x](y) *z* `q` ~~$^{\\", "two\n\nlines", "[1em] first"]
+
+
+def nasty() -> list[ResultRecord]:
+    """Return records of COCO and of own data sets whose names are markup."""
+    records = [make("coco", "coco", {"bbox/AP": 1.0}, {"note": name, "schedule": "1x"}, method=name) for name in NASTY]
+    return [*records, *(make("linear", name, {"top1": 1.0}, {"note": name}) for name in NASTY)]
+
+
 def cells(records: list[ResultRecord], table: str) -> list[dict[str, Any]]:
     """Return the measured cells that have a value, of one of the paper's tables or of the table of a data set."""
     chosen: dict[str, Any] = {"tables": (table,)} if table in TABLES else {"datasets": (table,)}
