@@ -9,7 +9,7 @@ from decimal import ROUND_HALF_UP, Decimal
 from intl_bench.records import ResultRecord
 from intl_bench.tables.footnotes import summary
 from intl_bench.tables.identities import value_at
-from intl_bench.tables.model import Cell, Table
+from intl_bench.tables.model import Cell, Measurement, Table
 
 DAGGER = "†"
 
@@ -39,19 +39,19 @@ def cell_text(values: Sequence[float], decimals: int, mark: str = "") -> str:
     return f"{rounded(mean, min(decimals, known))} ± {rounded(std, known)} ({len(values)}{mark})"
 
 
-def cells_of(table: Table, row: Sequence[ResultRecord]) -> tuple[dict[str, Cell], list[ResultRecord]]:
-    """Return the cells of one row by column key, and the records whose metrics are in the cells."""
-    placed: dict[str, dict[tuple[int | None, int], tuple[float, ResultRecord]]] = defaultdict(dict)
+def cells_of(table: Table, row: Sequence[ResultRecord]) -> tuple[dict[str, Cell], dict[str, list[Measurement]]]:
+    """Return the cells of one row, and what they are made of, both by column key."""
+    placed: dict[str, dict[tuple[int | None, int], Measurement]] = defaultdict(dict)
     for record in sorted(row, key=lambda r: (r.created_at, r.key, sorted(r.metrics.items()))):
         for column, metric in table.place(record).items():
             if metric in record.metrics:
                 # A later record with the same seeds replaces the earlier one: it is not an additional sample.
-                placed[column][record.pretrain_seed, record.transfer_seed] = record.metrics[metric], record
-    used = {id(record): record for by_seeds in placed.values() for _, record in by_seeds.values()}
-    return {column: _cell(table, by_seeds) for column, by_seeds in placed.items()}, list(used.values())
+                placed[column][record.pretrain_seed, record.transfer_seed] = Measurement(record.metrics[metric], record)
+    cells = {column: _cell(table, by_seeds) for column, by_seeds in placed.items()}
+    return cells, {column: list(by_seeds.values()) for column, by_seeds in placed.items()}
 
 
-def _cell(table: Table, by_seeds: dict[tuple[int | None, int], tuple[float, ResultRecord]]) -> Cell:
+def _cell(table: Table, by_seeds: dict[tuple[int | None, int], Measurement]) -> Cell:
     """Return the cell of {(pre-training seed, transfer seed): (value, record)}."""
     by_pretraining: dict[int | None, list[float]] = defaultdict(list)
     for (pretrain_seed, _), (value, _) in by_seeds.items():

@@ -1,6 +1,5 @@
 """Built tables as text. Users choose names of methods and data sets, so every format escapes all text."""
 
-import html
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -9,8 +8,9 @@ import pandas as pd
 from tabulate import tabulate
 
 from intl_bench.tables.frame import BuiltTable
+from intl_bench.tables.html import html_tables
 from intl_bench.tables.latex import bibtex, latex
-from intl_bench.tables.markup import groups, one_line, rows
+from intl_bench.tables.markup import one_line, rows
 
 _FORMULA = re.compile(r"\s*[=+\-@\uff1d\uff0b\uff0d\uff20]|[\t\r]")
 
@@ -18,11 +18,6 @@ _FORMULA = re.compile(r"\s*[=+\-@\uff1d\uff0b\uff0d\uff20]|[\t\r]")
 def markdown(tables: Sequence[BuiltTable]) -> str:
     """Return GitHub-flavored tables with one line of headings. The footnotes are a list below each table."""
     return "\n".join(_markdown(table) for table in tables)
-
-
-def html_tables(tables: Sequence[BuiltTable]) -> str:
-    """Return one <table> for each table. The footnotes are in its <tfoot>."""
-    return "\n".join(_html(table) for table in tables)
 
 
 def csv(tables: Sequence[BuiltTable]) -> str:
@@ -78,39 +73,3 @@ def _markdown(table: BuiltTable) -> str:
     )
     notes = "".join(f"- {f'[{mark}] ' if mark else ''}{escape_markdown(text)}\n" for mark, text in table.notes)
     return f"**Table {escape_markdown(table.number)}.** {escape_markdown(table.caption)}\n\n{grid}\n\n{notes}"
-
-
-def _html(table: BuiltTable) -> str:
-    headings = "".join(
-        f'<th colspan="{size}" scope="colgroup">{html.escape(group)}</th>' for group, size in groups(table)
-    )
-    names = "".join(f'<th scope="col">{html.escape(column.name)}</th>' for column in table.columns)
-    body = []
-    for kind, (label, *cells) in rows(
-        table, html.escape, bold=lambda text: f"<strong>{text}</strong>", mark=lambda mark: f"<sup>{mark}</sup>"
-    ):
-        values = "".join(f"<td>{cell}</td>" for cell in cells)
-        body.append(f'<tr class="{kind}"><th scope="row">{label}</th>{values}</tr>')
-    width = len(table.columns) + 1
-    notes = [
-        f'<tr><td colspan="{width}">{f"<sup>{mark}</sup> " if mark else ""}{html.escape(text)}</td></tr>'
-        for mark, text in table.notes
-    ]
-    return "\n".join(
-        [
-            "<table>",
-            f"<caption>Table {html.escape(table.number)}. {html.escape(table.caption)}</caption>",
-            "<thead>",
-            f'<tr><th rowspan="2" scope="col">Method</th>{headings}</tr>',
-            f"<tr>{names}</tr>",
-            "</thead>",
-            "<tbody>",
-            *body,
-            "</tbody>",
-            "<tfoot>",
-            *notes,
-            "</tfoot>",
-            "</table>",
-            "",
-        ]
-    )

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from decimal import Decimal
 
 import pandas as pd
@@ -13,7 +13,7 @@ from intl_bench.core.terminal import visible
 from intl_bench.records import ResultRecord
 from intl_bench.tables.cells import rounded
 from intl_bench.tables.measured import measured_rows
-from intl_bench.tables.model import MISSING, Cell, Column, Note, Row, Table
+from intl_bench.tables.model import MISSING, Cell, Column, Measurement, Note, Row, Table
 
 _MEASURED = (
     "Measured cells: mean ± std (n), divisor n - 1, over n pre-trainings, each the mean of its transfer seeds. "
@@ -27,7 +27,8 @@ _ONE_PRETRAINING = "†: over the transfer seeds of one pre-training."
 NOTES = ("full", "short", "none")
 _TYPES = {"mean": "float64", "std": "float64", "n": "Int64", "transfer_seeds": "Int64"}
 _FIELDS = ["table", "row", "column"]
-_FIELDS += [field.name for kind in (Row, Cell) for field in dataclasses.fields(kind) if field.name != "cells"]
+_NOT_SHOWN = ("cells", "measurements")  # of a row
+_FIELDS += [field.name for kind in (Row, Cell) for field in dataclasses.fields(kind) if field.name not in _NOT_SHOWN]
 _OUTPUT_NAMES = {"std_over": "spread"}  # fields whose name in CSV and JSON is another one
 
 
@@ -39,6 +40,8 @@ class BuiltTable:
         frame: a line for each row and column. Its columns are the table's number, the row's position, the column's key
             and the fields of `Row` and `Cell` (`Cell.std_over` is the column "spread"). A missing value is null.
         notes: the footnotes as (mark, text). The mark is empty for a note about the whole table.
+        measurements: what the measured cells are made of, by the row's position and the column's key.
+        datasets: see `Table`.
     """
 
     number: str
@@ -46,6 +49,8 @@ class BuiltTable:
     columns: Sequence[Column]
     frame: pd.DataFrame
     notes: Sequence[tuple[str, str]]
+    measurements: Mapping[tuple[int, str], Sequence[Measurement]]
+    datasets: tuple[str, ...] | None
 
 
 def build_table(
@@ -86,7 +91,7 @@ def build_table(
     texts = {"full": [note[:2] for note in footnotes], "short": [(n.mark, n.short) for n in footnotes if n.short]}
     lines = [
         {"table": table.number, "row": position, "column": column.key}
-        | {name: value for name, value in vars(row).items() if name != "cells"}
+        | {name: value for name, value in vars(row).items() if name not in _NOT_SHOWN}
         | vars(row.cells.get(column.key, Cell()))
         for position, row in enumerate(rows)
         for column in columns
@@ -101,6 +106,10 @@ def build_table(
         ],
         frame=frame.map(lambda value: visible(value) if isinstance(value, str) else value),
         notes=[(mark, visible(text)) for mark, text in texts.get(notes, [])],
+        measurements={
+            (position, column): some for position, row in enumerate(rows) for column, some in row.measurements.items()
+        },
+        datasets=table.datasets,
     )
 
 

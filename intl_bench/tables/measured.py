@@ -40,7 +40,8 @@ def measured_rows(table: Table, records: Sequence[ResultRecord]) -> tuple[list[R
     )
     rows, notes = [], []
     for number, (label, group) in enumerate(labeled, start=1):
-        cells, used = cells_of(table, group)
+        cells, measurements = cells_of(table, group)
+        used = list({id(one.record): one.record for some in measurements.values() for one in some}.values())
         row = Row(
             kind="measured",
             method=group[0].method,
@@ -50,6 +51,7 @@ def measured_rows(table: Table, records: Sequence[ResultRecord]) -> tuple[list[R
             marks=str(number),
             source="this project",
             cells=cells,
+            measurements=measurements,
         )
         rows.append(row)
         text = footnote(table, group, used, label.differences)

@@ -115,6 +115,13 @@ class Cell:
     rank_with: str | None = None
 
 
+class Measurement(NamedTuple):
+    """A metric of one record in a cell."""
+
+    value: float
+    record: ResultRecord
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Row:
     """A published or a measured row.
@@ -123,6 +130,7 @@ class Row:
         kind: "published" or "measured".
         marks: the marks of the row's footnotes, separated by spaces.
         cells: the cells that have a value, by column key.
+        measurements: what the measured cells are made of, by column key.
     """
 
     kind: str
@@ -134,3 +142,4 @@ class Row:
     marks: str
     source: str
     cells: Mapping[str, Cell]
+    measurements: Mapping[str, Sequence[Measurement]] = dataclasses.field(default_factory=dict)

@@ -38,8 +38,10 @@ PUBLISHED = ("1", "2", "3", "4")
 @pytest.mark.parametrize("name", ["published", "measured"])
 def test_golden(name: str, format: str) -> None:
     records = synthetic() if name == "measured" else []
-    tables = ("3",) if format in ("csv", "json") else PUBLISHED  # csv and json have a line for each cell: one table
+    tables = ("3",) if format in ("csv", "json", "html") else PUBLISHED  # these say much about each cell: one table
     text = render(records, tables=tables, format=format)
+    if format == "html":  # without the style and the code, which are files of their own
+        text = re.sub(r"<(style|script)>.*?</\1>", "", text, flags=re.DOTALL)
     path = GOLDEN / f"{name}.{SUFFIXES[format]}"
     if os.environ.get("INTL_BENCH_UPDATE_GOLDEN"):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -225,6 +227,8 @@ def test_csv_has_one_line_per_cell() -> None:
 
 def test_html_is_escaped_and_well_nested() -> None:
     text = render(nasty(), format="html")
+    empty = render([], format="html")
+    assert text.count("</script>") == empty.count("</script>") == 2  # the details and the code of the page
     seen: list[str] = []
     words: list[str] = []
 
@@ -236,12 +240,12 @@ def test_html_is_escaped_and_well_nested() -> None:
             assert seen.pop() == tag
 
         def handle_data(self, data: str) -> None:
-            assert "script" not in seen
-            words.append(data)
+            if "script" not in seen:
+                words.append(data)
 
     Reader().feed(text)
     assert seen == []
-    assert "<script>alert(1)</script> (ResNet-18" in "".join(words)
+    assert "<script>alert(1)</script>" in "".join(words)
 
 
 def test_names_do_not_add_columns_in_markdown() -> None:
