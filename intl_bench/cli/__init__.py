@@ -82,7 +82,7 @@ def _nearest(word: str, known: Sequence[str]) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from intl_bench.cli import ablation, convert, data, demo, export, keys, ls, pretrain, spectrum, tables, task
+    from intl_bench.cli import ablation, convert, data, demo, export, keys, ls, pretrain, report, spectrum, tables, task
 
     parser = _Parser(
         prog="intl-bench",
@@ -94,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     parser.set_defaults(run=_welcome, debug=False)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    for command in (demo, pretrain, task, convert, export, data, ablation, spectrum, tables, ls, keys):
+    for command in (demo, pretrain, task, convert, export, data, ablation, spectrum, tables, report, ls, keys):
         command.add(commands)
     return parser
 

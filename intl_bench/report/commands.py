@@ -1,0 +1,141 @@
+"""The commands that repeat a result, from the settings that its records hold."""
+
+import json
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from intl_bench.core import config as configs
+from intl_bench.core.errors import InputError
+from intl_bench.core.identity import identity
+from intl_bench.protocol import default_path
+from intl_bench.records import ResultRecord
+from pretrain.images.data import DataConfig
+from pretrain.recipe import load_recipe
+from transfer import TASKS, find_task
+
+_RUN = re.compile(r"runs/pretrain/(?P<name>[^/]+)/seed\d+/[^/]+")
+_FROM_CHECKPOINT = "checkpoint"  # what an identity holds instead of a setting that follows from the checkpoint
+
+
+def commands_of(records: Sequence[ResultRecord]) -> list[str]:
+    """Return the commands of a row's records in the order in which they are run: pre-trainings, then scores."""
+    trainings = {command: None for record in records if (command := pretraining(record)) is not None}
+    scores: dict[str, list[int]] = {}
+    for record in records:
+        if record.task in TASKS:
+            scores.setdefault(scoring(record), []).append(record.transfer_seed)
+    return [*trainings, *(text.replace(" --seeds SEEDS", _seeds(seeds)) for text, seeds in scores.items())]
+
+
+def pretraining(record: ResultRecord) -> str | None:
+    """Return the command of a record's pre-training; None if its settings are not known or there was none."""
+    settings = record.pretraining.get("settings", {})
+    if "method" not in settings or record.pretrain_seed is None:
+        return None
+    found = _RUN.search(str(record.details.get("checkpoint", "")))
+    base = _nearest_recipe(settings, found["name"] if found else None)
+    overrides = [] if found is None or found["name"] == base else [f"name={found['name']}"]
+    overrides += [f"seed={record.pretrain_seed}"] if record.pretrain_seed else []
+    own = settings.get("data", {})
+    source = record.config.get("data", {})
+    if source.get("kind") == own.get("kind") and record.protocol.get("pretrain_dataset") == record.dataset:
+        known = {key: source[key] for key in ("kind", "name", "root") if source.get(key) is not None}
+    else:
+        known = {"kind": own.get("kind")}
+    start = [f"data.{key}={_value(value)}" for key, value in known.items()]
+    try:
+        plain = identity(load_recipe(base, start))
+    except InputError:  # a setting of an earlier version
+        plain = {}
+    changes = _changes(plain, {**settings, "data": {**own, "kind": known["kind"]}})
+    return _line(["pretrain", base], [*overrides, *start, *changes])
+
+
+def scoring(record: ResultRecord) -> str:
+    """Return the command of a record's score, with the text SEEDS in the place of its seeds."""
+    words = [record.task, str(record.details.get("checkpoint") or "CHECKPOINT")]
+    if record.pretraining.get("initialization") == "random":
+        words += ["--init", "random"]
+    elif "source" in record.pretraining:
+        words += ["--method", record.method]
+        if record.pretrain_seed is not None:
+            words += ["--pretrain-seed", str(record.pretrain_seed), "--group", str(record.pretraining["group"])]
+    data = {key: value for key, value in record.config.get("data", {}).items() if value is not None}
+    given = record.evaluation.get("settings", {})
+    own = _without(record.config, given)
+    start = [f"data.{key}={_value(data[key])}" for key in ("kind", "name", "root") if key in data]
+    task = find_task(record.task)
+    try:
+        if task.default is None:
+            path = default_path(
+                record.task, configs.build(DataConfig, {}, "data", [s.removeprefix("data.") for s in start])
+            )
+        else:
+            path = configs.find(task.default, record.task)
+        content = configs.read(path)
+        content.pop("for_checkpoints", None)
+        plain = configs.to_dict(configs.build(task.config, content, f"config {path.name}", start))
+    except InputError:  # a setting of an earlier version, or no protocol for this data set
+        plain = {}
+    return _line([*words, "--seeds SEEDS"], [*start, *_changes(plain, own)])
+
+
+def _nearest_recipe(settings: Mapping[str, Any], name: str | None) -> str:
+    """Return the name of a run if it is a packaged recipe, else the packaged recipe with the most equal settings."""
+    packaged = {path.stem: path for path in sorted((configs.CONFIGS / "pretrain").glob("*.yaml"))}
+    if name in packaged:
+        return str(name)
+    wanted = _flat(settings)
+
+    def score(path: Path) -> int:
+        # Values of a file are texts; this is only a choice, and the differences are computed from the built recipe.
+        return sum(str(wanted.get(key)) == str(value) for key, value in _flat(configs.read(path)).items())
+
+    return max(packaged, key=lambda stem: score(packaged[stem]))
+
+
+def _changes(plain: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """Return overrides "key=value" for the settings that differ."""
+    before = _flat(plain)
+    return [
+        f"{key}={_value(value)}"
+        for key, value in _flat(wanted).items()
+        if (key not in before or before[key] != value) and key not in ("device", "workers")
+    ]
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else {f"{prefix}{key}": value}
+    return found
+
+
+def _without(config: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a configuration that do not follow from the checkpoint."""
+    return {
+        key: _without(value, given[key])
+        if isinstance(value, Mapping) and isinstance(given.get(key), Mapping)
+        else value
+        for key, value in config.items()
+        if given.get(key) != _FROM_CHECKPOINT
+    }
+
+
+def _value(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+
+
+def _seeds(seeds: Sequence[int]) -> str:
+    numbers = sorted(set(seeds))
+    if numbers == list(range(len(numbers))):
+        return f" --seeds {len(numbers)}" if len(numbers) > 1 else ""
+    return f" --seeds {','.join(map(str, numbers))}{',' if len(numbers) == 1 else ''}"
+
+
+def _line(words: Sequence[str], overrides: Sequence[str]) -> str:
+    quoted = [word if word == "--seeds SEEDS" else shlex.quote(word) for word in words]
+    return " ".join(["intl-bench", *quoted, *map(shlex.quote, overrides)])

@@ -1,0 +1,127 @@
+"""What results cost, and where they were computed."""
+
+import html
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from intl_bench.core.terminal import visible
+from intl_bench.records import ResultRecord
+
+
+def gpus_of(record: ResultRecord) -> int:
+    """Return how many GPUs the machine of a record showed."""
+    found = record.hardware.get("gpus")
+    return len(found) if isinstance(found, list) else 0
+
+
+def pretrainings_of(records: Iterable[ResultRecord]) -> list[ResultRecord]:
+    """Return one record for each pre-training whose duration is known; the same weights count once."""
+    found: dict[object, ResultRecord] = {}
+    for record in records:
+        if isinstance(_seconds(record), int | float):
+            weights = record.weights_sha256 or record.details.get("weights_sha256")
+            found.setdefault(weights or (record.pretraining_sha256, record.pretrain_seed), record)
+    return list(found.values())
+
+
+def _seconds(record: ResultRecord) -> Any:
+    about = record.details.get("pretrain")
+    return about.get("seconds") if isinstance(about, Mapping) else None
+
+
+def duration(seconds: float) -> str:
+    """Return a duration in a unit that keeps the number short."""
+    for unit, size in (("days", 86400.0), ("h", 3600.0), ("min", 60.0)):
+        if seconds >= 2 * size or (unit == "h" and seconds >= size):
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def cost_html(records: Sequence[ResultRecord]) -> str:
+    """Return a table with the cost of the pre-trainings and of each task."""
+    rows = [("Pre-training", pretrainings_of(records), True)]
+    tasks: dict[str, list[ResultRecord]] = defaultdict(list)
+    for record in records:
+        if record.task != "pretrain":
+            tasks[record.task].append(record)
+    rows += [(task, some, False) for task, some in sorted(tasks.items())]
+    lines, total, total_gpu = [], 0.0, 0.0
+    for name, some, trained in rows:
+        if some:
+            taken = [(float(_seconds(record)) if trained else record.wall_time_s, record) for record in some]
+            # A score uses one GPU unless its identity counts processes; a pre-training uses all of the machine.
+            gpu = sum(
+                seconds * (gpus_of(record) if trained else min(gpus_of(record), _processes(record)))
+                for seconds, record in taken
+            )
+            wall = sum(seconds for seconds, _ in taken)
+            total, total_gpu = total + wall, total_gpu + gpu
+            memory = "–" if trained else f"{max(record.peak_memory_mib for record in some) / 1024:.1f}"
+            lines.append(_row(name, str(len(some)), duration(wall), _hours(gpu), memory))
+    lines.append(_row("Total", "", duration(total), _hours(total_gpu), ""))
+    return (
+        '<div class="scroll" role="region" tabindex="0" aria-label="Cost">\n<table>\n<thead><tr><th scope="col">Work</th>'
+        '<th scope="col">Runs</th><th scope="col">Time</th><th scope="col">GPU-hours</th>'
+        '<th scope="col">Peak memory, GiB</th><th scope="col">kWh</th></tr></thead>\n'
+        f"<tbody>\n{''.join(lines)}</tbody>\n</table>\n</div>\n"
+        '<p class="caption">Time is the sum over the runs. GPU-hours are 0 for runs on a CPU; the hours of a '
+        "pre-training count all GPUs of the machine that scored it. Energy is not in the records.</p>\n"
+    )
+
+
+def _processes(record: ResultRecord) -> int:
+    found = record.evaluation.get("settings", {}).get("processes", 1)
+    return found if isinstance(found, int) else 1
+
+
+def _hours(seconds: float) -> str:
+    return f"{seconds / 3600:.1f}" if seconds else "0"
+
+
+def _row(name: str, *cells: str) -> str:
+    values = "".join(f"<td>{html.escape(cell)}</td>" for cell in (*cells, "–" if cells[0] else ""))
+    return f'<tr><th scope="row">{html.escape(visible(name))}</th>{values}</tr>\n'
+
+
+def environment_html(records: Sequence[ResultRecord]) -> str:
+    """Return a table of the environments, each a code version, a machine and versions of libraries."""
+    groups: dict[tuple[str, str, str], list[ResultRecord]] = defaultdict(list)
+    for record in records:
+        groups[_code(record.code), _machine(record.hardware), _libraries(record.libraries)].append(record)
+    rows = "".join(
+        f"<tr>{''.join(f'<td>{html.escape(visible(cell))}</td>' for cell in (_days(some), str(len(some)), *about))}</tr>\n"
+        for about, some in sorted(
+            groups.items(), key=lambda item: max(record.created for record in item[1]), reverse=True
+        )
+    )
+    return (
+        '<div class="scroll" role="region" tabindex="0" aria-label="Environments">\n<table class="left">\n<thead><tr>'
+        '<th scope="col">Date</th><th scope="col">Records</th><th scope="col">Code</th><th scope="col">Machine</th>'
+        f'<th scope="col">Libraries</th></tr></thead>\n<tbody>\n{rows}</tbody>\n</table>\n</div>\n'
+    )
+
+
+def _days(records: Sequence[ResultRecord]) -> str:
+    days = sorted(record.created[:10] for record in records)
+    return days[0] if days[0] == days[-1] else f"{days[0]} to {days[-1]}"
+
+
+def _code(code: Mapping[str, Any]) -> str:
+    commit = str(code.get("commit") or "")[:7]
+    return " ".join(
+        filter(None, [str(code.get("version", "unknown")), commit, "(modified)" if code.get("modified") else ""])
+    )
+
+
+def _machine(hardware: Mapping[str, Any]) -> str:
+    gpus = hardware.get("gpus") or []
+    names = dict.fromkeys(map(str, gpus)) if isinstance(gpus, list) else {}
+    parts = [f"{gpus.count(name)} x {name}" for name in names]
+    parts += [f"{hardware['cpu']}, {hardware.get('cores', '?')} cores"] if "cpu" in hardware else []
+    parts += [f"{hardware['memory_gib']} GiB"] if "memory_gib" in hardware else []
+    return "; ".join(parts) or "unknown"
+
+
+def _libraries(libraries: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in libraries.items()) or "unknown"

@@ -1,0 +1,94 @@
+"""Curves of trainings, from the logs in the folders of their runs."""
+
+import contextlib
+import html
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from intl_bench.core import inputs
+from intl_bench.core.terminal import visible
+from intl_bench.records import ResultRecord
+from intl_bench.report.charts import Line, legend, line_chart
+
+_LARGEST = 256 * 2**20  # bytes of a log
+_CLOCKS = ("step", "iteration", "epoch")
+_SPEED = ("seconds", "img/s", "data")
+_FIRST = ("loss", "knn", "top1", "probe", "rank", "AP")  # parts of the names of curves that are shown at once
+
+
+def curves_html(runs: Path, records: Sequence[ResultRecord]) -> str:
+    """Return the curves of all runs below a folder; an empty text if there is no log."""
+    return "".join(
+        _figures(name, logs) for name, logs in [*_pretrainings(runs), *_scores(runs, records)] if any(logs.values())
+    )
+
+
+def _pretrainings(runs: Path) -> list[tuple[str, dict[str, list[dict[str, Any]]]]]:
+    found: dict[str, dict[str, list[dict[str, Any]]]] = defaultdict(dict)
+    for path in sorted(
+        (runs / "pretrain").glob("*/seed*/metrics.jsonl"), key=lambda path: (path.parts[-3], len(path.parts[-2]), path)
+    ):
+        found[f"Pre-training {path.parts[-3]}"][path.parts[-2].replace("seed", "seed ")] = _read(path)
+    return list(found.items())
+
+
+def _scores(runs: Path, records: Sequence[ResultRecord]) -> list[tuple[str, dict[str, list[dict[str, Any]]]]]:
+    """Return the logs of the scoring tasks, which stay in the folder of a record's key."""
+    found: dict[str, dict[str, list[dict[str, Any]]]] = defaultdict(dict)
+    for record in records:
+        path = runs / record.task / record.key / "metrics.jsonl"
+        if path.exists():
+            seed = f"seed {record.transfer_seed}"
+            if record.pretrain_seed not in (None, record.transfer_seed):
+                seed = f"pre-training seed {record.pretrain_seed}, {seed}"
+            found[f"{record.task} on {record.dataset}: {record.method}"][seed] = _read(path)
+    return sorted(found.items())
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    """Return the lines of a log; those that cannot be read are left out."""
+    rows = []
+    for line in inputs.read_bytes(path, largest=_LARGEST).splitlines():
+        with contextlib.suppress(ValueError, RecursionError):
+            row = json.loads(line)
+            if isinstance(row, dict) and any(_is_number(row.get(clock)) for clock in _CLOCKS):
+                rows.append(row)
+    return rows
+
+
+def _figures(name: str, logs: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    keys = {
+        key: None
+        for rows in logs.values()
+        for row in rows
+        for key, value in row.items()
+        if key not in (*_CLOCKS, *_SPEED) and _is_number(value)
+    }
+    shown = sorted(
+        (key for key in keys if key == "loss" or any(part in key for part in _FIRST[1:])), key=lambda key: key != "loss"
+    )
+    first = "".join(_chart(key, logs) for key in shown)
+    rest = "".join(_chart(key, logs) for key in sorted(keys) if key not in shown)
+    more = f'<details><summary>More curves</summary>\n<div class="figures">\n{rest}</div>\n</details>\n' if rest else ""
+    names = [visible(seed) for seed in logs]
+    return f'<h3>{html.escape(visible(name))}</h3>\n{legend(names)}<div class="figures">\n{first}</div>\n{more}'
+
+
+def _chart(key: str, logs: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    lines = []
+    clock = next(
+        clock for clock in _CLOCKS if any(clock in row and key in row for rows in logs.values() for row in rows)
+    )
+    for name, rows in logs.items():
+        points = [(row[clock], row[key]) for row in rows if _is_number(row.get(clock)) and _is_number(row.get(key))]
+        lines.append(Line(name, [x for x, _ in points], [y for _, y in points]))
+    chart = line_chart(lines, x=clock, y=key)
+    title = html.escape(visible(key).replace("_", " "))
+    return f"<figure><h4>{title}</h4>{chart}</figure>\n" if chart else ""
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,0 +1,60 @@
+"""Spectra of pre-trainings, from the records that hold them."""
+
+import html
+from collections import defaultdict
+from collections.abc import Sequence
+
+from intl_bench.core.terminal import visible
+from intl_bench.records import ResultRecord
+from intl_bench.report.charts import Line, legend, line_chart
+from intl_bench.tables.grouping import varying
+from intl_bench.tables.identities import flatten, readable_key
+
+_MOST = 14  # lines of a chart
+
+
+def spectra_html(records: Sequence[ResultRecord]) -> str:
+    """Return a chart for each kind of spectrum, with a line for each pre-training; an empty text if there is none."""
+    first: dict[str, ResultRecord] = {}
+    for record in sorted(records, key=lambda record: record.pretrain_seed or 0):
+        if isinstance(record.details.get("spectra"), dict):
+            first.setdefault(record.pretraining_sha256, record)
+    chosen = list(first.values())
+    if not chosen:
+        return ""
+    left_out = max(0, len(chosen) - _MOST)
+    names = _names(chosen)
+    pairs = sorted(zip(names, chosen, strict=True), key=lambda pair: pair[0])[:_MOST]
+    kinds = defaultdict(list)
+    for name, record in pairs:
+        for kind, one in record.details["spectra"].items():
+            if one["eigenvalues"]:
+                mean = one["mean"] or 1.0
+                kinds[kind].append(Line(name, one["ranks"], [value / mean for value in one["eigenvalues"]]))
+            else:
+                kinds[kind].append(Line(name, [], []))
+    figures = "".join(
+        f"<figure><h4>{html.escape(visible(kind))}</h4>"
+        f"{line_chart(lines, x='rank', y='eigenvalue / mean', log_x=True, log_y=True)}</figure>\n"
+        for kind, lines in kinds.items()
+    )
+    more = f" {left_out} more pre-trainings are left out." if left_out else ""
+    return (
+        f'<p class="caption">Eigenvalues of the covariance divided by their mean, over their rank; the first seed of '
+        f"each pre-training. A full, flat spectrum lies at 1.{more}</p>\n"
+        f'{legend([name for name, _ in pairs])}<div class="figures">\n{figures}</div>\n'
+    )
+
+
+def _names(records: Sequence[ResultRecord]) -> list[str]:
+    """Return the methods with the settings that distinguish the pre-trainings."""
+    flat = [flatten(record.pretraining) for record in records]
+    keys = [key for key in varying(flat) if key != "settings.method.name" and all(key in one for one in flat)]
+    settings = [
+        [
+            f"{readable_key('pretraining', key).removeprefix('pre-training ').removeprefix('method.')} {one[key]}"
+            for key in keys[:3]
+        ]
+        for one in flat
+    ]
+    return [visible(", ".join([record.method, *words])) for record, words in zip(records, settings, strict=True)]
