@@ -15,6 +15,7 @@ import numpy as np
 from torchvision.datasets import CIFAR10, CIFAR100
 
 from intl_bench.core import datasets, inputs
+from intl_bench.core.data_folders import where_instead
 from intl_bench.core.errors import InputError, from_os_error
 from pretrain.images import sample, shapes
 from pretrain.images.data_config import IMAGENET_NORMALIZATION, KINDS, DataConfig, normalization
@@ -258,19 +259,28 @@ def _open_shapes(config: DataConfig, split: str) -> ArraySource:
 
 def _open_cifar(config: DataConfig, split: str) -> ArraySource:
     dataset = CIFAR10 if config.kind == "cifar10" else CIFAR100
-    folder = Path(os.path.expanduser(config.root)) / dataset.base_folder
+    root = Path(os.path.expanduser(config.root))
+    mark = f"{dataset.base_folder}/{dataset.meta['filename']}"
+    if root.name == dataset.base_folder and not (root / mark).exists():
+        root = root.parent  # data.root may be the folder of the files, or the one that holds it
+    folder = root / dataset.base_folder
     try:
         data = dataset(folder.parent, train=split == "train")
     except (RuntimeError, OSError) as error:
         raise InputError(
             f"{folder}: the Python files of {config.kind} are missing or damaged; download {dataset.url} "
             f"and unpack it in {folder.parent}, or set data.root to the folder that holds {dataset.base_folder}"
+            f"{where_instead(root, [mark])}"
         ) from error
     return ArraySource(data.data, np.array(data.targets), list(data.classes), f"{folder}, {split}")
 
 
 def _open_npz(config: DataConfig, split: str) -> ArraySource:
     path = Path(os.path.expanduser(config.root))
+    if path.is_dir():
+        inside = sorted(path.glob("*.npz"))
+        hint = f"did you mean data.root={inside[0]}?" if inside else "write data.root=FILE.npz"
+        raise InputError(f"{path}: a folder; expected an .npz file; {hint}")
     arrays = read_arrays(path, ("train_y", f"{split}_x", f"{split}_y"))
     train_labels, images, labels = arrays["train_y"], arrays[f"{split}_x"], arrays[f"{split}_y"]
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or 0 in images.shape:

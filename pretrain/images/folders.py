@@ -19,6 +19,7 @@ import numpy as np
 from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
 from intl_bench.core import inputs
+from intl_bench.core.data_folders import split_instead
 from intl_bench.core.errors import InputError, from_os_error
 from intl_bench.core.inputs import shorten
 from pretrain.images.names import Names, did_you_mean, explain_line, read_lines, require_one
@@ -130,7 +131,10 @@ def _class_folders(folder: Path, skip: Sequence[str]) -> tuple[list[str], list[s
     try:
         found = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
     except OSError as error:
-        raise from_os_error(error, f"cannot read the image folder {folder} of data.root") from error
+        known = from_os_error(error, f"cannot read the image folder {folder} of data.root")
+        if isinstance(error, FileNotFoundError | NotADirectoryError):
+            raise InputError(f"{known}{split_instead(folder.parent, folder.name)}") from error
+        raise known from error
     system = [name for name in found if _SYSTEM_FOLDER.fullmatch(name)]
     candidates = [name for name in found if name not in system]
     names = [name for name in candidates if not is_skipped(name, skip)]

@@ -380,8 +380,8 @@ def test_normalization() -> None:
 @pytest.mark.parametrize(
     ("wrong", "field"),
     [
-        ({"kind": "imagenet"}, "data.kind"),
-        ({"on_bad_image": "ignore"}, "data.on_bad_image"),
+        ({"kind": "imagenet"}, "kind=imagenet"),
+        ({"on_bad_image": "ignore"}, "on_bad_image=ignore"),
         ({"mean": (0.5, 0.5)}, "data.mean"),
         ({"std": (0.5, 0.5, 0.0)}, "std"),
         ({"std": (0.5, 0.5, float("nan"))}, "std"),

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from intl_bench.core import datasets
+from intl_bench.core.data_folders import where_instead
 from intl_bench.core.errors import InputError
 from transfer.detection.annotations.categories import normalize
 from transfer.detection.annotations.coco import read_coco
@@ -34,6 +35,9 @@ def read_split(config: AnnotatedDataConfig, split: str, *, masks: bool) -> Annot
     training = split == "train"
     clip = config.boxes == "clip"
     files = [root / file for file in (config.train if training else config.test)]
+    for name, file in zip(config.train if training else config.test, files, strict=True):
+        if not file.exists() and (elsewhere := where_instead(root, [name])):
+            raise InputError(f"{file}: no such file{elsewhere}")
     if config.kind == "voc":
         if masks:
             raise InputError("data.kind=voc: VOC has no outlines for model.masks=true; set model.masks=false")

@@ -1,0 +1,107 @@
+"""Which data set a folder holds, and where near a wrong folder the right one is."""
+
+import difflib
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+# Kinds of data, and the files and folders that show them.
+MARKS: dict[str, tuple[str, ...]] = {
+    "imagefolder": ("train", "val", "train.pack", "val.pack"),
+    "cifar10": ("cifar-10-batches-py/batches.meta",),
+    "cifar100": ("cifar-100-python/meta",),
+    "coco": ("annotations/instances_train2017.json", "annotations/instances_val2017.json"),
+    "voc": ("VOC2007/ImageSets/Main", "VOC2012/ImageSets/Main"),
+}
+_OTHER_NAMES = {"train": ("training",), "val": ("valid", "validation", "test", "testing")}
+_SIDEWAYS = 300  # folders of a level that are looked at
+_IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
+
+
+def kind_of(root: Path) -> str | None:
+    """Return the kind of data in a folder, one of `MARKS`, or "npz" for a file; None if it is unknown."""
+    if root.suffix == ".npz" and root.is_file():
+        return "npz"
+    return next((kind for kind, marks in MARKS.items() if any((root / mark).exists() for mark in marks)), None)
+
+
+def where_instead(root: Path, marks: Sequence[str]) -> str:
+    """Return the end of an error about a folder in which files are missing: where they are.
+
+    Args:
+        root: the value of data.root, in which none of `marks` is.
+        marks: relative paths, one of which the right folder has.
+
+    Returns:
+        Text that begins with "; ", or "" if nothing near is known.
+    """
+    if not root.exists():
+        return _misspelled(root)
+    for near in (*_above(root), *_below(root)):
+        if any((near / mark).exists() for mark in marks):
+            return f"; they are in {near}: did you mean data.root={near}?"
+    kind = kind_of(root)
+    if kind is not None and not set(MARKS.get(kind, ())) & set(marks):
+        if kind in ("coco", "voc"):
+            return f"; {root} holds data for intl-bench {kind}"
+        return f"; {root} holds other data: did you mean data.kind={kind}?"
+    return ""
+
+
+def split_instead(root: Path, name: str) -> str:
+    """Do the same for an image folder without train/ or val/ (`name`), which may have another name or be missing."""
+    if kind_of(root) != "imagefolder" and (elsewhere := where_instead(root, MARKS["imagefolder"])):
+        return elsewhere
+    for other in _OTHER_NAMES[name]:
+        if (root / other).is_dir():
+            return f"; found {root / other}: rename it, or link it with ln -s {other} {root / name}"
+    classes = [one.name for one in _below(root) if one.parent == root and _has_images(one)]
+    if classes and kind_of(root) is None:
+        shown = ", ".join(classes[:3]) + (", ..." if len(classes) > 3 else "")
+        return (
+            f"; its class folders ({shown}) are not split: move them into {root / 'train'}, and a part of the images of "
+            f"each class into {root / 'val'}"
+        )
+    return ""
+
+
+def _misspelled(root: Path) -> str:
+    """Return the nearest name beside the first part of a path that does not exist."""
+    missing = next(path for path in (*reversed(root.absolute().parents), root.absolute()) if not path.exists())
+    names = [one.name for one in _folders(missing.parent)]
+    near = difflib.get_close_matches(missing.name, names, n=1)
+    found = missing.parent / near[0] if near else None
+    if found is None:
+        return f"; {missing.parent} has no {missing.name}; set data.root=PATH"
+    rest = root.absolute().relative_to(missing)
+    return f"; {missing} does not exist: did you mean data.root={found / rest}?"
+
+
+def _above(root: Path) -> list[Path]:
+    """Return the two folders above a folder, as they would be typed."""
+    parents = [Path(os.path.normpath(root / above)) for above in ("..", "../..")]
+    return [parent for parent in parents if parent != Path(root.anchor)]
+
+
+def _below(root: Path) -> Iterator[Path]:
+    """Yield the folders within a folder, then those within them."""
+    level = list(_folders(root))
+    yield from level
+    for folder in level:
+        yield from _folders(folder)
+
+
+def _folders(root: Path) -> list[Path]:
+    """Return the first folders within a folder; none if it cannot be read."""
+    try:
+        names = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
+    except OSError:
+        return []
+    return [root / name for name in names[:_SIDEWAYS]]
+
+
+def _has_images(folder: Path) -> bool:
+    try:
+        return any(entry.name.lower().endswith(_IMAGES) for entry in os.scandir(folder))
+    except OSError:
+        return False
