@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from intl_bench.core import inputs, locks
+from intl_bench.core import inputs, locks, planned
 from intl_bench.records import RecordStore, ResultRecord
 
 Row = Mapping[str, str]
@@ -33,7 +33,7 @@ def _run(run: Path) -> Row:
         "state": state,
         "progress": _progress(run, last, finished and state != "running"),
         "loss": f"{loss:.4g}" if isinstance(loss, float | int) and math.isfinite(loss) else "",
-        "age": age(time.time() - _changed(run)),
+        "age": planned.duration(max(0.0, time.time() - _changed(run))),
     }
 
 
@@ -77,14 +77,6 @@ def _changed(run: Path) -> float:
         with contextlib.suppress(OSError):  # it was just removed or replaced
             times.append(file.stat().st_mtime)
     return max(times)
-
-
-def age(seconds: float) -> str:
-    """Return a time span in its largest unit: "5 min", "3 h", "2 days"."""
-    for size, unit in ((86400, "days"), (3600, "h"), (60, "min")):
-        if seconds >= 2 * size:
-            return f"{seconds // size:.0f} {unit}"
-    return f"{max(0, seconds):.0f} s"
 
 
 def records(results: Path) -> list[Row]:

@@ -40,7 +40,7 @@ Three commands to try:
   intl-bench pretrain cifar10_r18_intl --dry-run
                            what a run would do and cost; nothing is written
 
-intl-bench --help lists all commands."""
+intl-bench doctor checks this machine, intl-bench --help lists all commands."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -82,7 +82,21 @@ def _nearest(word: str, known: Sequence[str]) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from intl_bench.cli import ablation, convert, data, demo, export, keys, ls, pretrain, report, spectrum, tables, task
+    from intl_bench.cli import (
+        ablation,
+        convert,
+        data,
+        demo,
+        doctor,
+        export,
+        keys,
+        ls,
+        pretrain,
+        report,
+        spectrum,
+        tables,
+        task,
+    )
 
     parser = _Parser(
         prog="intl-bench",
@@ -94,7 +108,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     parser.set_defaults(run=_welcome, debug=False)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    for command in (demo, pretrain, task, convert, export, data, ablation, spectrum, tables, report, ls, keys):
+    first, then = (demo, pretrain, task, convert, export), (data, ablation, spectrum, tables, report)
+    for command in (*first, *then, ls, keys, doctor):
         command.add(commands)
     return parser
 

@@ -59,8 +59,8 @@ def split_instead(root: Path, name: str) -> str:
     if classes and kind_of(root) is None:
         shown = ", ".join(classes[:3]) + (", ..." if len(classes) > 3 else "")
         return (
-            f"; its class folders ({shown}) are not split: move them into {root / 'train'}, and a part of the images of "
-            f"each class into {root / 'val'}"
+            f"; its class folders ({shown}) are not split: move them into {root / 'train'}, and some images of each "
+            f"class into {root / 'val'}"
         )
     return ""
 
