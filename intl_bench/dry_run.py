@@ -55,7 +55,7 @@ def task(plan: runs.TaskRun) -> tuple[str, str, Any]:
         (plan.task, f"{'seed' if len(seeds) == 1 else 'seeds'} {_listed(seeds)}{_one_for_all(plan, seeds)}"),
         ("checkpoint", _checkpoint(plan, checkpoint)),
         ("protocol", f"{path.parent.name}/{path.name}" if path.is_relative_to(configs.CONFIGS) else str(path)),
-        *_changed(plan, found, checkpoint, data, path, config),
+        *_changed(plan, found, checkpoint, data, path),
         ("resolved", _resolved(config, here, protocol.describe(found, checkpoint, config).get("normalization"))),
         ("data", work.data),
         ("batch", work.batch),
@@ -115,14 +115,15 @@ def _checkpoint(plan: runs.TaskRun, checkpoint: Checkpoint) -> str:
 
 
 def _changed(
-    plan: runs.TaskRun, found: Task[Any], checkpoint: Checkpoint, data: dict[str, Any], path: Path, config: Any
+    plan: runs.TaskRun, found: Task[Any], checkpoint: Checkpoint, data: dict[str, Any], path: Path
 ) -> list[tuple[str, str]]:
-    """Return what differs from the protocol."""
+    """Return what the overrides change in the protocol."""
+    own = protocol.build_config(found, checkpoint, data, path, plan.overrides)
     try:
-        named = found.resolve(protocol.build_config(found, checkpoint, data, path))
+        named = protocol.build_config(found, checkpoint, data, path)
     except InputError:  # the protocol is complete only with the overrides
         return [("" if number else "changed", word) for number, word in enumerate(plan.overrides)]
-    changed = planned.changes(configs.to_dict(named), configs.to_dict(config))
+    changed = planned.changes(configs.to_dict(named), configs.to_dict(own))
     return changed or [("changed", "nothing; the protocol as it is")]
 
 

@@ -17,7 +17,7 @@ from intl_bench.core import distributed
 from intl_bench.core.errors import InputError
 from pretrain import states, train
 from pretrain.backbone import ARCHITECTURES, STEMS
-from pretrain.dry_run import costs, plan
+from pretrain.dry_run import costs, machine, plan
 from pretrain.dry_run import text as words
 from pretrain.images.data import open_source
 from pretrain.images.loader import training_batches
@@ -305,3 +305,85 @@ def test_the_default_recipe_from_the_command_line() -> None:
     assert done.stdout.startswith("pretrain   imagenet_r50_intl, seed 0, scale paper\n")
     assert "4,003,200 = 5,004 x 800 epochs" in done.stdout
     assert not list(Path().iterdir())
+
+
+HERE = machine.Machine(
+    device=dataclasses.replace(costs.GPUS[0], name="here", memory=2**34, launch=0.0), on_gpu=False, cores=2
+)
+
+
+def short(capsys: pytest.CaptureFixture[str], *given: str) -> dict[str, str]:
+    """Return the rows of the short plan by label."""
+    assert cli.main(["pretrain", "demo", *TINY, *given, "--dry-run"]) == 0
+    rows, label = dict[str, str](), ""
+    for line in capsys.readouterr().out.splitlines():
+        assert len(line) <= 80
+        label = line[:11].strip() or label
+        rows[label] = f"{rows.get(label, '')} {line[11:]}".strip()
+    return rows
+
+
+def test_this_machine_comes_first_and_prepares_its_images() -> None:
+    ready = machine.Preparation(loading=0.01, augmenting=0.002)
+    made = plan.make_plan(tiny(), here=HERE, preparation=ready)
+    (plain, *gpus), without = planned().estimates, plan.make_plan(tiny(), here=HERE, preparation=machine.Preparation())
+    here = made.estimates[0]
+    assert [estimate.device.name for estimate in made.estimates[1:]] == [one.device.name for one in (plain, *gpus)]
+    assert here.step == pytest.approx(without.estimates[0].step + 32 * 0.012)  # without workers, all in turn
+    assert here.images_per_second == pytest.approx(32 / here.step)
+    assert here.fits
+    measured = plan.make_plan(tiny(), here=HERE).preparation
+    assert measured is not None
+    assert 0 < measured.loading < 1
+    assert 0 < measured.augmenting < 1
+    nowhere = plan.make_plan(tiny("data.kind=imagefolder", "data.root=nowhere", "data.name=birds"), here=HERE)
+    assert nowhere.preparation is None
+
+
+def test_the_rates_of_this_machine_are_those_of_its_products() -> None:
+    found, half = machine.measure("cpu"), machine.measure("cpu", processes=2)
+    assert not found.on_gpu
+    assert 1e8 < found.device.flops["matmul32"] < 1e14
+    assert 1e8 < found.device.bandwidth < 1e13
+    assert half.device.memory == found.device.memory / 2
+
+
+def test_the_short_plan(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "measure", lambda device, processes: HERE)
+    views = "views=[{size: 32}, {size: 24}]"
+    rows = short(capsys, views, "workers=3")
+    assert rows["pretrain"] == "demo, seed 0, scale demo"
+    for change in ("epochs: 6 -> 3", "data.size: 8192 -> 192", "views.1.size: 32 -> 24", "projector.out: "):
+        assert change in rows["changed"]
+    assert "name" not in rows["changed"]
+    assert rows["resolved"] == f"device cpu; 3 workers on {machine.machine.cores()} cores"
+    assert rows["batch"] == "32 of 192 images; none is left out, views 1 x 32 px, 1 x 24 px"
+    assert rows["steps"] == "18 = 6 x 3 epochs"
+    assert rows["time"].startswith("estimated")
+    assert "here" in rows["time"]
+    assert rows["state"] == "the folder holds no state; the run starts at step 0"
+    rows = short(capsys, "batch_size=50", "precision=fp16", "name=other")
+    assert rows["batch"].startswith("50 of 192 images; each epoch leaves out 42,")
+    assert "computed in bf16" in rows["resolved"]
+    assert rows["writes"].startswith("runs/pretrain/other/seed0: checkpoint.pt")
+    assert not list(Path().iterdir())
+
+
+def test_the_short_plan_tells_what_the_folder_holds(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "measure", lambda device, processes: HERE)
+    path = train.run(tiny("epochs=1"))
+    capsys.readouterr()
+    assert short(capsys, "epochs=1")["state"] == f"{path} is finished; nothing would be trained"
+    state, _ = states.load(path)
+    state["details"]["seconds"] = 40.0
+    states.save(path, {**state, "step": 2})
+    assert short(capsys, "epochs=1")["state"] == (
+        f"resumes from step 2 of 6 in {path}, about 80 s left at the speed so far"
+    )
+    assert cli.main(["pretrain", "demo", *TINY, "epochs=2", "--dry-run"]) == 2  # as the run would
+    assert "belongs to another configuration (epochs: 1 -> 2)" in capsys.readouterr().err
+    assert short(capsys, "epochs=2", "--fresh")["state"] == f"--fresh discards the state in {path}"
+    path.write_bytes(b"damaged")
+    assert short(capsys, "epochs=1")["state"].startswith("not readable: checkpoint")

@@ -70,6 +70,9 @@ def test_a_grid_from_pre_training_to_table_and_figure(capfd: pytest.CaptureFixtu
     assert "method iterations 1" in table
     assert Path("results/ablations/tiny/figure.png").read_bytes().startswith(b"\x89PNG")
 
+    assert cli.main(["ablation", "grid.yaml", "--dry-run", "--seeds", "3"]) == 0
+    planned = capfd.readouterr().out
+    assert planned.count("  2 of 3\n") == 2
     before = {path: path.read_bytes() for path in paths()}
     missing = next(path for path in paths() if path.parent.name == "knn" and path.name.startswith("intl"))
     missing.unlink()
@@ -287,7 +290,12 @@ def test_the_command_needs_the_name_of_a_grid(capsys: pytest.CaptureFixture[str]
     assert cli.main(["ablation", "powr"]) == 2
     assert "did you mean power?" in capsys.readouterr().err
     assert cli.main(["ablation", "grid.yaml", "--dry-run"]) == 0
-    assert "\n           method.iterations_1 " in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert printed.startswith("ablation   tiny: 2 cells x 2 seeds, scale reduced\nseeds      0, 1\n")
+    assert "\ncells      cell  " in printed
+    assert "\n           method.iterations_1 " in printed
+    assert "0 of 2\n" in printed
+    assert all(len(line) <= 80 for line in printed.splitlines())
     assert not Path("results").exists()
 
 
