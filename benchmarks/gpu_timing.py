@@ -19,7 +19,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-from plan import machine
+
+from pretrain.dry_run.machine import measure
 
 STARTED = time.monotonic()
 
@@ -77,7 +78,7 @@ def name(device: str) -> str:
 
 def main() -> None:
     options = device_options(__doc__).parse_args()
-    found = machine(options.device)
+    found = measure(options.device).device
     about = {"device": name(options.device), "torch": torch.__version__, "python": platform.python_version()}
     print(json.dumps(about | found.flops | {"bandwidth": found.bandwidth}))
 

@@ -3,7 +3,7 @@
     python benchmarks/plan.py                     on the CPU, two minutes on 2 cores
     python benchmarks/plan.py --device cuda
 
-The rates of this machine are measured by a large product and a large copy. With these rates, the model of
+The rates of this machine are measured (`pretrain.dry_run.machine`). With these rates, the model of
 `intl-bench pretrain --dry-run` predicts the steps of some small runs, which are then measured. The time of a step is
 the best of `--repeats`. The memory of each run is measured in a separate process: the peak while the run is built and
 does two steps, minus the memory in use before. The C library is configured to return freed memory at once; otherwise it
@@ -31,7 +31,7 @@ from torchvision.models import resnet50
 
 from intl_bench.core.distributed import Process
 from pretrain import train
-from pretrain.dry_run import costs, plan
+from pretrain.dry_run import costs, machine, plan
 from pretrain.images.data import open_source
 from pretrain.images.loader import training_batches
 from pretrain.recipe import Recipe, load_recipe
@@ -75,35 +75,6 @@ def best(work: Callable[[], object], repeats: int) -> float:
         work()
         times.append(time.perf_counter() - started)
     return min(times)
-
-
-def machine(device: str) -> costs.Device:
-    """Measure the rates of this machine, best of five: products of 2048 (GPU: 8192), a copy of 256 MiB (GPU: 4 GiB)."""
-    gpu = device == "cuda"
-
-    def wait(work: Callable[[], object]) -> Callable[[], object]:
-        return lambda: (work(), torch.cuda.synchronize()) if gpu else work()
-
-    def product(dtype: torch.dtype) -> float:
-        n = 8192 if gpu else 2048
-        a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
-        return 2 * n**3 / best(wait(lambda: a @ b), 5)
-
-    source = torch.ones((1 << 30) if gpu else (1 << 26), device=device)
-    target = torch.empty_like(source)
-    copy = best(wait(lambda: target.copy_(source)), 5)
-    single, half = product(torch.float32), product(torch.bfloat16)
-    conv = single
-    if gpu:  # convolutions may use TF32
-        torch.set_float32_matmul_precision("high")
-        conv = product(torch.float32)
-        torch.set_float32_matmul_precision("highest")
-    return costs.Device(
-        name="this machine",
-        flops={"half": half, "conv32": conv, "matmul32": single},
-        bandwidth=2 * source.numel() * 4 / copy,
-        memory=float("inf"),
-    )
 
 
 def added_bytes(name: str, device: str) -> int:
@@ -154,9 +125,11 @@ def main() -> None:
         recipe = recipe_of(name)
         step = steps(recipe, options.device)
         step()
-        rates.append(machine(options.device))  # immediately before the steps, so that other load affects both
+        rates.append(
+            machine.measure.__wrapped__(options.device).device
+        )  # immediately before the steps, so that other load affects both
         measured = recipe.batch_size / best(step, options.repeats)
-        made = plan.make_plan(recipe, devices=rates[-1:])
+        made = plan.make_plan(recipe, devices=rates[-1:])  # without the preparation of images
         predicted = made.estimates[0].images_per_second
         errors.append((predicted / measured - 1, made.peak / used - 1))
         print(

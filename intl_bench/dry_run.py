@@ -47,7 +47,7 @@ def task(plan: runs.TaskRun) -> tuple[str, str, Any]:
     found, checkpoint, config = runs.prepare(plan)
     data, path = runs.find_protocol(plan, found, checkpoint)
     here, seeds = machines.measure(config.device), runs.needed_seeds(plan, found)
-    work = _work(plan.task, checkpoint, config, here)
+    work = work_of(plan.task, checkpoint, config, here)
     if plan.init == "random":  # each seed has features of its own
         own = tuple(dataclasses.replace(phase, shared=False) for phase in work.phases)
         work = dataclasses.replace(work, phases=own)
@@ -88,7 +88,8 @@ def detector(plan: trained_detectors.Plan) -> tuple[str, str, Any]:
     return "\n".join([planned.rows(rows), *_time(work, here, 1), end]), _parts(work), config
 
 
-def _work(name: str, checkpoint: Checkpoint, config: Any, here: Machine) -> Work:
+def work_of(name: str, checkpoint: Checkpoint, config: Any, here: Machine) -> Work:
+    """Return the work of a task for a seed; without phases if its costs are not known."""
     if name in _WORK:
         return _WORK[name](checkpoint, config, here)
     return Work(data=f"{config.data.dataset}{f' in {config.data.root}' if config.data.root else ''}")

@@ -128,7 +128,7 @@ def run(checkpoint: Checkpoint, config: FinetuneConfig, seed: int, *, folder: Pa
     Raises:
         InputError: the list or a listed file is missing; also the errors of `train_classifier`.
     """
-    train, test, drawn = _sources(config)
+    train, test, drawn = sources(config)
     if drawn and distributed.is_main_process():
         print(
             f"labels: {len(train)} training images, drawn with seed {config.label_seed or 0} (label_seed=)",
@@ -169,11 +169,11 @@ def fingerprints(config: FinetuneConfig) -> dict[str, str]:
     Raises:
         InputError: the images or the list cannot be read.
     """
-    train, test, _ = _sources(config)
+    train, test, _ = sources(config)
     return {"train": fingerprint(train), "test": fingerprint(test)}
 
 
-def _sources(
+def sources(
     config: FinetuneConfig,
 ) -> tuple[ArraySource | FileSource, ArraySource | FileSource, bytes | None]:
     """Return the chosen training images, the test images, and the list of the training images if they were drawn."""

@@ -244,6 +244,17 @@ def test_a_plan_without_the_images_takes_the_published_numbers(
     assert rows["time"] == "not estimated"
 
 
+def test_labels_without_a_list_are_drawn_as_in_the_run(
+    photos: Path, backbone: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (photos / "10percent.txt").unlink()
+    rows = plan(capsys, "finetune", str(backbone), "data.kind=imagefolder", *FINETUNE)
+    assert rows["data"].endswith(
+        "3 training images (10% of the labels) and 6 test images of 3 classes, drawn (label_seed=)"
+    )
+    assert sorted(path.name for path in Path().iterdir()) == ["own.safetensors", "photos"]
+
+
 def test_too_little_space_is_told(
     photos: Path, backbone: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -57,7 +57,7 @@ def test_labels_are_drawn_with_a_seed(photos: Path) -> None:
 def test_the_saved_list_gives_the_same_images(photos: Path) -> None:
     """Whatever the names of the files."""
     drawn = config_for(photos, label_seed=3)
-    _, _, lines = finetune._sources(drawn)
+    _, _, lines = finetune.sources(drawn)
     assert lines is not None
     assert b" \xc3\xa9t\xc3\xa9 #" in lines
     (photos / "mine.txt").write_bytes(lines)
@@ -72,7 +72,7 @@ def test_the_saved_list_gives_the_same_images(photos: Path) -> None:
 
 def test_a_percent_is_a_part_of_ten(photos: Path) -> None:
     whole = make_folder(photos.parent / "more", classes=2, train=150, test=1)
-    one, ten = (finetune._sources(config_for(whole, train_percent=percent))[2] for percent in (1, 10))
+    one, ten = (finetune.sources(config_for(whole, train_percent=percent))[2] for percent in (1, 10))
     assert one is not None
     assert ten is not None
     assert len(one.splitlines()) == 3

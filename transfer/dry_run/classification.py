@@ -15,7 +15,7 @@ from pretrain.images.loader import evaluation_batches, steps_per_epoch
 from pretrain.images.views import ViewConfig
 from transfer import features
 from transfer.dry_run.work import Phase, Work, added, bytes_of, count, empty_backbone, one_operation
-from transfer.finetune import find_list, listed_images
+from transfer.finetune import sources as finetune_sources
 from transfer.sgd_classifier import Classifier
 
 _BATCH = 256  # of a test
@@ -86,10 +86,12 @@ class _Split:
         self.source: ImageSource | None = None
         self.tested: ImageSource | None = None
         try:
-            train, self.tested = (open_source(data, split) for split in ("train", "test"))
-            if percent is not None:
-                train = listed_images(train, find_list(config), percent)  # type: ignore[arg-type]
-            self.source, counted = train, "counted"
+            drawn = None
+            if percent is None:
+                train, self.tested = (open_source(data, split) for split in ("train", "test"))
+            else:
+                train, self.tested, drawn = finetune_sources(config)
+            self.source, counted = train, "counted" if drawn is None else "drawn (label_seed=)"
             self.train, self.test, self.classes = len(train), len(self.tested), len(train.class_names)
         except BenchError as error:
             facts = DATASETS.get(data.dataset)
