@@ -66,7 +66,7 @@ def task(plan: runs.TaskRun) -> tuple[str, str, Any]:
     # The features serve all seeds, except for random initializations. Detectors stay, one for each seed.
     kept = len(seeds) if plan.init == "random" or found.default is not None else 1
     needed = states.needed_bytes(Path("runs") / plan.task / "x" / "state.pt", work.state) + kept * work.results
-    rows += _costs(work, needed)
+    rows += _costs(work, here, needed)
     end = [("writes", ", ".join(where)), ("records", _records(plan, found, checkpoint, config, seeds))]
     return "\n".join([planned.rows(rows), *_time(work, here, len(seeds)), planned.rows(end)]), _parts(work), config
 
@@ -82,7 +82,7 @@ def detector(plan: trained_detectors.Plan) -> tuple[str, str, Any]:
         ("detector", f"{found.path}, {source}"),
         ("resolved", _resolved(config, here, None)),
         ("data", work.data),
-        *_costs(work, work.results),
+        *_costs(work, here, work.results),
     ]
     end = planned.row("writes", f"runs/{plan.task}/KEY")
     return "\n".join([planned.rows(rows), *_time(work, here, 1), end]), _parts(work), config
@@ -142,10 +142,12 @@ def _resolved(config: Any, here: Machine, normalization: str | None) -> str:
     return "; ".join(parts)
 
 
-def _costs(work: Work, needed: int) -> list[tuple[str, str]]:
+def _costs(work: Work, here: Machine, needed: int) -> list[tuple[str, str]]:
     free = machine.free_bytes(Path("runs"))
-    memory = f"{planned.size(work.memory)} at the peak of a step" if work.memory else ""
-    return [("memory", memory), ("disk", planned.disk(needed, free) if work.phases else "")]
+    memory = f"{planned.size(work.memory)} at the peak of a step, {planned.size(here.device.memory)} here"
+    if work.memory > here.device.memory:
+        memory += ": TOO LITTLE; lower batch_size, or use another machine"
+    return [("memory", memory if work.memory else ""), ("disk", planned.disk(needed, free) if work.phases else "")]
 
 
 def _time(work: Work, here: Machine, seeds: int) -> list[str]:

@@ -260,7 +260,10 @@ def test_too_little_space_is_told(
 ) -> None:
     usage = shutil.disk_usage(".")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    small = dataclasses.replace(HERE, device=dataclasses.replace(HERE.device, memory=2**20))
+    monkeypatch.setattr(dry_run.machines, "measure", lambda device: small)
     rows = plan(capsys, "knn", str(backbone), "data.kind=imagefolder", "data.root=photos")
+    assert "1.0 MiB here: TOO LITTLE; lower batch_size" in rows["memory"]
     assert rows["disk"].startswith("36.0 KiB needed at most, 1,000 B free: TOO LITTLE")
 
 

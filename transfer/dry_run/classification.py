@@ -163,7 +163,9 @@ def _feature_phases(checkpoint: Checkpoint, config: Any, split: _Split, here: Ma
     model, side = empty_backbone(checkpoint).eval(), split.side(config)
     batch = min(_BATCH, n)
     cost = count(model, lambda: model(torch.empty(batch, 3, side, side)), gradients=False)
-    return [Phase(name="features", steps=math.ceil(n / batch), cost=cost, images=n, shared=True)]
+    return [
+        Phase(name="features", steps=math.ceil(n / batch), cost=cost, images=n, weights=bytes_of(model), shared=True)
+    ]
 
 
 def _classifier(checkpoint: Checkpoint, config: Any, split: _Split, here: Machine, *, frozen: bool) -> Work:
@@ -174,7 +176,8 @@ def _classifier(checkpoint: Checkpoint, config: Any, split: _Split, here: Machin
     steps = steps_per_epoch(n, config.batch_size, drop_last=config.drop_last)
     classifier = Classifier(empty_backbone(checkpoint), split.classes, frozen=frozen, seed=0)
     classifier.train()
-    side, trained, batch = config.crop, bytes_of(classifier), min(config.batch_size, n)
+    side, batch = config.crop, min(config.batch_size, n)
+    weights, trained = bytes_of(classifier), bytes_of(classifier, trained=True)
 
     def train() -> torch.Tensor:
         images = torch.empty(batch, 3, side, side)
@@ -187,8 +190,15 @@ def _classifier(checkpoint: Checkpoint, config: Any, split: _Split, here: Machin
     tests = config.epochs * math.ceil(m / tested)
     images = min(n, steps * batch)
     phases = (
-        Phase(name="training", steps=config.epochs * steps, cost=step, images=config.epochs * images, trained=trained),
-        Phase(name="tests", steps=tests, cost=test, images=config.epochs * m),
+        Phase(
+            name="training",
+            steps=config.epochs * steps,
+            cost=step,
+            images=config.epochs * images,
+            weights=weights,
+            trained=trained,
+        ),
+        Phase(name="tests", steps=tests, cost=test, images=config.epochs * m, weights=weights),
     )
     words = _steps(batch, n, steps, config.epochs, drop_last=config.drop_last)
     return split.work(config, here, phases=phases, batch=words, state=2 * trained)

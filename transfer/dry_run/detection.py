@@ -56,7 +56,7 @@ def detect(checkpoint: Checkpoint | None, config: DetectionConfig, here: Machine
     }
     with torch.device("meta"):
         model = build_model(config.model)
-    half, trained = config.precision == "bf16", bytes_of(model)
+    half, trained = config.precision == "bf16", bytes_of(model, trained=True)
     state = sum(4 * value.numel() for value in model.state_dict().values())
     with costs.without_data():
         costs.strip(model)
@@ -64,13 +64,15 @@ def detect(checkpoint: Checkpoint | None, config: DetectionConfig, here: Machine
         step = costs.count(lambda: _losses(model, part, shapes["train"], half)) if train else None
         model.eval()
         test = costs.count_forward(lambda: _detections(model, shapes["test"], half))
-    phases = [Phase(name="tests", steps=counts.get("test", 0), cost=test, images=counts.get("test", 0))]
+    phases = [
+        Phase(name="tests", steps=counts.get("test", 0), cost=test, images=counts.get("test", 0), weights=trained)
+    ]
     if step is not None:
         steps, statistics = config.iterations * config.accumulate, config.precise_bn
         seen = config.iterations * config.batch_size
         forward = _without_backward(step)
         phases = [
-            Phase(name="training", steps=steps, cost=step, images=seen, trained=trained),
+            Phase(name="training", steps=steps, cost=step, images=seen, weights=trained, trained=trained),
             Phase(name="statistics", steps=statistics, cost=forward, images=statistics * config.batch_size),
             *phases,
         ]

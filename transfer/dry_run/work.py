@@ -23,6 +23,7 @@ class Phase:
         steps: number of steps.
         cost: of a step.
         images: number of images that are prepared in all steps.
+        weights: bytes of the parameters.
         trained: bytes of the parameters that a step trains.
         shared: whether all seeds of a checkpoint share the results, which are cached.
     """
@@ -31,6 +32,7 @@ class Phase:
     steps: int
     cost: Cost
     images: int = 0
+    weights: int = 0
     trained: int = 0
     shared: bool = False
 
@@ -65,8 +67,8 @@ class Work:
 
     @property
     def memory(self) -> int:
-        """Bytes of the weights, their gradients and the intermediate results of the largest step."""
-        return max((phase.cost.peak + 3 * phase.trained for phase in self.phases), default=0)
+        """Bytes of the weights, gradients, momentum and intermediate results of the largest step."""
+        return max((phase.cost.peak + phase.weights + 2 * phase.trained for phase in self.phases), default=0)
 
     def seconds(self, device: costs.Device, here: Machine, seeds: int = 1) -> float:
         """Estimate the time for some seeds, one after the other.
@@ -111,6 +113,6 @@ def count(module: torch.nn.Module, forward: Callable[[], Any], *, gradients: boo
         return costs.count(forward) if gradients else costs.count_forward(forward)
 
 
-def bytes_of(module: torch.nn.Module) -> int:
-    """Return the bytes of the parameters of a module that are trained."""
-    return sum(4 * parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+def bytes_of(module: torch.nn.Module, *, trained: bool = False) -> int:
+    """Return the bytes of the parameters of a module: of all, or of those that are trained."""
+    return sum(4 * parameter.numel() for parameter in module.parameters() if parameter.requires_grad or not trained)
