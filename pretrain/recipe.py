@@ -19,6 +19,7 @@ from pretrain import methods, optim
 from pretrain.backbone import BackboneConfig
 from pretrain.images.data import DataConfig, normalization
 from pretrain.images.views import ViewConfig
+from pretrain.monitor import MonitorConfig
 from pretrain.projector import ProjectorConfig
 
 PRECISIONS = ("fp32", "bf16", "fp16")
@@ -57,7 +58,9 @@ class Recipe(Checked):
             override is taken as it is.
         log_every: steps between two lines of the log.
         spectrum_every: steps between two spectra of the embedding in the log; 0 for none.
+        monitor: scores on a labeled subset during the run.
         save_minutes: a checkpoint is written when this time has passed since the last one.
+        keep_every: epochs between two checkpoints that stay, as `epoch0010.pt`; 0 keeps none but the last three.
         compile: whether the networks are compiled (torch.compile). Changes no result beyond rounding (docs/gpu.md).
         graph: whether a step is recorded as a CUDA graph. Changes no result beyond rounding (docs/gpu.md).
         deterministic: whether a GPU computes the same bits in every run, at some cost in time.
@@ -93,7 +96,9 @@ class Recipe(Checked):
     workers: Workers = runtime_only(8)
     log_every: Count = runtime_only(50)
     spectrum_every: Natural = runtime_only(500)
+    monitor: MonitorConfig = runtime_only(MonitorConfig())
     save_minutes: NonNegative = runtime_only(10)
+    keep_every: Natural = runtime_only(0)
     compile: bool = runtime_only(False)
     graph: bool = runtime_only(False)
     deterministic: bool = runtime_only(False)

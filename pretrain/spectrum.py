@@ -7,7 +7,6 @@ eigenvalue, which is less than the resolution of a float32 embedding.
 
 import contextlib
 import dataclasses
-import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -241,28 +240,23 @@ def capture_first_output(module: nn.Module) -> Iterator[list[torch.Tensor]]:
         hook.remove()
 
 
-def batch_spectra(method: Method, features: torch.Tensor, step: int) -> dict[str, float]:
-    """Return the `summary` of the batch of all processes, and print a warning if the embedding has collapsed.
+def batch_spectra(method: Method, features: torch.Tensor) -> tuple[dict[str, float], int]:
+    """Return the `summary` of the batch of all processes, and the largest possible rank of the embedding.
 
-    Only the first process returns values; the other processes return {}.
+    Only the first process returns values; the other processes return {} and 0.
 
     Args:
         method: the method after a step; its `embedding` is that of this process.
         features: features of this process, (m, F).
-        step: number of the step, for the warning.
     """
     assert method.embedding is not None, "called before the first step"
     parts = {"features": features, "embedding": method.embedding}
     matrices = {name: distributed.gather(part) for name, part in parts.items()}
     if not distributed.is_main_process():
-        return {}
+        return {}, 0
     # Monitoring must not end a run: an embedding that cannot be transformed has no values.
     with contextlib.suppress(ValueError, torch.linalg.LinAlgError), torch.no_grad():
         transformed = method.transform(matrices["embedding"].float())
         if transformed is not None:
             matrices["transformed"] = transformed
-    values = summary(matrices)
-    sentence = collapse(values, min(matrices["embedding"].shape))
-    if sentence:
-        print(f"warning: step {step}: {sentence}", file=sys.stderr)
-    return values
+    return summary(matrices), min(matrices["embedding"].shape)

@@ -68,10 +68,10 @@ def require_finite(state: Any, *, where: str) -> None:
         raise DivergedError(f"diverged {where}: {name} is not finite; earlier states are kept; lower the learning rate")
 
 
-def save(path: Path, state: dict[str, Any]) -> str:
+def save(path: Path, state: dict[str, Any], keep: int = _KEPT) -> str:
     """Write a training state (only tensors and plain values) atomically and return the SHA-256 of the file.
 
-    The two states before stay as NAME.1.pt and NAME.2.pt.
+    The `keep` states before stay as NAME.1.pt and NAME.2.pt.
 
     Raises:
         DivergedError: a tensor is not finite. The file is unchanged.
@@ -79,26 +79,33 @@ def save(path: Path, state: dict[str, Any]) -> str:
     """
     step = state.get("step", state.get("iteration", "?"))
     require_finite(state, where=f"by step {step}; it is not saved in {path}")
-    return files.write_digested(path, lambda stream: torch.save({"format": FORMAT, **state}, stream), keep=_KEPT)
+    return files.write_digested(path, lambda stream: torch.save({"format": FORMAT, **state}, stream), keep=keep)
 
 
-def needed_bytes(path: Path, one: int) -> int:
-    """Return the bytes that a run still needs for the states of `one` bytes each that it keeps, and one more."""
+def needed_bytes(path: Path, one: int, more: int = 0) -> int:
+    """Return the bytes that a run still needs for the states of `one` bytes each that it keeps, and one more.
+
+    Args:
+        more: number of states that it will write beside `path` and keep too.
+    """
     there = [file.stat().st_size for age in range(_KEPT + 1) if (file := files.earlier(path, age)).exists()]
-    return (_KEPT + 2) * one - sum(there)
+    return (_KEPT + 2 + more) * one - sum(there)
 
 
-def require_space(path: Path, state: dict[str, Any]) -> None:
+def require_space(path: Path, state: dict[str, Any], more: int = 0) -> None:
     """Refuse a run at its start if the disk has no room for the states that it will keep, and one more.
+
+    Args:
+        more: number of states that it will write beside `path` and keep too.
 
     Raises:
         ResourceError: the message tells the bytes that are needed and free.
     """
     one = sum(tensor.numel() * tensor.element_size() for _, tensor in tensors(state))
-    needed, free = needed_bytes(path, one), free_bytes(path.parent)
+    needed, free = needed_bytes(path, one, more), free_bytes(path.parent)
     if free < needed:
         raise ResourceError(
-            f"{path.parent}: {free} bytes are free; expected {needed} for {_KEPT + 2} states of {one} bytes; free some "
+            f"{path.parent}: {free} bytes are free; expected {needed} for {_KEPT + 2 + more} states of {one} bytes; free some "
             "space, or work in a folder of another disk"
         )
 
@@ -123,10 +130,10 @@ class Writer:
         if error is None:
             self.wait()
 
-    def save(self, path: Path, state: dict[str, Any]) -> None:
+    def save(self, path: Path, state: dict[str, Any], keep: int = _KEPT) -> None:
         """Start the function `save`; the next call of a method raises its error."""
         self.wait()
-        self._writing = self._thread.submit(save, path, _copy(state))
+        self._writing = self._thread.submit(save, path, _copy(state), keep)
 
     def wait(self) -> None:
         """Wait until the state is on the disk; raise the error of `save`, if any."""

@@ -11,7 +11,6 @@ checkpoint is written in the background.
 import contextlib
 import dataclasses
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,20 +25,20 @@ from intl_bench.core.errors import DamagedError, InputError
 from intl_bench.core.locks import lock
 from intl_bench.core.seeding import torch_seed
 from intl_bench.core.signals import StopRequest
-from pretrain import accelerate, checkpoint, methods, states, warm_start
+from intl_bench.core.transcript import Transcript
+from pretrain import accelerate, checkpoint, loop, methods, states, warm_start
 from pretrain.backbone import Backbone
 from pretrain.finite import gradient_norm, skip_if_not_finite
-from pretrain.images.data import ImageSource, normalization, open_source
+from pretrain.images.data import normalization, open_source
 from pretrain.images.fingerprint import fingerprint
-from pretrain.images.loader import Batch, steps_per_epoch, training_batches
+from pretrain.images.loader import Batch, steps_per_epoch
 from pretrain.images.views import augment
 from pretrain.optim import build_optimizer, group_lr, set_lr
 from pretrain.recipe import Inputs, Recipe, check_same_run, from_dict
 from pretrain.schedules import warmup_cosine
-from pretrain.spectrum import batch_spectra, capture_first_output
+from pretrain.spectrum import capture_first_output
 from pretrain.step_metrics import StepMetrics
 from pretrain.sync_batch_norm import synchronize
-from pretrain.train_log import Log
 
 _OTHERWISE = "give this run another name with name=..."
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -80,13 +79,17 @@ class Training:
     def total_steps(self) -> int:
         return self.recipe.total_steps(self.steps_per_epoch)
 
+    def views(self, batch: Batch) -> list[torch.Tensor]:
+        """Return the views of this process's part of a global batch."""
+        return [
+            augment(crops.to(self.process.device, non_blocking=True), parameters, *self.normalization)
+            for crops, parameters in zip(batch.crops, batch.parameters, strict=True)
+        ]
+
     def take_step(self, batch: Batch, *, stop: int = 0, save: bool = False) -> StepMetrics:
         """Make the views of this process's part of a global batch and call `optimize`."""
         device = self.process.device
-        views = [
-            augment(crops.to(device, non_blocking=True), parameters, *self.normalization)
-            for crops, parameters in zip(batch.crops, batch.parameters, strict=True)
-        ]
+        views = self.views(batch)
         self.bad_files.update(batch.bad_files)
         labels = send(batch.labels, device) if self.labeled else None
         return self.optimize(views, labels, stop=stop, save=save)
@@ -284,11 +287,15 @@ def build_training(
     )
 
 
-def run(recipe: Recipe, *, fresh: bool = False) -> Path:
+def run(recipe: Recipe, *, fresh: bool = False, command: Sequence[str] | None = None) -> Path:
     """Train to the last epoch and return the path of the checkpoint. A run that was interrupted resumes.
 
     The run's folder receives `checkpoint.pt` every `save_minutes` and on a signal, `backbone.safetensors` at the end,
-    `metrics.jsonl`, and TensorBoard events. The folder is locked during the run.
+    `metrics.jsonl`, TensorBoard events, and the files of `pretrain.run_folder`. The folder is locked during the run.
+
+    Args:
+        fresh: discard what the folder holds.
+        command: the words after `intl-bench`, for `command.txt`.
 
     Raises:
         InputError, ResourceError, DivergedError: see `intl_bench.core.errors`.
@@ -296,6 +303,7 @@ def run(recipe: Recipe, *, fresh: bool = False) -> Path:
     """
     started = distributed.start(recipe.device, deterministic=recipe.deterministic, fixed_shapes=True)
     with started as process, StopRequest() as stop, contextlib.ExitStack() as locked:
+        transcript = locked.enter_context(Transcript())
         source = open_source(recipe.data, "train")
         training = build_training(recipe, process, len(source), len(source.class_names))
         # Only the first process needs the folder. The others may be on machines that do not share its disk.
@@ -317,7 +325,7 @@ def run(recipe: Recipe, *, fresh: bool = False) -> Path:
         distributed.from_main(lambda: _prepare_folder(training, fresh))  # only now, after every check of the new run
         if training.step < training.total_steps:
             accelerate.apply(training)
-            _loop(training, source, stop)
+            loop.train(training, source, stop, transcript, command)
         elif process.is_main:
             print(f"{recipe.checkpoint}: already finished; nothing to train", file=sys.stderr)
         exported = recipe.folder / "backbone.safetensors"
@@ -331,7 +339,7 @@ def run(recipe: Recipe, *, fresh: bool = False) -> Path:
 
 def _prepare_folder(training: Training, fresh: bool) -> None:
     if training.step < training.total_steps:  # before the old run is removed, because the new one may be refused
-        states.require_space(training.recipe.checkpoint, training.state())
+        states.require_space(training.recipe.checkpoint, training.state(), more=loop.kept(training))
     if fresh:
         files.remove_contents(training.recipe.folder)
 
@@ -343,54 +351,3 @@ def _is_intact(exported: Path) -> bool:
     except DamagedError as error:
         print(f"{error}; writing it again", file=sys.stderr)
         return False
-
-
-def _loop(training: Training, source: ImageSource, stop: StopRequest) -> None:
-    recipe, process = training.recipe, training.process
-    batches = training_batches(
-        source,
-        recipe.views,
-        seed=recipe.seed,
-        batch_size=recipe.batch_size,
-        first_step=training.step,
-        last_step=training.total_steps,
-        rank=process.rank,
-        world_size=process.world_size,
-        workers=recipe.workers,
-        device=process.device,
-    )
-    log = Log(training)
-    before: StepMetrics | None = None
-    ended = saved = time.perf_counter()
-    with states.Writer() as writer:
-        for batch in batches:
-            log.waited += time.perf_counter() - ended
-            wanted = stop.received or 0
-            save = process.is_main and time.perf_counter() - saved >= 60 * recipe.save_minutes
-            saved = time.perf_counter() if save else saved
-            metrics = training.take_step(batch, stop=wanted, save=save)
-            if before is not None:  # read while the device computes this step
-                log.write(before)
-            # A single process knows its own request. Several learn the requests of all with the previous step.
-            if process.world_size == 1:
-                stopping, saving = wanted, save
-            else:
-                stopping, saving = before.asked() if before is not None else (0, False)
-            last = training.step == training.total_steps
-            if recipe.spectrum_every and (last or training.step % recipe.spectrum_every == 0):
-                assert training.features is not None
-                log.write(metrics, batch_spectra(training.method, training.features, training.step))
-            training.seconds += time.perf_counter() - ended
-            if last or stopping or saving:
-                log.write(metrics)  # raises an error if the step was not finite
-                training.bad_files = distributed.union(training.bad_files)
-                if process.is_main:
-                    training.log_mark = log.lines.mark()
-                    writer.save(recipe.checkpoint, training.state())
-            if stopping and not last:
-                writer.wait()
-                log.close()
-                where = f"after step {training.step} of {training.total_steps}, saved in {recipe.checkpoint}"
-                distributed.stop_together(stop, where, stopping)
-            before, ended = metrics, time.perf_counter()
-    log.close()

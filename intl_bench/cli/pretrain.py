@@ -48,7 +48,7 @@ def _run(args: argparse.Namespace) -> int:
     from intl_bench.core.distributed import is_main_process
     from pretrain import train
 
-    path = train.run(recipe, fresh=args.fresh)
+    path = train.run(recipe, fresh=args.fresh, command=args.arguments)
     if is_main_process():
         print(f"checkpoint: {path}")
     return OK

@@ -115,6 +115,10 @@ def _finish(temporary: Path) -> None:
     """Make the content of a temporary file durable and give it the permissions of an ordinary file."""
     with temporary.open("rb+") as stream:
         os.fsync(stream.fileno())
+    _open_to_readers(temporary)
+
+
+def _open_to_readers(temporary: Path) -> None:
     temporary.chmod(0o666 & ~_UMASK)
 
 
@@ -173,6 +177,14 @@ def write_bytes(path: Path, content: bytes) -> None:
     """Write `content` atomically; raises the errors of `write_text`."""
     with _replacement(path) as temporary:
         temporary.write_bytes(content)
+
+
+def write_by_product(path: Path, content: bytes) -> None:
+    """Write `content` atomically, but let the system choose when it reaches the disk; raises as `write_text`."""
+    with _writing(path) as temporary:
+        temporary.write_bytes(content)
+        _open_to_readers(temporary)
+        temporary.replace(path)
 
 
 def write_stream(path: Path, write: Callable[[IO[bytes]], object]) -> None:

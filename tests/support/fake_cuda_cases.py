@@ -168,7 +168,7 @@ def spectra(fake: FakeCuda) -> Trained:
     training = train.build_training(recipe("cifar10_r18_intl"), GPU, 128)
     training.method.embedding = torch.randn(32, 64, device=CUDA)
     fake.counts.clear()
-    batch_spectra(training.method, torch.randn(32, 24, device=CUDA), 1)
+    batch_spectra(training.method, torch.randn(32, 24, device=CUDA))
     return None
 
 

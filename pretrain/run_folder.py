@@ -1,0 +1,148 @@
+"""What explains a run in its folder: settings, command, printed lines, pictures and a summary. All are by-products."""
+
+import json
+import shlex
+import time
+import typing
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+
+import intl_bench
+from intl_bench.core import config as configs
+from intl_bench.core import files, inputs
+from intl_bench.core.by_products import ByProducts
+from intl_bench.core.errors import DivergedError, Preempted
+from intl_bench.core.transcript import Transcript, note
+from pretrain import pictures
+from pretrain.train_log import Log
+
+if typing.TYPE_CHECKING:
+    from pretrain.train import Training
+
+CURVES_FROM = 10.0  # seconds; drawing takes one of them, so a shorter run has no curves
+_CURVES_SHARE = 0.01  # of the time, for drawing the curves again
+
+
+class RunFolder:
+    """The files of the first process that explain a run."""
+
+    def __init__(self, training: "Training", log: Log, transcript: Transcript) -> None:
+        self.training, self.log, self.transcript = training, log, transcript
+        self.folder = training.recipe.folder
+        self.files = ByProducts(self.folder)
+        self._next_curves = time.perf_counter() + 60
+
+    def begin(self, command: Sequence[str] | None) -> None:
+        """Write the settings, the command, and what was printed so far.
+
+        Args:
+            command: the words after `intl-bench`; None for a call from Python.
+        """
+        config = self.folder / "config.yaml"
+        words = ["pretrain", str(config)] if command is None else [word for word in command if word != "--in-job"]
+        version = intl_bench.__version__
+        now = f"{datetime.now().astimezone():%Y-%m-%d %H:%M:%S %z}, intl-bench {version}"
+        at = f", from step {self.training.step}" if self.training.step else ""
+        self.files.append("log.txt", f"# {now}{at}\n")
+        self.transcript.send_to(lambda line: self.files.append("log.txt", line))
+        self.files.append("command.txt", f"# {now}{at}\n{shlex.join(['intl-bench', *words])}\n")
+        head = f"# The settings of this run. To repeat it: intl-bench pretrain {config} name=NEW\n"
+        settings = OmegaConf.to_yaml(configs.to_dict(self.training.recipe))
+        self.files.write("config.yaml", lambda: f"{head}{settings}".encode())
+
+    def views(self, views: Sequence[torch.Tensor]) -> None:
+        """Draw the views of the first step of a session, unless an earlier session has."""
+        if not (self.folder / "views.png").exists():
+            self.files.write("views.png", lambda: pictures.draw_views(views, *self.training.normalization))
+
+    def curves(self, *, last: bool = False) -> None:
+        """Draw the curves if it is time."""
+        now = time.perf_counter()
+        if self.training.seconds < CURVES_FROM or (now < self._next_curves and not last):
+            return
+        self.files.write("curves.png", self._draw_curves)
+        self._next_curves = time.perf_counter() + max(60, (time.perf_counter() - now) / _CURVES_SHARE)
+
+    def _draw_curves(self) -> bytes:
+        lines = inputs.read_bytes(self.folder / "metrics.jsonl").splitlines()
+        rows = [{"epoch": row["step"] / self.training.steps_per_epoch, **row} for row in map(json.loads, lines)]
+        recipe = self.training.recipe
+        return pictures.draw_curves(rows, f"{recipe.name}, seed {recipe.seed}: {self.training.display}")
+
+    def end(self, scores: Mapping[str, float], about_scores: str, error: BaseException | None = None) -> None:
+        """Write the summary and draw the curves; print loss, scores, time and the next command of a finished run."""
+        if error is None:
+            self.curves(last=True)
+        summary = self.summary(scores, about_scores, error)
+        self.files.write("summary.json", lambda: files.json_text(summary).encode())
+        if error is None:
+            note(_sentence(summary))
+            note(f"next: {summary['next']}")
+        else:
+            self.transcript.keep(f"{summary['state']}: {summary['reason']}")
+
+    def summary(self, scores: Mapping[str, float], about_scores: str, error: BaseException | None) -> dict[str, Any]:
+        """Return the content of `summary.json`.
+
+        Args:
+            scores: the latest of `Monitor.score`.
+            about_scores: `Monitor.about`.
+            error: what ended the run; None for a finished run.
+        """
+        training, progress = self.training, self.log.progress
+        recipe = training.recipe
+        state = "finished" if error is None else "failed"
+        if isinstance(error, DivergedError):
+            state = "diverged"
+        elif isinstance(error, Preempted | KeyboardInterrupt):
+            state = "stopped"
+        cuda = training.process.device.type == "cuda"
+        return {
+            "name": recipe.name,
+            "seed": recipe.seed,
+            "method": training.display,
+            "dataset": recipe.data.dataset,
+            "scale": recipe.scale,
+            "state": state,
+            "reason": None if error is None else " ".join(str(error).split()),
+            "step": training.step,
+            "steps": training.total_steps,
+            "epoch": round(training.step / training.steps_per_epoch, 4),
+            "epochs": recipe.epochs,
+            "images": training.images,
+            "loss": self.log.latest.get("loss"),
+            "scores": {name.removeprefix("monitor/"): round(value, 4) for name, value in scores.items()},
+            "about_scores": about_scores,
+            "warnings": self.log.signs.found,
+            "bad_images": len(training.bad_files),
+            "seconds": round(training.seconds, 1),
+            "images_per_second": round(progress.images_per_second, 1),
+            "data_share": round(progress.data_share, 4),
+            "processes": training.process.world_size,
+            "device": torch.cuda.get_device_name() if cuda else "cpu",
+            "gpu_memory_mib": round(torch.cuda.max_memory_allocated() / 2**20) if cuda else None,
+            "version": intl_bench.__version__,
+            "ended": datetime.now(UTC).isoformat(timespec="seconds"),
+            "next": next_command(training) if error is None else None,
+        }
+
+
+def next_command(training: "Training") -> str:
+    """Return the command that scores a finished run."""
+    return shlex.join(["intl-bench", "linear", str(training.recipe.checkpoint)])
+
+
+def _sentence(summary: Mapping[str, Any]) -> str:
+    minutes, seconds = divmod(round(summary["seconds"]), 60)
+    hours, minutes = divmod(minutes, 60)
+    parts = [f"loss {summary['loss']:.4g}"] if summary["loss"] is not None else []
+    parts += [f"{name} {summary['scores'][key]:.1f}%" for key, name in SCORES.items() if key in summary["scores"]]
+    took = f"{hours}:{minutes:02d}:{seconds:02d}"
+    return f"finished {summary['name']} seed {summary['seed']}: {', '.join([*parts, f'{took} hours'])}"
+
+
+SCORES = {"knn": "5-NN", "linear": "linear probe"}
