@@ -34,7 +34,7 @@ MOST_TIMES = 20
 FEWEST_IMAGES, MOST_IMAGES = 768, 3072  # of a scoring; a third of them is for the test
 SPECTRUM_IMAGES = 256
 NEIGHBORS = 5
-RIDGE = 0.1  # penalty of the linear probe, relative to the number of images
+RIDGE = 0.03  # penalty of the linear probe, relative to the number of images
 _BATCH = 128
 _CLASS_IMAGES = 16  # with fewer training images of each class, fewer classes are used
 _PASSES = 3  # a training step in forward passes: one forward, and a backward that costs two
@@ -129,15 +129,14 @@ class Monitor:
         return self.latest
 
     def about(self) -> str:
-        """Return the images and the times of the scores, as a text."""
+        """Return the images and the times of the scores, as a text; empty before the first."""
         if self._subset is None:
             return ""
         one = self._subset
-        of = "training images, held out from the fit," if one.held_out else "test images"
-        return (
-            f"{NEIGHBORS}-NN and linear probe on {one.train} training images and {len(one.labels) - one.train} {of} of "
-            f"{one.classes} classes, every {self.plan.every} epochs and at the end"
-        )
+        of = "held-out" if one.held_out else "test"
+        every = "epoch" if self.plan.every == 1 else f"{self.plan.every} epochs"
+        images = f"{one.train} training and {len(one.labels) - one.train} {of} images"
+        return f"{images} of {one.classes} classes, every {every}"
 
     @torch.inference_mode()
     def _score(self, subset: _Subset) -> dict[str, float]:

@@ -49,7 +49,7 @@ def draw_curves(rows: Sequence[Mapping[str, Any]], title: str) -> bytes:
 
     figure = Figure(figsize=(9, 6), layout="constrained")
     figure.suptitle(title.replace("$", r"\$"), fontsize=10)
-    panels = figure.subplots(2, 2)
+    panels = figure.subplots(2, 2, sharex=True)
     terms = [name for name in _names(rows) if name == "loss" or _is_term(name)]
     terms = ["loss"] if len(terms) == 2 else terms  # a single term is the loss
     _plot(panels[0, 0], rows, {name: name for name in terms}, "loss")

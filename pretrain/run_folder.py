@@ -142,7 +142,7 @@ def _sentence(summary: Mapping[str, Any]) -> str:
     parts = [f"loss {summary['loss']:.4g}"] if summary["loss"] is not None else []
     parts += [f"{name} {summary['scores'][key]:.1f}%" for key, name in SCORES.items() if key in summary["scores"]]
     took = f"{hours}:{minutes:02d}:{seconds:02d}"
-    return f"finished {summary['name']} seed {summary['seed']}: {', '.join([*parts, f'{took} hours'])}"
+    return f"finished {summary['name']} seed {summary['seed']}: {', '.join(parts)}, in {took}"
 
 
 SCORES = {"knn": "5-NN", "linear": "linear probe"}

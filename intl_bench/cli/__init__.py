@@ -96,6 +96,7 @@ def _parser() -> argparse.ArgumentParser:
         spectrum,
         tables,
         task,
+        watch,
     )
 
     parser = _Parser(
@@ -108,7 +109,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     parser.set_defaults(run=_welcome, debug=False)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    first, then = (demo, pretrain, task, convert, export), (data, ablation, spectrum, tables, report)
+    first = (demo, pretrain, watch, task, convert, export)
+    then = (data, ablation, spectrum, tables, report)
     for command in (*first, *then, ls, keys, doctor):
         command.add(commands)
     return parser

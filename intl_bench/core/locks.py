@@ -64,6 +64,18 @@ def _me() -> _Holder:
     )
 
 
+def is_held(folder: Path) -> bool:
+    """Return whether a process holds the lock of a folder, or may hold it on another machine."""
+    try:
+        return not _parse(_path(folder)).is_gone(_me())
+    except (OSError, ValueError, InputError):
+        return False
+
+
+def _path(folder: Path) -> Path:
+    return folder.absolute().with_name(folder.absolute().name + ".lock")
+
+
 def _parse(path: Path) -> _Holder:
     """Read a lock file; raises FileNotFoundError without a file, and ValueError if the file is not such a lock."""
     with inputs.open_file(path) as stream:
@@ -156,8 +168,7 @@ def lock(folder: Path, *, otherwise: str = "") -> Iterator[None]:
         InputError: another block of this or another process holds the lock, or the lock cannot be written.
         ResourceError: the disk is full.
     """
-    path = folder.absolute().with_name(folder.absolute().name + ".lock")
-    me = _me()
+    path, me = _path(folder), _me()
     try:
         while not files.create_json(path, dataclasses.asdict(me)):
             holder = _read(path, folder)

@@ -42,6 +42,12 @@ def escaped_output() -> Iterator[None]:
         sys.stdout, sys.stderr = before
 
 
+def move_up(lines: int) -> None:
+    """Move the cursor of a terminal up, and clear from there on, so that stdout writes over its last lines."""
+    stream = getattr(sys.stdout, "_stream", sys.stdout)
+    stream.write(f"\x1b[{lines}F\x1b[J")
+
+
 class _Escaped:
     """A text stream that escapes what it writes; everything else is that of the stream."""
 
