@@ -21,6 +21,12 @@ def add(commands: Any) -> None:
     )
     command.add_argument("--dataset", nargs="+", metavar="NAME", help="these data sets alone, such as cifar10")
     command.add_argument("--measured-only", action="store_true", help="without the published rows")
+    command.add_argument(
+        "--compare",
+        nargs=2,
+        metavar=("A", "B"),
+        help="the differences of two measured rows with their intervals: methods, parts of labels, or numbers of rows",
+    )
     command.add_argument("--notes", default="full", help="the footnotes: full, short or none")
     command.add_argument("--schedule", metavar="1x|2x|24k", help="detection rows of one schedule alone")
     command.add_argument("--results", type=Path, default=Path("results"), help="folder of records (default: results)")
@@ -28,9 +34,13 @@ def add(commands: Any) -> None:
 
 def _run(args: argparse.Namespace) -> None:
     from intl_bench.records import RecordStore
-    from intl_bench.tables import render
+    from intl_bench.tables import render, render_comparison
 
     records = RecordStore(args.results / "records").load()
+    if args.compare:
+        chosen = {"tables": args.table, "format": args.format, "schedule": args.schedule, "datasets": args.dataset}
+        print(render_comparison(records, *args.compare, **chosen))
+        return
     text = render(
         records,
         tables=args.table,

@@ -13,12 +13,13 @@ from intl_bench.core.errors import InputError
 from intl_bench.records import ResultRecord
 from intl_bench.tables import ablation, table1, table2, table3, table4, voc
 from intl_bench.tables.call import CallableModule
+from intl_bench.tables.compare import compare
 from intl_bench.tables.formats import FORMATS
 from intl_bench.tables.frame import NOTES, BuiltTable, belonging, build_table
 from intl_bench.tables.model import Table
 from intl_bench.tables.own import has_own_place, own_table
 
-__all__ = ["FORMATS", "TABLES", "build", "render"]
+__all__ = ["FORMATS", "TABLES", "build", "render", "render_comparison"]
 TABLES: dict[str, Table] = {
     "1": table1.TABLE,
     "2": table2.TABLE,
@@ -74,13 +75,7 @@ def build(
 ) -> list[BuiltTable]:
     """Return tables as data; see `render`."""
     _check("notes", notes, NOTES)
-    records = list(records)
-    wanted = None if datasets is None else {canonical(name) for name in datasets}
-    chosen = _chosen(records, tables, schedule, with_voc=datasets is not None)
-    if wanted is not None:
-        _check_datasets(datasets or (), records)
-        records = [record for record in records if canonical(record.dataset) in wanted]
-        chosen = [table for table in chosen if _shows(table, wanted) or belonging(table, records)]
+    records, chosen = _select(list(records), tables, schedule, datasets)
     if measured_only:
         chosen = [table for table in chosen if belonging(table, records)]
     if not chosen:
@@ -89,7 +84,45 @@ def build(
             f"tables: nothing measured{what}{' for these tables' if tables else ''}; expected records; "
             "score a checkpoint first, such as with intl-bench knn, or name their folder with --results"
         )
+    wanted = None if datasets is None else {canonical(name) for name in datasets}
     return [build_table(table, records, datasets=wanted, measured_only=measured_only, notes=notes) for table in chosen]
+
+
+def render_comparison(
+    records: Iterable[ResultRecord],
+    first: str,
+    second: str,
+    *,
+    tables: Sequence[str] | None = None,
+    format: str = "markdown",
+    schedule: str | None = None,
+    datasets: Sequence[str] | None = None,
+) -> str:
+    """Return the differences between two measured rows, with their intervals, as text.
+
+    Args:
+        first, second: a method, a part of a label, or with a single table the number of a row.
+        format: "markdown", "csv" or "json".
+        tables, schedule, datasets: as for `render`.
+
+    Raises:
+        InputError: as for `render`; or there is no such row, or more than one.
+    """
+    records, chosen = _select(list(records), tables, schedule, datasets)
+    return compare(chosen, records, first, second, format)
+
+
+def _select(
+    records: list[ResultRecord], tables: Sequence[str] | None, schedule: str | None, datasets: Sequence[str] | None
+) -> tuple[list[ResultRecord], list[Table]]:
+    """Return the chosen tables, and the records without those of other data sets than the chosen ones."""
+    chosen = _chosen(records, tables, schedule, with_voc=datasets is not None)
+    if datasets is None:
+        return records, chosen
+    _check_datasets(datasets, records)
+    wanted = {canonical(name) for name in datasets}
+    records = [record for record in records if canonical(record.dataset) in wanted]
+    return records, [table for table in chosen if _shows(table, wanted) or belonging(table, records)]
 
 
 def _chosen(

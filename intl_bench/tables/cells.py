@@ -35,8 +35,13 @@ def cell_text(values: Sequence[float], decimals: int, mark: str = "") -> str:
     mean, std = summarize(values)
     if std is None:
         return f"{rounded(mean, decimals)} ({len(values)}{mark})"
-    known = next(digits for digits in (2, 1, 0) if digits == 0 or float(rounded(std, digits)) < 10 ** (2 - digits))
+    known = decimals_of_spread(std)
     return f"{rounded(mean, min(decimals, known))} ± {rounded(std, known)} ({len(values)}{mark})"
+
+
+def decimals_of_spread(spread: float) -> int:
+    """Return the decimals with which a deviation or the half width of an interval has two digits, at most two."""
+    return next(digits for digits in (2, 1, 0) if digits == 0 or float(rounded(spread, digits)) < 10 ** (2 - digits))
 
 
 def cells_of(table: Table, row: Sequence[ResultRecord]) -> tuple[dict[str, Cell], dict[str, list[Measurement]]]:

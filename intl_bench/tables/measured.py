@@ -10,7 +10,7 @@ from intl_bench.tables.cells import DAGGER, cells_of
 from intl_bench.tables.footnotes import footnote, short_footnote
 from intl_bench.tables.grouping import dataset_in_label, rows_of
 from intl_bench.tables.identities import natural_sort_key
-from intl_bench.tables.labels import labels_of
+from intl_bench.tables.labels import Label, labels_of
 from intl_bench.tables.model import Note, Row, Table
 
 _ONE_PRETRAINING = Note(
@@ -27,19 +27,10 @@ def measured_rows(table: Table, records: Sequence[ResultRecord]) -> tuple[list[R
     The order of the records does not matter.
 
     Raises:
-        InputError: two records contradict each other, or would count the same weights twice. The message names both.
+        InputError: see `labeled_rows`.
     """
-    groups = rows_of(table, records)
-    labeled = sorted(
-        zip(labels_of(table, groups), groups, strict=True),
-        key=lambda pair: (
-            *(pair[1][0].method, pair[1][0].backbone, pair[1][0].scale, dataset_in_label(table, pair[1][0])),
-            natural_sort_key(pair[0].text),
-            min((record.pretraining_sha256, record.evaluation_sha256) for record in pair[1]),
-        ),
-    )
     rows, notes = [], []
-    for number, (label, group) in enumerate(labeled, start=1):
+    for number, (label, group) in enumerate(labeled_rows(table, records), start=1):
         cells, measurements = cells_of(table, group)
         used = list({id(one.record): one.record for some in measurements.values() for one in some}.values())
         row = Row(
@@ -59,3 +50,20 @@ def measured_rows(table: Table, records: Sequence[ResultRecord]) -> tuple[list[R
     if any(cell.std_over == "transfer" for row in rows for cell in row.cells.values()):
         notes.append(_ONE_PRETRAINING)
     return rows, notes
+
+
+def labeled_rows(table: Table, records: Sequence[ResultRecord]) -> list[tuple[Label, list[ResultRecord]]]:
+    """Return the records of each measured row with its label, in the order of the table.
+
+    Raises:
+        InputError: two records contradict each other, or would count the same weights twice. The message names both.
+    """
+    groups = rows_of(table, records)
+    return sorted(
+        zip(labels_of(table, groups), groups, strict=True),
+        key=lambda pair: (
+            *(pair[1][0].method, pair[1][0].backbone, pair[1][0].scale, dataset_in_label(table, pair[1][0])),
+            natural_sort_key(pair[0].text),
+            min((record.pretraining_sha256, record.evaluation_sha256) for record in pair[1]),
+        ),
+    )

@@ -1,0 +1,262 @@
+"""Two measured rows side by side: the difference of each column, its interval, and what it tells."""
+
+import dataclasses
+import difflib
+import json
+import statistics
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+from tabulate import tabulate
+
+from intl_bench.core.errors import InputError
+from intl_bench.records import ResultRecord
+from intl_bench.tables.cells import cells_of, decimals_of_spread, rounded
+from intl_bench.tables.formats import csv_text, escape_markdown
+from intl_bench.tables.frame import belonging
+from intl_bench.tables.grouping import varying
+from intl_bench.tables.identities import flatten, readable_key, shorten_fingerprints
+from intl_bench.tables.intervals import CONFIDENCE, Difference, paired, welch
+from intl_bench.tables.labels import Label
+from intl_bench.tables.measured import labeled_rows
+from intl_bench.tables.model import Table
+
+FORMATS = ("markdown", "csv", "json")
+_SHOWN = 3  # number of differences between evaluations that a text names
+_Row = tuple[str, Label, list[ResultRecord]]  # its number in the table, its label and its records
+_BySeed = dict[int | None, dict[int, float]]  # {pre-training seed: {transfer seed: value}}
+_NOTE = (
+    f"Intervals of {CONFIDENCE:.0%} by Student's t, each for its column alone, from one value for each pre-training, "
+    "the mean of its transfer seeds. Paired: the differences of equal seeds. Welch: two samples with own variances."
+)
+_ONE_PRETRAINING = (
+    "†: over the transfer seeds of one pre-training of each. It says nothing about other pre-trainings of the two."
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """One column of two rows.
+
+    Attributes:
+        table, column: names of the table and of the column.
+        row_a, row_b: labels of the rows.
+        a, b: texts of the cells.
+        difference: mean of A minus mean of B.
+        low, high: ends of the interval around it; None if it cannot be known.
+        df: degrees of freedom of the interval.
+        way: "paired" or "Welch".
+        over: what the values are of: "pre-training" or "transfer".
+        n_a, n_b: numbers of values.
+        verdict: what the numbers tell.
+    """
+
+    table: str
+    column: str
+    row_a: str
+    row_b: str
+    a: str
+    b: str
+    difference: float
+    low: float | None
+    high: float | None
+    df: float | None
+    way: str
+    over: str
+    n_a: int
+    n_b: int
+    verdict: str
+
+
+def compare(tables: Sequence[Table], records: Sequence[ResultRecord], first: str, second: str, format: str) -> str:
+    """Return the comparison of two rows as text, for each of the tables that has both.
+
+    Args:
+        first, second: a method, a part of a label, or with a single table the number of a row.
+        format: one of `FORMATS`.
+
+    Raises:
+        InputError: no row or several rows have such a name, or the two rows have no column in common.
+    """
+    if format not in FORMATS:
+        raise InputError(f"--compare: format {format!r}; expected {', '.join(FORMATS)}")
+    rows: dict[str, list[_Row]] = {}
+    for table in tables:
+        labeled = labeled_rows(table, belonging(table, records))
+        rows[table.number] = [(str(number), *row) for number, row in enumerate(labeled, start=1)]
+    pairs = _pairs(rows, first, second)
+    found = [one for table in tables if table.number in pairs for one in _compare(table, *pairs[table.number])]
+    if not found:
+        raise InputError(f"--compare: {first} and {second} have no column in common; score both with the same task")
+    if format == "markdown":
+        return _markdown(found)
+    values = [{**dataclasses.asdict(one), "confidence": CONFIDENCE} for one in found]
+    if format == "json":
+        return json.dumps(values, indent=1, ensure_ascii=False) + "\n"
+    return csv_text(pd.DataFrame(values))
+
+
+def _pairs(rows: Mapping[str, Sequence[_Row]], first: str, second: str) -> dict[str, tuple[_Row, _Row]]:
+    """Return the two rows in each table that has both."""
+    measured = [name for name, some in rows.items() if some]
+    matches = {word: {name: _matches(rows[name], word) for name in measured} for word in (first, second)}
+    for word, by_table in matches.items():
+        if not any(by_table.values()):
+            methods = sorted({row[2][0].method for some in rows.values() for row in some})
+            near = difflib.get_close_matches(word, methods, n=1)
+            raise InputError(
+                f"--compare: no measured row is named {word!r}{f' (did you mean {near[0]!r}?)' if near else ''}; "
+                f"expected a method ({', '.join(methods) or 'none was measured'}), a part of a label, or a row's number"
+            )
+        if word.isdecimal() and len(measured) > 1:
+            raise InputError(
+                f"--compare: {word} is a row of {len(measured)} tables; choose one of them with --table or --dataset"
+            )
+    both = [name for name in measured if matches[first][name] and matches[second][name]]
+    if not both:
+        raise InputError(f"--compare: no table has both {first!r} and {second!r}; score both with the same task")
+    for name in both:
+        for word in (first, second):
+            if len(some := matches[word][name]) > 1:
+                numbers = ", ".join(number for number, _, _ in some)
+                raise InputError(
+                    f"--compare: {word!r} is the name of {len(some)} rows of table {name}; expected one row: write "
+                    f"more of its label, or its number ({numbers}) with --table or --dataset"
+                )
+    return {name: (matches[first][name][0], matches[second][name][0]) for name in both}
+
+
+def _matches(rows: Sequence[_Row], word: str) -> list[_Row]:
+    """Return the rows of a number, of a method or label, or with a part of a label; the first of these that exists."""
+    key = word.casefold()
+    exact = [row for row in rows if key in (row[0], row[1].text.casefold(), row[2][0].method.casefold())]
+    return exact or [row for row in rows if key in row[1].text.casefold()]
+
+
+def _compare(table: Table, first: _Row, second: _Row) -> list[Comparison]:
+    values = [_values(table, row[2]) for row in (first, second)]
+    cells = [cells_of(table, row[2])[0] for row in (first, second)]
+    found = []
+    for column in table.columns([*first[2], *second[2]]):
+        if any(column.key not in some for some in values):
+            continue
+        a, b = (_samples(some[column.key]) for some in values)
+        over = "pre-training"
+        if len(a) == len(b) == 1:  # a single pre-training of each: its transfer seeds are all there is
+            over, (a, b) = "transfer", (dict(next(iter(some[column.key].values()))) for some in values)
+        way, difference = _difference(a, b)
+        unlike = _unlike(table, column.key, first[2], second[2])
+        if unlike:
+            difference = Difference(difference.mean, None, None)
+        low, high = (
+            difference.mean + sign * difference.half if difference.half is not None else None for sign in (-1, 1)
+        )
+        found.append(
+            Comparison(
+                table=table.number,
+                column=column.flat,
+                row_a=f"{first[1].text} [{first[0]}]",
+                row_b=f"{second[1].text} [{second[0]}]",
+                a=cells[0][column.key].cell,
+                b=cells[1][column.key].cell,
+                difference=difference.mean,
+                low=low,
+                high=high,
+                df=difference.df,
+                way=way,
+                over=over,
+                n_a=len(a),
+                n_b=len(b),
+                verdict=unlike or _verdict(low, high, over, len(a), len(b)),
+            )
+        )
+    return found
+
+
+def _values(table: Table, row: Sequence[ResultRecord]) -> dict[str, _BySeed]:
+    """Return {column: its values by seeds}. A later record with the same seeds replaces the earlier one."""
+    values: dict[str, _BySeed] = defaultdict(lambda: defaultdict(dict))
+    for record in sorted(row, key=lambda r: (r.created_at, r.key, sorted(r.metrics.items()))):
+        for column, metric in table.place(record).items():
+            if metric in record.metrics:
+                values[column][record.pretrain_seed][record.transfer_seed] = record.metrics[metric]
+    return values
+
+
+def _samples(by_seed: _BySeed) -> dict[int | None, float]:
+    return {seed: statistics.mean(values.values()) for seed, values in by_seed.items()}
+
+
+def _difference(a: Mapping[int | None, float], b: Mapping[int | None, float]) -> tuple[str, Difference]:
+    """Pair equal seeds if those are all seeds of one of the two, and else compare two independent samples."""
+    shared = sorted(seed for seed in a.keys() & b.keys() if seed is not None)
+    if len(shared) == min(len(a), len(b)) and len(shared) > 1:
+        return "paired", paired([a[seed] for seed in shared], [b[seed] for seed in shared])
+    return "Welch", welch(list(a.values()), list(b.values()))
+
+
+def _unlike(table: Table, column: str, first: Sequence[ResultRecord], second: Sequence[ResultRecord]) -> str:
+    """Return in words how the evaluations of a column differ; empty if they are the same."""
+    records = [next(r for r in row if table.place(r).get(column) in r.metrics) for row in (first, second)]
+    if {record.schema == 1 for record in records} == {True, False}:
+        return "not comparable: settings recorded by an earlier version are unknown"
+    flats = [{**_resolved(record), "dataset": record.dataset} for record in records]
+    words = [
+        f"{readable_key('evaluation', key)} {' / '.join(shorten_fingerprints(flat.get(key, 'none')) for flat in flats)}"
+        for key in varying(flats)
+    ]
+    if not words:
+        return ""
+    more = f" and {len(words) - _SHOWN} more" if len(words) > _SHOWN else ""
+    return f"not comparable: {', '.join(words[:_SHOWN])}{more}"
+
+
+def _resolved(record: ResultRecord) -> dict[str, str]:
+    """Return the flattened evaluation, in which the number itself replaces a setting "checkpoint"."""
+    config = flatten(record.config)
+    return {
+        key: config.get(key.removeprefix("settings."), value) if value == "checkpoint" else value
+        for key, value in flatten(record.evaluation).items()
+    }
+
+
+def _verdict(low: float | None, high: float | None, over: str, n_a: int, n_b: int) -> str:
+    if low is None or high is None:
+        return f"n is too small to tell: {n_a} and {n_b}, expected at least 2 of each"
+    dagger = "†" if over == "transfer" else ""
+    if low > 0:
+        return f"A is higher{dagger}"
+    if high < 0:
+        return f"B is higher{dagger}"
+    if low == high:
+        return "equal"
+    return f"no difference to be seen at n = {n_a if n_a == n_b else f'{n_a} and {n_b}'}{dagger}"
+
+
+def _markdown(found: Sequence[Comparison]) -> str:
+    texts = []
+    for name in dict.fromkeys(one.table for one in found):
+        some = [one for one in found if one.table == name]
+        grid = tabulate(
+            [[one.column, one.a, one.b, *_numbers(one), one.way, one.verdict] for one in some],
+            headers=["", "A", "B", "A - B", "interval", "by", ""],
+            tablefmt="pipe",
+            colalign=["left", "right", "right", "right", "right", "left", "left"],
+            disable_numparse=True,
+        )
+        start = f"**Table {escape_markdown(name)}.**"
+        rows = f"- A: {escape_markdown(some[0].row_a)}\n- B: {escape_markdown(some[0].row_b)}"
+        texts.append(f"{start}\n\n{rows}\n\n{grid}\n")
+    notes = [_NOTE, *([_ONE_PRETRAINING] if any(one.over == "transfer" for one in found) else [])]
+    return "\n".join([*texts, *(f"- {note}" for note in notes), ""])
+
+
+def _numbers(one: Comparison) -> tuple[str, str]:
+    """Return the difference and its interval with two digits of the interval's half width."""
+    if one.low is None or one.high is None:
+        return rounded(one.difference, 2), "unknown"
+    half = (one.high - one.low) / 2
+    decimals = decimals_of_spread(half)
+    sign = "+" if one.difference > 0 else ""
+    return sign + rounded(one.difference, decimals), f"{rounded(one.low, decimals)} to {rounded(one.high, decimals)}"
