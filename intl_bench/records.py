@@ -16,7 +16,7 @@ from intl_bench.core import files, inputs, seals
 from intl_bench.core.errors import InputError
 from intl_bench.core.identity import SCALES, digest
 
-__all__ = ["SCHEMA", "RecordStore", "ResultRecord"]
+__all__ = ["SCHEMA", "RecordStore", "ResultRecord", "content_of", "parse"]
 SCHEMA = 3  # schema 2 had no digest of the file; schema 1 had no identities
 _DIGESTED = ("pretraining", "evaluation")
 _KEY = (
@@ -152,7 +152,7 @@ class RecordStore:
         """
         path = self._path(record)
         _write_list(path, image_list)
-        files.create_json(path, _values(record))
+        files.create_json(path, content_of(record))
         return path
 
     def replace(self, record: ResultRecord, image_list: bytes | None = None) -> Path:
@@ -171,7 +171,7 @@ class RecordStore:
         """
         path = self._path(record)
         _write_list(path, image_list)
-        files.write_bytes(path, files.sealed_json(_values(record)))
+        files.write_bytes(path, files.sealed_json(content_of(record)))
         for other in self._paths():
             with contextlib.suppress(InputError):  # a damaged record is another result, which `load` reports
                 old = _read(other)
@@ -221,8 +221,8 @@ def _write_list(path: Path, image_list: bytes | None) -> None:
         files.write_bytes(path.with_suffix(".txt"), image_list)
 
 
-def _values(record: ResultRecord) -> dict[str, Any]:
-    """Return the content of a record's file."""
+def content_of(record: ResultRecord) -> dict[str, Any]:
+    """Return the content of a record's file, in which `seals.KEY` is not set yet."""
     values = {field: getattr(record, field) for field in _FIELDS}
     values |= {f"{name}_sha256": getattr(record, f"{name}_sha256") for name in _DIGESTED}
     return values | {seals.KEY: seals.UNSET}
@@ -230,38 +230,51 @@ def _values(record: ResultRecord) -> dict[str, Any]:
 
 def _read(path: Path) -> ResultRecord:
     remedy = "restore the file from a copy, or delete it and run the task again"
-    content = inputs.read_bytes(path, f"record {path}")
+    return parse(inputs.read_bytes(path, f"record {path}"), f"record {path}", remedy, file=str(path))
+
+
+def parse(content: bytes, where: str, remedy: str, *, file: str = "") -> ResultRecord:
+    """Return the record in the content of a file.
+
+    Args:
+        where: the beginning of messages.
+        remedy: the end of messages.
+        file: see `ResultRecord`.
+
+    Raises:
+        InputError: this is not a record. The message names the field and the expected value.
+    """
     try:
         values = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"record {path}: not valid JSON ({error}); {remedy}") from error
+        raise InputError(f"{where}: not valid JSON ({error}); {remedy}") from error
     if not isinstance(values, dict):
-        raise InputError(f"record {path}: expected a JSON object at the top level; {remedy}")
+        raise InputError(f"{where}: expected a JSON object at the top level; {remedy}")
     schema = values.setdefault("schema", 1)
     if not isinstance(schema, int) or isinstance(schema, bool) or schema < 1:
-        raise InputError(f"record {path}: schema is {schema!r}, expected a whole number up to {SCHEMA}; {remedy}")
+        raise InputError(f"{where}: schema is {schema!r}, expected a whole number up to {SCHEMA}; {remedy}")
     if schema > SCHEMA:
-        raise InputError(f"record {path}: schema is {schema}, expected at most {SCHEMA}; update intl-bench to read it")
+        raise InputError(f"{where}: schema is {schema}, expected at most {SCHEMA}; update intl-bench to read it")
     expected = _EXPECTED[schema]
     for name in sorted(expected.keys() ^ values.keys()):
         if name not in values:
-            raise InputError(f"record {path}: {name} is missing, expected {expected[name]}; {remedy}")
-        raise InputError(f"record {path}: unknown field {name!r}, expected only those of schema {schema}; {remedy}")
+            raise InputError(f"{where}: {name} is missing, expected {expected[name]}; {remedy}")
+        raise InputError(f"{where}: unknown field {name!r}, expected only those of schema {schema}; {remedy}")
     if values.pop(seals.KEY, None) is None and schema == SCHEMA:
-        raise InputError(f"record {path}: {seals.KEY} is missing; {remedy}")
+        raise InputError(f"{where}: {seals.KEY} is missing; {remedy}")
     digests = {name: values.pop(f"{name}_sha256") for name in _DIGESTED} if schema > 1 else {}
     try:
-        record = ResultRecord(**(values if digests else _upgraded(values)), file=str(path))
+        record = ResultRecord(**(values if digests else _upgraded(values)), file=file)
     except (ValueError, OverflowError) as error:
-        raise InputError(f"record {path}: {error}; {remedy}") from error
+        raise InputError(f"{where}: {error}; {remedy}") from error
     for name, stored in digests.items():
         if stored != (actual := getattr(record, f"{name}_sha256")):
             raise InputError(
-                f"record {path}: {name}_sha256 is {stored!r}, expected {actual}, the digest of its {name}: one of the "
+                f"{where}: {name}_sha256 is {stored!r}, expected {actual}, the digest of its {name}: one of the "
                 f"two was changed after the file was written; {remedy}"
             )
     if seals.check(io.BytesIO(content))[1] is False:
-        raise InputError(f"record {path}: its content does not match its {seals.KEY}; {remedy}")
+        raise InputError(f"{where}: its content does not match its {seals.KEY}; {remedy}")
     return record
 
 

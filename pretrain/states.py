@@ -105,8 +105,8 @@ def require_space(path: Path, state: dict[str, Any], more: int = 0) -> None:
     needed, free = needed_bytes(path, one, more), free_bytes(path.parent)
     if free < needed:
         raise ResourceError(
-            f"{path.parent}: {free} bytes are free; expected {needed} for {_KEPT + 2 + more} states of {one} bytes; free "
-            "some space, or work in a folder of another disk"
+            f"{path.parent}: {free} bytes are free; expected {needed} for {_KEPT + 2 + more} states of {one} bytes; "
+            "free some space, or work in a folder of another disk"
         )
 
 

@@ -6,6 +6,7 @@ Nothing heavy is imported before a command runs, because `--help` must not impor
 import argparse
 import difflib
 import errno
+import importlib
 import os
 import signal
 import sys
@@ -27,6 +28,11 @@ __all__ = ["main"]
 # Errors of an output whose reader, such as `head`, has ended, or whose terminal was closed. It counts as read.
 _NO_READER = (errno.EPIPE, errno.EIO)
 _LONGEST = 1000  # characters of an error
+# Modules of this package, in the order of --help.
+_COMMANDS = (
+    *("demo", "pretrain", "watch", "task", "convert", "export"),
+    *("data", "ablation", "spectrum", "tables", "report", "records", "ls", "keys", "doctor"),
+)
 
 _WELCOME = """\
 intl-bench pre-trains image backbones with INTL and fifteen other methods,
@@ -82,23 +88,6 @@ def _nearest(word: str, known: Sequence[str]) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from intl_bench.cli import (
-        ablation,
-        convert,
-        data,
-        demo,
-        doctor,
-        export,
-        keys,
-        ls,
-        pretrain,
-        report,
-        spectrum,
-        tables,
-        task,
-        watch,
-    )
-
     parser = _Parser(
         prog="intl-bench",
         description="Pre-train INTL, score the backbone, and put the numbers beside the published ones.",
@@ -109,10 +98,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     parser.set_defaults(run=_welcome, debug=False)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    first = (demo, pretrain, watch, task, convert, export)
-    then = (data, ablation, spectrum, tables, report)
-    for command in (*first, *then, ls, keys, doctor):
-        command.add(commands)
+    for name in _COMMANDS:
+        importlib.import_module(f"intl_bench.cli.{name}").add(commands)
     return parser
 
 

@@ -189,12 +189,3 @@ def lock(folder: Path, *, otherwise: str = "") -> Iterator[None]:
         with contextlib.suppress(OSError, ValueError):
             if os.getpid() == me.process and _parse(path).token == me.token:
                 path.unlink()
-
-
-def is_held(folder: Path) -> bool:
-    """Return whether a process holds the lock of a folder, or may hold it on another machine."""
-    path = folder.absolute().with_name(folder.absolute().name + ".lock")
-    try:
-        return not _parse(path).is_gone(_me())
-    except (OSError, ValueError):
-        return False

@@ -6,7 +6,7 @@ To add a table, write a module with a `TABLE` and add a line to `TABLES`.
 import difflib
 import sys
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence, Set
 
 from intl_bench.core.datasets import DATASETS, canonical
 from intl_bench.core.errors import InputError
@@ -149,7 +149,7 @@ def _chosen(
     return [*(TABLES[number] for number in default), *(own_table(name, others[name]) for name in sorted(others))]
 
 
-def _shows(table: Table, datasets: Collection[str]) -> bool:
+def _shows(table: Table, datasets: Set[str]) -> bool:
     """Return whether a table has published values of one of these data sets."""
     shown = {column.dataset for column in table.columns([])} - {""} or set(table.datasets or ())
     return table.published is not None and not datasets.isdisjoint(map(canonical, shown))

@@ -25,7 +25,7 @@ from intl_bench.tables.model import Table
 FORMATS = ("markdown", "csv", "json")
 _SHOWN = 3  # number of differences between evaluations that a text names
 _Row = tuple[str, Label, list[ResultRecord]]  # its number in the table, its label and its records
-_BySeed = dict[int | None, dict[int, float]]  # {pre-training seed: {transfer seed: value}}
+_BySeed = dict[int | None, dict[int | None, float]]  # {pre-training seed: {transfer seed: value}}
 _NOTE = (
     f"Intervals of {CONFIDENCE:.0%} by Student's t, each for its column alone, from one value for each pre-training, "
     "the mean of its transfer seeds. Paired: the differences of equal seeds. Welch: two samples with own variances."
@@ -144,7 +144,8 @@ def _compare(table: Table, first: _Row, second: _Row) -> list[Comparison]:
         a, b = (_samples(some[column.key]) for some in values)
         over = "pre-training"
         if len(a) == len(b) == 1:  # a single pre-training of each: its transfer seeds are all there is
-            over, (a, b) = "transfer", (dict(next(iter(some[column.key].values()))) for some in values)
+            over = "transfer"
+            a, b = (next(iter(some[column.key].values())) for some in values)
         way, difference = _difference(a, b)
         unlike = _unlike(table, column.key, first[2], second[2])
         if unlike:

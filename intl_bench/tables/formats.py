@@ -12,7 +12,7 @@ from intl_bench.tables.html import html_tables
 from intl_bench.tables.latex import bibtex, latex
 from intl_bench.tables.markup import one_line, rows
 
-_FORMULA = re.compile(r"\s*[=+\-@\uff1d\uff0b\uff0d\uff20]|[\t\r]")
+_FORMULA = re.compile(r"'*(?:\s*[=+\-@\uff1d\uff0b\uff0d\uff20]|[\t\r])")
 
 
 def markdown(tables: Sequence[BuiltTable]) -> str:
@@ -30,10 +30,15 @@ def csv_text(frame: pd.DataFrame) -> str:
     """Return a frame as CSV in which no text is a formula.
 
     A spreadsheet runs a cell that begins with =, +, - or @, also after a blank and in full width. An apostrophe before
-    it makes the cell a text. Numbers stay numbers.
+    it makes the cell a text, also a text that has apostrophes before a formula. Numbers stay numbers.
     """
     safe = frame.map(lambda value: f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value)
     return safe.to_csv(index=False, lineterminator="\n")
+
+
+def text_of_csv(cell: str) -> str:
+    """Return the text of which `csv_text` made a cell."""
+    return cell[1:] if cell[:1] == "'" and _FORMULA.match(cell[1:]) else cell
 
 
 def json_text(tables: Sequence[BuiltTable]) -> str:

@@ -127,15 +127,16 @@ def _embolden(frame: pd.DataFrame, ranked_columns: Collection[str]) -> None:
     """Make the best of at least two measured cells bold, among the cells of a column that are ranked together."""
     ranked = frame[frame["rank_with"].notna() & frame["column"].isin(ranked_columns)]
     for _, together in ranked.groupby(["column", "rank_with"]):
-        best = together.loc[together["mean"].idxmax()]
-        tied = [_is_tie(line["cell"], line["mean"], best["cell"], best["mean"]) for _, line in together.iterrows()]
-        frame.loc[together.index, "bold"] = [len(together) > 1 and tie for tie in tied]
+        lines = together.to_dict("records")
+        best = max(lines, key=lambda line: line["mean"])
+        tied = [_is_tie(line["cell"], line["mean"], best["cell"], best["mean"]) for line in lines]
+        frame.loc[together.index, "bold"] = [len(lines) > 1 and tie for tie in tied]
 
 
 def _is_tie(cell: str, mean: float, best_cell: str, best_mean: float) -> bool:
     """Return whether two means are equal in the digits that both cells print."""
     decimals = min(-int(Decimal(text.split()[0]).as_tuple().exponent) for text in (cell, best_cell))
-    return rounded(float(mean), decimals) == rounded(float(best_mean), decimals)
+    return rounded(mean, decimals) == rounded(best_mean, decimals)
 
 
 def _published_row(row: published.PublishedRow) -> Row:

@@ -66,8 +66,8 @@ def _columns_of(record: ResultRecord) -> dict[str, Column]:
         elif task == "knn" and (k := re.fullmatch(r"knn(\d+)", metric)):
             parts = (f"knn/{k[1]}", "Neighbors", f"{k[1]}-nn", f"{k[1]}-nn")
         elif task == "finetune" and metric in _CLASSIFIED:
-            heading = f"{percent} {_CLASSIFIED[metric]}"
-            parts = (f"finetune/{percent}/{metric}", "Fine-tuned", heading, f"Fine-tuned {heading}")
+            short = f"{percent} {_CLASSIFIED[metric]}"
+            parts = (f"finetune/{percent}/{metric}", "Fine-tuned", short, f"Fine-tuned {short}")
         elif task in ("coco", "voc") and part in _PARTS and name in _DETECTED:
             group, short = _PARTS[part]
             parts = (f"{task}/{metric}", group, name, f"{short} {name}")
@@ -75,5 +75,6 @@ def _columns_of(record: ResultRecord) -> dict[str, Column]:
             parts = (f"{task}/{metric}", task, metric, f"{task} {metric}")
         else:
             continue
-        found[metric] = Column(**dict(zip(("key", "group", "name", "flat"), parts, strict=True)))
+        key, group, heading, flat = parts
+        found[metric] = Column(key=key, group=group, name=heading, flat=flat)
     return found
