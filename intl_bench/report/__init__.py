@@ -11,14 +11,14 @@ from intl_bench.core.errors import InputError
 from intl_bench.core.inputs import read_text
 from intl_bench.core.terminal import visible
 from intl_bench.records import RecordStore, ResultRecord
-from intl_bench.report.commands import commands_of
-from intl_bench.report.cost import cost_html, duration, environment_html, gpus_of, pretrainings_of
+from intl_bench.report.commands import ablation, commands_of
+from intl_bench.report.cost import cost_html, days_of, duration, environment_html, gpus_of, pretrainings_of
 from intl_bench.report.curves import curves_html
 from intl_bench.report.pictures import detections_html, picture_html
 from intl_bench.report.seeds import dots_html
 from intl_bench.report.spectra import spectra_html
-from intl_bench.tables import TABLES
-from intl_bench.tables.frame import BuiltTable, build_table
+from intl_bench.tables import build
+from intl_bench.tables.frame import BuiltTable
 from intl_bench.tables.html.grid import table_html
 from intl_bench.tables.html.page import Page, identifier
 
@@ -49,9 +49,9 @@ def render(results: Path, runs: Path) -> str:
         about=visible(f"intl-bench {intl_bench.__version__}, {datetime.now(UTC):%d %B %Y}, from {results}"),
     )
     page.add(_facts(everything))
-    tables = _tables(records)
+    built = _tables(records)
     missing: list[str] = []
-    _section(page, "Results", "".join(_result(table, page) for table in tables), missing, "intl-bench knn CHECKPOINT")
+    _section(page, "Results", "".join(_result(table, page) for table in built), missing, "intl-bench knn CHECKPOINT")
     _section(page, "Curves", curves, missing, "intl-bench pretrain; --runs names the folder of runs")
     _section(page, "Spectra", _spectra(records, grids), missing, "intl-bench ablation NAME")
     _section(page, "Detections", detections_html(everything), missing, "intl-bench coco CHECKPOINT --visualize 4")
@@ -63,7 +63,7 @@ def render(results: Path, runs: Path) -> str:
         "intl-bench ablation NAME",
     )
     if everything:
-        _section(page, "Commands", _commands(tables, grids), missing, "")
+        _section(page, "Commands", _commands(built, grids), missing, "")
         _section(page, "Cost", cost_html(everything), missing, "")
         _section(page, "Environment", environment_html(everything), missing, "")
     if missing:
@@ -90,7 +90,6 @@ def _facts(records: Sequence[ResultRecord]) -> str:
     trained = pretrainings_of(records)
     seconds = sum(record.wall_time_s for record in records if record.task != "pretrain")
     seconds += sum(float(record.details["pretrain"]["seconds"]) for record in trained)
-    days = sorted(record.created[:10] for record in records)
     devices = dict.fromkeys(f"{gpu}" for record in records for gpu in record.hardware.get("gpus") or ())
     scales = dict.fromkeys(record.scale for record in records)
     facts = [
@@ -100,16 +99,17 @@ def _facts(records: Sequence[ResultRecord]) -> str:
         ("Scale", ", ".join(scales)),
         ("Computing time", duration(seconds)),
         ("GPUs", ", ".join(devices) if any(map(gpus_of, records)) else "none"),
-        ("Measured", " – ".join(dict.fromkeys((days[0], days[-1])))) if days else ("Measured", "nothing yet"),
+        ("Measured", days_of(records) if records else "nothing yet"),
     ]
     items = "".join(f"<div><dt>{name}</dt><dd>{html.escape(visible(text))}</dd></div>" for name, text in facts)
     return f'<dl class="facts">{items}</dl>\n'
 
 
 def _tables(records: Sequence[ResultRecord]) -> list[BuiltTable]:
-    """Build the tables that have a measured row."""
-    built = [build_table(table, records) for table in TABLES.values()]
-    return [table for table in built if table.measurements]
+    """Build the tables that have a measured row; Table 4 stands before those of other data sets."""
+    built = [*build(records, tables=["1", "2", "3", "4"]), *build(records)]
+    measured = {table.number: table for table in built if table.measurements}
+    return list(measured.values())
 
 
 def _result(table: BuiltTable, page: Page) -> str:
@@ -117,37 +117,47 @@ def _result(table: BuiltTable, page: Page) -> str:
 
 
 def _spectra(records: Sequence[ResultRecord], grids: dict[str, list[ResultRecord]]) -> str:
-    parts = [("", spectra_html(records)), *((name, spectra_html(some)) for name, some in grids.items())]
-    return "".join(
-        f"{f'<h3>{html.escape(visible(name))}</h3>' if name else ''}\n{text}" for name, text in parts if text
-    )
+    text, opened = spectra_html(records), " open"
+    for name, some in grids.items():
+        if part := spectra_html(some):
+            text += f"<details{opened}><summary>Ablation {html.escape(visible(name))}</summary>\n{part}</details>\n"
+            opened = ""
+    return text
 
 
 def _grid(results: Path, name: str, records: Sequence[ResultRecord], page: Page) -> str:
-    """Return the figures and the table of an ablation."""
+    """Return the figures and the tables of an ablation and of its experiment without data."""
     folder = results / "ablations" / name
     parts = [
         picture_html(
-            path, name=f"Figure of the ablation {name}", caption=f"{name}: mean and standard deviation over seeds."
+            path,
+            name=f"Figure of the ablation {name}",
+            caption="Mean and standard deviation over the seeds."
+            if path.parent == folder
+            else f"Experiment {path.stem}.",
         )
-        for path in sorted(folder.glob("*.png"))
+        for path in sorted([*folder.glob("*.png"), *folder.glob("*/*.png")])
     ]
     if records:
-        table = build_table(TABLES["ablation"], records)
-        markup = table_html(table, page, level=4).replace(
-            'id="table-ablation', f'id="table-ablation-{identifier(name)}'
-        )
+        markup = table_html(build(records, tables=["ablation"])[0], page, level=4)
+        markup = markup.replace("table-ablation", f"table-ablation-{identifier(name)}")
         parts.append(f"<details><summary>Table</summary>\n{markup}</details>\n")
-    parts += [
-        f"<pre>{html.escape(visible(read_text(path, 'the table')))}</pre>\n" for path in folder.glob(f"{name}.md")
-    ]
+    parts += [_plain_table(read_text(path, "the table")) for path in sorted(folder.glob("*/*.md"))]
     return f"<h3>{html.escape(visible(name))}</h3>\n{''.join(parts)}"
 
 
-def _commands(tables: Sequence[BuiltTable], grids: dict[str, list[ResultRecord]]) -> str:
+def _plain_table(text: str) -> str:
+    """Return a table of Markdown whose cells hold no bar."""
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[:1] + lines[2:]]
+    body = "".join(f"<tr>{''.join(f'<td>{html.escape(visible(cell))}</td>' for cell in row)}</tr>\n" for row in rows)
+    return f'<details><summary>Table</summary>\n<div class="scroll"><table>{body}</table></div>\n</details>\n'
+
+
+def _commands(built: Sequence[BuiltTable], grids: dict[str, list[ResultRecord]]) -> str:
     """Return the commands that repeat each measured row, and each ablation."""
     parts = []
-    for table in tables:
+    for table in built:
         rows = [
             (line["method"], line["marks"], line["row"])
             for line in table.frame.drop_duplicates("row").to_dict("records")
@@ -162,7 +172,7 @@ def _commands(tables: Sequence[BuiltTable], grids: dict[str, list[ResultRecord]]
             }
             name = f"Table {table.number}, {method} [{mark}]"
             parts.append(_block(name, commands_of(list(found.values()))))
-    parts += [_block(f"Ablation {name}", [f"intl-bench ablation {name}"]) for name, some in grids.items() if some]
+    parts += [_block(f"Ablation {name}", [ablation(name, some)]) for name, some in grids.items() if some]
     about = (
         '<p class="caption">A command states the settings that differ from the recipe or protocol it names. The same '
         "seeds on the same images give the same numbers up to rounding.</p>\n"

@@ -44,14 +44,17 @@ class _Scale:
             self.low, self.high = math.log10(low), math.log10(high)
             self.low, self.high = (self.low, self.high) if self.high > self.low else (self.low - 0.5, self.high + 0.5)
             first, last = math.ceil(self.low - 1e-9), math.floor(self.high + 1e-9)
-            step = max(1, math.ceil((last - first) / 5))
-            self.ticks = [10.0**power for power in range(first, last + 1, step)]
+            every = max(1, math.ceil((last - first) / 5))
+            self.decimals = 0
+            self.ticks = [10.0**power for power in range(first, last + 1, every)]
             return
         margin = 0.04 * (high - low) or 0.5
         self.low, self.high = low - margin, high + margin
-        rough = (self.high - self.low) / 4
+        rough = (self.high - self.low) / 3
         power = 10.0 ** math.floor(math.log10(rough))
-        step = power * next(factor for factor in (1, 2, 5, 10) if factor * power >= rough)
+        step = power * max(factor for factor in (1, 2, 2.5, 5) if factor * power <= rough)
+        # A step of 0.5 needs one decimal, one of 0.25 two.
+        self.decimals = next(n for n in range(20) if math.isclose(step, round(step, n), rel_tol=1e-6))
         self.ticks = [n * step for n in range(math.ceil(self.low / step), math.floor(self.high / step) + 1)]
 
     def __call__(self, value: float) -> float:
@@ -62,7 +65,7 @@ class _Scale:
         if self.log:
             power = round(math.log10(value))
             return f"{10.0**power:g}" if -2 <= power <= 3 else f"1e{power}"
-        return f"{value / 1000:g}k" if abs(value) >= 10_000 else f"{round(value, 10):g}"
+        return f"{value / 1000:g}k" if abs(value) >= 10_000 else f"{value + 0.0:.{self.decimals}f}"
 
 
 def line_chart(
@@ -114,6 +117,7 @@ def dot_chart(rows: Sequence[Dots]) -> str:
     values = [value for row in rows for _, value in row.values]
     values += [row.published for row in rows if row.published is not None]
     across = _Scale(values, 8, _WIDTH - 12)
+    across.ticks = [tick for tick in across.ticks if tick >= 0]
     height = 38 * len(rows) + 24
     parts = [
         f'<path class="rule" d="M{across(tick)} 0V{height - 18}"/>'
@@ -129,9 +133,8 @@ def dot_chart(rows: Sequence[Dots]) -> str:
         )
         if row.published is not None:
             x = across(row.published)
-            parts.append(
-                f'<path class="paper" d="M{x} {y - 6}l6 6l-6 6l-6 -6z"><title>published: {row.published:g}</title></path>'
-            )
+            title = f"<title>published: {row.published:g}</title>"
+            parts.append(f'<path class="paper" d="M{x} {y - 6}l6 6l-6 6l-6 -6z">{title}</path>')
         parts.append(f'<path class="bar" d="M{across(row.mean)} {y - 7}v14"><title>mean: {row.mean:.2f}</title></path>')
         for seed, value in row.values:
             parts.append(

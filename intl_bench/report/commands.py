@@ -54,6 +54,12 @@ def pretraining(record: ResultRecord) -> str | None:
     return _line(["pretrain", base], [*overrides, *start, *changes])
 
 
+def ablation(name: str, records: Sequence[ResultRecord]) -> str:
+    """Return the command of an ablation with the place of its images."""
+    roots = dict.fromkeys(record.config.get("data", {}).get("root") for record in records if record.task == "pretrain")
+    return _line(["ablation", name], [f"data.root={root}" for root in roots if root is not None][:1])
+
+
 def scoring(record: ResultRecord) -> str:
     """Return the command of a record's score, with the text SEEDS in the place of its seeds."""
     words = [record.task, str(record.details.get("checkpoint") or "CHECKPOINT")]

@@ -61,8 +61,8 @@ def cost_html(records: Sequence[ResultRecord]) -> str:
             lines.append(_row(name, str(len(some)), duration(wall), _hours(gpu), memory))
     lines.append(_row("Total", "", duration(total), _hours(total_gpu), ""))
     return (
-        '<div class="scroll" role="region" tabindex="0" aria-label="Cost">\n<table>\n<thead><tr><th scope="col">Work</th>'
-        '<th scope="col">Runs</th><th scope="col">Time</th><th scope="col">GPU-hours</th>'
+        '<div class="scroll" role="region" tabindex="0" aria-label="Cost">\n<table>\n<thead><tr>'
+        '<th scope="col">Work</th><th scope="col">Runs</th><th scope="col">Time</th><th scope="col">GPU-hours</th>'
         '<th scope="col">Peak memory, GiB</th><th scope="col">kWh</th></tr></thead>\n'
         f"<tbody>\n{''.join(lines)}</tbody>\n</table>\n</div>\n"
         '<p class="caption">Time is the sum over the runs. GPU-hours are 0 for runs on a CPU; the hours of a '
@@ -89,12 +89,11 @@ def environment_html(records: Sequence[ResultRecord]) -> str:
     groups: dict[tuple[str, str, str], list[ResultRecord]] = defaultdict(list)
     for record in records:
         groups[_code(record.code), _machine(record.hardware), _libraries(record.libraries)].append(record)
-    rows = "".join(
-        f"<tr>{''.join(f'<td>{html.escape(visible(cell))}</td>' for cell in (_days(some), str(len(some)), *about))}</tr>\n"
-        for about, some in sorted(
-            groups.items(), key=lambda item: max(record.created for record in item[1]), reverse=True
-        )
-    )
+    newest_first = sorted(groups.items(), key=lambda item: max(record.created for record in item[1]), reverse=True)
+    rows = ""
+    for about, some in newest_first:
+        cells = (days_of(some), str(len(some)), *about)
+        rows += f"<tr>{''.join(f'<td>{html.escape(visible(cell))}</td>' for cell in cells)}</tr>\n"
     return (
         '<div class="scroll" role="region" tabindex="0" aria-label="Environments">\n<table class="left">\n<thead><tr>'
         '<th scope="col">Date</th><th scope="col">Records</th><th scope="col">Code</th><th scope="col">Machine</th>'
@@ -102,9 +101,15 @@ def environment_html(records: Sequence[ResultRecord]) -> str:
     )
 
 
-def _days(records: Sequence[ResultRecord]) -> str:
-    days = sorted(record.created[:10] for record in records)
-    return days[0] if days[0] == days[-1] else f"{days[0]} to {days[-1]}"
+def days_of(records: Sequence[ResultRecord]) -> str:
+    """Return the first and the last day on which records were made, such as `3 – 27 Nov 2026`."""
+    days = sorted(record.created_at for record in records)
+    first, last = days[0], days[-1]
+    end = f"{last.day} {last:%b %Y}"
+    if first.date() == last.date():
+        return end
+    same = 3 if (first.year, first.month) == (last.year, last.month) else 2 if first.year == last.year else 1
+    return f"{' '.join([str(first.day), f'{first:%b}', f'{first:%Y}'][: 4 - same])} – {end}"
 
 
 def _code(code: Mapping[str, Any]) -> str:

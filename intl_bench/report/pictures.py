@@ -33,7 +33,7 @@ def picture_html(path: Path, *, name: str, caption: str) -> str:
         return f'<p class="none">{html.escape(visible(reason))}</p>\n'
     data = base64.b64encode(content).decode()
     return (
-        f'<figure><img src="data:image/{kind};base64,{data}" alt="{html.escape(visible(name))}" loading="lazy"/>'
+        f'<figure><img src="data:image/{kind};base64,{data}" alt="{html.escape(visible(name))}"/>'
         f"<figcaption>{html.escape(visible(caption))}</figcaption></figure>\n"
     )
 
@@ -56,9 +56,13 @@ def _encode(content: bytes) -> tuple[bytes, str]:
 def detections_html(records: Sequence[ResultRecord]) -> str:
     """Return the pictures of worst detections that records name; an empty text if there is none."""
     parts = []
+    absent: list[str] = []
     for record in records:
         path = record.details.get("picture")
         if not isinstance(path, str):
+            continue
+        if not Path(path).exists():
+            absent.append(path)
             continue
         scores = ", ".join(
             f"{name} {record.metrics[key]:.1f}"
@@ -73,4 +77,10 @@ def detections_html(records: Sequence[ResultRecord]) -> str:
                 caption=f"{about}. The test images with the lowest box AP. Left: annotated objects. Right: detections.",
             )
         )
+    if absent:
+        text = (
+            f"Pictures that the records name and that are not here: {len(absent)}, such as {absent[0]}. Run the report "
+            "where the detectors were trained, or score again with --visualize N."
+        )
+        parts.append(f'<p class="none">{html.escape(visible(text))}</p>\n')
     return "".join(parts)

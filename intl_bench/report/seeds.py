@@ -2,6 +2,7 @@
 
 import html
 from collections import defaultdict
+from typing import Any
 
 from intl_bench.report.charts import Dots, dot_chart
 from intl_bench.tables.frame import BuiltTable
@@ -9,15 +10,15 @@ from intl_bench.tables.html.grid import seed_name
 from intl_bench.tables.html.published_values import difference_to
 
 _LEGEND = (
-    '<p class="legend">Dots: one for each seed. Bar: their mean. Diamond: the published value of the same method, where '
-    "scale and protocol allow the comparison. A number in brackets is the row's footnote.</p>\n"
+    '<p class="caption">Dots: one for each seed. Bar: their mean. Diamond: the published value of the same method, '
+    "where scale and protocol allow the comparison. A number in brackets is the row's footnote.</p>\n"
 )
 
 
 def dots_html(table: BuiltTable) -> str:
     """Return a figure for each column with measured values; an empty text if there is none."""
-    lines = table.frame.to_dict("records")
-    published = defaultdict(list)
+    lines: list[dict[str, Any]] = table.frame.to_dict("records")  # type: ignore[assignment]
+    published: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for line in lines:
         if line["kind"] == "published":
             published[line["column"]].append(line)
@@ -44,4 +45,5 @@ def dots_html(table: BuiltTable) -> str:
     several = any(len(one) > 1 for one in table.measurements.values())
     if not figures or not several:
         return ""
-    return f'<details open><summary>Seeds</summary>\n{_LEGEND}<div class="figures">\n{"".join(figures)}</div>\n</details>\n'
+    body = f'{_LEGEND}<div class="figures">\n{"".join(figures)}</div>\n'
+    return f"<details open><summary>Seeds</summary>\n{body}</details>\n"

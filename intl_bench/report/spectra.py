@@ -8,7 +8,7 @@ from intl_bench.core.terminal import visible
 from intl_bench.records import ResultRecord
 from intl_bench.report.charts import Line, legend, line_chart
 from intl_bench.tables.grouping import varying
-from intl_bench.tables.identities import flatten, readable_key
+from intl_bench.tables.identities import flatten, natural_sort_key, readable_key
 
 _MOST = 14  # lines of a chart
 
@@ -24,7 +24,7 @@ def spectra_html(records: Sequence[ResultRecord]) -> str:
         return ""
     left_out = max(0, len(chosen) - _MOST)
     names = _names(chosen)
-    pairs = sorted(zip(names, chosen, strict=True), key=lambda pair: pair[0])[:_MOST]
+    pairs = sorted(zip(names, chosen, strict=True), key=lambda pair: natural_sort_key(pair[0]))[:_MOST]
     kinds = defaultdict(list)
     for name, record in pairs:
         for kind, one in record.details["spectra"].items():
@@ -47,14 +47,14 @@ def spectra_html(records: Sequence[ResultRecord]) -> str:
 
 
 def _names(records: Sequence[ResultRecord]) -> list[str]:
-    """Return the methods with the settings that distinguish the pre-trainings."""
+    """Return the methods, with as many settings as distinguish the pre-trainings."""
     flat = [flatten(record.pretraining) for record in records]
-    keys = [key for key in varying(flat) if key != "settings.method.name" and all(key in one for one in flat)]
-    settings = [
-        [
-            f"{readable_key('pretraining', key).removeprefix('pre-training ').removeprefix('method.')} {one[key]}"
-            for key in keys[:3]
-        ]
-        for one in flat
-    ]
-    return [visible(", ".join([record.method, *words])) for record, words in zip(records, settings, strict=True)]
+    names = [[record.method] for record in records]
+    for key in varying(flat):
+        if len(set(map(tuple, names))) == len(names):
+            break
+        word = readable_key("pretraining", key).removeprefix("pre-training ").removeprefix("method.")
+        longer = [[*name, f"{word} {one.get(key, 'none')}"] for name, one in zip(names, flat, strict=True)]
+        if len(set(map(tuple, longer))) > len(set(map(tuple, names))):
+            names = longer
+    return [visible(", ".join(name).replace("_", " ")) for name in names]

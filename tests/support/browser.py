@@ -61,6 +61,14 @@ class Browser:
         actions = [{"type": kind, "value": codes[key]} for key in keys for kind in ("keyDown", "keyUp")]
         self._send("POST", "/actions", {"actions": [{"type": "key", "id": "keys", "actions": actions}]})
 
+    def hover(self, selector: str) -> None:
+        """Move the mouse to the middle of an element and wait until the page has answered."""
+        script = "const r = document.querySelector(arguments[0]).getBoundingClientRect();"
+        x, y = self.run(f"{script} return [r.x + r.width / 2, r.y + r.height / 2]", selector)
+        move = {"type": "pointerMove", "duration": 0, "x": int(x), "y": int(y)}
+        self._send("POST", "/actions", {"actions": [{"type": "pointer", "id": "mouse", "actions": [move]}]})
+        self._send("POST", "/execute/async", {"script": "setTimeout(arguments[0], 300)", "args": []})
+
     def picture(self, path: Path) -> None:
         """Write the whole page as a PNG."""
         size = self.command("Page.getLayoutMetrics")["cssContentSize"]

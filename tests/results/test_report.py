@@ -1,0 +1,261 @@
+"""The report: what it holds, the commands that it prints, and its behavior in a browser."""
+
+import html
+import json
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from browser import CHROMIUM, DRIVER, Browser, browser
+from PIL import Image
+from table_cases import COCO, COCO_1X, KNN, R18, R50, RANDOM, make, synthetic
+
+from intl_bench import cli
+from intl_bench.records import RecordStore, ResultRecord
+from intl_bench.tables import render
+
+NASTY = "</script><script>alert(1)</script><img src=http://example.org/x.png>"
+SPECTRUM = {"ranks": [1, 2, 3], "eigenvalues": [4.0, 1.0, 0.0], "count": 3, "mean": 1.7}
+TINY = [
+    *("data.size=160", "batch_size=32", "epochs=2", "backbone.name=resnet10_narrow", "projector.hidden=32"),
+    *("projector.out=64", "warmup_epochs=0", "base_lr=0.002", "log_every=1", "device=cpu", "spectrum_every=0"),
+]
+
+
+def results() -> list[ResultRecord]:
+    """Return records with three seeds, a comparable published value, a spectrum, a picture and a nasty name."""
+    r50 = {"backbone": "resnet50", "scale": "paper"}
+    coco, one_x = {**COCO, **R50}, {**COCO_1X, "pretrain_epochs": 200}
+    spectrum = {"spectra": {"embedding": SPECTRUM}, "pretrain": {"seconds": 7200.0}}
+    return [
+        *synthetic(),
+        *(
+            make("coco", "coco", {"bbox/AP": ap}, one_x, method="SimSiam", transfer_seed=seed, **r50)
+            for seed, ap in enumerate((38.0, 38.2))
+        ),
+        make("knn", "cifar10", {"knn5": 50.0}, {**KNN, **R18}, method=NASTY),
+        make("knn", NASTY, {"knn5": 50.0}, {**KNN, **R18}, details={"checkpoint": f"{NASTY}.pt"}),
+        make("pretrain", "cifar10", {"diverged": 0.0}, R18, evaluation={}, weights_sha256=None, details=spectrum),
+        make("coco", "coco", {"bbox/AP": 39.0}, coco, method="BYOL", details={"picture": "worst.png"}, **r50),
+    ]
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report with every section."""
+    folder = tmp_path_factory.mktemp("report")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for record in results():
+            RecordStore(Path("results/records")).append(record)
+        grid = Path("results/ablations/power")
+        RecordStore(grid / "records").append(next(record for record in results() if record.task == "pretrain"))
+        Image.new("RGB", (60, 40), "white").save("worst.png")
+        Image.new("RGB", (60, 40), "white").save(grid / "figure.png")
+        log = Path("runs/pretrain/photos/seed0/metrics.jsonl")
+        log.parent.mkdir(parents=True)
+        rows = [{"step": step, "loss": 1 / step, "lr": 0.1, "seconds": 1.0} for step in range(1, 2000)]
+        log.write_text("".join(f"{json.dumps(row)}\n" for row in rows) + '{"step": 2000, "lo')
+        assert cli.main(["report"]) == 0
+    return folder / "report.html"
+
+
+def section(text: str, name: str) -> str:
+    """Return the content of a section."""
+    (found,) = re.findall(rf'<section>\n<h2 id="{name.lower()}">.*?</section>', text, re.DOTALL)
+    return str(found)
+
+
+def test_every_seed_is_a_dot_and_a_published_value_that_is_comparable_a_diamond(page: Path) -> None:
+    text = section(page.read_text(), "Results")
+    assert {f"transfer seed {seed}: 61.{seed + 1}0" for seed in range(3)} <= set(
+        re.findall(r"transfer seed \d: 61.\d0", text)
+    )
+    diamonds = re.findall(r'<path class="paper"[^>]*><title>published: ([\d.]+)', text)
+    assert diamonds == ["37.9"]  # SimSiam; INTL was measured after 800 epochs of pre-training, and printed after 200
+
+
+def test_difference_to_the_published_value(page: Path) -> None:
+    text = section(page.read_text(), "Results")
+    (row,) = re.findall(r'<tr class="measured"><th[^>]*data-value="SimSiam.*?</tr>', text, re.DOTALL)
+    assert '<span class="delta">+0.2</span>' in row  # 38.1 - 37.9
+    row = re.findall(r'<tr class="measured"><th[^>]*data-value="INTL[^"]*schedule 2x.*?</tr>', text, re.DOTALL)[0]
+    assert '<span class="delta unlike">(+0.0)</span>' in row  # 41.2 - 41.2, after 800 epochs instead of 200
+
+
+def test_sections_hold_curves_spectra_pictures_and_cost(page: Path) -> None:
+    text = page.read_text()
+    (points,) = re.findall(r'<polyline class="curve" points="([^"]*)"', section(text, "Curves").split("<details>")[0])
+    assert 100 < len(points.split()) <= 300  # of 1999 steps; the line that was cut short is left out
+    assert "eigenvalue / mean over rank: 1 lines" in section(text, "Spectra")
+    assert section(text, "Detections").count("data:image/png;base64,") == 1
+    assert section(text, "Ablations").count("data:image/png;base64,") == 1
+    assert "<td>2.0 h</td>" in section(text, "Cost")
+    assert "Not in this report" not in text
+
+
+def test_the_page_names_nothing_outside(page: Path) -> None:
+    text = page.read_text()
+    assert text.count("</script>") == 2
+    assert not re.search(r'(?:src|href)="(?!data:|#)', text)
+    assert not re.search(r"@import|url\(", text)
+
+
+def test_the_printed_commands_repeat_the_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, again = tmp_path / "first", tmp_path / "again"
+    first.mkdir()
+    again.mkdir()
+    monkeypatch.chdir(first)
+    checkpoint = "runs/pretrain/mine/seed1/checkpoint.pt"
+    assert cli.main(["pretrain", "demo", *TINY, "seed=1", "name=mine", "views.0.blur_p=0.5"]) == 0
+    assert cli.main(["knn", checkpoint, "distance=cosine"]) == 0
+    assert cli.main(["linear", checkpoint, "--seeds", "1,4", "epochs=3", "milestones=[1,2]"]) == 0
+    assert cli.main(["linear", checkpoint, "--init", "random", "epochs=2"]) == 0
+    assert cli.main(["report"]) == 0
+    blocks = re.findall(r"<pre>(.*?)</pre>", section(Path("report.html").read_text(), "Commands"), re.DOTALL)
+    commands = [shlex.split(line) for line in dict.fromkeys(html.unescape("\n".join(blocks)).splitlines())]
+    assert sorted(words[1] for words in commands) == ["knn", "linear", "linear", "pretrain"]
+    monkeypatch.chdir(again)
+    for words in sorted(commands, key=lambda words: words[1] != "pretrain"):
+        assert cli.main(words[1:]) == 0
+    before, after = (
+        {record.key: record.metrics for record in RecordStore(folder / "results/records").load()}
+        for folder in (first, again)
+    )
+    assert len(before) == 4
+    assert after == before
+
+
+def test_nothing_to_report_and_a_wrong_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["report"]) == 2
+    assert "no record in results/records and no log in runs/pretrain" in capsys.readouterr().err
+    assert cli.main(["report", "--out", "report.pdf"]) == 2
+    assert "report.pdf: not an HTML file" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_report_without_pictures_and_curves_names_the_commands_that_make_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    RecordStore(Path("results/records")).append(make("knn", "cifar10", {"knn5": 10.0}, KNN, pretraining=RANDOM))
+    assert cli.main(["report", "--out", "x/a.html"]) == 0
+    text = Path("x/a.html").read_text()
+    missing = text.split("Not in this report")[1]
+    assert [name for name in ("Curves", "Spectra", "Detections", "Ablations") if f"<li>{name}: " in missing] == [
+        *("Curves", "Spectra", "Detections", "Ablations")
+    ]
+    assert re.findall("<h3[^>]*>Table (.*?)</h3>", text) == ["2"]  # tables without a measured row are left out
+
+
+@pytest.fixture(scope="module")
+def window() -> Iterator[Browser]:
+    if CHROMIUM is None or DRIVER is None:
+        pytest.skip("chromium or chromedriver is not installed")
+    with browser() as one:
+        yield one
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+def test_browser_renders(page: Path, window: Browser, width: int, dark: bool) -> None:
+    window.problems(), window.requests()
+    window.show(page, width=width, dark=dark)
+    assert window.run("return document.querySelectorAll('tr.measured').length") > 10
+    assert window.run("return document.querySelector('#details') && document.documentElement.className") == "live"
+    assert window.run("return document.documentElement.scrollWidth") == width  # only tables scroll to the side
+    background = window.run("return getComputedStyle(document.body).backgroundColor")
+    assert (sum(map(int, re.findall(r"\d+", background))) < 150) == dark
+    assert window.problems() == []
+    assert all(url.startswith(("file:", "data:")) for url in window.requests())
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_browser_texts_have_contrast(page: Path, window: Browser, dark: bool) -> None:
+    window.show(page, dark=dark)
+    colors = window.run(
+        "const style = getComputedStyle(document.documentElement);"
+        "return ['ink', 'soft', 'mark', 'page', 'measured'].map((name) => style.getPropertyValue(`--${name}`).trim())"
+    )
+    *texts, paper, measured = [_luminance(color) for color in colors]
+    for behind in (paper, measured):
+        for text in texts:
+            assert (max(text, behind) + 0.05) / (min(text, behind) + 0.05) >= 4.5  # WCAG, level AA
+
+
+def _luminance(color: str) -> float:
+    parts = [int(color[start : start + 2], 16) / 255 for start in (1, 3, 5)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_browser_sorts_and_filters(page: Path, window: Browser) -> None:
+    window.show(page)
+    values = (
+        "return [...document.querySelector('#table-2 ~ .scroll tbody').rows].map((row) => row.cells[1].dataset.value)"
+    )
+    click = "document.querySelectorAll('#table-2 ~ .scroll .sort')[1].click()"
+    original = window.run(values)
+    numbers = sorted((float(value) for value in original if value is not None), reverse=True)
+    missing = original.count(None)
+    assert missing > 0
+    assert numbers != [float(value) for value in original if value is not None]
+    window.run(click)
+    assert [None if v is None else float(v) for v in window.run(values)] == [*numbers, *[None] * missing]
+    assert window.run("return document.querySelectorAll('[aria-sort=descending]').length") == 1
+    window.run(click)
+    assert [None if v is None else float(v) for v in window.run(values)] == [*numbers[::-1], *[None] * missing]
+    window.run(click)
+    assert window.run(values) == original
+    window.run("document.querySelector('#table-2 ~ .filter [data-show=measured]').click()")
+    rows = "[...document.querySelector('#table-2 ~ .scroll').querySelectorAll('tbody tr')]"
+    shown = f"return {rows}.filter((row) => row.offsetHeight).map((row) => row.className)"
+    assert set(window.run(shown)) == {"measured"}
+
+
+def test_browser_shows_the_protocol_to_the_keyboard_and_on_hover(page: Path, window: Browser) -> None:
+    window.show(page)
+    text = "const a = document.querySelector('#about'); return a.matches(':popover-open') ? a.textContent : ''"
+    window.run("document.querySelector('#table-1 ~ .scroll').focus()")
+    assert window.run(text) == ""
+    window.press(*["Tab"] * 8)  # the headings, then the first cell
+    assert "Supervised: Linear top-1" in window.run(text)
+    window.press(*["Down"] * 11)
+    assert "INTL: Linear top-1" in window.run(text)
+    assert "selection" in window.run(text)
+    assert "pre-training seed 0, transfer seed 0" in window.run(text)
+    assert window.run("return document.activeElement.getAttribute('aria-describedby')") == "about"
+    window.press("Right")
+    assert "INTL: Linear top-5" in window.run(text)
+    window.press("Escape")
+    assert window.run(text) == ""
+    window.run("document.querySelector('#table-3 ~ .scroll .measured .cell').scrollIntoView({ block: 'center' })")
+    window.hover("#table-3 ~ .scroll .measured .cell")
+    assert "schedule" in window.run(text)
+
+
+def test_browser_prints_everything(page: Path, window: Browser) -> None:
+    window.show(page, dark=True)
+    assert window.run("return [...document.querySelectorAll('details')].some((one) => !one.open)")
+    window.run("dispatchEvent(new Event('beforeprint'))")
+    assert window.run("return [...document.querySelectorAll('details')].every((one) => one.open)")
+    window.run("dispatchEvent(new Event('afterprint'))")
+    assert window.command("Page.printToPDF")["data"].startswith("JVBERi0")  # %PDF-
+    assert window.problems() == []
+
+
+def test_browser_shows_hostile_names_as_text(page: Path, window: Browser, tmp_path: Path) -> None:
+    path = tmp_path / "tables.html"
+    path.write_text(render(results(), format="html"))
+    window.problems(), window.requests()
+    for shown in (path, page):
+        window.show(shown)
+        assert window.run("return document.body.textContent.includes('<script>alert(1)')")
+        assert window.run("return document.querySelectorAll('script').length") == 2
+    assert window.problems() == []
+    assert all(url.startswith(("file:", "data:")) for url in window.requests())
