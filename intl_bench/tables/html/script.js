@@ -56,10 +56,9 @@
   const place = () => {
     if (!current) return;
     const cell = current.getBoundingClientRect(), size = about.getBoundingClientRect();
-    const below = cell.bottom + 6 + size.height <= innerHeight || cell.top < size.height + 6;
-    const top = below ? Math.min(cell.bottom + 6, innerHeight - size.height - 8) : cell.top - size.height - 6;
-    about.style.left = `${Math.max(8, Math.min(cell.right - size.width, innerWidth - size.width - 8))}px`;
-    about.style.top = `${Math.max(8, top)}px`;
+    const right = cell.right + 10 + size.width < innerWidth;  // beside the cell, which stays in sight
+    about.style.left = `${Math.max(8, right ? cell.right + 10 : cell.left - size.width - 10)}px`;
+    about.style.top = `${Math.max(8, Math.min(cell.top - 8, innerHeight - size.height - 8))}px`;
   };
   const open = (cell) => {
     clearTimeout(timer);
@@ -133,7 +132,7 @@
 
   let opened = [];
   addEventListener("beforeprint", () => {
-    opened = [...document.querySelectorAll("details:not([open])")];
+    opened = [...document.querySelectorAll("details:not([open], .extra)")];
     for (const one of opened) one.open = true;
   });
   addEventListener("afterprint", () => { for (const one of opened) one.open = false; });
