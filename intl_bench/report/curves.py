@@ -72,7 +72,8 @@ def _figures(name: str, logs: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     )
     first = "".join(_chart(key, logs) for key in shown)
     rest = "".join(_chart(key, logs) for key in sorted(keys) if key not in shown)
-    more = f'<details class="extra"><summary>More curves</summary>\n<div class="figures">\n{rest}</div>\n</details>\n' if rest else ""
+    more = f'<summary>More curves</summary>\n<div class="figures">\n{rest}</div>\n'
+    more = f'<details class="extra">{more}</details>\n' if rest else ""
     names = [visible(seed) for seed in logs]
     return f'<h3>{html.escape(visible(name))}</h3>\n{legend(names)}<div class="figures">\n{first}</div>\n{more}'
 
@@ -91,4 +92,4 @@ def _chart(key: str, logs: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool) and -1e300 < value < 1e300

@@ -28,11 +28,8 @@ def spectra_html(records: Sequence[ResultRecord]) -> str:
     kinds = defaultdict(list)
     for name, record in pairs:
         for kind, one in record.details["spectra"].items():
-            if one["eigenvalues"]:
-                mean = one["mean"] or 1.0
-                kinds[kind].append(Line(name, one["ranks"], [value / mean for value in one["eigenvalues"]]))
-            else:
-                kinds[kind].append(Line(name, [], []))
+            mean = one["mean"] or 1.0  # without a mean there are no eigenvalues: the spectrum was not finite
+            kinds[kind].append(Line(name, one["ranks"], [value / mean for value in one["eigenvalues"]]))
     figures = "".join(
         f"<figure><h4>{html.escape(visible(kind))}</h4>"
         f"{line_chart(lines, x='rank', y='eigenvalue / mean', log_x=True, log_y=True)}</figure>\n"

@@ -57,7 +57,14 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
         log = Path("runs/pretrain/photos/seed0/metrics.jsonl")
         log.parent.mkdir(parents=True)
         rows = [{"step": step, "loss": 1 / step, "lr": 0.1, "seconds": 1.0} for step in range(1, 2000)]
-        log.write_text("".join(f"{json.dumps(row)}\n" for row in rows) + '{"step": 2000, "lo')
+        strange = [
+            "[1]",
+            '{"step": NaN, "loss": 1}',
+            '{"step": 3, "loss": 1' + "0" * 400 + "}",
+            '{"step": "4", "loss": 9}',
+        ]
+        lines = [*map(json.dumps, rows), *strange, '{"step": 2000, "lo']
+        log.write_text("\n".join(lines))
         assert cli.main(["report"]) == 0
     return folder / "report.html"
 
