@@ -20,7 +20,7 @@ from intl_bench.core.datasets import DATASETS
 from intl_bench.core.distributed import Process
 from intl_bench.core.errors import BenchError, InputError
 from intl_bench.core.sharing import require_even_batch
-from pretrain import train
+from pretrain import train, warm_start
 from pretrain.dry_run import costs
 from pretrain.dry_run.costs import Cost, Device
 from pretrain.dry_run.machine import Machine, Preparation, time_views
@@ -74,6 +74,7 @@ class CostPlan:
         checkpoint: bytes of the checkpoint file.
         estimates: one estimate for each device, that of this machine first.
         preparation: time to prepare an image, in the estimate of this machine; None if it is not known.
+        start: the weights that the run would start from, in words; "" for random ones or those of its own state.
     """
 
     recipe: Recipe
@@ -90,6 +91,7 @@ class CostPlan:
     checkpoint: int
     estimates: tuple[Estimate, ...]
     preparation: Preparation | None
+    start: str
 
     @property
     def peak(self) -> int:
@@ -120,7 +122,8 @@ def make_plan(
         preparation: time to prepare an image; None measures it, if the images can be opened.
 
     Raises:
-        InputError: the batch does not fit the data set, the method or the number of processes.
+        InputError: the batch does not fit the data set, the method or the number of processes; or the initial weights
+            cannot be read or do not fit.
     """
     require_even_batch(recipe.batch_size, processes)
     if recipe.batch_size == processes:
@@ -135,6 +138,11 @@ def make_plan(
             recipe, Process(rank=0, world_size=1, device=meta), images or recipe.batch_size, classes
         )
     method, steps = training.method, training.steps_per_epoch if images else None
+    start = ""
+    if recipe.init is not None and not recipe.checkpoint.exists():  # a run that resumes does not need the file
+        initial = warm_start.find(recipe, method, None)
+        assert initial is not None
+        start = warm_start.apply(initial, method)  # checks the shapes
     checkpoint = _file_bytes({"format": 1, **training.state()})
     trained = [parameter for parameter in method.parameters() if parameter.requires_grad]
     target = [parameter for parameter in method.parameters() if not parameter.requires_grad]
@@ -200,6 +208,7 @@ def make_plan(
         checkpoint=checkpoint,
         estimates=tuple(estimate(device) for device in (*([here.device] if here else []), *devices)),
         preparation=preparation,
+        start=start,
     )
 
 

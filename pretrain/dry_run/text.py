@@ -65,6 +65,7 @@ def summary(plan: CostPlan, named: Recipe, *, device: str, fresh: bool) -> str:
                     ("method", f"{name}, {recipe.backbone.name} with the {recipe.backbone.stem} stem, {parameters}"),
                     *(changed or [("changed", "nothing; the recipe as it is")]),
                     ("resolved", "; ".join(resolved)),
+                    ("start", plan.start),
                     ("data", _data(plan)),
                     ("batch", f"{_batch(recipe.batch_size, plan.images)}, views {sizes}"),
                     ("steps", _steps(plan)),

@@ -369,6 +369,24 @@ def test_the_short_plan(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.
     assert not list(Path().iterdir())
 
 
+def test_the_short_plan_reads_the_initial_weights(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "measure", lambda device, processes: HERE)
+    path = train.run(tiny("epochs=1"))
+    start = short(capsys, f"init={path}", "name=more")["start"]
+    assert start == f"all weights from {path}"
+    assert short(capsys, f"init={path}", "name=more", "projector.out=40")["start"].startswith(
+        f"the backbone from {path};"
+    )
+    for init, change, message in (
+        ("nowhere.pt", "epochs=2", "no such file"),
+        (path, "backbone.name=resnet18", "another"),
+    ):
+        assert cli.main(["pretrain", "demo", *TINY, f"init={init}", "name=more", change, "--dry-run"]) == 2
+        assert message in capsys.readouterr().err
+
+
 def test_the_short_plan_tells_what_the_folder_holds(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
