@@ -11,7 +11,7 @@ from intl_bench.core import config as configs
 from intl_bench.core import identity as identities
 from intl_bench.core.datasets import DATASETS
 from intl_bench.core.errors import InputError
-from intl_bench.core.identity import SCALES, by_content, runtime_only
+from intl_bench.core.identity import SCALES, by_content, runtime_only, shorthand
 from intl_bench.core.machine import limit_workers
 from intl_bench.core.names import require_folder_name
 from intl_bench.core.ranges import Checked, Choice, Count, Device, Natural, NonNegative, Pixels, Seed, Share, Workers
@@ -106,7 +106,7 @@ class Recipe(Checked):
     backbone: BackboneConfig = dataclasses.field(default_factory=BackboneConfig)
     projector: ProjectorConfig = dataclasses.field(default_factory=ProjectorConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
-    size: Pixels | None = runtime_only(None)  # the identity holds the views
+    size: Pixels | None = shorthand(None)
     views: tuple[ViewConfig, ...] = (ViewConfig(), ViewConfig())
 
     def __post_init__(self) -> None:

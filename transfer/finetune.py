@@ -16,7 +16,7 @@ import numpy as np
 from intl_bench.core import distributed, inputs
 from intl_bench.core.datasets import DATASETS
 from intl_bench.core.errors import InputError
-from intl_bench.core.identity import by_content, every_value_published, runtime_only
+from intl_bench.core.identity import by_content, every_value_published, runtime_only, shorthand
 from intl_bench.core.ranges import Checked, Count, Device, NonNegative, Pixels, Positive, Seed, Workers
 from pretrain.checkpoint import Checkpoint
 from pretrain.images.data import ArraySource, DataConfig, FileSource, normalization, open_source
@@ -53,7 +53,7 @@ class FinetuneConfig(Checked):
         label_seed: draw the images with this seed, with the same share of every class. None stands for 0 where no list
             is found. The images of 1% are a part of those of 10%.
         resize, crop: of the test images, in pixels. `crop` is also the size of the random training crops.
-        size: sets `resize` and `crop`; see `transfer.sizes.resolve`.
+        size: side of the test images in pixels. Sets `crop`, and `resize` in the ratio of 256 to 224 if it is set.
         epochs: of the training.
         batch_size: images of a step.
         head_lr, backbone_lr: learning rates of the classifier and of the backbone, for a batch of 256 images.
@@ -73,7 +73,7 @@ class FinetuneConfig(Checked):
     label_seed: Seed | None = by_content(None)
     resize: Pixels | None = 256
     crop: Pixels = 224
-    size: Pixels | None = runtime_only(None)  # the identity holds `resize` and `crop`
+    size: Pixels | None = shorthand(None)
     epochs: Count = 20
     batch_size: Count = 256
     head_lr: Positive = 0.2

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from intl_bench.core import distributed
 from intl_bench.core.copies import fetch, send
 from intl_bench.core.errors import InputError
-from intl_bench.core.identity import runtime_only
+from intl_bench.core.identity import runtime_only, shorthand
 from intl_bench.core.ranges import Checked, Choice, Count, Device, Pixels, Positive, Workers
 from pretrain.checkpoint import Checkpoint
 from pretrain.images.data import DataConfig
@@ -50,7 +50,7 @@ class KnnConfig(Checked):
         device: "auto" takes a GPU if there is one.
         resize: length of the shorter side of an image in pixels; None does not resize.
         crop: side of the center crop in pixels; None does not crop.
-        size: sets `resize` and `crop`; see `transfer.sizes.resolve`.
+        size: side of the test images in pixels. Sets `crop`, and `resize` in the ratio of 256 to 224 if it is set.
         k: number of neighbors.
         distance: "euclidean" or "cosine".
         weights: of the votes: "uniform", "inverse" (of the distance, if euclidean), or "softmax" (of the cosine).
@@ -63,7 +63,7 @@ class KnnConfig(Checked):
     device: Device = runtime_only("auto")
     resize: Pixels | None = None
     crop: Pixels | None = None
-    size: Pixels | None = runtime_only(None)  # the identity holds `resize` and `crop`
+    size: Pixels | None = shorthand(None)
     k: Count = 5
     distance: Annotated[str, Choice(tuple(_WEIGHTS))] = "euclidean"
     weights: Annotated[str, Choice(("uniform", "inverse", "softmax"))] = "uniform"

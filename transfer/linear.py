@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from intl_bench.core import distributed
-from intl_bench.core.identity import runtime_only
+from intl_bench.core.identity import runtime_only, shorthand
 from intl_bench.core.ranges import Checked, Count, Device, Natural, NonNegative, Pixels, Positive, Workers
 from pretrain.checkpoint import Checkpoint
 from pretrain.images.data import DataConfig, normalization, open_source
@@ -36,7 +36,7 @@ class LinearConfig(Checked):
         augment: train on random crops and flips of the images instead of on features of the whole images.
         resize, crop: shorter side of an image and side of its central square, in pixels. None leaves the image as it
             is. With `augment`, `crop` is also the size of the random crops.
-        size: sets `resize` and `crop`; see `transfer.sizes.resolve`.
+        size: side of the test images in pixels. Sets `crop`, and `resize` in the ratio of 256 to 224 if it is set.
         epochs: of the classifier's training.
         batch_size: images of a step.
         lr: of Adam at the start. With `augment`, of SGD for a batch of 256 images.
@@ -56,7 +56,7 @@ class LinearConfig(Checked):
     augment: bool = False
     resize: Pixels | None = None
     crop: Pixels | None = None
-    size: Pixels | None = runtime_only(None)  # the identity holds `resize` and `crop`
+    size: Pixels | None = shorthand(None)
     epochs: Count = 500
     batch_size: Count = 1000
     lr: Positive = 1e-2

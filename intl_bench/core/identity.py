@@ -1,7 +1,8 @@
 """Whether two configurations are the same experiment.
 
-Every field of a configuration determines the result, unless it is declared `runtime_only` or `by_content` where it is
-defined. A new setting therefore distinguishes experiments from its first day. No other module keeps a list of settings.
+Every field of a configuration determines the result, unless it is declared `runtime_only`, `by_content` or `shorthand`
+where it is defined. A new setting therefore distinguishes experiments from its first day. No other module keeps a list
+of settings.
 """
 
 import dataclasses
@@ -15,6 +16,7 @@ SCALES = ("paper", "adapted", "reduced", "demo")
 
 _RUNTIME_ONLY = "runtime_only"
 _BY_CONTENT = "by_content"
+_SHORTHAND = "shorthand"
 _EVERY_VALUE_PUBLISHED = "every_value_published"
 
 
@@ -29,6 +31,11 @@ def by_content(default: Any = dataclasses.MISSING) -> Any:
     The value itself determines nothing. The content of the files does, and its digest is a part of the identity.
     """
     return dataclasses.field(default=default, metadata={_RUNTIME_ONLY: True, _BY_CONTENT: True})
+
+
+def shorthand(default: Any) -> Any:
+    """Declare a field that is resolved into other fields, which then hold its value."""
+    return dataclasses.field(default=default, metadata={_RUNTIME_ONLY: True, _SHORTHAND: True})
 
 
 def every_value_published(default: Any) -> Any:
@@ -75,9 +82,11 @@ def is_runtime_only(schema: type, key: str) -> bool:
     return bool(rest) and isinstance(inner, type) and dataclasses.is_dataclass(inner) and is_runtime_only(inner, rest)
 
 
-def is_by_content(field: "dataclasses.Field[Any]") -> bool:
-    """Return whether a field is declared `by_content`."""
-    return _BY_CONTENT in field.metadata
+def mark(field: "dataclasses.Field[Any]") -> str:
+    """Return "*" if the value of a field can change a result, "+" if the content that it names can, else ""."""
+    if _BY_CONTENT in field.metadata:
+        return "+"
+    return "" if _RUNTIME_ONLY in field.metadata and _SHORTHAND not in field.metadata else "*"
 
 
 def _plain(value: Any) -> Any:

@@ -13,7 +13,7 @@ import types
 import typing
 from typing import Annotated, Any
 
-from intl_bench.core.identity import is_by_content, is_runtime_only
+from intl_bench.core.identity import mark
 from intl_bench.core.ranges import Choice, Range, field_types, item_of, section_of
 
 _WIDE = 10**9  # a bound of this size only refuses what no memory holds
@@ -62,7 +62,7 @@ def settings(schema: type, values: Any = None, prefix: str = "") -> list[Setting
                     kind=_kind(hint),
                     default=default,
                     meaning=_meanings(schema).get(field.name, ""),
-                    decides="+" if is_by_content(field) else "" if is_runtime_only(schema, field.name) else "*",
+                    decides=mark(field),
                 )
             )
     return found

@@ -153,5 +153,13 @@ def test_a_setting_is_what_its_field_and_docstring_say() -> None:
 
 def test_marks_tell_what_changes_the_numbers() -> None:
     marks = {one.key: one.decides for one in settings(Recipe)}
-    expected = {"epochs": "*", "views.N.size": "*", "workers": "", "name": "", "data.root": "+", "init": "+"}
+    expected = {
+        "epochs": "*",
+        "views.N.size": "*",
+        "workers": "",
+        "name": "",
+        "data.root": "+",
+        "init": "+",
+        "size": "*",
+    }
     assert {key: marks[key] for key in expected} == expected
