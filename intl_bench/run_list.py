@@ -54,7 +54,8 @@ def _planned(checkpoint: Path) -> tuple[int | None, int | None]:
 
     with contextlib.suppress(Exception):  # it is missing, damaged, or being replaced
         state = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)
-        return int(state["config"]["epochs"]) * int(state["steps_per_epoch"]), int(state["step"])
+        planned_steps = int(state["config"]["epochs"]) * int(state["steps_per_epoch"])
+        return min(planned_steps, state["config"].get("max_steps") or planned_steps), int(state["step"])
     return None, None
 
 

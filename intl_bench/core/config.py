@@ -67,14 +67,20 @@ def _find(name: str, kind: str, folder: Path) -> Path | None:
 
 
 def _existing(path: Path) -> Path | None:
-    """Return the file of a path, whose name may be composed differently: macOS decomposes accents, Linux keeps them."""
-    if path.is_file():
+    """Return the file of a path, whose accents may be composed differently: macOS decomposes them, Linux keeps them."""
+    found = path if str(path).isascii() else _spelled(path)
+    return found if found is not None and found.is_file() else None
+
+
+def _spelled(path: Path) -> Path | None:
+    """Return an existing path that differs at most in the composition of accents."""
+    if path.exists() or path == path.parent:
         return path
-    composed = unicodedata.normalize("NFC", path.name)
-    if composed.isascii() or not path.parent.is_dir():
+    folder, name = _spelled(path.parent), unicodedata.normalize("NFC", path.name)
+    if folder is None or not folder.is_dir():
         return None
-    names = (name for name in os.listdir(path.parent) if unicodedata.normalize("NFC", name) == composed)
-    return next((path.with_name(name) for name in sorted(names) if path.with_name(name).is_file()), None)
+    same = (entry for entry in sorted(os.listdir(folder)) if unicodedata.normalize("NFC", entry) == name)
+    return next((folder / entry for entry in same), None)
 
 
 def read(path: Path, kind: str = "") -> dict[str, Any]:
@@ -283,9 +289,13 @@ def _each_item(schema: type, key: str, values: DictConfig | ListConfig) -> list[
     parts = key.split(".")
     for end in range(1, len(parts)):
         name = ".".join(parts[:end])
-        if ranges.item_of(ranges.field_type(schema, name)) is not None and not parts[end].lstrip("-").isdigit():
-            count = len(OmegaConf.select(values, name))
+        if ranges.item_of(ranges.field_type(schema, name)) is None:
+            continue
+        count = len(OmegaConf.select(values, name) or ())
+        if not parts[end].lstrip("-").isdigit():
             return [".".join((name, str(number), *parts[end:])) for number in range(count)]
+        if int(parts[end]) >= count:
+            raise InputError(f"override {key}: {name} has {count} items; expected {name}.0 to {name}.{count - 1}")
     return [key]
 
 
@@ -311,6 +321,10 @@ def _as_declared(hint: Any, value: Any, where: str, text: str | None = None) -> 
         what = f"{key} is {'a list of sections' if item else 'a section'}"
         name = ranges.main_field(inner, value) if inner else "name"
         raise InputError(f"{place}: {what}; write {key}.{name}={value:.60}")
+    if item and inner and isinstance(value, Mapping):
+        raise InputError(
+            f"{where}: {where.rpartition(': ')[2]} is a list of sections; expected lines that begin with -"
+        )
     if item is str and text is None:
         return [] if value is None else [value] if isinstance(value, str) else value
     if item and inner and isinstance(value, list):

@@ -4,9 +4,11 @@ import importlib.metadata
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from intl_bench import doctor
 from intl_bench.cli import main
@@ -72,6 +74,23 @@ def test_a_driver_with_a_pytorch_for_cpus(monkeypatch: pytest.MonkeyPatch, tmp_p
     monkeypatch.setattr(doctor, "_DRIVER", tmp_path)
     check = one(doctor._gpus(), "CUDA")
     assert (check.state, "https://download.pytorch.org/whl/cu" in check.remedy) == ("FAIL", True)
+
+
+def test_gpus_that_work_and_that_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = SimpleNamespace(name="NVIDIA X", total_memory=80 * 2**30, major=9, minor=0)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda number: facts)
+    monkeypatch.setattr("torch.ones", lambda size, device: torch.zeros(size))
+    assert [(check.name, check.state) for check in doctor._gpus()] == [("CUDA 0", "ok"), ("CUDA 1", "ok")]
+
+    def fail(size: int, device: str) -> None:
+        raise RuntimeError("no kernel image is available\nmore")
+
+    monkeypatch.setattr("torch.ones", fail)
+    check = one(doctor._gpus(), "CUDA 1")
+    assert (check.state, "compute capability 9.0: no kernel image is available" in check.found) == ("FAIL", True)
+    assert "--index-url" in check.remedy
 
 
 def test_too_little_shared_memory_and_disk(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -63,6 +63,10 @@ def test_accents_may_be_composed_differently(stored: Any, typed: Any, tmp_path: 
     (tmp_path / "own.yaml").write_text(f"base: {unicodedata.normalize(typed, name)}\n", encoding="utf-8")
     for file in ("own.yaml", unicodedata.normalize(typed, name)):
         assert load_recipe(str(tmp_path / file)).epochs == 7
+    folder = tmp_path / unicodedata.normalize(stored, "möbel")
+    folder.mkdir()
+    (folder / "a.yaml").write_text("name: a\nepochs: 8\n")
+    assert load_recipe(str(tmp_path / unicodedata.normalize(typed, "möbel") / "a.yaml")).epochs == 8
 
 
 @pytest.mark.parametrize(
@@ -95,6 +99,7 @@ HINTS = [
     ("data=npz", "write data.kind=npz"),
     ("method=vicreg", "method is a section; write method.name=vicreg"),
     ("views=64", "views is a list of sections; write views.size=64"),
+    ("views.2.size=64", "views has 2 items; expected views.0 to views.1"),
     ("views.sise=64", "did you mean size?"),
     ("root=x", "did you mean data.root?"),
     ("data_root=x", "did you mean data.root?"),
@@ -115,6 +120,11 @@ def test_a_wrong_setting_says_how_it_is_written(override: str, hint: str) -> Non
 def test_a_section_of_a_file_that_is_one_value_says_how_it_is_written(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("name: a\nbackbone: resnet34\n")
     with pytest.raises(InputError, match=r"a\.yaml: backbone: .*; write backbone\.name=resnet34"):
+        load_recipe(str(tmp_path / "a.yaml"))
+    (tmp_path / "a.yaml").write_text("name: a\nviews: {size: 64}\n")
+    with pytest.raises(
+        InputError, match=r"a\.yaml: views: views is a list of sections; expected lines that begin with -"
+    ):
         load_recipe(str(tmp_path / "a.yaml"))
 
 
