@@ -70,7 +70,7 @@ def run(
         for recipe in {recipe.backbone: recipe for recipe in reversed(cells)}.values() if ablation.random else ():
             for task in ablation.tasks:
                 plan = runs.TaskRun(
-                    task=task, checkpoint=_planned(recipe), init="random", seeds=[seed], results=results
+                    task=task, checkpoint=planned_checkpoint(recipe), init="random", seeds=[seed], results=results
                 )
                 runs.run(plan)
 
@@ -90,7 +90,7 @@ def experiment(ablation: Ablation, results: Path, *, fresh: bool = False) -> Non
 
 def finish(ablation: Ablation, results: Path, cells: Iterable[Recipe]) -> str:
     """Write the table and the figure of these cells with all seeds that have records; return the table."""
-    planned = [_planned(recipe) for recipe in cells]
+    planned = [planned_checkpoint(recipe) for recipe in cells]
     wanted = {digest(one.pretraining()) for one in planned}
     random = {digest(dataclasses.replace(one, origin=Origin.RANDOM, recipe=None).pretraining()) for one in planned}
     records = RecordStore(results / "records").load()
@@ -123,7 +123,7 @@ def points(records: Sequence[ResultRecord]) -> list[Point]:
 
 
 def _run_cell(recipe: Recipe, tasks: Sequence[str], store: RecordStore, results: Path, *, fresh: bool) -> None:
-    records, planned = store.load(), _planned(recipe)
+    records, planned = store.load(), planned_checkpoint(recipe)
     cell = TASK, digest(planned.pretraining()), recipe.seed
     if not fresh and _is_recorded(planned, tasks, records):
         for folder in (recipe.folder.parent, *(base / task for task in tasks for base in (Path("runs"), store.folder))):
@@ -159,7 +159,7 @@ def is_done(recipe: Recipe, seed: int, tasks: Sequence[str], records: Sequence[R
     """
     if not any(r.task == TASK for r in records):  # without reading the images for their fingerprint
         return False
-    return _is_recorded(_planned(dataclasses.replace(recipe, seed=seed)), tasks, records)
+    return _is_recorded(planned_checkpoint(dataclasses.replace(recipe, seed=seed)), tasks, records)
 
 
 def _is_recorded(planned: Checkpoint, tasks: Sequence[str], records: Sequence[ResultRecord]) -> bool:
@@ -174,7 +174,7 @@ def _is_complete(cell: ResultRecord, tasks: Sequence[str], records: Sequence[Res
     return "diverged" in cell.details or scored >= set(tasks)
 
 
-def _planned(recipe: Recipe) -> Checkpoint:
+def planned_checkpoint(recipe: Recipe) -> Checkpoint:
     """Return the checkpoint that a cell's training will end in, without weights."""
     source = open_source(recipe.data, "train")
     return Checkpoint(

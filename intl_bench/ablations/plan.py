@@ -4,14 +4,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from intl_bench import dry_run, runs
 from intl_bench.ablations.cells import Ablation
-from intl_bench.ablations.grid import is_done
+from intl_bench.ablations.grid import is_done, planned_checkpoint
 from intl_bench.core import machine, planned
 from intl_bench.core.errors import BenchError
 from intl_bench.records import RecordStore
 from pretrain import states
 from pretrain.dry_run import machine as machines
 from pretrain.dry_run.plan import make_plan
+from pretrain.dry_run.text import describe_data
 from pretrain.recipe import Recipe
 
 
@@ -29,22 +31,24 @@ def describe(ablation: Ablation, cells: Sequence[Recipe], *, seeds: Sequence[int
     rows, left, needed, data = list[list[str]](), 0.0, 0, ""
     here = machines.measure(cells[0].device) if cells else None
     prepared: dict[Any, machines.Preparation | None] = {}  # most cells have the same images and views
+    scores: dict[Any, float] = {}  # seconds, by backbone and images
     for recipe in cells:
         assert here is not None
         look = recipe.data, recipe.views
         made = make_plan(recipe, here=here, devices=(), preparation=prepared.get(look))
         prepared[look] = made.preparation
-        if not data:
-            data = (
-                f"{recipe.data.dataset} ({recipe.data.kind}): {made.images or 0:,} training images, {made.images_from}"
-            )
+        data = data or describe_data(made)
         try:
             done = 0 if fresh else sum(is_done(recipe, seed, ablation.tasks, records) for seed in seeds)
         except BenchError:  # the images cannot be opened, which `data` tells
             done = 0
         hours = made.estimates[0].hours
         rest = len(seeds) - done
-        left += 3600 * (hours or 0.0) * rest
+        network = recipe.backbone, recipe.data
+        if network not in scores:
+            scores[network] = _score_seconds(recipe, ablation, here)
+            left += scores[network] * len(seeds) * ablation.random
+        left += (3600 * (hours or 0.0) + scores[network]) * rest
         needed += rest * max(0, states.needed_bytes(recipe.checkpoint, made.checkpoint))
         steps = "not known" if made.total_steps is None else f"{made.total_steps:,}"
         time = "not known" if hours is None else planned.duration(3600 * hours)
@@ -53,7 +57,7 @@ def describe(ablation: Ablation, cells: Sequence[Recipe], *, seeds: Sequence[int
     also = [] if ablation.also is None else [("also", f"{ablation.also}, an experiment without images")]
     scale = cells[0].scale if cells else ablation.scale
     random = ", also at random initialization" if ablation.random else ""
-    total = f"{planned.duration(left)} for the pre-trainings that are left, one after the other" if left else ""
+    total = f"{planned.duration(left)} for what is left, one after the other" if left else ""
     head = [
         ("ablation", f"{ablation.name}: {len(cells)} cells x {len(seeds)} seeds, scale {scale}"),
         ("seeds", ", ".join(map(str, seeds))),
@@ -62,9 +66,22 @@ def describe(ablation: Ablation, cells: Sequence[Recipe], *, seeds: Sequence[int
         *also,
     ]
     tail = [
-        ("time", total and f"{total}, on {here.device.name if here else ''}: a model, without the scores"),
+        ("time", total and f"{total}, on {here.device.name if here else ''}: a model, not a measurement"),
         ("disk", planned.disk(needed, machine.free_bytes(Path("runs"))) if cells else ""),
         ("writes", f"{results}: records, table.md and figures; runs/pretrain/{ablation.name}-*"),
     ]
     table = [planned.table("cells", [["cell", "steps", "a seed", "done"], *rows])] if rows else []
     return "\n".join([planned.rows(head), *table, planned.rows(tail)])
+
+
+def _score_seconds(recipe: Recipe, ablation: Ablation, here: machines.Machine) -> float:
+    """Estimate the time to score a cell once; 0 if its images cannot be opened."""
+    total = 0.0
+    try:
+        checkpoint = planned_checkpoint(recipe)
+        for task in ablation.tasks:
+            _, _, config = runs.prepare(runs.TaskRun(task=task, checkpoint=checkpoint))
+            total += dry_run.work_of(task, checkpoint, config, here).seconds(here.device, here)
+    except BenchError:
+        return 0.0
+    return total

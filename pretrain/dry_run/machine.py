@@ -95,7 +95,7 @@ def measure(device: str = "auto", *, processes: int = 1) -> Machine:
         torch.set_float32_matmul_precision("high")
         conv = product(8192, torch.float32)
         torch.set_float32_matmul_precision(before)
-    source = torch.ones((1 << 30) if gpu else (1 << 25), device=where)
+    source = torch.ones((1 << 28) if gpu else (1 << 25), device=where)
     target = torch.empty_like(source)
     copy = best(lambda: target.copy_(source))
     share = 1 if gpu else processes

@@ -66,7 +66,7 @@ def summary(plan: CostPlan, named: Recipe, *, device: str, fresh: bool) -> str:
                     *(changed or [("changed", "nothing; the recipe as it is")]),
                     ("resolved", "; ".join(resolved)),
                     ("start", plan.start),
-                    ("data", _data(plan)),
+                    ("data", describe_data(plan)),
                     ("batch", f"{_batch(recipe.batch_size, plan.images)}, views {sizes}"),
                     ("steps", _steps(plan)),
                     ("memory", f"{planned.size(plan.peak)} for each process at the peak"),
@@ -90,7 +90,7 @@ def summary(plan: CostPlan, named: Recipe, *, device: str, fresh: bool) -> str:
     )
 
 
-def _data(plan: CostPlan) -> str:
+def describe_data(plan: CostPlan) -> str:
     """Describe the training images."""
     data = plan.recipe.data
     where = f" in {data.root}" if data.root else ""

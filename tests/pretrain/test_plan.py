@@ -348,6 +348,17 @@ def test_the_rates_of_this_machine_are_those_of_its_products() -> None:
     assert half.device.memory == found.device.memory / 2
 
 
+@pytest.mark.gpu
+def test_the_rates_of_a_gpu_are_near_those_of_a_data_sheet() -> None:
+    found = machine.measure("cuda")
+    assert found.on_gpu
+    assert 1e13 < found.device.flops["half"] < 1e16
+    assert found.device.flops["conv32"] >= found.device.flops["matmul32"]
+    made = plan.make_plan(tiny(), here=found)
+    assert made.estimates[0].device.name == torch.cuda.get_device_name()
+    assert made.preparation == machine.Preparation()  # small images stay on the GPU
+
+
 def test_the_short_plan(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "measure", lambda device, processes: HERE)
     views = "views=[{size: 32}, {size: 24}]"
