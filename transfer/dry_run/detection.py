@@ -7,7 +7,6 @@ import torch
 
 from intl_bench.core.datasets import DATASETS
 from intl_bench.core.errors import BenchError
-from intl_bench.core.sharing import require_even_batch
 from pretrain.checkpoint import Checkpoint
 from pretrain.dry_run import costs
 from pretrain.dry_run.costs import Cost
@@ -34,9 +33,8 @@ def detect(checkpoint: Checkpoint | None, config: DetectionConfig, here: Machine
         train: False for the detection with a trained detector.
 
     Raises:
-        InputError: the batch does not divide among the processes, or an image cannot be read.
+        InputError: an image cannot be read.
     """
-    require_even_batch(config.batch_size, 1)
     splits: dict[str, Annotations] = {}
     names, facts = ("train", "test") if train else ("test",), DATASETS.get(config.data.dataset)
     try:
