@@ -51,6 +51,18 @@ class Listing(NamedTuple):
     class_names: list[str]
 
 
+class ClassError(InputError):
+    """Error for classes that only one split has, or that have no images.
+
+    Attributes:
+        classes: their folders in the split.
+    """
+
+    def __init__(self, message: str, classes: Sequence[str]) -> None:
+        super().__init__(message)
+        self.classes = list(classes)
+
+
 def list_images(root: Path, split: str, classes: str | None, skip: Sequence[str]) -> Listing:
     """List the images of the split "train" or "test" of the image folder `root`.
 
@@ -61,7 +73,8 @@ def list_images(root: Path, split: str, classes: str | None, skip: Sequence[str]
         skip: patterns of the class folders and the files to leave out, as in `is_skipped`.
 
     Raises:
-        InputError: a folder is missing, a class has no images or is unknown, or a name can mean two classes.
+        ClassError: a class has no images or is unknown.
+        InputError: a folder is missing, or a name can mean two classes.
     """
     folder, train = root / FOLDERS[split], root / "train"
     present, ignored, skipped_classes = _class_folders(folder, skip)
@@ -84,7 +97,7 @@ def list_images(root: Path, split: str, classes: str | None, skip: Sequence[str]
         note_skipped(folder, skipped, skipped_classes)
     labels = np.array([label for _, label in samples], np.int64)
     if empty := without_images(labels, class_names):
-        raise InputError(_describe_empty(folder, empty, folder_of, len(class_names), skip))
+        raise ClassError(_describe_empty(folder, empty, folder_of, len(class_names), skip), empty)
     return Listing(np.array([name for name, _ in samples]), labels, class_names)
 
 
@@ -155,9 +168,10 @@ def _match_folders(folder: Path, present: Sequence[str], expected: Sequence[str]
             continue
         found = known.find(name)
         if not found and train is not None:
-            raise InputError(
+            raise ClassError(
                 f"{folder / name}: unknown class; expected the class folders of {train}; add training images of it, or "
-                f"leave it out with {skip_setting([name])}{did_you_mean(name, expected)}"
+                f"leave it out with {skip_setting([name])}{did_you_mean(name, expected)}",
+                [name],
             )
         if found and (other := folder_of.setdefault(require_one(found, name, str(folder)), name)) != name:
             raise InputError(

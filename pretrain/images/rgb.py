@@ -71,6 +71,21 @@ def to_rgb(image: Any, content: bytes, reopen: Callable[[io.BytesIO], Any]) -> I
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
+def describe(image: Any) -> str:
+    """Say which files an opened image is one of, if Pillow's own conversion would read it in another way; else ""."""
+    raw, mode = _raw_mode(image), image.mode
+    tags: Any = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
+    if mode == "I" or mode.startswith("I;16") or _has_deep_planes(tags) or _DEEP.fullmatch(raw):
+        bits = 12 if raw == "I;12" else 16
+        return f"images of {bits} bits for each color, scaled to 8 bits (torchvision cuts values off)"
+    if image.format == "JPEG" and mode == "CMYK" and "adobe" not in image.info:
+        return "CMYK images without Adobe's marker, in which 0 is no ink (torchvision inverts them)"
+    palette = mode in ("P", "PA") and 0 < max(tags.get(_COLORS, (0,))) < 256
+    if mode == "La" or palette or (mode == "YCbCr" and tags.get(_SUBSAMPLING, (2, 2)) != (1, 1)):
+        return "TIFF images that are read as the format defines (torchvision misreads or refuses them)"
+    return ""
+
+
 def _refuse_undefined(image: Any, raw: str, tags: Any) -> None:
     reason = None
     if image.mode == "F":

@@ -79,7 +79,7 @@ def read_truth(path: Path, iou_types: Sequence[str], order: Sequence[int] | None
     entries = list[dict[str, Any]]()
     for index in np.flatnonzero(known).tolist():
         row = rows.rows[index]
-        entry = {
+        entry: dict[str, Any] = {
             "id": len(entries) + 1,
             "image_id": image_numbers[owners[index]],
             "category_id": category_numbers[labels[index]],
