@@ -67,7 +67,8 @@ SILENT = ("runs/fingerprints",)  # of these, without a warning
 # The commands of the short form; the others repeat their code.
 SHORT = ("pretrain", "linear", "coco", "knn", "pack", "convert")
 # By-products: a run may go on without them, with one warning.
-BY_PRODUCTS = ("tensorboard", "runs/features", "runs/fingerprints")
+EXPLAINING = ("config.yaml", "command.txt", "log.txt", "views.png", "summary.json")
+BY_PRODUCTS = ("tensorboard", "runs/features", "runs/fingerprints", *EXPLAINING)
 # Fields that depend on time or on the machine.
 _TIMED = {
     "code",
@@ -140,11 +141,12 @@ def results(work: Path) -> dict[str, str]:
     """Return the digest of each final file without what depends on time: equal for equal results.
 
     Files that depend on the history of a run or on its place are left out: earlier states, TensorBoard events, locks,
-    side-cars and cached fingerprints.
+    side-cars, cached fingerprints, and what explains a run.
     """
     found = {}
     for name, path in made(work).items():
         left_out = name.endswith((".lock", ".sha256", ".tmp", ".1.pt", ".2.pt", ".png"))
+        left_out = left_out or path.name in EXPLAINING
         if not left_out and "tensorboard" not in name and "runs/fingerprints" not in name:
             found[name] = hashlib.sha256(repr(_content(path)).encode()).hexdigest()[:16]
     return found
