@@ -71,7 +71,7 @@ class _Scale:
 def line_chart(
     lines: Sequence[Line], *, x: str, y: str, log_x: bool = False, log_y: bool = False, first: int = 0
 ) -> str:
-    """Return a chart of lines; an empty text if there is nothing to draw.
+    """Return a chart of lines; an empty text if no line has two points.
 
     Args:
         x, y: the names of the axes.
@@ -84,7 +84,7 @@ def line_chart(
             for a, b in zip(line.xs, line.ys, strict=True)
             if math.isfinite(a) and math.isfinite(b) and (a > 0 or not log_x) and (b > 0 or not log_y)
         ]
-        if pairs:
+        if len(pairs) > 1:
             drawn.append((number, line.name, pairs))
     if not drawn:
         return ""
@@ -93,12 +93,8 @@ def line_chart(
     parts = [_axes(across, up, x)]
     for number, name, pairs in drawn:
         points = " ".join(f"{across(a)},{up(b)}" for a, b in _fewer(pairs))
-        shape = f'<polyline class="curve" points="{points}" {_stroke(number)}>'
-        if len(pairs) == 1:
-            a, b = pairs[0]
-            shape = f'<circle cx="{across(a)}" cy="{up(b)}" r="3" style="fill:var(--c{number % _COLORS})">'
-        end = "</circle>" if len(pairs) == 1 else "</polyline>"
-        parts.append(f"{shape}<title>{html.escape(name)}</title>{end}")
+        title = f"<title>{html.escape(name)}</title>"
+        parts.append(f'<polyline class="curve" points="{points}" {_stroke(number)}>{title}</polyline>')
     return _svg(f"{y} over {x}: {len(drawn)} lines", _HEIGHT, parts)
 
 

@@ -96,11 +96,21 @@ def _nearest_recipe(settings: Mapping[str, Any], name: str | None) -> str:
         return str(name)
     wanted = _flat(settings)
 
-    def score(path: Path) -> int:
-        # Values of a file are texts; this is only a choice, and the differences are computed from the built recipe.
-        return sum(str(wanted.get(key)) == str(value) for key, value in _flat(configs.read(path)).items())
+    def score(path: Path) -> tuple[bool, int]:
+        # This is only a choice: the differences are computed from the built recipe.
+        own = _flat(configs.read(path))
+        same = {key: _is_same(value, wanted[key]) for key, value in own.items() if key in wanted}
+        return same.get("method.name", False), sum(1 if equal else -1 for equal in same.values())
 
     return max(packaged, key=lambda stem: score(packaged[stem]))
+
+
+def _is_same(text: Any, value: Any) -> bool:
+    """Return whether a text in a file means a value."""
+    try:
+        return bool(float(text) == value)
+    except (TypeError, ValueError):
+        return str(text).lower() == str(value).lower()
 
 
 def _changes(plain: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:

@@ -9,42 +9,43 @@ from pathlib import Path
 from typing import Any
 
 from intl_bench.core import inputs
+from intl_bench.core.errors import InputError
 from intl_bench.core.terminal import visible
 from intl_bench.records import ResultRecord
 from intl_bench.report.charts import Line, legend, line_chart
+from intl_bench.report.cost import duration
+from intl_bench.tables.identities import natural_sort_key
 
 _LARGEST = 256 * 2**20  # bytes of a log
-_CLOCKS = ("step", "iteration", "epoch")
+_CLOCKS = ("epoch", "step", "iteration")
 _SPEED = ("seconds", "img/s", "data")
-_FIRST = ("loss", "knn", "top1", "probe", "rank", "AP")  # parts of the names of curves that are shown at once
+_FIRST = ("loss", "monitor/", "top1", "rank", "/AP")  # parts of the names of curves that are shown at once
 
 
 def curves_html(runs: Path, records: Sequence[ResultRecord]) -> str:
     """Return the curves of all runs below a folder; an empty text if there is no log."""
-    return "".join(
-        _figures(name, logs) for name, logs in [*_pretrainings(runs), *_scores(runs, records)] if any(logs.values())
-    )
+    return "".join(_figures(name, folders) for name, folders in [*_pretrainings(runs), *_scores(runs, records)])
 
 
-def _pretrainings(runs: Path) -> list[tuple[str, dict[str, list[dict[str, Any]]]]]:
-    found: dict[str, dict[str, list[dict[str, Any]]]] = defaultdict(dict)
-    for path in sorted(
-        (runs / "pretrain").glob("*/seed*/metrics.jsonl"), key=lambda path: (path.parts[-3], len(path.parts[-2]), path)
-    ):
-        found[f"Pre-training {path.parts[-3]}"][path.parts[-2].replace("seed", "seed ")] = _read(path)
+def _pretrainings(runs: Path) -> list[tuple[str, dict[str, Path]]]:
+    """Return the folders with a log by name and seed."""
+    found: dict[str, dict[str, Path]] = defaultdict(dict)
+    for path in sorted((runs / "pretrain").glob("*/seed*/metrics.jsonl"), key=lambda path: natural_sort_key(str(path))):
+        name, seed = path.parts[-3:-1]
+        found[f"Pre-training {name}"][seed.replace("seed", "seed ")] = path.parent
     return list(found.items())
 
 
-def _scores(runs: Path, records: Sequence[ResultRecord]) -> list[tuple[str, dict[str, list[dict[str, Any]]]]]:
-    """Return the logs of the scoring tasks, which stay in the folder of a record's key."""
-    found: dict[str, dict[str, list[dict[str, Any]]]] = defaultdict(dict)
+def _scores(runs: Path, records: Sequence[ResultRecord]) -> list[tuple[str, dict[str, Path]]]:
+    """Return the folders with a log of the scoring tasks, which are named by the keys of records."""
+    found: dict[str, dict[str, Path]] = defaultdict(dict)
     for record in records:
-        path = runs / record.task / record.key / "metrics.jsonl"
-        if path.exists():
+        folder = runs / record.task / record.key
+        if (folder / "metrics.jsonl").exists():
             seed = f"seed {record.transfer_seed}"
             if record.pretrain_seed not in (None, record.transfer_seed):
                 seed = f"pre-training seed {record.pretrain_seed}, {seed}"
-            found[f"{record.task} on {record.dataset}: {record.method}"][seed] = _read(path)
+            found[f"{record.task} on {record.dataset}: {record.method}"][seed] = folder
     return sorted(found.items())
 
 
@@ -59,7 +60,10 @@ def _read(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _figures(name: str, logs: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+def _figures(name: str, folders: Mapping[str, Path]) -> str:
+    logs = {seed: _read(folder / "metrics.jsonl") for seed, folder in folders.items()}
+    if not any(logs.values()):
+        return ""
     keys = {
         key: None
         for rows in logs.values()
@@ -75,14 +79,27 @@ def _figures(name: str, logs: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     more = f'<summary>More curves</summary>\n<div class="figures">\n{rest}</div>\n'
     more = f'<details class="extra">{more}</details>\n' if rest else ""
     names = [visible(seed) for seed in logs]
-    return f'<h3>{html.escape(visible(name))}</h3>\n{legend(names)}<div class="figures">\n{first}</div>\n{more}'
+    figures = f'{legend(names)}<div class="figures">\n{first}</div>\n{more}'
+    return f"<h3>{html.escape(visible(name))}</h3>\n{_about(folders)}{figures}"
+
+
+def _about(folders: Mapping[str, Path]) -> str:
+    """Return what the summaries of runs say about their ends, their time and their early signs."""
+    items = ""
+    for seed, folder in folders.items():
+        with contextlib.suppress(InputError, ValueError, TypeError, LookupError, RecursionError):
+            summary = json.loads(inputs.read_bytes(folder / "summary.json"))
+            device = f"{summary['processes']} x {summary['device']}"
+            text = f"{seed}: {summary['state']}, {duration(float(summary['seconds']))}, {device}."
+            text += "".join(f" Warning: {sign}." for sign in summary["warnings"])
+            items += f"<li>{html.escape(visible(text))}</li>\n"
+    return f'<ul class="caption">\n{items}</ul>\n' if items else ""
 
 
 def _chart(key: str, logs: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     lines = []
-    clock = next(
-        clock for clock in _CLOCKS if any(clock in row and key in row for rows in logs.values() for row in rows)
-    )
+    having = [row for rows in logs.values() for row in rows if _is_number(row.get(key))]
+    clock = max(_CLOCKS, key=lambda clock: sum(_is_number(row.get(clock)) for row in having))
     for name, rows in logs.items():
         points = [(row[clock], row[key]) for row in rows if _is_number(row.get(clock)) and _is_number(row.get(key))]
         lines.append(Line(name, [x for x, _ in points], [y for _, y in points]))

@@ -24,7 +24,7 @@ def picture_html(path: Path, *, name: str, caption: str) -> str:
 
     Args:
         name: what the picture shows, for readers who do not see it.
-        caption: the text below it.
+        caption: the text above it.
     """
     try:
         content, kind = _encode(inputs.read_bytes(path, largest=_LARGEST))
@@ -33,8 +33,8 @@ def picture_html(path: Path, *, name: str, caption: str) -> str:
         return f'<p class="none">{html.escape(visible(reason))}</p>\n'
     data = base64.b64encode(content).decode()
     return (
-        f'<figure><img src="data:image/{kind};base64,{data}" alt="{html.escape(visible(name))}"/>'
-        f"<figcaption>{html.escape(visible(caption))}</figcaption></figure>\n"
+        f"<figure><figcaption>{html.escape(visible(caption))}</figcaption>"
+        f'<img src="data:image/{kind};base64,{data}" alt="{html.escape(visible(name))}"/></figure>\n'
     )
 
 

@@ -65,6 +65,8 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ]
         lines = [*map(json.dumps, rows), *strange, '{"step": 2000, "lo']
         log.write_text("\n".join(lines))
+        summary = {"state": "finished", "seconds": 7200, "processes": 2, "device": "GPU", "warnings": ["it is slow"]}
+        log.with_name("summary.json").write_text(json.dumps(summary))
         assert cli.main(["report"]) == 0
     return folder / "report.html"
 
@@ -96,6 +98,7 @@ def test_sections_hold_curves_spectra_pictures_and_cost(page: Path) -> None:
     text = page.read_text()
     (points,) = re.findall(r'<polyline class="curve" points="([^"]*)"', section(text, "Curves").split("<details")[0])
     assert 100 < len(points.split()) <= 300  # of 1999 steps; the line that was cut short is left out
+    assert "seed 0: finished, 2.0 h, 2 x GPU. Warning: it is slow." in section(text, "Curves")
     assert "eigenvalue / mean over rank: 1 lines" in section(text, "Spectra")
     assert section(text, "Detections").count("data:image/png;base64,") == 1
     assert section(text, "Ablations").count("data:image/png;base64,") == 1
