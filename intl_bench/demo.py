@@ -27,7 +27,7 @@ _SCORES = (("linear", "top1", "linear top-1"), ("knn", "knn5", "5-NN"), ("coco",
 def run() -> None:
     """Run three pre-trainings, score each beside random initialization, and print the tables of their data sets.
 
-    The scores are those of a linear classifier, 5-NN and Mask R-CNN. The first table comes after the first seed's.
+    The scores are those of a linear classifier, 5-NN and Mask R-CNN. The first table comes after the first two scores.
     """
     generated.write(Path(load(DetectionConfig, "demo", "coco").data.root), train=_TRAIN, test=_TEST)
     records: list[ResultRecord] = []
@@ -46,8 +46,8 @@ def run() -> None:
             )
             records += runs.run(plan)
         if number == 2:
-            print(f"\n{_tables()}\n", flush=True)
-    print(f"\n{_tables()}\n")
+            print(f"\n{render(_records(), measured_only=True, notes='none')}\n", flush=True)
+    print(f"\n{render(_records(), notes='short')}\n")
     for task, metric, name in _SCORES:
         trained, random = (
             statistics.mean(r.metrics[metric] for r in records if r.task == task and (r.method == RANDOM) is chance)
@@ -56,8 +56,8 @@ def run() -> None:
         print(f"{name}: {trained:.1f} after pre-training, {random:.1f} at random initialization (3 seeds, demo scale)")
 
 
-def _tables() -> str:
-    return render(RecordStore(_RESULTS / "records").load(), measured_only=True, notes="short")
+def _records() -> list[ResultRecord]:
+    return RecordStore(_RESULTS / "records").load()
 
 
 class _Pace:
