@@ -18,9 +18,9 @@ _MAIN = ("bbox/AP", "top1")  # the metric of a record that is shown, or its firs
 
 def runs(folder: Path = Path("runs")) -> list[Row]:
     """Return the runs of `intl-bench pretrain` and the unfinished ones of the tasks, the latest first."""
-    found = [(_changed(run), run) for run in (*folder.glob("pretrain/*/seed*"), *folder.glob("*/*/state*.pt"))]
-    places = {run if run.is_dir() else run.parent: changed for changed, run in sorted(found)}
-    return [_run(run) for run in sorted(places, key=lambda run: -places[run])]
+    trained = {run for run in folder.glob("pretrain/*/seed*") if run.is_dir()}  # not the locks beside them
+    scoring = {state.parent for state in folder.glob("*/*/state*.pt")}
+    return [_run(run) for run in sorted(trained | scoring, key=_changed, reverse=True)]
 
 
 def _run(run: Path) -> Row:
@@ -72,9 +72,8 @@ def _last_line(log: Path) -> dict[str, Any]:
 
 def _changed(run: Path) -> float:
     """Return the time at which a file of a run's folder was written last."""
-    files = list(run.iterdir()) if run.is_dir() else [run]
     times = [0.0]
-    for file in files:
+    for file in run.iterdir():
         with contextlib.suppress(OSError):  # it was just removed or replaced
             times.append(file.stat().st_mtime)
     return max(times)
@@ -92,14 +91,14 @@ def records(results: Path) -> list[Row]:
 
 def _record(record: ResultRecord) -> Row:
     metric = next((name for name in (*_MAIN, *record.metrics) if name in record.metrics), None)
-    seeds = [str(seed) for seed in (record.pretrain_seed, record.transfer_seed) if seed is not None]
+    trained, seed = record.pretrain_seed, record.transfer_seed
     return {
         "name": record.key,
         "task": record.task,
         "method": record.method,
         "dataset": record.dataset,
         "score": "" if metric is None else f"{record.metrics[metric]:.2f} {metric}",
-        "seeds": "/".join(seeds),
+        "seed": str(seed) if trained in (None, seed) else f"{trained}, {seed}",
         "scale": record.scale,
         "date": record.created[:10],
         "file": record.file,

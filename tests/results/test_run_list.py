@@ -1,0 +1,73 @@
+"""`intl-bench ls runs` on folders in every state."""
+
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from intl_bench import run_list
+from intl_bench.core.locks import lock
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    folder = Path("runs/pretrain/flowers/seed0")
+    folder.mkdir(parents=True)
+    lines = [json.dumps({"step": step, "loss": 3 - step / 4}) for step in range(1, 9)]
+    (folder / "metrics.jsonl").write_text("\n".join(lines) + '\n{"step": 9, "lo')
+    state = {"config": {"epochs": 4, "max_steps": None}, "steps_per_epoch": 5, "step": 7}
+    torch.save(state, folder / "checkpoint.pt")
+    return folder
+
+
+def test_a_stopped_a_running_and_a_finished_run(run: Path) -> None:
+    (row,) = run_list.runs()
+    assert {key: row[key] for key in ("name", "state", "progress", "loss")} == {
+        "name": str(run),
+        "state": "stopped",
+        "progress": "step 8 of 20 (40%)",
+        "loss": "1",
+    }
+    with lock(run):
+        assert run_list.runs()[0]["state"] == "running"
+    (run / "backbone.safetensors").touch()
+    (row,) = run_list.runs()
+    assert (row["state"], row["progress"]) == ("finished", "step 8")
+
+
+def test_a_run_of_limited_steps(run: Path) -> None:
+    state = {"config": {"epochs": 4, "max_steps": 10}, "steps_per_epoch": 5, "step": 7}
+    torch.save(state, run / "checkpoint.pt")
+    assert run_list.runs()[0]["progress"] == "step 8 of 10 (80%)"
+
+
+def test_the_age_is_that_of_the_newest_file_and_the_latest_run_is_first(run: Path) -> None:
+    older = run.with_name("seed1")
+    older.mkdir()
+    (older / "metrics.jsonl").write_text("")
+    for file in older.iterdir():
+        os.utime(file, (time.time() - 7200, time.time() - 7200))
+    rows = run_list.runs()
+    assert [Path(row["name"]).name for row in rows] == ["seed0", "seed1"]
+    assert rows[1]["age"] == "2.0 h"
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"[1]\n", b'{"step": "x", "loss": null}\n', b'{"loss": NaN}\n'])
+def test_damaged_files_are_no_end_of_the_list(content: bytes, run: Path) -> None:
+    for name in ("metrics.jsonl", "checkpoint.pt"):
+        (run / name).write_bytes(content)
+    (row,) = run_list.runs()
+    assert (row["state"], row["loss"]) == ("stopped", "")
+
+
+def test_an_unfinished_scoring_run_is_listed(run: Path) -> None:
+    folder = Path("runs/linear/abc")
+    folder.mkdir(parents=True)
+    (folder / "state_seed0.pt").touch()
+    (folder / "metrics.jsonl").write_text('{"epoch": 3, "loss": 0.5}\n')
+    row = next(row for row in run_list.runs() if row["name"] == str(folder))
+    assert (row["state"], row["progress"], row["loss"]) == ("stopped", "epoch 3", "0.5")
