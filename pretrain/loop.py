@@ -139,7 +139,7 @@ def _measure(
             log.signs.embedding(numbers, monitor.largest_rank, step, "in eval mode")
             texts = [f"{title} {scores[f'monitor/{name}']:.1f}%" for name, title in SCORES.items()]
             epoch = step // training.steps_per_epoch
-            note(f"epoch {epoch} of {recipe.epochs}: {', '.join(texts)}, effective rank {scores['monitor/rank']:.0f}")
+            note(f"epoch {epoch} of {training.epochs}: {', '.join(texts)}, effective rank {scores['monitor/rank']:.0f}")
     return found if spectra_due or scores_due else None
 
 

@@ -100,7 +100,7 @@ class Monitor:
         self.training, self.size = training, max(view.size for view in recipe.views)
         passes = sum((view.size / self.size) ** 2 for view in recipe.views)
         images = training.steps_per_epoch * recipe.batch_size * passes / training.process.world_size
-        self.plan = plan(recipe.monitor.every, epochs=recipe.epochs, images=images)
+        self.plan = plan(recipe.monitor.every, epochs=training.epochs, images=images)
         self._subset: _Subset | None = None
         self.latest: dict[str, float] = {}
         self.largest_rank = 0  # that the spectrum of the embedding could have

@@ -112,7 +112,7 @@ class RunFolder:
             "step": training.step,
             "steps": training.total_steps,
             "epoch": round(training.step / training.steps_per_epoch, 4),
-            "epochs": recipe.epochs,
+            "epochs": training.epochs,
             "images": training.images,
             "loss": self.log.latest.get("loss"),
             "scores": {name.removeprefix("monitor/"): round(value, 4) for name, value in scores.items()},

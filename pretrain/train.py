@@ -79,6 +79,11 @@ class Training:
     def total_steps(self) -> int:
         return self.recipe.total_steps(self.steps_per_epoch)
 
+    @property
+    def epochs(self) -> int:
+        """Number of epochs of the whole run. The last one may be a part, with `max_steps`."""
+        return -(-self.total_steps // self.steps_per_epoch)
+
     def views(self, batch: Batch) -> list[torch.Tensor]:
         """Return the views of this process's part of a global batch."""
         return [

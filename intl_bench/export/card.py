@@ -118,13 +118,14 @@ def _pretraining(checkpoint: Checkpoint) -> str:
         facts = {"checkpoint of another project": checkpoint.source, "epochs": epochs, "data, recipe, seed": _UNKNOWN}
     else:
         scale = pretraining_scale(checkpoint)
+        most = "" if recipe.max_steps is None else f", at most {recipe.max_steps} steps,"
         facts = {
             "method": checkpoint.method,
             "data": f"{recipe.data.dataset}: {details.get('images', _UNKNOWN)} images, without their labels",
             "fingerprint of the images": checkpoint.inputs.data or _UNKNOWN,
             "recipe": f"{recipe.name}, in recipe.yaml",
             "seed": str(recipe.seed),
-            "epochs": f"{recipe.epochs} in batches of {recipe.batch_size}; {checkpoint.progress}",
+            "epochs": f"{recipe.epochs}{most} in batches of {recipe.batch_size}; {checkpoint.progress}",
             "initial weights": checkpoint.inputs.initial_weights or "random",
             "encoder": checkpoint.branch,
             "scale": f"{scale}: {_SCALES[scale]}",

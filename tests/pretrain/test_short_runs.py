@@ -3,13 +3,14 @@
 from pathlib import Path
 
 import pytest
-from tiny_runs import tiny
+from tiny_runs import tiny, train_build
 
 from intl_bench.cli import main
 from intl_bench.core.errors import InputError
 from intl_bench.core.identity import identity
 from pretrain import states, train
 from pretrain.checkpoint import online
+from pretrain.monitor import Monitor
 from pretrain.recipe import load_recipe
 from pretrain.schedules import warmup_cosine
 
@@ -44,6 +45,13 @@ def test_a_shortened_run_is_complete(
 
     assert main([*words, "name=once"]) == 0
     assert "already finished; nothing to train" in capsys.readouterr().err
+
+
+def test_a_shortened_run_is_scored_as_often_as_one_of_its_length() -> None:
+    short, whole = (train_build(tiny("intl", *words)) for words in (["epochs=100", "max_steps=23"], ["epochs=4"]))
+    assert (short.steps_per_epoch, short.total_steps, short.epochs) == (6, 23, 4)
+    assert (whole.total_steps, whole.epochs) == (24, 4)
+    assert Monitor(short).plan == Monitor(whole).plan
 
 
 def test_other_steps_are_another_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
