@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
-import intl_bench
 from intl_bench.core import config as configs
 from intl_bench.core import files, inputs
 from intl_bench.core.by_products import ByProducts
@@ -44,8 +43,7 @@ class RunFolder:
         """
         config = self.folder / "config.yaml"
         words = ["pretrain", str(config)] if command is None else [word for word in command if word != "--in-job"]
-        version = intl_bench.__version__
-        now = f"{datetime.now().astimezone():%Y-%m-%d %H:%M:%S %z}, intl-bench {version}"
+        now = f"{datetime.now().astimezone():%Y-%m-%d %H:%M:%S %z}"
         at = f", from step {self.training.step}" if self.training.step else ""
         self.files.append("log.txt", f"# {now}{at}\n")
         self.transcript.send_to(lambda line: self.files.append("log.txt", line))
@@ -125,7 +123,6 @@ class RunFolder:
             "processes": training.process.world_size,
             "device": torch.cuda.get_device_name() if cuda else "cpu",
             "gpu_memory_mib": round(torch.cuda.max_memory_allocated() / 2**20) if cuda else None,
-            "version": intl_bench.__version__,
             "ended": datetime.now(UTC).isoformat(timespec="seconds"),
             "next": next_command(training) if error is None else None,
         }

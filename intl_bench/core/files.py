@@ -115,10 +115,6 @@ def _finish(temporary: Path) -> None:
     """Make the content of a temporary file durable and give it the permissions of an ordinary file."""
     with temporary.open("rb+") as stream:
         os.fsync(stream.fileno())
-    _open_to_readers(temporary)
-
-
-def _open_to_readers(temporary: Path) -> None:
     temporary.chmod(0o666 & ~_UMASK)
 
 
@@ -183,7 +179,7 @@ def write_by_product(path: Path, content: bytes) -> None:
     """Write `content` atomically, but let the system choose when it reaches the disk; raises as `write_text`."""
     with _writing(path) as temporary:
         temporary.write_bytes(content)
-        _open_to_readers(temporary)
+        temporary.chmod(0o666 & ~_UMASK)
         temporary.replace(path)
 
 
