@@ -20,8 +20,10 @@ from intl_bench.tables.formats import csv_text, text_of_csv
 
 _METRIC = "metrics."
 _LIST = "image_list"  # the column of the text file beside a record
-_TEXTS = ("task", "method", "dataset", "backbone", "scale", "created", "weights_sha256", "checkpoint_sha256")
-_TEXTS += ("pretraining_sha256", "evaluation_sha256", seals.KEY)
+_TEXTS = (
+    *("task", "method", "dataset", "backbone", "scale", "created", "weights_sha256", "checkpoint_sha256"),
+    *("pretraining_sha256", "evaluation_sha256", seals.KEY),
+)
 # The columns that people look at come first.
 _FIRST = ("task", "method", "dataset", "backbone", "scale", "pretrain_seed", "transfer_seed", "created")
 _CHANGED = "the line was changed after the export, maybe by a program for spreadsheets; export the records again"

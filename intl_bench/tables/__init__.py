@@ -19,7 +19,7 @@ from intl_bench.tables.frame import NOTES, BuiltTable, belonging, build_table
 from intl_bench.tables.model import Table
 from intl_bench.tables.own import has_own_place, own_table
 
-__all__ = ["FORMATS", "TABLES", "build", "render", "render_comparison"]
+__all__ = ["FORMATS", "TABLES", "build", "own_tables", "render", "render_comparison"]
 TABLES: dict[str, Table] = {
     "1": table1.TABLE,
     "2": table2.TABLE,
@@ -141,12 +141,17 @@ def _chosen(
             _check("table", number, TABLES)
         return [TABLES[number] for number in tables]
     default = ["1", "2", "3", *(["voc"] if with_voc or belonging(voc.TABLE, records) else [])]
+    return [*(TABLES[number] for number in default), *own_tables(records)]
+
+
+def own_tables(records: Sequence[ResultRecord]) -> list[Table]:
+    """Return a table for each data set with records that the paper's tables do not have."""
     in_paper = {id(record) for number in _PAPER for record in belonging(TABLES[number], records)}
     others: dict[str, list[ResultRecord]] = defaultdict(list)
     for record in records:
         if id(record) not in in_paper and has_own_place(record):
             others[record.dataset].append(record)
-    return [*(TABLES[number] for number in default), *(own_table(name, others[name]) for name in sorted(others))]
+    return [own_table(name, others[name]) for name in sorted(others)]
 
 
 def _shows(table: Table, datasets: Set[str]) -> bool:
