@@ -63,10 +63,10 @@ def cost_html(records: Sequence[ResultRecord]) -> str:
     return (
         '<div class="scroll" role="region" tabindex="0" aria-label="Cost">\n<table>\n<thead><tr>'
         '<th scope="col">Work</th><th scope="col">Runs</th><th scope="col">Time</th><th scope="col">GPU-hours</th>'
-        '<th scope="col">Peak memory, GiB</th><th scope="col">kWh</th></tr></thead>\n'
+        '<th scope="col">Peak memory, GiB</th></tr></thead>\n'
         f"<tbody>\n{''.join(lines)}</tbody>\n</table>\n</div>\n"
         '<p class="caption">Time is the sum over the runs. GPU-hours are 0 for runs on a CPU; the hours of a '
-        "pre-training count all GPUs of the machine that scored it. Energy is not in the records.</p>\n"
+        "pre-training count all GPUs of the machine that scored it. Records do not hold the energy.</p>\n"
     )
 
 
@@ -80,7 +80,7 @@ def _hours(seconds: float) -> str:
 
 
 def _row(name: str, *cells: str) -> str:
-    values = "".join(f"<td>{html.escape(cell)}</td>" for cell in (*cells, "–" if cells[0] else ""))
+    values = "".join(f"<td>{html.escape(cell)}</td>" for cell in cells)
     return f'<tr><th scope="row">{html.escape(visible(name))}</th>{values}</tr>\n'
 
 

@@ -41,7 +41,8 @@ def table_html(table: BuiltTable, page: Page, *, level: int) -> str:
         f'<p class="caption">{html.escape(table.caption)}</p>\n'
         f"{_LEGEND if len(kinds) > 1 else ''}"
         f"{_FILTER if len(kinds) > 1 else ''}"
-        f'<div class="scroll" role="region" tabindex="0" aria-labelledby="{anchor}">\n<table aria-labelledby="{anchor}">\n'
+        f'<div class="scroll" role="region" tabindex="0" aria-labelledby="{anchor}">\n'
+        f'<table aria-labelledby="{anchor}">\n'
         f"<thead>\n{_head(table)}</thead>\n<tbody>\n{''.join(body)}</tbody>\n</table>\n</div>\n"
         f"{_notes(table, anchor)}"
     )
