@@ -9,7 +9,7 @@ WORKERS ?= auto
 PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 8
 
 # LOCKED=1 installs exactly the packages of requirements.lock and checks their hashes; `make lock` renews it.
-.PHONY: demo check test torture lint lock
+.PHONY: demo check test torture lint lock site
 
 demo: .venv/installed
 	$(BIN)/intl-bench demo
@@ -27,6 +27,10 @@ lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The documentation as a site: build/site/site/index.html.
+site: .venv/installed
+	$(BIN)/python docs/build_site.py
 
 lock: .venv/installed
 	$(BIN)/python -m pip install --quiet uv
