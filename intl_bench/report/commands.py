@@ -1,10 +1,10 @@
 """The commands that repeat a result, from the settings that its records hold."""
 
+import functools
 import json
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from intl_bench.core import config as configs
@@ -46,11 +46,7 @@ def pretraining(record: ResultRecord) -> str | None:
     else:
         known = {"kind": own.get("kind")}
     start = [f"data.{key}={_value(value)}" for key, value in known.items()]
-    try:
-        plain = identity(load_recipe(base, start))
-    except InputError:  # a setting of an earlier version
-        plain = {}
-    changes = _changes(plain, {**settings, "data": {**own, "kind": known["kind"]}})
+    changes = _changes(_plain_recipe(base, tuple(start)), {**settings, "data": {**own, "kind": known["kind"]}})
     return _line(["pretrain", base], [*overrides, *start, *changes])
 
 
@@ -73,32 +69,50 @@ def scoring(record: ResultRecord) -> str:
     given = record.evaluation.get("settings", {})
     own = _without(record.config, given)
     start = [f"data.{key}={_value(data[key])}" for key in ("kind", "name", "root") if key in data]
-    task = find_task(record.task)
+    return _line([*words, "--seeds SEEDS"], [*start, *_changes(_plain_protocol(record.task, tuple(start)), own)])
+
+
+@functools.cache
+def _plain_recipe(name: str, overrides: tuple[str, ...]) -> dict[str, Any]:
+    """Return the settings of a packaged recipe that determine its result; none if it refuses the overrides."""
+    try:
+        return identity(load_recipe(name, overrides))
+    except InputError:  # a setting of an earlier version
+        return {}
+
+
+@functools.cache
+def _plain_protocol(name: str, overrides: tuple[str, ...]) -> dict[str, Any]:
+    """Return the settings of the default protocol of a task for a data set; none if there is none."""
+    task = find_task(name)
     try:
         if task.default is None:
-            path = default_path(
-                record.task, configs.build(DataConfig, {}, "data", [s.removeprefix("data.") for s in start])
-            )
+            own = [override.removeprefix("data.") for override in overrides]
+            path = default_path(name, configs.build(DataConfig, {}, "data", own))
         else:
-            path = configs.find(task.default, record.task)
+            path = configs.find(task.default, name)
         content = configs.read(path)
         content.pop("for_checkpoints", None)
-        plain = configs.to_dict(configs.build(task.config, content, f"config {path.name}", start))
+        return configs.to_dict(configs.build(task.config, content, f"config {path.name}", overrides))
     except InputError:  # a setting of an earlier version, or no protocol for this data set
-        plain = {}
-    return _line([*words, "--seeds SEEDS"], [*start, *_changes(plain, own)])
+        return {}
+
+
+@functools.cache
+def _packaged() -> dict[str, dict[str, Any]]:
+    """Return the settings of the files of the packaged recipes."""
+    return {path.stem: _flat(configs.read(path)) for path in sorted((configs.CONFIGS / "pretrain").glob("*.yaml"))}
 
 
 def _nearest_recipe(settings: Mapping[str, Any], name: str | None) -> str:
     """Return the name of a run if it is a packaged recipe, else the packaged recipe with the most equal settings."""
-    packaged = {path.stem: path for path in sorted((configs.CONFIGS / "pretrain").glob("*.yaml"))}
+    packaged = _packaged()
     if name in packaged:
         return str(name)
     wanted = _flat(settings)
 
-    def score(path: Path) -> tuple[bool, int]:
+    def score(own: Mapping[str, Any]) -> tuple[bool, int]:
         # This is only a choice: the differences are computed from the built recipe.
-        own = _flat(configs.read(path))
         same = {key: _is_same(value, wanted[key]) for key, value in own.items() if key in wanted}
         return same.get("method.name", False), sum(1 if equal else -1 for equal in same.values())
 
