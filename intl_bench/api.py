@@ -61,7 +61,7 @@ def evaluate(
     """Score a checkpoint of this or another project in this process. Seeds that have a record are not run again.
 
     Args:
-        checkpoint: a file.
+        checkpoint: a file, or the folder of a run.
         task: "linear", "knn", "finetune", "coco" or "voc".
         config: an evaluation protocol in configs/TASK/. None chooses it by the data set.
         seeds: how many, or which.

@@ -8,7 +8,7 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from intl_bench import provenance
-from intl_bench.core import files, inputs
+from intl_bench.core import files, inputs, run_folders
 from intl_bench.core.errors import InputError
 from intl_bench.core.names import require_title
 from intl_bench.export import libraries
@@ -37,24 +37,6 @@ class Export:
     records: int
 
 
-def find_checkpoint(run: Path) -> Path:
-    """Return the checkpoint of a run's folder, or the file itself.
-
-    Raises:
-        InputError: there is no checkpoint; the message names those of the folders inside.
-    """
-    if not run.is_dir():
-        return run
-    for name in ("checkpoint.pt", "backbone.safetensors"):
-        if (run / name).is_file():
-            return run / name
-    inside = sorted(path.parent for path in run.glob("*/checkpoint.pt"))
-    hint = (
-        f"did you mean {' or '.join(map(str, inside[:4]))}?" if inside else "give the folder of a run, or a checkpoint"
-    )
-    raise InputError(f"{run}: no checkpoint in this folder; {hint}")
-
-
 def export(
     run: Path,
     out: Path | None = None,
@@ -78,7 +60,7 @@ def export(
         InputError: the checkpoint is refused (see `transfer.convert.read`), or files are there already.
         ResourceError: the disk is full.
     """
-    path = find_checkpoint(run)
+    path = run_folders.checkpoint_in(run)
     if license is not None:
         try:
             require_title(license, "--license")
