@@ -1,4 +1,4 @@
-"""Build the site of the documentation: README.md, and every page and file that links lead to, with zensical.
+"""Build the site of the documentation with zensical: README.md, docs/, and every file that their links lead to.
 
     python docs/build_site.py [FOLDER]      # FOLDER/site/index.html; FOLDER is build/site by default
 
@@ -16,9 +16,10 @@ ROOT = Path(__file__).resolve().parents[1]
 _LINK = re.compile(r"\]\(<?([^()\s>#]+)(?:#[^()\s>]*)?>?(?: \"[^\"]*\")?\)")
 
 
-def linked_files(start: Path) -> list[Path]:
-    """Return `start` and every file below `ROOT` that links of Markdown pages lead to from there."""
-    found, waiting = [], [start]
+def site_files() -> list[Path]:
+    """Return README.md, the pages of docs/, and every file below `ROOT` that links of Markdown pages lead to."""
+    found: list[Path] = []
+    waiting = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
     while waiting:
         path = waiting.pop()
         if path in found or not path.is_file() or not path.is_relative_to(ROOT):
@@ -33,7 +34,7 @@ def linked_files(start: Path) -> list[Path]:
 def build(folder: Path) -> int:
     """Copy the pages and build the site; return the exit code of zensical."""
     shutil.rmtree(folder / "pages", ignore_errors=True)
-    for path in linked_files(ROOT / "README.md"):
+    for path in site_files():
         target = folder / "pages" / path.relative_to(ROOT)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target)
