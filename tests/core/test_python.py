@@ -31,7 +31,7 @@ def test_the_examples_of_the_page(tmp_path: Path) -> None:
     assert re.search(r"^\{'alignment': [\d.]+, 'trace': [\d.]+\}$", printed, flags=re.MULTILINE)
     assert "runs/pretrain/demo/seed0/checkpoint.pt\n" in printed
     assert printed.splitlines()[-1] == "config demo.yaml: unknown key 'epoch'; did you mean epochs?"
-    assert "**Table 2.**" in printed
+    assert "**Table shapes.**" in printed
     assert (tmp_path / "results/records/linear").is_dir()
 
 
