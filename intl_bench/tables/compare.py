@@ -20,7 +20,7 @@ from intl_bench.tables.identities import flatten, readable_key, shorten_fingerpr
 from intl_bench.tables.intervals import CONFIDENCE, Difference, paired, welch
 from intl_bench.tables.labels import Label
 from intl_bench.tables.measured import labeled_rows
-from intl_bench.tables.model import Table
+from intl_bench.tables.model import Measurement, Table
 
 FORMATS = ("markdown", "csv", "json")
 _SHOWN = 3  # number of differences between evaluations that a text names
@@ -135,17 +135,17 @@ def _matches(rows: Sequence[_Row], word: str) -> list[_Row]:
 
 
 def _compare(table: Table, first: _Row, second: _Row) -> list[Comparison]:
-    values = [_values(table, row[2]) for row in (first, second)]
-    cells = [cells_of(table, row[2])[0] for row in (first, second)]
+    (cells_a, measured_a), (cells_b, measured_b) = (cells_of(table, row[2]) for row in (first, second))
     found = []
     for column in table.columns([*first[2], *second[2]]):
-        if any(column.key not in some for some in values):
+        if column.key not in measured_a or column.key not in measured_b:
             continue
-        a, b = (_samples(some[column.key]) for some in values)
+        values = [_by_seed(some[column.key]) for some in (measured_a, measured_b)]
+        a, b = map(_samples, values)
         over = "pre-training"
         if len(a) == len(b) == 1:  # a single pre-training of each: its transfer seeds are all there is
             over = "transfer"
-            a, b = (next(iter(some[column.key].values())) for some in values)
+            a, b = (next(iter(some.values())) for some in values)
         way, difference = _difference(a, b)
         unlike = _unlike(table, column.key, first[2], second[2])
         if unlike:
@@ -159,8 +159,8 @@ def _compare(table: Table, first: _Row, second: _Row) -> list[Comparison]:
                 column=column.flat,
                 row_a=f"{first[1].text} [{first[0]}]",
                 row_b=f"{second[1].text} [{second[0]}]",
-                a=cells[0][column.key].cell,
-                b=cells[1][column.key].cell,
+                a=cells_a[column.key].cell,
+                b=cells_b[column.key].cell,
                 difference=difference.mean,
                 low=low,
                 high=high,
@@ -175,13 +175,10 @@ def _compare(table: Table, first: _Row, second: _Row) -> list[Comparison]:
     return found
 
 
-def _values(table: Table, row: Sequence[ResultRecord]) -> dict[str, _BySeed]:
-    """Return {column: its values by seeds}. A later record with the same seeds replaces the earlier one."""
-    values: dict[str, _BySeed] = defaultdict(lambda: defaultdict(dict))
-    for record in sorted(row, key=lambda r: (r.created_at, r.key, sorted(r.metrics.items()))):
-        for column, metric in table.place(record).items():
-            if metric in record.metrics:
-                values[column][record.pretrain_seed][record.transfer_seed] = record.metrics[metric]
+def _by_seed(measurements: Sequence[Measurement]) -> _BySeed:
+    values: _BySeed = defaultdict(dict)
+    for value, record in measurements:
+        values[record.pretrain_seed][record.transfer_seed] = value
     return values
 
 

@@ -48,6 +48,8 @@ def test_published_tables_are_inside(installed: Path, tmp_path: Path) -> None:
     done = run(installed, tmp_path, "tables", "--format", "csv")
     assert done.returncode == 0, done.stderr
     assert "76.6" in done.stdout
+    done = run(installed, tmp_path, "tables", "--format", "bibtex")
+    assert "@inproceedings{weng2024modulate," in done.stdout
 
 
 def test_every_config_is_inside(installed: Path) -> None:
