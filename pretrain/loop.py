@@ -9,7 +9,7 @@ from intl_bench.core import distributed
 from intl_bench.core.signals import StopRequest
 from intl_bench.core.transcript import Transcript, note
 from pretrain import states
-from pretrain.images.data import ImageSource
+from pretrain.images.data import ArraySource, FileSource
 from pretrain.images.loader import training_batches
 from pretrain.monitor import Monitor
 from pretrain.run_folder import SCORES, RunFolder
@@ -22,7 +22,11 @@ if typing.TYPE_CHECKING:
 
 
 def train(
-    training: "Training", source: ImageSource, stop: StopRequest, transcript: Transcript, command: Sequence[str] | None
+    training: "Training",
+    source: ArraySource | FileSource,
+    stop: StopRequest,
+    transcript: Transcript,
+    command: Sequence[str] | None,
 ) -> None:
     """Take the remaining steps of a run.
 
@@ -34,7 +38,7 @@ def train(
         Preempted: a signal arrived; the state is saved.
     """
     log = Log(training)
-    monitor = Monitor(training)
+    monitor = Monitor(training, source)
     folder = RunFolder(training, log, transcript) if training.process.is_main else None
     if folder is not None:
         folder.begin(command)
@@ -50,7 +54,7 @@ def train(
 
 def _steps(
     training: "Training",
-    source: ImageSource,
+    source: ArraySource | FileSource,
     stop: StopRequest,
     log: Log,
     monitor: Monitor,

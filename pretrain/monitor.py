@@ -93,11 +93,16 @@ class _Subset:
 
 
 class Monitor:
-    """The scores of a run. A failure ends them with one warning, and the run goes on."""
+    """The scores of a run. A failure ends them with one warning, and the run goes on.
 
-    def __init__(self, training: "Training") -> None:
+    Args:
+        source: the training images.
+    """
+
+    def __init__(self, training: "Training", source: ArraySource | FileSource) -> None:
         recipe = training.recipe
-        self.training, self.size = training, max(view.size for view in recipe.views)
+        self.training, self.source = training, source
+        self.size = max(view.size for view in recipe.views)
         passes = sum((view.size / self.size) ** 2 for view in recipe.views)
         images = training.steps_per_epoch * recipe.batch_size * passes / training.process.world_size
         self.plan = plan(recipe.monitor.every, epochs=training.epochs, images=images)
@@ -119,7 +124,7 @@ class Monitor:
         """
         try:
             if self._subset is None:
-                self._subset = _open(self.training, self.size, self.plan.images)
+                self._subset = _open(self.training, self.source, self.size, self.plan.images)
                 note(f"monitor: {self.about()}")
             self.latest = self._score(self._subset)
         except Exception as error:  # a by-product
@@ -229,7 +234,7 @@ def linear_probe(train: torch.Tensor, labels: torch.Tensor, test: torch.Tensor, 
     return ((test - mean) / std @ weights + offset).argmax(1)
 
 
-def _open(training: "Training", size: int, images: int) -> _Subset:
+def _open(training: "Training", source: ArraySource | FileSource, size: int, images: int) -> _Subset:
     """Choose and decode the images of the scores: two thirds for the fit, one third for the test.
 
     Without test images, training images are held out from the fit.
@@ -237,10 +242,8 @@ def _open(training: "Training", size: int, images: int) -> _Subset:
     Raises:
         InputError: there are fewer than two classes, or an image cannot be read.
     """
-    config = training.recipe.data
-    source = open_source(config, "train")
     try:
-        test: ArraySource | FileSource | None = open_source(config, "test")
+        test: ArraySource | FileSource | None = open_source(training.recipe.data, "test")
     except InputError:
         test = None
     fit = 2 * images // 3
