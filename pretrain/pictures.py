@@ -1,17 +1,26 @@
-"""The pictures in the folder of a run: the views of its first step, and its curves."""
+"""The pictures in the folder of a run: the views of its first step, and its curves. Also those of `data show`."""
 
 import io
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
+from intl_bench.core import files
+from intl_bench.core.seeding import permutation
+from pretrain.images import crops, loader
+from pretrain.images.data import normalization, open_source
+from pretrain.images.views import augment, normalize
+from pretrain.recipe import Recipe
+
 _IMAGES = 8  # in the picture of the views
 _SIDE = 96  # pixels of a view in the picture, at least
 _GAP = 4
+_EPOCHS = 2  # whose views are shown before a run
 _POINTS = 1000  # of a curve
 _COLORS = {"loss": "black"}
 
@@ -36,6 +45,34 @@ def draw_views(views: Sequence[torch.Tensor], mean: Sequence[float], std: Sequen
     stream = io.BytesIO()
     picture.save(stream, format="PNG")
     return stream.getvalue()
+
+
+def show_views(recipe: Recipe, path: Path) -> list[str]:
+    """Write a picture of the first images of a run with their views in the first epochs, as `draw_views` does.
+
+    Returns:
+        What each row of the picture is.
+
+    Raises:
+        InputError: an image cannot be read, or the file cannot be written.
+    """
+    source, (mean, std) = open_source(recipe.data, "train"), normalization(recipe.data)
+    indices = permutation(recipe.seed, "order", 0, len(source))[:_IMAGES]
+    images = [source.image(index) for index in indices.tolist()]
+    side = max(view.size for view in recipe.views)
+    whole = torch.stack([crops.center(image, side, side) for image in images])
+    views, rows = [normalize(whole.float() / 255, mean, std)], ["the images"]
+    for epoch in range(_EPOCHS):
+        drawn = zip(recipe.views, *loader.draw_views(recipe.views, recipe.seed, epoch, indices), strict=True)
+        for number, (view, shapes, parameters) in enumerate(drawn, start=1):
+            made = []
+            for image, shape in zip(images, shapes, strict=True):
+                (box,) = crops.fit_boxes(shape[None], *image.shape[:2]).tolist()
+                made.append(crops.crop(image, box, view.size, view.interpolation))
+            views.append(augment(torch.stack(made), torch.from_numpy(parameters), mean, std))
+            rows.append(f"epoch {epoch + 1}, view {number}")
+    files.write_bytes(path, draw_views(views, mean, std))
+    return rows
 
 
 def draw_curves(rows: Sequence[Mapping[str, Any]], title: str) -> bytes:

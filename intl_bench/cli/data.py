@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from transfer.detection.config import AnnotatedDataConfig
 
 _MOST_COLUMNS = 100
+_SHOWN = Path("runs") / "show"
+_SHOWN_IMAGES = 4  # of a split of a detection data set
 
 
 def add(commands: Any) -> None:
@@ -32,6 +34,16 @@ def add(commands: Any) -> None:
         "run, such as data.classes=list.txt or data.train=annotations/train.json",
     )
     check.add_argument("--all", action="store_true", help="name every file and class, not only the first")
+    show = add_command(steps, "show", "a picture of what a run sees: augmented views, or boxes and masks", _show)
+    show.add_argument(
+        "words",
+        nargs="*",
+        metavar="ROOT | key=value",
+        help="as for check; for labeled images also settings of the recipe, such as size=64",
+    )
+    show.add_argument("--recipe", default="imagenet_r50_intl", help="whose views (default: imagenet_r50_intl)")
+    show.add_argument("--seed", type=int, default=0, metavar="N", help="other images, other views (default: 0)")
+    show.add_argument("--out", type=Path, metavar="FILE", help="a PNG (default: runs/show/NAME.png)")
     pack = add_command(
         steps, "pack", "an image folder as a few large files, read in its place with data.root=OUT", _pack
     )
@@ -55,6 +67,53 @@ def _check(args: argparse.Namespace) -> None:
         raise InputError(f"{config.root}: {kinds} would stop a run; what they are is printed above")
 
 
+def _show(args: argparse.Namespace) -> None:
+    from transfer.detection.config import AnnotatedDataConfig
+
+    root, overrides = split_words(args.words, "ROOT")
+    if root is None and not any(word.startswith("data.root=") for word in overrides):
+        _show_views(args, overrides)
+        return
+    config = _find(root, [word for word in overrides if word.startswith("data.")])
+    if isinstance(config, AnnotatedDataConfig):
+        if others := [word for word in overrides if not word.startswith("data.")]:
+            raise InputError(f"{others[0]}: expected a setting of the data, because {config.root} has annotations")
+        _show_objects(args, config)
+    else:
+        place = {"kind": config.kind, "root": config.root, "name": config.dataset}  # not the name in the recipe
+        _show_views(args, [*(f"data.{key}={value}" for key, value in place.items()), *overrides])
+
+
+def _show_views(args: argparse.Namespace, overrides: Sequence[str]) -> None:
+    from pretrain import pictures
+    from pretrain.recipe import load_recipe
+
+    recipe = load_recipe(args.recipe, [*overrides, f"seed={args.seed}"])
+    path = args.out or _SHOWN / f"{recipe.data.dataset}.png"
+    rows = pictures.show_views(recipe, path)
+    print(f"picture: {path}; from the top: {'; '.join(rows)}")
+
+
+def _show_objects(args: argparse.Namespace, config: "AnnotatedDataConfig") -> None:
+    import numpy as np
+
+    from intl_bench.core.seeding import permutation
+    from transfer.detection.annotations.check import has_masks
+    from transfer.detection.annotations.split import read_split
+    from transfer.detection.evaluation.visualize import draw_objects
+
+    parts = {}
+    for name, split in (("train", "train"), ("val", "test")):
+        found = read_split(config, split, masks=has_masks(config, split))
+        with_objects = np.flatnonzero(found.last > found.first)
+        order = permutation(args.seed, "show", 0, len(with_objects))[:_SHOWN_IMAGES]
+        parts[name] = found, with_objects[order].tolist()
+    path = args.out or _SHOWN / f"{config.dataset}.png"
+    draw_objects(parts, path)
+    drawn = ", ".join(f"{len(indices)} of {len(found)} {name}" for name, (found, indices) in parts.items())
+    print(f"picture: {path}; images with their objects: {drawn}")
+
+
 def _find(root: str | None, overrides: Sequence[str]) -> "DataConfig | AnnotatedDataConfig":
     """Return the settings of the data set in `root`: its kind and its files by their usual places, and `overrides`.
 
@@ -65,6 +124,7 @@ def _find(root: str | None, overrides: Sequence[str]) -> "DataConfig | Annotated
         InputError: a setting is not one of data, or there is no such place.
     """
     from intl_bench.core import config as configs
+    from intl_bench.core import data_folders
     from pretrain.images.data import DataConfig
     from transfer.detection.annotations import layouts
     from transfer.detection.config import AnnotatedDataConfig
@@ -78,22 +138,12 @@ def _find(root: str | None, overrides: Sequence[str]) -> "DataConfig | Annotated
     place = Path(os.path.expanduser(root))
     if not place.exists():
         raise InputError(f"{place}: no such file or folder; expected a data set")
-    kind = asked.get("kind") or _find_kind(place, layouts.find_kind(place))
+    kind = asked.get("kind") or layouts.find_kind(place) or data_folders.kind_of(place) or "imagefolder"
     values = {"kind": kind, "root": str(place)}
     if kind in ("coco", "voc"):
         values |= layouts.find_files(place, kind)
         return configs.build(AnnotatedDataConfig, values, "data", changes)
     return configs.build(DataConfig, values, "data", changes)
-
-
-def _find_kind(place: Path, annotated: str | None) -> str:
-    """Return the `data.kind` of a place; `annotated` is that of a detection data set, if it has the layout of one."""
-    if place.is_file():
-        return "npz"
-    for kind, folder in (("cifar10", "cifar-10-batches-py"), ("cifar100", "cifar-100-python")):
-        if (place / folder).is_dir():
-            return kind
-    return annotated or "imagefolder"
 
 
 def _pack(args: argparse.Namespace) -> None:

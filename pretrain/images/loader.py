@@ -276,13 +276,19 @@ class _Sampler:
         share = min(self.batch_size, self.images - first) // self.world_size
         first += self.rank * share
         indices = _order(self.seed, epoch, self.images)[first : first + share]
-        shapes, parameters = [], []
-        for number, view in enumerate(self.views):
-            draws = PARAMETER_DRAWS + crops.BOX_DRAWS
-            uniform = uniforms(self.seed, "views", epoch, indices, number, draws)
-            parameters.append(draw_parameters(view, uniform[:, :PARAMETER_DRAWS]))
-            shapes.append(crops.draw_shapes(view, uniform[:, PARAMETER_DRAWS:]))
-        return indices, shapes, parameters
+        return indices, *draw_views(self.views, self.seed, epoch, indices)
+
+
+def draw_views(
+    views: Sequence[ViewConfig], seed: int, epoch: int, indices: np.ndarray
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Draw for each view the shapes (n, BOX_DRAWS) and parameters (n, PARAMETERS) of n images of an epoch."""
+    shapes, parameters = [], []
+    for number, view in enumerate(views):
+        uniform = uniforms(seed, "views", epoch, indices, number, PARAMETER_DRAWS + crops.BOX_DRAWS)
+        parameters.append(draw_parameters(view, uniform[:, :PARAMETER_DRAWS]))
+        shapes.append(crops.draw_shapes(view, uniform[:, PARAMETER_DRAWS:]))
+    return shapes, parameters
 
 
 def _decoded_batch(source: ImageSource, sampler: _Sampler, step: int) -> Batch:

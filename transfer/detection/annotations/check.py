@@ -59,7 +59,7 @@ def check(config: AnnotatedDataConfig) -> Report:
 
 def _read(config: AnnotatedDataConfig, split: str, report: Report) -> Annotations | None:
     """Read a split, and add its faults and notes. Masks are read if an annotation has one."""
-    masks = config.kind == "coco" and _has_masks(config, split)
+    masks = has_masks(config, split)
     if config.kind == "coco" and not masks:
         what = f"{_NAMES[split]}: no annotation has an outline: a run needs model.masks=false"
         report.findings.append(Finding(what=what))
@@ -79,7 +79,10 @@ def _read(config: AnnotatedDataConfig, split: str, report: Report) -> Annotation
     return found
 
 
-def _has_masks(config: AnnotatedDataConfig, split: str) -> bool:
+def has_masks(config: AnnotatedDataConfig, split: str) -> bool:
+    """Tell whether a split has masks: in COCO's form an annotation has an outline."""
+    if config.kind == "voc":
+        return False
     try:
         document, _ = load_document(_file(config, split))
     except InputError:  # `read_split` reports it

@@ -55,11 +55,20 @@ def _find_documents(root: Path) -> dict[str, Any]:
 
 
 def _json_files(root: Path) -> Iterator[Path]:
+    """Yield the instances JSON files of the first usual place that has any."""
     for pattern in ("annotations/*.json", "*.json", "*/*.json"):
-        found = sorted(root.glob(pattern))
+        found = [path for path in sorted(root.glob(pattern)) if pattern.startswith("ann") or _is_coco(path)]
         yield from found
         if found:
             return
+
+
+def _is_coco(path: Path) -> bool:
+    try:
+        document, _ = load_json(path, "the annotations")
+    except InputError:
+        return False
+    return isinstance(document, dict) and {"images", "annotations", "categories"} <= {*document}
 
 
 def _find_images(root: Path, document: Path, words: tuple[str, ...]) -> str | None:

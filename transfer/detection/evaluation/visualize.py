@@ -1,8 +1,8 @@
-"""One picture of the test images with the lowest box AP."""
+"""Pictures of annotated images and of detections."""
 
 import colorsys
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -74,11 +74,34 @@ def draw_worst(
         )
         image = read_image(annotations.file(index), (annotated.width, annotated.height))
         rows.append(_join_columns([_draw_panel(image, text, marks) for text, marks in sides]))
-    picture = _join_rows(rows or [_draw_panel(Image.new("RGB", (_WIDTH, 1)), "no image has an object", [])])
-    content = io.BytesIO()
-    picture.save(content, format="PNG")
-    files.write_bytes(path, content.getvalue())
+    _write_png(rows or [_draw_panel(Image.new("RGB", (_WIDTH, 1)), "no image has an object", [])], path)
     return [int(annotations.image_ids[index]) for index in worst]
+
+
+def draw_objects(parts: Mapping[str, tuple[Annotations, Sequence[int]]], path: Path) -> None:
+    """Draw annotated images with their boxes, masks and categories, two in a row.
+
+    Args:
+        parts: for each split its annotations and the indices of the images to draw.
+        path: the PNG file to write.
+
+    Raises:
+        InputError: an image cannot be read, or the file cannot be written.
+    """
+    panels = []
+    for split, (annotations, chosen) in parts.items():
+        for index in chosen:
+            annotated = annotations.images[index]
+            image = read_image(annotations.file(index), (annotated.width, annotated.height))
+            title = f"{split}: {annotated.file_name}   objects: {len(annotated.objects)}"
+            panels.append(_draw_panel(image, title, _mark_objects(annotated, annotations.category_names)))
+    _write_png([_join_columns(panels[first : first + 2]) for first in range(0, len(panels), 2)], path)
+
+
+def _write_png(rows: Sequence[Image.Image], path: Path) -> None:
+    content = io.BytesIO()
+    _join_rows(rows).save(content, format="PNG")
+    files.write_bytes(path, content.getvalue())
 
 
 def _mark_objects(image: AnnotatedImage, names: Sequence[str]) -> list[_Mark]:
@@ -152,14 +175,16 @@ def _color(number: int) -> tuple[int, int, int]:
 
 
 def _join_columns(panels: Sequence[Image.Image]) -> Image.Image:
-    row = Image.new("RGB", (sum(panel.width for panel in panels), panels[0].height))
+    height = max(panel.height for panel in panels)
+    row = Image.new("RGB", (sum(panel.width for panel in panels), height), "white")
     for number, panel in enumerate(panels):
         row.paste(panel, (number * _WIDTH, 0))
     return row
 
 
 def _join_rows(rows: Sequence[Image.Image]) -> Image.Image:
-    picture = Image.new("RGB", (rows[0].width, sum(row.height for row in rows)))
+    size = max(row.width for row in rows), sum(row.height for row in rows)
+    picture = Image.new("RGB", size, "white")
     top = 0
     for row in rows:
         picture.paste(row, (0, top))
