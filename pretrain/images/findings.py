@@ -62,7 +62,7 @@ class Report:
             width: columns of a line; a longer name is not broken.
             everything: whether all entries and classes are named.
         """
-        parts = ["\n".join(textwrap.wrap(self.title, width))]
+        parts = ["\n".join(_wrap(self.title, width, ""))]
         if self.splits:
             parts.append(_align(self.splits))
         faults = [finding for finding in self.findings if finding.stops]
@@ -88,7 +88,7 @@ class Report:
 
 def _describe(finding: Finding, width: int, everything: bool) -> str:
     what = f"{finding.what}: {_number(finding.count)}" if finding.count else finding.what
-    lines = textwrap.wrap(what, width, initial_indent="- ", subsequent_indent="  ", break_on_hyphens=False)
+    lines = _wrap(what, width, "- ")
     shown = list(finding.entries)
     if not everything:
         shown = shown[: _FAULTS_SHOWN if finding.stops else _NOTES_SHOWN]
@@ -96,17 +96,19 @@ def _describe(finding: Finding, width: int, everything: bool) -> str:
     more = [f"and {_number(left)} more"] if left > 0 and shown else []
     if finding.stops or everything:
         for entry in [*shown, *more]:
-            lines += _wrap(entry, width)
+            lines += _wrap(entry, width, "    ")
     elif shown:
-        lines += _wrap(" ".join([", ".join(shown), *more]), width)
+        lines += _wrap(" ".join([", ".join(shown), *more]), width, "    ")
     if finding.remedy:
-        lines += _wrap(f"-> {finding.remedy}", width)
+        lines += _wrap(f"-> {finding.remedy}", width, "    ")
     return "\n".join(lines)
 
 
-def _wrap(text: str, width: int) -> list[str]:
+def _wrap(text: str, width: int, indent: str) -> list[str]:
+    """Break a text into lines; names are not broken."""
+    after = " " * (2 if indent == "- " else len(indent) + 2)
     return textwrap.wrap(
-        text, width, initial_indent="    ", subsequent_indent="      ", break_long_words=False, break_on_hyphens=False
+        text, width, initial_indent=indent, subsequent_indent=after, break_long_words=False, break_on_hyphens=False
     )
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ import voc_cases
 from PIL import Image
 
 from intl_bench.cli import main
+from intl_bench.core import config as configs
 from pretrain.images.findings import Finding, Report
 from transfer.detection.annotations import layouts
 from transfer.detection.annotations.check import check
@@ -151,7 +153,11 @@ def test_files_in_other_usual_places_are_found(
     assert layouts.find_kind(root) == "coco"
     assert layouts.find_files(root, "coco") == expected
     assert main(["data", "check", str(root)]) == 0
-    assert "Nothing would stop a run." in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "Nothing would stop a run." in printed
+    typed = shlex.split(" ".join(printed.split()).partition("run on these files: ")[2].partition(" - ")[0])
+    report = check(configs.build(AnnotatedDataConfig, {}, "typed", [word.removeprefix("data.") for word in typed]))
+    assert report.stops == 0
 
 
 def test_an_image_folder_with_other_json_files_is_an_image_folder(tmp_path: Path) -> None:

@@ -1,10 +1,13 @@
 """Everything that is wrong with a detection data set, and what its user should know: `intl-bench data check`."""
 
 import contextlib
+import json
 import os
+import shlex
 from pathlib import Path
 
 import numpy as np
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from intl_bench.core.errors import InputError
 from intl_bench.core.inputs import shorten
@@ -41,6 +44,8 @@ def check(config: AnnotatedDataConfig) -> Report:
     sources: dict[str, ImageSource] = {
         _NAMES[split]: source for split in _NAMES if (source := _images(config, split, read.get(split)))
     }
+    if settings := _settings(config):
+        report.findings.append(Finding(what=f"settings of a run on these files: {settings}"))
     names = next(iter(read.values())).category_names if read else ()
     categories = f", {len(names)} categories" if names else ""
     report.title = f"{config.root}: annotations of {config.kind.upper()}'s form{categories}"
@@ -55,6 +60,20 @@ def check(config: AnnotatedDataConfig) -> Report:
         report.groups = [(name, row) for name, *row in zip(names, *counts, strict=True)]
         report.group = ("objects", *(_NAMES[split] for split in read))
     return report
+
+
+def _settings(config: AnnotatedDataConfig) -> str:
+    """Return the settings that name the files, as they are typed in a shell; "" if all are the default ones."""
+    usual = AnnotatedDataConfig(kind=config.kind)
+    values = {
+        field: getattr(config, field) for field in ("root", "name", "train", "test", "train_images", "test_images")
+    }
+    words = [
+        f"data.{field}={json.dumps(value) if isinstance(value, tuple) else value}"
+        for field, value in values.items()
+        if value != getattr(usual, field)
+    ]
+    return shlex.join(words) if len(words) > 1 else ""  # the root alone is known
 
 
 def _read(config: AnnotatedDataConfig, split: str, report: Report) -> Annotations | None:
@@ -125,7 +144,8 @@ def _named_in_lists(config: AnnotatedDataConfig, split: str) -> list[str]:
         with contextlib.suppress(InputError, IndexError):
             lines = read_lines(Path(os.path.expanduser(config.root)) / listing, "the list of images")
             year = Path(listing).parents[2]
-            names += [str(year / "JPEGImages" / f"{line.strip()}.jpg") for line in lines]
+            stems = [str(year / "JPEGImages" / line.strip()) for line in lines]
+            names += [f"{stem}{suffix}" for stem in stems for suffix in IMG_EXTENSIONS]
     return names
 
 
