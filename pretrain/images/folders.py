@@ -58,7 +58,7 @@ class ClassError(InputError):
         classes: their folders in the split.
     """
 
-    def __init__(self, message: str, classes: Sequence[str]) -> None:
+    def __init__(self, message: str, classes: Sequence[str] = ()) -> None:
         super().__init__(message)
         self.classes = list(classes)
 

@@ -33,7 +33,7 @@ class FaultsError(InputError):
         faults: one for each kind.
     """
 
-    def __init__(self, message: str, faults: Sequence[Fault]) -> None:
+    def __init__(self, message: str, faults: Sequence[Fault] = ()) -> None:
         super().__init__(message)
         self.faults = list(faults)
 
