@@ -66,7 +66,8 @@ def _protect(name: str) -> _Output | None:
         io.BufferedWriter(output),
         encoding=stream.encoding,
         errors=stream.errors,
-        line_buffering=stream.line_buffering,
+        # With PYTHONUNBUFFERED, as in many containers, Python's stream writes through instead.
+        line_buffering=stream.line_buffering or getattr(stream, "write_through", False),
     )
     setattr(sys, name, protected)
     return output

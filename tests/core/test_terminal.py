@@ -152,3 +152,20 @@ def test_a_progress_bar_fits_the_terminal_and_cuts_no_number(columns: int, detai
     shown = lines[-1].split(" left")[1].split(", ")[1:]
     assert len(shown) == len(details)
     assert all(part.strip().endswith(expected) for part, expected in zip(shown, details, strict=True)), shown
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_line_is_in_the_file_when_it_is_printed(tmp_path: Path, unbuffered: str) -> None:
+    """As in Python itself: stderr always, stdout with PYTHONUNBUFFERED, as containers set it."""
+    code = """
+import os, sys
+from intl_bench.core.streams import unbreakable
+with unbreakable():
+    print("error", file=sys.stderr)
+    print("output")
+    os._exit(0)
+"""
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    with (tmp_path / "log").open("w") as log:
+        subprocess.run([sys.executable, "-c", code], env=environment, stdout=log, stderr=log, check=True)
+    assert (tmp_path / "log").read_text().split() == (["error", "output"] if unbuffered else ["error"])
