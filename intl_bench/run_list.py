@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from intl_bench.core import inputs, locks, planned
+from intl_bench.core.errors import InputError
 from intl_bench.records import RecordStore, ResultRecord
 
 Row = Mapping[str, str]
@@ -24,25 +25,37 @@ def runs(folder: Path = Path("runs")) -> list[Row]:
 
 
 def _run(run: Path) -> Row:
-    last = _last_line(run / "metrics.jsonl")
+    last, summary = _last_line(run / "metrics.jsonl"), _summary(run)
     finished = (run / "backbone.safetensors").exists()
-    state = "running" if locks.is_held(run) else "finished" if finished else "stopped"
+    state = str(summary.get("state", "finished" if finished else "stopped"))
+    state = "running" if locks.is_held(run) else state
     loss = last.get("loss")
     return {
         "name": str(run),
         "state": state,
-        "progress": _progress(run, last, finished and state != "running"),
+        "progress": _progress(run, last, summary, state),
         "loss": f"{loss:.4g}" if isinstance(loss, float | int) and math.isfinite(loss) else "",
         "age": planned.duration(max(0.0, time.time() - _changed(run))),
     }
 
 
-def _progress(run: Path, last: Mapping[str, Any], finished: bool) -> str:
-    step = last.get("step", last.get("iteration"))
-    if finished:
+def _summary(run: Path) -> dict[str, Any]:
+    """Return what a run wrote at its end; {} if it goes on, was killed, or is of an earlier version."""
+    path = run / "summary.json"
+    with contextlib.suppress(OSError, ValueError, InputError):
+        if path.stat().st_mtime >= (run / "metrics.jsonl").stat().st_mtime:  # else of an earlier session
+            found = inputs.read_json(path, "summary")
+            return found if isinstance(found, dict) else {}
+    return {}
+
+
+def _progress(run: Path, last: Mapping[str, Any], summary: Mapping[str, Any], state: str) -> str:
+    step, total = last.get("step", last.get("iteration")), summary.get("steps")
+    if state == "finished":
         return f"step {step}" if step else ""
-    total, saved = _planned(run / "checkpoint.pt")
-    step = step if isinstance(step, int) else saved
+    if total is None:
+        total, saved = _planned(run / "checkpoint.pt")
+        step = step if isinstance(step, int) else saved
     if total and step is not None:
         return f"step {step} of {total} ({100 * step // total}%)"
     return f"step {step}" if step else f"epoch {last['epoch']}" if "epoch" in last else ""

@@ -52,7 +52,8 @@ def settings(schema: type, values: Any = None, prefix: str = "") -> list[Setting
         hint = field_types(schema)[field.name]
         default = _default(field) if values is None else getattr(values, field.name)
         if section := section_of(hint):
-            found += settings(section, None if default is dataclasses.MISSING else default, f"{prefix}{field.name}.")
+            inner = settings(section, None if default is dataclasses.MISSING else default, f"{prefix}{field.name}.")
+            found += inner if mark(field) else [dataclasses.replace(one, decides="") for one in inner]
         elif item := section_of(item_of(hint)):
             found += _of_list(item, default, f"{prefix}{field.name}.N.")
         else:

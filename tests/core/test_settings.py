@@ -171,5 +171,6 @@ def test_marks_tell_what_changes_the_numbers() -> None:
         "data.root": "+",
         "init": "+",
         "size": "*",
+        "monitor.every": "",
     }
     assert {key: marks[key] for key in expected} == expected

@@ -39,6 +39,15 @@ def test_a_stopped_a_running_and_a_finished_run(run: Path) -> None:
     assert (row["state"], row["progress"]) == ("finished", "step 8")
 
 
+def test_a_run_that_ended_with_a_summary(run: Path) -> None:
+    (run / "summary.json").write_text('{"state": "diverged", "step": 8, "steps": 40}')
+    (row,) = run_list.runs()
+    assert (row["state"], row["progress"]) == ("diverged", "step 8 of 40 (20%)")
+    os.utime(run / "summary.json", (time.time() - 60, time.time() - 60))  # the run was started again, and killed
+    (row,) = run_list.runs()
+    assert (row["state"], row["progress"]) == ("stopped", "step 8 of 20 (40%)")
+
+
 def test_a_run_of_limited_steps(run: Path) -> None:
     state = {"config": {"epochs": 4, "max_steps": 10}, "steps_per_epoch": 5, "step": 7}
     torch.save(state, run / "checkpoint.pt")
