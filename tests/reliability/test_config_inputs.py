@@ -180,7 +180,7 @@ SIZES = {
 OVERRIDES = [
     *(f"{key}={value}" for key, values in SIZES.items() for value in values),
     *("=", "=1", ".=1", "..=1", "[=1", "]=1", "[0]=1", "a=", "a.b.c=1", "é=1", "a b=1", " epochs=1", "{a: 1}=1"),
-    *("epochs.x=1", "epochs[0]=1", "views=1", "views=[]", "views=[1]", "views=[[]]", "views=null", "views.size=1"),
+    *("epochs.x=1", "epochs[0]=1", "views=1", "views=[]", "views=[1]", "views=[[]]", "views=null", "views.size=x"),
     *("views[9].size=1", "views[-9].size=1", "views[x]=1", "views[1:2]=1", "views[0]=1", "views=[{sizes: 1}]"),
     *("epochs=", "epochs=null", "epochs=[1]", "epochs={a: 1}", "epochs=1.5", "epochs=1e3", "epochs=true", "epochs=x"),
     *("epochs=*x", "epochs=<<", "epochs=---", "epochs=...", "epochs=[", "epochs={", "epochs='", "epochs=%", "epochs=@"),
