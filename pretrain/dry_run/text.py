@@ -18,9 +18,11 @@ _MODEL = (
     "deliver these img/s. The roofline is the same model at the full rates of the data sheet, without launch times and "
     "all-reduce."
 )
-# Measured by benchmarks/plan.py.
+# Measured by benchmarks/plan.py and benchmarks/dry_run.py.
 _ERRORS = (
-    "Errors of the model: for small runs on two CPU cores with measured rates (not on a GPU), predicted img/s -17% to "
+    "Errors of the model: for whole commands on a busy machine of two cores, with measured rates and in processor time: "
+    "-12% to +71% for pre-training, and -56% for a run of 13 s, whose scores on the way, pictures and other fixed costs are "
+    "left out. For steps of small runs on two CPU cores with measured rates (not on a GPU), predicted img/s -17% to "
     "-1%, but +64% for 16 images and a projector of 151 M parameters; predicted peak memory -3% to -1%. Against img/s "
     "that NVIDIA published for a supervised ResNet-50 on one A100: +1% in mixed precision, from which the two shares "
     "were chosen, and +34% in TF32."
@@ -55,7 +57,8 @@ def summary(plan: CostPlan, named: Recipe, *, device: str, fresh: bool) -> str:
     sizes = ", ".join(f"{views.count(size)} x {size} px" for size in dict.fromkeys(views))
     name = methods.find(recipe.method["name"]).DISPLAY
     parameters = f"{_millions(plan.parameters['trained'])} parameters"
-    needed = max(0, states.needed_bytes(recipe.checkpoint, plan.checkpoint)) + 4 * plan.parameters["backbone"]
+    kept = (plan.total_steps or 0) // (recipe.keep_every * (plan.steps_per_epoch or 1)) if recipe.keep_every else 0
+    needed = max(0, states.needed_bytes(recipe.checkpoint, plan.checkpoint, kept)) + 4 * plan.parameters["backbone"]
     free = machine.free_bytes(recipe.folder)
     return "\n".join(
         [
@@ -82,7 +85,7 @@ def summary(plan: CostPlan, named: Recipe, *, device: str, fresh: bool) -> str:
                             sample="some images" if plan.preparation else "no image, because none was opened"
                         ),
                     ),
-                    ("writes", f"{recipe.folder}: checkpoint.pt, backbone.safetensors, metrics.jsonl and other logs"),
+                    ("writes", f"{recipe.folder}: checkpoint.pt, backbone.safetensors, config.yaml, logs and curves"),
                     ("state", _state(recipe, fresh=fresh)),
                 ]
             ),

@@ -377,6 +377,10 @@ def test_the_short_plan(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.
     assert rows["batch"].startswith("50 of 192 images; each epoch leaves out 42,")
     assert "computed in bf16" in rows["resolved"]
     assert rows["writes"].startswith("runs/pretrain/other/seed0: checkpoint.pt")
+    few, many = (short(capsys, f"keep_every={every}")["disk"].split(" needed")[0] for every in (0, 1))
+    assert float(many.split()[0]) == pytest.approx(
+        float(few.split()[0]) * 7 / 4, rel=0.05
+    )  # four states, and three more
     assert not list(Path().iterdir())
 
 
