@@ -21,10 +21,18 @@ INSTALL = [
 ]
 # What makes a command small. All other words are those of the page.
 SMALL = {
-    "pretrain": ["max_steps=2", "batch_size=16", "size=32", "projector.hidden=32", "projector.out=32"],
+    "pretrain": [
+        "monitor.every=1",
+        "max_steps=2",
+        "batch_size=16",
+        "size=32",
+        "projector.hidden=32",
+        "projector.out=32",
+    ],
     "linear": ["epochs=2"],
     "finetune": ["epochs=1", "batch_size=4"],
     "knn": [],
+    "data": [],
     "tables": [],
 }
 
@@ -50,7 +58,7 @@ def test_the_commands_print_what_the_page_shows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    make_folder(tmp_path / "imagenette96", classes=3, train=20, test=4, side=40)
+    make_folder(tmp_path / "imagenette96", classes=6, train=20, test=4, side=40)
     commands = transcript()
     assert [command for command, _ in commands[: len(INSTALL)]] == INSTALL
     assert {command.split()[1] for command, _ in commands[len(INSTALL) :]} == SMALL.keys()
@@ -58,7 +66,7 @@ def test_the_commands_print_what_the_page_shows(
         name, task, *words = shlex.split(command)
         assert name == "intl-bench"
         assert main([task, *words, *SMALL[task]]) == 0, command
-        printed = [plain(line) for line in capsys.readouterr().out.splitlines()]
+        printed = [plain(line) for line in "\n".join(capsys.readouterr()).splitlines()]
         missing = [line for line in shown if plain(line) not in printed]
         assert not missing, f"{command}: the page shows {missing}; printed: {printed}"
 
