@@ -18,7 +18,7 @@ from fork_server import ForkServer
 from table_cases import make
 
 from intl_bench.core import files
-from intl_bench.records import RecordStore, _values
+from intl_bench.records import RecordStore, content_of
 
 pytestmark = pytest.mark.slow  # the children take most of the time; `make check` leaves them out
 
@@ -170,7 +170,7 @@ def write_many(folder: Path, count: int) -> None:
         )
         path = RecordStore(folder)._path(record)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(files.sealed_json(_values(record)))
+        path.write_bytes(files.sealed_json(content_of(record)))
 
 
 def test_tables_of_many_records(tmp_path: Path) -> None:
