@@ -14,23 +14,23 @@ _MODEL = (
     "The estimate is a model, not a measurement. An operation takes the time of its arithmetic at "
     f"{costs.PRODUCT_SHARE:.0%} or of its memory traffic at {costs.MEMORY_SHARE:.0%} of the dense rate of the data "
     "sheet, whichever is longer (float32: TF32 for convolutions only). All operations together take at least 10 us "
-    "each. The all-reduce of the gradients is added. Augmentation and waiting for data are left out: the loaders must "
-    "deliver these img/s. The roofline is the same model at the full rates of the data sheet, without launch times and "
-    "all-reduce."
+    "each. The all-reduce of the gradients is added. Augmentation and waiting for data are left out: the loaders must"
+    " deliver these img/s. For this machine the rates are measured, and the preparation of images is added. The "
+    "roofline is the same model at the full rates of the data sheet, without launch times and all-reduce."
 )
 # Measured by benchmarks/plan.py and benchmarks/dry_run.py.
 _ERRORS = (
-    "Errors of the model: for whole commands on a busy machine of two cores, with measured rates and in processor time: "
-    "-12% to +71% for pre-training, and -56% for a run of 13 s, whose scores on the way, pictures and other fixed costs are "
-    "left out. For steps of small runs on two CPU cores with measured rates (not on a GPU), predicted img/s -17% to "
-    "-1%, but +64% for 16 images and a projector of 151 M parameters; predicted peak memory -3% to -1%. Against img/s "
-    "that NVIDIA published for a supervised ResNet-50 on one A100: +1% in mixed precision, from which the two shares "
-    "were chosen, and +34% in TF32."
+    "Errors of the model: for whole pre-trainings on a busy machine of two cores, in processor time, -12% to +71%, "
+    "and -56% for a run of 13 s, whose scores on the way, pictures and fixed costs are left out. For steps of small "
+    "runs on two CPU cores with measured rates (not on a GPU), predicted img/s -17% to -1%, but +64% for 16 images "
+    "and a projector of 151 M parameters; predicted peak memory -3% to -1%. Against img/s that NVIDIA published for a"
+    " supervised ResNet-50 on one A100: +1% in mixed precision, from which the two shares were chosen, and +34% in "
+    "TF32."
 )
 
 _SHORT = (
     "a model, not a measurement. This machine: rates measured now, and the preparation of {sample}. GPUs: rates of "
-    "data sheets, without preparation. --verbose tells how far off it was"
+    "data sheets, without preparation. On two busy cores it was off by -56% to +71% (--verbose)"
 )
 
 
