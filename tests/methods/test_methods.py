@@ -25,7 +25,7 @@ from intl_bench.core import config as configs
 from intl_bench.records import RecordStore
 from intl_bench.spectra import measure, values
 from pretrain import methods, states, train
-from pretrain.dry_run import plan
+from pretrain.dry_run import plan, text
 from pretrain.methods._lightly import lightly
 from pretrain.methods._shared import move_average
 from transfer import convert
@@ -104,7 +104,7 @@ def test_is_planned(name: str) -> None:
     assert made.parameters["trained"] == sum(p.numel() for p in built.method.parameters() if p.requires_grad)
     assert made.flops > made.forward_flops > 0
     assert made.peak > made.memory["weights"] > 0
-    assert "a training step" in plan.format_plan(made)
+    assert "a training step" in text.format_plan(made)
 
 
 def test_names_are_those_of_the_tables() -> None:
