@@ -141,7 +141,13 @@ def describe(task: Task[Any], checkpoint: Checkpoint, config: Any) -> dict[str, 
     stated = {key: value for key, value in task.protocol(config).items() if value is not None}
     if "normalization" in stated:
         stated["normalization"] += f" ({_normalization_source(task, checkpoint, config)})"
+    if getattr(config.data, "limit", None) is not None:
+        stated["limit"] = _limit(config.data)
     return stated | describe_pretraining(checkpoint)
+
+
+def _limit(data: DataConfig) -> str:
+    return f"{data.limit}, drawn with seed {data.limit_seed}"
 
 
 def _normalization_source(task: Task[Any], checkpoint: Checkpoint, config: Any) -> str:
@@ -183,7 +189,7 @@ def describe_pretraining(checkpoint: Checkpoint) -> dict[str, Any]:
     if recipe.max_steps is not None:
         stated["pretrain_max_steps"] = recipe.max_steps
     if recipe.data.limit is not None:
-        stated["pretrain_limit"] = f"{recipe.data.limit}, drawn with seed {recipe.data.limit_seed}"
+        stated["pretrain_limit"] = _limit(recipe.data)
     if checkpoint.branch != "online":
         stated["pretrain_branch"] = checkpoint.branch
     if checkpoint.inputs.initial_weights is not None:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import io
 import json
 import re
@@ -133,6 +134,9 @@ class ResultRecord:
         return digest({name: getattr(self, name) for name in _KEY})[:16]
 
 
+IMAGE_LIST = "image_list_sha256"  # the name in `details` of the digest of the text file beside a record
+
+
 class RecordStore:
     """The records in `folder`/<task>/*.json. Several processes may append and read at the same time."""
 
@@ -143,7 +147,8 @@ class RecordStore:
         """Write the record and return its path. An existing record with the same key is not changed.
 
         Args:
-            image_list: content of a text file that is written beside the record, with the suffix `.txt`.
+            image_list: content of a text file that is written beside the record, with the suffix `.txt`. The details of
+                the record get its digest.
 
         Raises:
             InputError: the folder cannot be written.
@@ -151,7 +156,7 @@ class RecordStore:
             ValueError: the record has an earlier schema, which is only read; or a field holds a NaN.
         """
         path = self._path(record)
-        _write_list(path, image_list)
+        record = _with_list(path, record, image_list)
         files.create_json(path, content_of(record))
         return path
 
@@ -170,7 +175,7 @@ class RecordStore:
             ValueError: see `append`.
         """
         path = self._path(record)
-        _write_list(path, image_list)
+        record = _with_list(path, record, image_list)
         files.write_bytes(path, files.sealed_json(content_of(record)))
         for other in self._paths():
             with contextlib.suppress(InputError):  # a damaged record is another result, which `load` reports
@@ -215,10 +220,12 @@ class RecordStore:
         return sorted(path for path in paths if path.name.endswith(f"{key}.json"))
 
 
-def _write_list(path: Path, image_list: bytes | None) -> None:
+def _with_list(path: Path, record: ResultRecord, image_list: bytes | None) -> ResultRecord:
     """Write the list of a record, before the record, so that a record whose images were drawn has its list."""
-    if image_list is not None:
-        files.write_bytes(path.with_suffix(".txt"), image_list)
+    if image_list is None:
+        return record
+    files.write_bytes(path.with_suffix(".txt"), image_list)
+    return dataclasses.replace(record, details={**record.details, IMAGE_LIST: hashlib.sha256(image_list).hexdigest()})
 
 
 def content_of(record: ResultRecord) -> dict[str, Any]:

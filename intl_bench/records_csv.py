@@ -5,8 +5,10 @@ nested fields are JSON. The digest of the file is one of them, so a record whose
 """
 
 import dataclasses
+import hashlib
 import io
 import json
+import os
 from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ import pandas as pd
 
 from intl_bench.core import files, inputs, seals
 from intl_bench.core.errors import InputError
-from intl_bench.records import SCHEMA, RecordStore, ResultRecord, content_of, parse
+from intl_bench.records import IMAGE_LIST, SCHEMA, RecordStore, ResultRecord, content_of, parse
 from intl_bench.tables.formats import csv_text, text_of_csv
 
 _METRIC = "metrics."
@@ -103,10 +105,17 @@ def _line(record: ResultRecord) -> dict[str, str]:
     for name, value in content.items():
         plain = value is None or (name in _TEXTS and isinstance(value, str))
         line[name] = (value or "") if plain else json.dumps(value, ensure_ascii=False, sort_keys=True)
-    beside = Path(record.file).with_suffix(".txt")
-    if record.file and beside.is_file():
-        line[_LIST] = inputs.read_text(beside, "list of images")
+    if (digest := record.details.get(IMAGE_LIST)) is not None:
+        beside = Path(record.file).with_suffix(".txt")
+        line[_LIST] = json.dumps(os.fsdecode(_matching(inputs.read_bytes(beside), digest, str(beside))))
     return line
+
+
+def _matching(image_list: bytes, digest: object, where: str) -> bytes:
+    """Return a list of images if it is the one that a record names; raise InputError otherwise."""
+    if hashlib.sha256(image_list).hexdigest() != digest:
+        raise InputError(f"{where}: not the list of images that the record names; it was changed; restore it")
+    return image_list
 
 
 def _read(path: Path) -> Iterator[tuple[str, ResultRecord, bytes | None]]:
@@ -130,7 +139,17 @@ def _read(path: Path) -> Iterator[tuple[str, ResultRecord, bytes | None]]:
         sealed = files.sealed_json({**content, seals.KEY: seals.UNSET})
         if json.loads(sealed)[seals.KEY] != digest:
             raise InputError(f"{where}: its values do not match its {seals.KEY}; {_CHANGED}")
-        yield where, parse(sealed, where, _CHANGED), image_list.encode() if image_list else None
+        record = parse(sealed, where, _CHANGED)
+        digest = record.details.get(IMAGE_LIST)
+        listed = None if digest is None else _matching(_bytes_of(image_list, where), digest, where)
+        yield where, record, listed
+
+
+def _bytes_of(image_list: str, where: str) -> bytes:
+    try:
+        return os.fsencode(json.loads(image_list))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InputError(f"{where}: {_LIST} is not a list of images; {_CHANGED}") from error
 
 
 def _content(line: dict[str, str], where: str) -> dict[str, Any]:

@@ -86,7 +86,10 @@ class Progress:
 
     def _fitting(self, values: Mapping[str, float] | None) -> str:
         """Return as many of the details as fit beside a short bar, the first ones first."""
-        width = os.get_terminal_size(sys.stderr.fileno()).columns
+        try:
+            width = os.get_terminal_size(sys.stderr.fileno()).columns
+        except OSError:  # the terminal was closed; the work goes on
+            return ""
         room = width - len(self.label + _AROUND)
         shown = ""
         for part in self._details(values):

@@ -147,6 +147,7 @@ def _compare(table: Table, first: _Row, second: _Row) -> list[Comparison]:
             over = "transfer"
             a, b = (next(iter(some.values())) for some in values)
         way, difference = _difference(a, b)
+        n_a, n_b = (len(a.keys() & b.keys()),) * 2 if way == "paired" else (len(a), len(b))
         unlike = _unlike(table, column.key, first[2], second[2])
         if unlike:
             difference = Difference(difference.mean, None, None)
@@ -167,9 +168,9 @@ def _compare(table: Table, first: _Row, second: _Row) -> list[Comparison]:
                 df=difference.df,
                 way=way,
                 over=over,
-                n_a=len(a),
-                n_b=len(b),
-                verdict=unlike or _verdict(low, high, over, len(a), len(b)),
+                n_a=n_a,
+                n_b=n_b,
+                verdict=unlike or _verdict(low, high, over, n_a, n_b),
             )
         )
     return found

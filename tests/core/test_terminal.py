@@ -1,6 +1,7 @@
 """Output that a terminal cannot obey, in every encoding, through pipes and files."""
 
 import contextlib
+import errno
 import fcntl
 import io
 import json
@@ -169,3 +170,18 @@ with unbreakable():
     with (tmp_path / "log").open("w") as log:
         subprocess.run([sys.executable, "-c", code], env=environment, stdout=log, stderr=log, check=True)
     assert (tmp_path / "log").read_text().split() == (["error", "output"] if unbuffered else ["error"])
+
+
+def test_work_goes_on_when_its_terminal_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def closed(_: int) -> os.terminal_size:
+        raise OSError(errno.EIO, "Input/output error")
+
+    def show() -> None:
+        bar = Progress(2, label="a")
+        monkeypatch.setattr(os, "get_terminal_size", closed)
+        bar.step(0.0, {"loss": 1.0})
+        bar.step(0.0, {"loss": 1.0})
+        bar.close()
+        monkeypatch.undo()
+
+    assert "a 100%" in on_terminal(100, show)

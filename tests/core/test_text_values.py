@@ -141,14 +141,14 @@ def test_the_checkpoint_is_scored_not_the_default_run(
     for name in ("epoch=99-step=500400.ckpt", "lr=0.1,wd=0/last.ckpt"):
         torch.save({"state_dict": build_backbone("resnet18").state_dict()}, name)
         assert main(["coco", name, "--method", "x", "--dry-run"]) == 0
-        assert f"checkpoint: {name}" in capfd.readouterr().out
+        assert f"checkpoint {name}" in capfd.readouterr().out
         assert main(["convert", name, "out.pth", "--to", "torchvision"]) == 0
         capfd.readouterr()
     assert main(["coco", "lr=0.1,wd=0/lost.ckpt", "--dry-run"]) == 2
     assert "lr=0.1,wd=0/lost.ckpt" in capfd.readouterr().err
     Path("my=recipe.yaml").write_text("name: x=1")
     assert main(["pretrain", "my=recipe.yaml", "data.root=x", "--dry-run"]) == 0
-    assert "name: x=1" in capfd.readouterr().out
+    assert "pretrain   x=1, seed 0" in capfd.readouterr().out
 
 
 def test_the_home_of_nobody_is_a_missing_folder(

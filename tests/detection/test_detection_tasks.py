@@ -242,7 +242,7 @@ def write_invalid_files() -> None:
     ("command", "code", "message"),
     [
         (["coco", OURS], 2, "data.root is not set: expected the folder of coco2017"),
-        (words("coco", data="nowhere"), 2, "nowhere/annotations/instances_train2017.json: No such file"),
+        (words("coco", data="nowhere"), 2, "nowhere/annotations/instances_train2017.json: no such file"),
         (words("coco", OURS, "data.test_images=none"), 2, "images/none: no such folder"),
         (words("coco", OURS, "data.test=[{here}/other.json]"), 2, "other.json: its categories differ from those of"),
         (words("coco", OURS, "itertions=3"), 2, "unknown key 'itertions'; did you mean iterations?"),
@@ -257,7 +257,7 @@ def write_invalid_files() -> None:
         (words("coco", "code.pth"), 2, "could run code; no code was run"),
         (words("coco", "nowhere.pt"), 2, "checkpoint nowhere.pt: no such file"),
         (words("coco", OURS, "lr=1e30"), 3, "not finite; lower lr"),
-        (words("voc", data="nowhere"), 2, "nowhere/VOC2007/ImageSets/Main/trainval.txt: No such file"),
+        (words("voc", data="nowhere"), 2, "nowhere/VOC2007/ImageSets/Main/trainval.txt: no such file"),
         (words("coco", OURS, "--engine", "detectron2"), 2, "use --engine builtin"),
     ],
 )

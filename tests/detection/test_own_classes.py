@@ -106,7 +106,7 @@ def test_voc_with_classes_of_its_own(voc: Path, checkpoint: Path, capsys: pytest
     assert record.details["per_category"]["bbox"].keys() == set(NAMES)
     detector = Path("runs/voc") / record.key / "detector.pth"
     assert cli.main(["voc", str(detector), "--eval-only", f"data.root={voc}", "device=cpu"]) == 0
-    assert f"bbox/AP {record.metrics['bbox/AP']:.2f}" in capsys.readouterr().out
+    assert f"box {record.metrics['bbox/AP']:.2f}" in capsys.readouterr().out
 
 
 def test_the_classes_are_those_of_the_training_images(voc: Path) -> None:

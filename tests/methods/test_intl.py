@@ -183,8 +183,8 @@ def test_building_for_a_small_batch_is_refused_before_training() -> None:
     ("settings", "message"),
     [
         ({"iterations": 0}, "iterations=0"),
-        ({"axis": "both"}, "axis='both'"),
-        ({"variant": "exact"}, "variant='exact'"),
+        ({"axis": "both"}, "axis=both"),
+        ({"variant": "exact"}, "variant=exact"),
         ({"base_momentum": 1.5}, r"base_momentum=1\.5"),
     ],
 )

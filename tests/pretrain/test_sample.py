@@ -14,7 +14,7 @@ from intl_bench.core.identity import identity
 from pretrain.images import sample
 from pretrain.images.data import ArraySource, DataConfig, FileSource, open_source
 from pretrain.images.fingerprint import fingerprint
-from pretrain.recipe import load_recipe
+from pretrain.recipe import inherited_data, load_recipe
 
 SHAPES = {"kind": "shapes", "size": 200}
 
@@ -95,3 +95,11 @@ def test_a_limit_that_cannot_be_met_is_refused(limit: str, message: str) -> None
     with pytest.raises(InputError, match=message) as error:
         open_source(load_recipe("demo", ["data.size=200", f"data.limit={limit}"]).data, "train")
     assert not re.search(r"\n", str(error.value))
+
+
+def test_the_limit_of_a_pre_training_is_not_that_of_other_images() -> None:
+    own = DataConfig(root="/a/photos", limit=0.1, limit_seed=3)
+    assert inherited_data(own, ["root=/b/others"])["limit"] is None
+    assert inherited_data(own, ["skip=x"])["limit"] == 0.1
+    named = DataConfig(root="/a/imagenet", name="imagenet", limit=0.1)
+    assert inherited_data(named, ["root=/b/imagenet"])["limit"] == 0.1  # the same images in another place

@@ -43,7 +43,7 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 def test_an_import_writes_the_exported_files_byte_for_byte(capsys: pytest.CaptureFixture[str]) -> None:
     odd = {"method": '=1+1,"x"\n\'é', "details": {"deep": [1, {"a": None, "b": 1e-300}], "text": "a,b\r\nc"}}
     first = store("one", linear(), make("knn", "shapes", {"knn5": 100}, KNN, **odd))
-    first.append(make("coco", "cells", {"bbox/AP": 0.1 + 0.2}, COCO), b"a.jpg\nb c.jpg\n")
+    first.append(make("coco", "cells", {"bbox/AP": 0.1 + 0.2}, COCO), b"a.jpg\nb c.jpg\n\xff.jpg\n")
     store("two", linear(1, 61.0))
     assert run("export", "one.csv", "--results", "one") == 0
     assert run("export", "two.csv", "--results", "two") == 0
@@ -53,6 +53,20 @@ def test_an_import_writes_the_exported_files_byte_for_byte(capsys: pytest.Captur
     assert contents("both") == contents("one") | contents("two")
     assert run("import", "two.csv", "one.csv", "--results", "both") == 0
     assert capsys.readouterr().out == "both/records: 0 added, 4 already there, 0 in conflict\n"
+
+
+def test_a_list_of_images_that_was_changed_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    one = store("one")
+    path = one.append(linear(), b"a.jpg\nb.jpg\n")
+    assert run("export", "one.csv", "--results", "one") == 0
+    text = Path("one.csv").read_text(encoding="utf-8")
+    assert text.count("b.jpg") == 1
+    Path("one.csv").write_text(text.replace("b.jpg", "c.jpg"), encoding="utf-8")
+    assert run("import", "one.csv", "--results", "two") == 2
+    assert "not the list of images that the record names" in capsys.readouterr().err
+    assert not Path("two").exists()
+    path.with_suffix(".txt").write_text("other")
+    assert run("export", "two.csv", "--results", "one") == 2
 
 
 def test_a_line_is_readable_in_a_spreadsheet() -> None:
