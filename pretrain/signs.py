@@ -3,12 +3,12 @@
 Each sign is one line on stderr when it appears. The bounds are rough; a sign stops no run.
 """
 
-import os
 import statistics
 import time
 import typing
 from collections.abc import Mapping
 
+from intl_bench.core import machine, planned
 from intl_bench.core.transcript import note
 from pretrain import spectrum
 
@@ -100,11 +100,10 @@ class Signs:
 
     def _remedy(self) -> str:
         workers = self.training.recipe.workers
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        share = max(1, cores // self.training.process.world_size)
+        share = machine.cores_of_process()
         if workers < share:
             return f"raise workers={workers} to {share}, one for each core"
         return (
-            f"workers={workers} on {cores} cores make them too slowly: install simplejpeg, shrink the image files, "
-            "pack them with `intl-bench data pack`, or use more cores"
+            f"{planned.workers(workers, machine.cores())} cannot make them faster: install simplejpeg, shrink the "
+            "image files, pack them with `intl-bench data pack`, or use more cores"
         )

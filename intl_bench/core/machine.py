@@ -22,13 +22,18 @@ def cores() -> int:
         return allowed
 
 
+def cores_of_process() -> int:
+    """Return this process's share of the cores: the processes that a run has on this machine share them."""
+    return max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+
+
 def limit_workers(config: C, overrides: Sequence[str]) -> C:
     """Return a configuration with at most one data worker for each core, unless an override sets `workers`.
 
-    More workers than cores only take memory and time from each other. The processes of a run share the cores.
+    More workers than cores only take memory and time from each other.
     """
     workers = getattr(config, "workers", 0)
-    most = max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    most = cores_of_process()
     if workers <= most or any(override.startswith("workers=") for override in overrides):
         return config
     return dataclasses.replace(config, workers=most)  # type: ignore[type-var]
