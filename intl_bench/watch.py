@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from intl_bench.core import config as configs
-from intl_bench.core import inputs, locks, terminal
+from intl_bench.core import inputs, locks, planned, terminal
 from intl_bench.core.errors import InputError
 
 _RUNS = Path("runs")
@@ -165,7 +165,7 @@ def _position(last: dict[str, Any], epochs: int | None, *, running: bool) -> str
     share = min(1.0, epoch / epochs)
     left = ""
     if running and isinstance(seconds, int | float) and epoch > 0:
-        left = f", about {_clock(seconds / epoch * (epochs - epoch))} left"
+        left = f", about {planned.clock(seconds / epoch * (epochs - epoch))} left"
     filled = round(20 * share)
     return f"[{'#' * filled}{'.' * (20 - filled)}] {share:.0%}, epoch {epoch:g} of {epochs}, {step}{left}"
 
@@ -198,9 +198,3 @@ def _ago(seconds: float) -> str:
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit} ago"
     return f"{seconds / 60:.0f} min ago"
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}"

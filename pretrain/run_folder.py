@@ -12,7 +12,7 @@ import torch
 from omegaconf import OmegaConf
 
 from intl_bench.core import config as configs
-from intl_bench.core import files, inputs
+from intl_bench.core import files, inputs, planned
 from intl_bench.core.by_products import ByProducts
 from intl_bench.core.errors import DivergedError, Preempted
 from intl_bench.core.transcript import Transcript, note
@@ -75,13 +75,20 @@ class RunFolder:
         """Write the summary and draw the curves; print loss, scores, time and the next command of a finished run."""
         if error is None:
             self.curves(last=True)
-        summary = self.summary(scores, about_scores, error)
-        self.files.write("summary.json", lambda: files.json_text(summary).encode())
+        # Within the guard of by-products: after a fault of a GPU, asking for its memory fails too.
+        self.files.write("summary.json", lambda: files.json_text(self.summary(scores, about_scores, error)).encode())
         if error is None:
-            note(_sentence(summary))
-            note(f"next: {summary['next']}")
+            note(self._sentence(scores))
+            note(f"next: {next_command(self.training)}")
         else:
-            self.transcript.keep(f"{summary['state']}: {summary['reason']}")
+            self.transcript.keep(f"{_state(error)}: {_reason(error)}")
+
+    def _sentence(self, scores: Mapping[str, float]) -> str:
+        recipe, loss = self.training.recipe, self.log.latest.get("loss")
+        parts = [] if loss is None else [f"loss {loss:.4g}"]
+        parts += [f"{title} {scores[f'monitor/{name}']:.1f}%" for name, title in SCORES.items() if scores]
+        took = planned.clock(self.training.seconds)
+        return f"finished {recipe.name} seed {recipe.seed}: {', '.join(parts)}, in {took}"
 
     def summary(self, scores: Mapping[str, float], about_scores: str, error: BaseException | None) -> dict[str, Any]:
         """Return the content of `summary.json`.
@@ -93,11 +100,6 @@ class RunFolder:
         """
         training, progress = self.training, self.log.progress
         recipe = training.recipe
-        state = "finished" if error is None else "failed"
-        if isinstance(error, DivergedError):
-            state = "diverged"
-        elif isinstance(error, Preempted | KeyboardInterrupt):
-            state = "stopped"
         cuda = training.process.device.type == "cuda"
         return {
             "name": recipe.name,
@@ -105,8 +107,8 @@ class RunFolder:
             "method": training.display,
             "dataset": recipe.data.dataset,
             "scale": recipe.scale,
-            "state": state,
-            "reason": None if error is None else " ".join(str(error).split()),
+            "state": _state(error),
+            "reason": None if error is None else _reason(error),
             "step": training.step,
             "steps": training.total_steps,
             "epoch": round(training.step / training.steps_per_epoch, 4),
@@ -133,13 +135,16 @@ def next_command(training: "Training") -> str:
     return shlex.join(["intl-bench", "linear", str(training.recipe.checkpoint)])
 
 
-def _sentence(summary: Mapping[str, Any]) -> str:
-    minutes, seconds = divmod(round(summary["seconds"]), 60)
-    hours, minutes = divmod(minutes, 60)
-    parts = [f"loss {summary['loss']:.4g}"] if summary["loss"] is not None else []
-    parts += [f"{name} {summary['scores'][key]:.1f}%" for key, name in SCORES.items() if key in summary["scores"]]
-    took = f"{hours}:{minutes:02d}:{seconds:02d}"
-    return f"finished {summary['name']} seed {summary['seed']}: {', '.join(parts)}, in {took}"
+def _state(error: BaseException | None) -> str:
+    if error is None:
+        return "finished"
+    if isinstance(error, DivergedError):
+        return "diverged"
+    return "stopped" if isinstance(error, Preempted | KeyboardInterrupt) else "failed"
+
+
+def _reason(error: BaseException) -> str:
+    return " ".join(str(error).split())
 
 
 SCORES = {"knn": "5-NN", "linear": "linear probe"}

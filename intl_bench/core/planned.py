@@ -85,3 +85,10 @@ def duration(seconds: float) -> str:
         if amount < most:
             return f"{amount:.1f} {unit}" if amount < 9.95 else f"{amount:,.0f} {unit}"
     raise ValueError(f"seconds={seconds}: expected a number")
+
+
+def clock(seconds: float) -> str:
+    """Return a time that changes while somebody looks at it, such as "0:01:30" or "31:00:00"."""
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}"

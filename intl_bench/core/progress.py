@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from tqdm import tqdm
 
-from intl_bench.core import heartbeat
+from intl_bench.core import heartbeat, planned
 
 _BAR = "{desc} {percentage:3.0f}% |{bar}| {remaining} left{postfix}"
 _AROUND = " 100% |1234| 10:00:00 left"  # a short bar and what is always beside it
@@ -76,7 +76,11 @@ class Progress:
         elif self.enabled and (now - self.line_at >= self.every or self.steps == self.total):
             self.line_at = now
             left = (now - self.started) / (self.steps - self.first) * (self.total - self.steps)
-            parts = [f"{self.label}: step {self.steps} of {self.total}", f"{_clock(left)} left", *self._details(values)]
+            parts = [
+                f"{self.label}: step {self.steps} of {self.total}",
+                f"{planned.clock(left)} left",
+                *self._details(values),
+            ]
             print(", ".join(parts), file=sys.stderr)
 
     def close(self) -> None:
@@ -103,9 +107,3 @@ class Progress:
         if self.images_per_step:
             parts += [f"{self.images_per_second:.0f} images/s", f"{100 * self.data_share:.0f}% waiting for data"]
         return parts
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}"

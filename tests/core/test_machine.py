@@ -30,6 +30,7 @@ def test_sizes_and_times_in_words() -> None:
     assert [planned.duration(s) for s in (0.04, 59, 91, 3600, 86400, 40 * 86400)] == [
         *("40 ms", "59 s", "1.5 min", "60 min", "24 h", "40 days")
     ]
+    assert [planned.clock(s) for s in (0.0, 89.9, 3600, 40 * 86400)] == ["0:00:00", "0:01:29", "1:00:00", "960:00:00"]
 
 
 def test_a_row_fits_80_columns_and_keeps_paths_whole() -> None:

@@ -16,7 +16,7 @@ from tiny_runs import train_build
 
 from intl_bench import watch
 from intl_bench.cli import main
-from intl_bench.core import files
+from intl_bench.core import files, machine
 from intl_bench.core.by_products import ByProducts
 from intl_bench.core.errors import ResourceError
 from intl_bench.core.locks import lock
@@ -110,6 +110,22 @@ def test_no_fault_is_repeated(tmp_path: Path, capsys: Capture, monkeypatch: pyte
     assert capsys.readouterr().err.count("No space left") == 1
 
 
+def test_a_fault_of_the_summary_hides_no_end(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    """After a fault of a GPU, a question about its memory fails too."""
+
+    def lost(*_: object) -> dict[str, object]:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(run_folder.RunFolder, "summary", lost)
+    assert main([*COMMAND, "base_lr=1e20"]) == 3
+    error = capsys.readouterr().err
+    assert error.count("summary.json is not written any more: CUDA error") == 1
+    assert "diverged at step" in error.splitlines()[-1]
+    assert "diverged: diverged at step" in (FOLDER / "log.txt").read_text()
+    assert main(COMMAND) == 0
+    assert re.search(r"\nfinished demo seed 0: loss [\d.]+, 5-NN [\d.]+%.*\nnext: ", capsys.readouterr().err)
+
+
 def test_a_diverged_run_says_so_in_its_folder(capsys: Capture) -> None:
     assert main([*COMMAND, "base_lr=1e20"]) == 3
     found = summary()
@@ -185,16 +201,31 @@ def test_a_loss_that_rises_again_is_named_once(losses: list[float], says: bool, 
     assert len(made.found) == says
 
 
-def test_a_loader_that_starves_is_named(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+@pytest.mark.parametrize(
+    ("quota", "processes", "waited", "says"),
+    [
+        ("max 100000", 1, 0.5, "raise workers=1 to 4, one for each core"),
+        ("max 100000", 2, 0.5, "raise workers=1 to 2, one for each core"),
+        ("100000 100000", 1, 0.5, "1 worker on 1 core cannot make them faster"),  # of a container
+        ("max 100000", 1, 0.1, ""),
+    ],
+)
+def test_a_loader_that_starves_is_named(
+    quota: str, processes: int, waited: float, says: str, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
     now = [0.0]
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
-    for waited, says in ((0.5, 1), (0.1, 0)):
-        made, printed = signs(capsys, "workers=1")
-        monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(4)), raising=False)
-        for step in range(5 * WINDOW):
-            now[0] += 1.0
-            made.step(1.0, waited, step)
-        assert printed().count("50% of the time is spent waiting for images; raise workers=1 to 4") == says
+    made, printed = signs(capsys, "workers=1")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(4)), raising=False)
+    monkeypatch.setattr(machine, "_QUOTA", Path("cpu.max"))
+    Path("cpu.max").write_text(quota)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    for step in range(5 * WINDOW):
+        now[0] += 1.0
+        made.step(1.0, waited, step)
+    error = printed()
+    assert error.count(f"50% of the time is spent waiting for images; {says}") == bool(says)
+    assert bool(error) == bool(says)
 
 
 def test_a_collapse_is_named_when_it_begins_and_when_it_ends(capsys: Capture) -> None:
