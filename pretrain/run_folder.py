@@ -1,6 +1,5 @@
 """What explains a run in its folder: settings, command, printed lines, pictures and a summary. All are by-products."""
 
-import json
 import shlex
 import time
 import typing
@@ -12,7 +11,7 @@ import torch
 from omegaconf import OmegaConf
 
 from intl_bench.core import config as configs
-from intl_bench.core import files, inputs, planned
+from intl_bench.core import files, json_lines, planned
 from intl_bench.core.by_products import ByProducts
 from intl_bench.core.errors import DivergedError, Preempted
 from intl_bench.core.transcript import Transcript, note
@@ -66,8 +65,8 @@ class RunFolder:
         self._next_curves = time.perf_counter() + max(60, (time.perf_counter() - now) / _CURVES_SHARE)
 
     def _draw_curves(self) -> bytes:
-        lines = inputs.read_bytes(self.folder / "metrics.jsonl").splitlines()
-        rows = [{"epoch": row["step"] / self.training.steps_per_epoch, **row} for row in map(json.loads, lines)]
+        lines = json_lines.rows(self.folder / "metrics.jsonl")
+        rows = [{"epoch": row["step"] / self.training.steps_per_epoch, **row} for row in lines]
         recipe = self.training.recipe
         return pictures.draw_curves(rows, f"{recipe.name}, seed {recipe.seed}: {self.training.display}")
 

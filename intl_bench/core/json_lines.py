@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from intl_bench.core import files, inputs
+from intl_bench.core.errors import InputError
+
+_TAIL = 2**16  # bytes of a log that hold its last line
 
 
 class JsonLines:
@@ -56,10 +59,32 @@ class JsonLines:
         return {"bytes": self._length, "crc32": self._crc32}
 
 
+def rows(path: Path) -> list[dict[str, Any]]:
+    """Return the lines of a log without those that cannot be read, such as one that is being written."""
+    found = (_row(line) for line in inputs.read_bytes(path).splitlines())
+    return [row for row in found if row is not None]
+
+
+def last(path: Path) -> dict[str, Any]:
+    """Return the last line of a log that can be read; {} if there is none. Only the end of the log is read."""
+    with contextlib.suppress(OSError, InputError), inputs.open_file(path) as stream:
+        stream.seek(max(0, stream.seek(0, 2) - _TAIL))
+        found = (_row(line) for line in reversed(stream.read().splitlines()))
+        return next((row for row in found if row is not None), {})
+    return {}
+
+
 def seconds(path: Path) -> float:
     """Return the seconds that the run of a log has taken up to its last line, 0.0 if it has none."""
     found = [0.0]
-    for line in inputs.read_bytes(path).splitlines() if path.exists() else ():
-        with contextlib.suppress(ValueError, TypeError, LookupError, RecursionError):
-            found.append(float(json.loads(line)["seconds"]))
+    for row in rows(path) if path.exists() else ():
+        with contextlib.suppress(ValueError, TypeError, LookupError):
+            found.append(float(row["seconds"]))
     return max(value for value in found if math.isfinite(value))
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    with contextlib.suppress(ValueError, RecursionError):
+        found = json.loads(line)
+        return found if isinstance(found, dict) else None
+    return None

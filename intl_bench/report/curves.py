@@ -2,21 +2,18 @@
 
 import contextlib
 import html
-import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from intl_bench.core import inputs
-from intl_bench.core.errors import InputError
+from intl_bench import run_state
+from intl_bench.core import json_lines, planned
 from intl_bench.core.terminal import visible
 from intl_bench.records import ResultRecord
 from intl_bench.report.charts import Line, legend, line_chart
-from intl_bench.report.cost import duration
 from intl_bench.tables.identities import natural_sort_key
 
-_LARGEST = 256 * 2**20  # bytes of a log
 _CLOCKS = ("epoch", "step", "iteration")
 _SPEED = ("seconds", "img/s", "data")
 _FIRST = ("loss", "monitor/", "top1", "rank", "/AP")  # parts of the names of curves that are shown at once
@@ -50,14 +47,8 @@ def _scores(runs: Path, records: Sequence[ResultRecord]) -> list[tuple[str, dict
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a log; those that cannot be read are left out."""
-    rows = []
-    for line in inputs.read_bytes(path, largest=_LARGEST).splitlines():
-        with contextlib.suppress(ValueError, RecursionError):
-            row = json.loads(line)
-            if isinstance(row, dict) and any(_is_number(row.get(clock)) for clock in _CLOCKS):
-                rows.append(row)
-    return rows
+    """Return the lines of a log that have a position."""
+    return [row for row in json_lines.rows(path) if any(_is_number(row.get(clock)) for clock in _CLOCKS)]
 
 
 def _figures(name: str, folders: Mapping[str, Path]) -> str:
@@ -84,15 +75,17 @@ def _figures(name: str, folders: Mapping[str, Path]) -> str:
 
 
 def _about(folders: Mapping[str, Path]) -> str:
-    """Return what the summaries of runs say about their ends, their time and their early signs."""
+    """Return what the folders of runs say about their states, their time and their early signs."""
     items = ""
     for seed, folder in folders.items():
-        with contextlib.suppress(InputError, ValueError, TypeError, LookupError, RecursionError):
-            summary = json.loads(inputs.read_bytes(folder / "summary.json"))
+        run = run_state.read(folder)
+        text = f"{seed}: {run.state}, {run.position}." if run.state in ("running", "stopped") else ""
+        with contextlib.suppress(ValueError, TypeError, LookupError):
+            summary = run.summary
             device = f"{summary['processes']} x {summary['device']}"
-            text = f"{seed}: {summary['state']}, {duration(float(summary['seconds']))}, {device}."
-            text += "".join(f" Warning: {sign}." for sign in summary["warnings"])
-            items += f"<li>{html.escape(visible(text))}</li>\n"
+            end = f"{seed}: {run.state}, {planned.duration(float(summary['seconds']))}, {device}."
+            text = end + "".join(f" Warning: {sign}." for sign in summary["warnings"])
+        items += f"<li>{html.escape(visible(text))}</li>\n" if text else ""
     return f'<ul class="caption">\n{items}</ul>\n' if items else ""
 
 

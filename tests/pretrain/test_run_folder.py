@@ -14,14 +14,15 @@ import torch
 from PIL import Image
 from tiny_runs import train_build
 
-from intl_bench import watch
+from intl_bench import run_state, watch
 from intl_bench.cli import main
 from intl_bench.core import files, machine
 from intl_bench.core.by_products import ByProducts
 from intl_bench.core.errors import ResourceError
 from intl_bench.core.locks import lock
 from intl_bench.core.transcript import Transcript, note
-from pretrain import pictures, run_folder, states, train
+from intl_bench.report.curves import curves_html
+from pretrain import pictures, run_folder, states
 from pretrain.recipe import decides_the_same, load_recipe
 from pretrain.signs import WINDOW, Signs
 
@@ -280,7 +281,7 @@ def test_watch_finds_a_run_and_fits_the_terminal(capsys: Capture) -> None:
         shown.append(capsys.readouterr().out)
     first = shown[0].splitlines()
     assert first[0].startswith(f"{FOLDER}: finished, last line ")
-    assert first[1] == "[####################] 100%, epoch 2 of 2, step 4"
+    assert first[1] == "[####################] 100%, step 4 of 4, epoch 2"
     assert first[-1] == f"next: intl-bench linear {FOLDER}/checkpoint.pt"
     assert all(len(line) <= 80 for line in first)
     assert len({text.partition("\n")[2] for text in shown}) == 1
@@ -289,16 +290,30 @@ def test_watch_finds_a_run_and_fits_the_terminal(capsys: Capture) -> None:
 
 
 def test_watch_tells_a_running_run_from_a_killed_one() -> None:
-    train.run(load_recipe("demo", [*COMMAND[2:], "epochs=1"]))
-    (FOLDER / "summary.json").unlink()
-    with (FOLDER / "metrics.jsonl").open("a") as stream:
-        stream.write('{"step": 3, "epo')  # a line that is being written
-    state = watch.read(FOLDER)
-    assert state.state == "ended"
-    assert [row["step"] for row in state.rows] == [1, 2]
+    FOLDER.mkdir(parents=True)
+    (FOLDER / "config.yaml").write_text("epochs: 4\nmax_steps: null\n")
+    log = FOLDER / "metrics.jsonl"
+    log.write_text('{"step": 2, "epoch": 1.0, "seconds": 30.0}\n{"step": 3, "epo')  # a line that is being written
+    assert run_state.read(FOLDER).state == "ended"
+    (FOLDER / "checkpoint.pt").touch()
+    state = run_state.read(FOLDER)
+    assert (state.state, state.step, state.steps) == ("stopped", 2, 8)
+    assert "its command, typed again, resumes it" in watch.show(state)
     with lock(FOLDER):
-        assert watch.read(FOLDER).state == "running"
-        half = watch.State(
-            **{**vars(watch.read(FOLDER)), "epochs": 4, "rows": [{"step": 2, "epoch": 1.0, "seconds": 30.0}]}
-        )
-        assert "[#####...............] 25%, epoch 1 of 4, step 2, about 0:01:30 left" in watch.show(half)
+        shown = watch.show(run_state.read(FOLDER))
+        assert "[#####...............] 25%, step 2 of 8, epoch 1, about 0:01:30 left" in shown
+        (FOLDER / "config.yaml").write_text("epochs: 100\nmax_steps: 4\n")
+        shown = watch.show(run_state.read(FOLDER))
+        assert "[##########..........] 50%, step 2 of 4, epoch 1, about 0:00:30 left" in shown
+
+
+def test_a_run_that_was_started_again_has_one_state_everywhere(capsys: Capture) -> None:
+    assert main([*COMMAND, "base_lr=1e20"]) == 3
+    os.utime(FOLDER / "summary.json", (0, 0))  # it is of an earlier session
+    (FOLDER / "checkpoint.pt").touch()
+    capsys.readouterr()
+    assert main(["watch", "demo"]) == 0
+    assert f"{FOLDER}: stopped, last line " in capsys.readouterr().out
+    assert main(["ls", "runs"]) == 0
+    assert re.search(rf"{FOLDER} +stopped", capsys.readouterr().out)
+    assert "<li>seed 0: stopped, step 1 of 4 (25%).</li>" in curves_html(Path("runs"), [])

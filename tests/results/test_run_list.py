@@ -6,7 +6,6 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 
 from intl_bench import run_list
 from intl_bench.core.locks import lock
@@ -17,10 +16,10 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     folder = Path("runs/pretrain/flowers/seed0")
     folder.mkdir(parents=True)
-    lines = [json.dumps({"step": step, "loss": 3 - step / 4}) for step in range(1, 9)]
+    lines = [json.dumps({"step": step, "epoch": step / 5, "loss": 3 - step / 4}) for step in range(1, 9)]
     (folder / "metrics.jsonl").write_text("\n".join(lines) + '\n{"step": 9, "lo')
-    state = {"config": {"epochs": 4, "max_steps": None}, "steps_per_epoch": 5, "step": 7}
-    torch.save(state, folder / "checkpoint.pt")
+    (folder / "config.yaml").write_text("epochs: 4\nmax_steps: null\n")
+    (folder / "checkpoint.pt").touch()
     return folder
 
 
@@ -49,8 +48,7 @@ def test_a_run_that_ended_with_a_summary(run: Path) -> None:
 
 
 def test_a_run_of_limited_steps(run: Path) -> None:
-    state = {"config": {"epochs": 4, "max_steps": 10}, "steps_per_epoch": 5, "step": 7}
-    torch.save(state, run / "checkpoint.pt")
+    (run / "config.yaml").write_text("epochs: 4\nmax_steps: 10\n")
     assert run_list.runs()[0]["progress"] == "step 8 of 10 (80%)"
 
 
@@ -67,7 +65,7 @@ def test_the_age_is_that_of_the_newest_file_and_the_latest_run_is_first(run: Pat
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"[1]\n", b'{"step": "x", "loss": null}\n', b'{"loss": NaN}\n'])
 def test_damaged_files_are_no_end_of_the_list(content: bytes, run: Path) -> None:
-    for name in ("metrics.jsonl", "checkpoint.pt"):
+    for name in ("metrics.jsonl", "checkpoint.pt", "config.yaml", "summary.json"):
         (run / name).write_bytes(content)
     (row,) = run_list.runs()
     assert (row["state"], row["loss"]) == ("stopped", "")
