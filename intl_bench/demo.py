@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from intl_bench import runs
+from intl_bench.core import planned
 from intl_bench.core.config import load
 from intl_bench.records import RecordStore, ResultRecord
 from intl_bench.tables import render
@@ -78,4 +79,4 @@ class _Pace:
             self.spent, self.planned = self.spent + now - self.at, self.planned + self.expected[done - 1]
         self.at = now
         seconds = sum(self.expected[done:]) * (self.spent / self.planned if self.planned else 1.0)
-        return f"about {seconds / 60:.0f} min" if seconds > 90 else f"about {seconds:.0f} s"
+        return f"about {planned.duration(seconds)}"

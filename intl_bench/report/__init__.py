@@ -7,12 +7,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import intl_bench
+from intl_bench.core import planned
 from intl_bench.core.errors import InputError
 from intl_bench.core.inputs import read_text
 from intl_bench.core.terminal import visible
 from intl_bench.records import RecordStore, ResultRecord
 from intl_bench.report.commands import ablation, commands_of
-from intl_bench.report.cost import cost_html, days_of, duration, environment_html, gpus_of, pretrainings_of
+from intl_bench.report.cost import cost_html, days_of, environment_html, gpus_of, pretrainings_of
 from intl_bench.report.curves import curves_html
 from intl_bench.report.pictures import detections_html, picture_html
 from intl_bench.report.seeds import dots_html
@@ -97,7 +98,7 @@ def _facts(records: Sequence[ResultRecord]) -> str:
         ("Pre-trainings", f"{len(trained):,}"),
         ("Data sets", str(len({record.dataset for record in records}))),
         ("Scale", ", ".join(scales)),
-        ("Computing time", duration(seconds)),
+        ("Computing time", planned.duration(seconds)),
         ("GPUs", ", ".join(devices) if any(map(gpus_of, records)) else "none"),
         ("Measured", days_of(records) if records else "nothing yet"),
     ]

@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from intl_bench.core import planned
 from intl_bench.core.terminal import visible
 from intl_bench.records import ResultRecord
 
@@ -30,14 +31,6 @@ def _seconds(record: ResultRecord) -> Any:
     return about.get("seconds") if isinstance(about, Mapping) else None
 
 
-def duration(seconds: float) -> str:
-    """Return a duration in a unit that keeps the number short."""
-    for unit, size in (("days", 86400.0), ("h", 3600.0), ("min", 60.0)):
-        if seconds >= 2 * size or (unit == "h" and seconds >= size):
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.0f} s"
-
-
 def cost_html(records: Sequence[ResultRecord]) -> str:
     """Return a table with the cost of the pre-trainings and of each task."""
     rows = [("Pre-training", pretrainings_of(records), True)]
@@ -58,8 +51,8 @@ def cost_html(records: Sequence[ResultRecord]) -> str:
             wall = sum(seconds for seconds, _ in taken)
             total, total_gpu = total + wall, total_gpu + gpu
             memory = "–" if trained else f"{max(record.peak_memory_mib for record in some) / 1024:.1f}"
-            lines.append(_row(name, str(len(some)), duration(wall), _hours(gpu), memory))
-    lines.append(_row("Total", "", duration(total), _hours(total_gpu), ""))
+            lines.append(_row(name, str(len(some)), planned.duration(wall), _hours(gpu), memory))
+    lines.append(_row("Total", "", planned.duration(total), _hours(total_gpu), ""))
     return (
         '<div class="scroll" role="region" tabindex="0" aria-label="Cost">\n<table>\n<thead><tr>'
         '<th scope="col">Work</th><th scope="col">Runs</th><th scope="col">Time</th><th scope="col">GPU-hours</th>'
