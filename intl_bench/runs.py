@@ -220,7 +220,12 @@ def _run_seed(
             scale=protocol.scale(plan.task, trained, config, outcome.details, random=random),
             # The sizes distinguish two data sets of one name, such as CIFAR-10 and a part of it.
             protocol=record.protocol | {key: outcome.details[key] for key in ("train_images", "test_images")},
-            details={"checkpoint": str(checkpoint.path), "pretrain": checkpoint.details, **outcome.details},
+            details={
+                "checkpoint": str(checkpoint.path),
+                "layout": plan.layout,
+                "pretrain": checkpoint.details,
+                **outcome.details,
+            },
             wall_time_s=round(before + time.perf_counter() - started, 2),
             peak_memory_mib=round(provenance.peak_memory_mib(), 1),
             created=now(),

@@ -7,12 +7,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import intl_bench
+from intl_bench.commands import ablation, commands_of
 from intl_bench.core import planned
 from intl_bench.core.errors import InputError
 from intl_bench.core.inputs import read_text
 from intl_bench.core.terminal import visible
 from intl_bench.records import RecordStore, ResultRecord
-from intl_bench.report.commands import ablation, commands_of
 from intl_bench.report.cost import cost_html, days_of, environment_html, gpus_of, pretrainings_of
 from intl_bench.report.curves import curves_html
 from intl_bench.report.pictures import detections_html, picture_html

@@ -8,13 +8,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from browser import CHROMIUM, DRIVER, Browser, browser
+from layout_cases import prefixed, random_state
 from PIL import Image
-from table_cases import COCO, COCO_1X, KNN, R18, R50, RANDOM, make, synthetic
+from table_cases import COCO, COCO_1X, KNN, LINEAR, R18, R50, RANDOM, make, synthetic
 
 from intl_bench import cli
+from intl_bench.commands import commands_of, pretraining
+from intl_bench.core.identity import identity
 from intl_bench.records import RecordStore, ResultRecord
 from intl_bench.tables import render
+from pretrain.recipe import load_recipe
 
 NASTY = "</script><script>alert(1)</script><img src=http://example.org/x.png>"
 SPECTRUM = {"ranks": [1, 2, 3], "eigenvalues": [4.0, 1.0, 0.0], "count": 3, "mean": 1.7}
@@ -136,6 +141,60 @@ def test_the_printed_commands_repeat_the_numbers(tmp_path: Path, monkeypatch: py
     )
     assert len(before) == 4
     assert after == before
+
+
+def printed(records: list[ResultRecord]) -> list[list[str]]:
+    """Return the words of the commands that repeat records, without comments."""
+    lines = "\n".join(commands_of(records)).splitlines()
+    return [shlex.split(line) for line in lines if not line.startswith("#")]
+
+
+def test_the_branch_of_a_file_of_another_project_is_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    query, momentum = (
+        prefixed(f"module.encoder_{name}.", random_state("resnet10_narrow", seed=seed))
+        for seed, name in enumerate("qk")
+    )
+    torch.save({"state_dict": {**query, **momentum, "module.queue": torch.ones(2, 2)}}, "a.pth")
+    assert cli.main(["convert", "a.pth", "b.safetensors", "--to", "safetensors", "--from", "moco:momentum"]) == 0
+    data = ["data.kind=shapes", "data.size=160"]
+    assert cli.main(["knn", "a.pth", "--from", "moco:momentum", *data]) == 0
+    assert cli.main(["knn", "b.safetensors", "--results", "b", *data]) == 0
+    for folder, layout in (("results", "moco:momentum"), ("b", None)):
+        (record,) = RecordStore(Path(folder) / "records").load()
+        (words,) = printed([record])
+        assert (words[words.index("--from") + 1] if "--from" in words else None) == layout
+        assert cli.main([*words[1:], "--results", "again"]) == 0
+        assert RecordStore(Path("again/records")).find(record.key) is not None
+        del record.details["layout"]  # as in a record of an earlier version
+        assert printed([record]) == [words]
+
+
+def test_a_command_holds_what_an_identity_does_not() -> None:
+    recipe = load_recipe("imagenet_r50_intl", ["data.root=a b", "data.classes=some.txt", 'data.skip=["x/*"]', "seed=2"])
+    settings = {key: value for key, value in identity(recipe).items() if key != "seed"}
+    own = {**identity(recipe.data), "kind": "imagefolder", "limit": 0.1}  # a limit of the score alone
+    scored = {**own, "root": "a b", "classes": "some.txt", "skip": ["x/*"], "on_bad_image": "skip"}
+    protocol = {**LINEAR, "pretrain_dataset": "a b"}
+    trained = {"settings": settings, "branch": "online", "initial_weights": "ab" * 32}
+    record = make(
+        *("linear", "a b", {"top1": 1.0}, protocol),
+        pretraining=trained,
+        pretrain_seed=2,
+        config={"data": scored},
+    )
+    command = pretraining(record)
+    assert command is not None
+    comment, line = command.splitlines()
+    assert comment.startswith("#")
+    assert "ab" * 32 in comment
+    words = shlex.split(line)
+    assert words[1] == "pretrain"
+    assert "init=CHECKPOINT" in words
+    again = load_recipe(words[2], words[3:])
+    assert identity(again) == identity(recipe)
+    assert (again.data.root, again.data.classes, again.data.skip) == ("a b", "some.txt", ("x/*",))
+    assert again.data.on_bad_image == "skip"
 
 
 def test_nothing_to_report_and_a_wrong_name(

@@ -9,7 +9,7 @@ from typing import Any
 
 from intl_bench.core import config as configs
 from intl_bench.core.errors import InputError
-from intl_bench.core.identity import identity
+from intl_bench.core.identity import identity, is_runtime_only
 from intl_bench.protocol import default_path
 from intl_bench.records import ResultRecord
 from pretrain.images.data import DataConfig
@@ -17,6 +17,8 @@ from pretrain.recipe import load_recipe
 from transfer import TASKS, find_task
 
 _RUN = re.compile(r"runs/pretrain/(?P<name>[^/]+)/seed\d+/[^/]+")
+# The settings of images that no identity holds, with their defaults.
+_BESIDE = {key: value for key, value in configs.to_dict(DataConfig()).items() if is_runtime_only(DataConfig, key)}
 _FROM_CHECKPOINT = "checkpoint"  # what an identity holds instead of a setting that follows from the checkpoint
 
 
@@ -31,7 +33,11 @@ def commands_of(records: Sequence[ResultRecord]) -> list[str]:
 
 
 def pretraining(record: ResultRecord) -> str | None:
-    """Return the command of a record's pre-training; None if its settings are not known or there was none."""
+    """Return the command of a record's pre-training; None if its settings are not known or there was none.
+
+    Initial weights are known by a digest: a comment before the command states it. Where their file is not known, the
+    command has the word CHECKPOINT in its place.
+    """
     settings = record.pretraining.get("settings", {})
     if "method" not in settings or record.pretrain_seed is None:
         return None
@@ -41,13 +47,17 @@ def pretraining(record: ResultRecord) -> str | None:
     overrides += [f"seed={record.pretrain_seed}"] if record.pretrain_seed else []
     own = settings.get("data", {})
     source = record.config.get("data", {})
+    known = {"kind": own.get("kind")}
     if source.get("kind") == own.get("kind") and record.protocol.get("pretrain_dataset") == record.dataset:
-        known = {key: source[key] for key in ("kind", "name", "root") if source.get(key) is not None}
-    else:
-        known = {"kind": own.get("kind")}
+        known |= {key: source[key] for key, value in _BESIDE.items() if source.get(key, value) != value}
     start = [f"data.{key}={_value(value)}" for key, value in known.items()]
     changes = _changes(_plain_recipe(base, tuple(start)), {**settings, "data": {**own, "kind": known["kind"]}})
-    return _line(["pretrain", base], [*overrides, *start, *changes])
+    initial = record.pretraining.get("initial_weights")
+    if initial is None:
+        return _line(["pretrain", base], [*overrides, *start, *changes])
+    overrides.append(f"init={record.config.get('init') or 'CHECKPOINT'}")
+    which = initial if " " in initial else f"whose tensors have the digest {initial}"
+    return f"# init: the initial weights, {which}\n" + _line(["pretrain", base], [*overrides, *start, *changes])
 
 
 def ablation(name: str, records: Sequence[ResultRecord]) -> str:
@@ -59,6 +69,8 @@ def ablation(name: str, records: Sequence[ResultRecord]) -> str:
 def scoring(record: ResultRecord) -> str:
     """Return the command of a record's score, with the text SEEDS in the place of its seeds."""
     words = [record.task, str(record.details.get("checkpoint") or "CHECKPOINT")]
+    if (layout := _layout(record)) != "auto":
+        words += ["--from", layout]
     if record.pretraining.get("initialization") == "random":
         words += ["--init", "random"]
     elif "source" in record.pretraining:
@@ -70,6 +82,20 @@ def scoring(record: ResultRecord) -> str:
     own = _without(record.config, given)
     start = [f"data.{key}={_value(data[key])}" for key in ("kind", "name", "root") if key in data]
     return _line([*words, "--seeds SEEDS"], [*start, *_changes(_plain_protocol(record.task, tuple(start)), own)])
+
+
+def _layout(record: ResultRecord) -> str:
+    """Return the layout as which a checkpoint was read, as `--from` takes it.
+
+    A record of an earlier version does not tell it: then it follows from the branch, unless the file may be an export,
+    which holds one backbone.
+    """
+    if "layout" in record.details:
+        return str(record.details["layout"])
+    branch = record.pretraining.get("branch", "online")
+    source = record.pretraining.get("source", "intl-bench" if branch == "online" else f"intl-bench:{branch}")
+    is_export = str(record.details.get("checkpoint")).endswith(".safetensors")
+    return "auto" if is_export or ":" not in source else str(source)
 
 
 @functools.cache
