@@ -24,40 +24,65 @@ _FROM_CHECKPOINT = "checkpoint"  # what an identity holds instead of a setting t
 
 def commands_of(records: Sequence[ResultRecord]) -> list[str]:
     """Return the commands of a row's records in the order in which they are run: pre-trainings, then scores."""
-    trainings = {command: None for record in records if (command := pretraining(record)) is not None}
-    scores: dict[str, list[int]] = {}
-    for record in records:
-        if record.task in TASKS:
-            scores.setdefault(scoring(record), []).append(record.transfer_seed)
-    return [*trainings, *(text.replace(" --seeds SEEDS", _seeds(seeds)) for text, seeds in scores.items())]
+    trainings = {command: None for record in records if (command := pretraining_of(record)) is not None}
+    return [*trainings, *scorings(records)]
 
 
-def pretraining(record: ResultRecord) -> str | None:
-    """Return the command of a record's pre-training; None if its settings are not known or there was none.
+def pretraining_of(record: ResultRecord) -> str | None:
+    """Return the command of a record's pre-training; None if its settings are not known or there was none."""
+    if "method" not in record.pretraining.get("settings", {}) or record.pretrain_seed is None:
+        return None
+    found = _RUN.search(str(record.details.get("checkpoint", "")))
+    source = record.config.get("data", {})
+    kind = record.pretraining["settings"].get("data", {}).get("kind")
+    same = source.get("kind") == kind and record.protocol.get("pretrain_dataset") == record.dataset
+    return pretraining(
+        record.pretraining,
+        record.pretrain_seed,
+        found["name"] if found else None,
+        source if same else {},
+        record.config.get("init"),
+    )
+
+
+def pretraining(
+    values: Mapping[str, Any], seed: int, name: str | None, data: Mapping[str, Any], init: str | None = None
+) -> str:
+    """Return the command of a pre-training.
 
     Initial weights are known by a digest: a comment before the command states it. Where their file is not known, the
     command has the word CHECKPOINT in its place.
+
+    Args:
+        values: its identity, which has settings.
+        name: of the run; None if it is unknown.
+        data: the settings of its images, which hold also what no identity holds; empty if they are unknown.
+        init: the file of the initial weights; None if it is unknown or there is none.
     """
-    settings = record.pretraining.get("settings", {})
-    if "method" not in settings or record.pretrain_seed is None:
-        return None
-    found = _RUN.search(str(record.details.get("checkpoint", "")))
-    base = _nearest_recipe(settings, found["name"] if found else None)
-    overrides = [] if found is None or found["name"] == base else [f"name={found['name']}"]
-    overrides += [f"seed={record.pretrain_seed}"] if record.pretrain_seed else []
+    settings = values["settings"]
+    base = _nearest_recipe(settings, name)
+    overrides = [] if name in (None, base) else [f"name={name}"]
+    overrides += [f"seed={seed}"] if seed else []
     own = settings.get("data", {})
-    source = record.config.get("data", {})
     known = {"kind": own.get("kind")}
-    if source.get("kind") == own.get("kind") and record.protocol.get("pretrain_dataset") == record.dataset:
-        known |= {key: source[key] for key, value in _BESIDE.items() if source.get(key, value) != value}
+    known |= {key: data[key] for key, value in _BESIDE.items() if data.get(key, value) != value}
     start = [f"data.{key}={_value(value)}" for key, value in known.items()]
     changes = _changes(_plain_recipe(base, tuple(start)), {**settings, "data": {**own, "kind": known["kind"]}})
-    initial = record.pretraining.get("initial_weights")
+    initial = values.get("initial_weights")
     if initial is None:
         return _line(["pretrain", base], [*overrides, *start, *changes])
-    overrides.append(f"init={record.config.get('init') or 'CHECKPOINT'}")
+    overrides.append(f"init={init or 'CHECKPOINT'}")
     which = initial if " " in initial else f"whose tensors have the digest {initial}"
     return f"# init: the initial weights, {which}\n" + _line(["pretrain", base], [*overrides, *start, *changes])
+
+
+def scorings(records: Sequence[ResultRecord]) -> list[str]:
+    """Return the commands of the scores among records, each with all of its seeds."""
+    scores: dict[str, list[int]] = {}
+    for record in records:
+        if record.task in TASKS:
+            scores.setdefault(_scoring(record), []).append(record.transfer_seed)
+    return [text.replace(" --seeds SEEDS", _seeds(seeds)) for text, seeds in scores.items()]
 
 
 def ablation(name: str, records: Sequence[ResultRecord]) -> str:
@@ -66,7 +91,7 @@ def ablation(name: str, records: Sequence[ResultRecord]) -> str:
     return _line(["ablation", name], [f"data.root={root}" for root in roots if root is not None][:1])
 
 
-def scoring(record: ResultRecord) -> str:
+def _scoring(record: ResultRecord) -> str:
     """Return the command of a record's score, with the text SEEDS in the place of its seeds."""
     words = [record.task, str(record.details.get("checkpoint") or "CHECKPOINT")]
     if (layout := _layout(record)) != "auto":

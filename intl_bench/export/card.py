@@ -1,11 +1,16 @@
 """The model card of an exported backbone, as Markdown."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from tabulate import tabulate
 
+from intl_bench.commands import pretraining, scorings
+from intl_bench.core import config as configs
 from intl_bench.core.identity import digest
-from intl_bench.export.libraries import libraries, without
+from intl_bench.export.libraries import SAFETENSORS, libraries, without
 from intl_bench.protocol import pretraining_scale
 from intl_bench.records import ResultRecord
 from intl_bench.tables.formats import escape_markdown
@@ -155,19 +160,41 @@ def _duration(seconds: float) -> str:
 
 
 def _commands(checkpoint: Checkpoint, records: Sequence[ResultRecord]) -> str:
-    if checkpoint.recipe is None:
-        return (
-            "The pre-training is not one of intl-bench. The scores: `intl-bench TASK model.safetensors data.root=PATH`."
-        )
-    kind = checkpoint.recipe.data.kind
-    root = "" if kind == "shapes" else " data.root=PATH"
-    lines = [f"intl-bench pretrain recipe.yaml{root}"]
-    checkpoint_of_run = checkpoint.recipe.checkpoint
-    for task in dict.fromkeys(record.task for record in records):
-        seeds = ",".join(str(record.transfer_seed) for record in records if record.task == task)
-        lines.append(f"intl-bench {task} {checkpoint_of_run}{root} --seeds {seeds},")
+    """Return the commands that repeat the pre-training and the scores, without places of this machine."""
+    recipe = checkpoint.recipe
+    lines, source, layout, note = [], SAFETENSORS, "auto", "The pre-training is not one of intl-bench. "
+    if recipe is not None:
+        data = _elsewhere(configs.to_dict(recipe.data), recipe.data.dataset)
+        lines += pretraining(checkpoint.pretraining(), recipe.seed, recipe.name, data).splitlines()
+        layout = "auto" if checkpoint.branch == "online" else f"intl-bench:{checkpoint.branch}"
+        source, note = str(recipe.checkpoint), ""
+    lines += scorings([_of_export(record, source, layout) for record in records])
+    if not lines:
+        return f"{note}The scores: `intl-bench TASK {SAFETENSORS} data.root=PATH`."
     text = "\n".join(f"    {line}" for line in lines)
-    return f"{text}\n\nThe settings of each score are in its record."
+    return f"{text}\n\n{note}PATH is the place of the images. The settings of each score are in its record."
+
+
+def _of_export(record: ResultRecord, source: str, layout: str) -> ResultRecord:
+    """Return a record as if the file `source` had been scored on images in another place."""
+    config = {**record.config, "data": _elsewhere(record.config.get("data", {}), record.dataset)}
+    if config.get("file_list"):
+        config["file_list"] = Path(config["file_list"]).name
+    return dataclasses.replace(
+        record, details={**record.details, "checkpoint": source, "layout": layout}, config=config
+    )
+
+
+def _elsewhere(data: Mapping[str, Any], dataset: str) -> dict[str, Any]:
+    """Return the settings of images in another place, with the name that their folder gave them."""
+    if data.get("kind") in (None, "shapes"):
+        return dict(data)
+    moved = {**data, "root": "PATH"}
+    if moved["kind"] in ("imagefolder", "npz"):
+        moved["name"] = dataset
+    if moved.get("classes"):
+        moved["classes"] = Path(moved["classes"]).name
+    return moved
 
 
 def _files(digests: Mapping[str, str]) -> str:

@@ -15,7 +15,7 @@ from PIL import Image
 from table_cases import COCO, COCO_1X, KNN, LINEAR, R18, R50, RANDOM, make, synthetic
 
 from intl_bench import cli
-from intl_bench.commands import commands_of, pretraining
+from intl_bench.commands import commands_of, pretraining_of
 from intl_bench.core.identity import identity
 from intl_bench.records import RecordStore, ResultRecord
 from intl_bench.tables import render
@@ -183,7 +183,7 @@ def test_a_command_holds_what_an_identity_does_not() -> None:
         pretrain_seed=2,
         config={"data": scored},
     )
-    command = pretraining(record)
+    command = pretraining_of(record)
     assert command is not None
     comment, line = command.splitlines()
     assert comment.startswith("#")

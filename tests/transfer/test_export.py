@@ -3,10 +3,12 @@
 import importlib.util
 import json
 import re
+import shlex
 import subprocess
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from layout_cases import prefixed, random_state
@@ -15,6 +17,7 @@ from intl_bench import evaluate, pretrain, tables
 from intl_bench.cli import main
 from intl_bench.core.errors import InputError
 from intl_bench.export.bundle import export
+from intl_bench.records import RecordStore
 from pretrain.backbone import BackboneConfig, build_backbone
 from pretrain.recipe import decides_the_same, load_recipe
 from transfer.convert import read
@@ -66,12 +69,13 @@ def test_each_library_loads_its_file_by_the_lines_of_the_card(
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a tiny run and a record of it."""
+    """A folder with a tiny run and two records of it."""
     folder = tmp_path_factory.mktemp("run")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         checkpoint = pretrain("demo", epochs=1, batch_size=32, data={"size": 160}, seed=3)
         evaluate(checkpoint, "knn")
+        evaluate(checkpoint, "knn", distance="cosine")
     return folder
 
 
@@ -81,7 +85,7 @@ def test_the_card_of_a_run(
     monkeypatch.chdir(run)
     assert main(["export", "runs/pretrain/demo/seed3", "--license", "CC-BY-4.0"]) == 0
     out = run / "exports" / "demo-seed3"
-    assert "1 records of these weights" in capsys.readouterr().out
+    assert "2 records of these weights" in capsys.readouterr().out
     card = (out / "MODEL_CARD.md").read_text(encoding="utf-8")
     for text in (
         "license: CC-BY-4.0",
@@ -116,6 +120,43 @@ def test_the_card_of_a_run(
     assert "an export is there already; add --fresh" in capsys.readouterr().err
     assert main(["export", "runs/pretrain/demo/seed3", "--license", "CC-BY-4.0", "--fresh"]) == 0
     assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+
+
+def test_the_commands_of_the_card_repeat_the_scores(run: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(run)
+    export(Path("runs/pretrain/demo/seed3"), tmp_path / "out")
+    card = (tmp_path / "out" / "MODEL_CARD.md").read_text(encoding="utf-8")
+    commands = [shlex.split(line)[1:] for line in re.findall(r"^    (intl-bench .*)$", card, flags=re.MULTILINE)]
+    assert [words[0] for words in commands] == ["pretrain", "knn", "knn"]
+    monkeypatch.chdir(tmp_path)
+    assert [main(words) for words in commands] == [0, 0, 0]
+    first, again = (
+        {record.key: record.metrics for record in RecordStore(folder / "results" / "records").load()}
+        for folder in (run, tmp_path)
+    )
+    assert len(first) == 2
+    assert first == again
+
+
+def test_the_commands_of_the_card_name_no_place_of_this_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arrays = {
+        f"{split}_x": np.random.default_rng(seed).integers(0, 255, (40, 8, 8, 3), np.uint8)
+        for seed, split in enumerate(("train", "test"))
+    }
+    labels = {f"{split}_y": np.arange(40) % 4 for split in ("train", "test")}
+    np.savez(tmp_path / "mine.npz", **arrays, **labels)
+    torch.save(random_state("resnet10_narrow"), path := tmp_path / "a.pt")
+    evaluate(path, "knn", results=tmp_path / "results", data={"kind": "npz", "root": str(tmp_path / "mine.npz")})
+    export(path, tmp_path / "out", results=tmp_path / "results")
+    card = (tmp_path / "out" / "MODEL_CARD.md").read_text(encoding="utf-8")
+    (line,) = re.findall(r"^    (intl-bench .*)$", card, flags=re.MULTILINE)
+    assert shlex.split(line)[:3] == ["intl-bench", "knn", "model.safetensors"]
+    assert {"data.kind=npz", "data.name=mine", "data.root=PATH"} < set(shlex.split(line))
+    assert "not one of intl-bench" in card
+    assert str(tmp_path) not in card
 
 
 def test_records_of_other_weights_are_never_touched(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
