@@ -26,7 +26,6 @@ _PYPROJECT = CONFIGS.parent / "pyproject.toml"
 _LEAST_DISK = 5 * 2**30  # states of a ResNet-50 with a projector of 8192, and one more
 _LEAST_SHARED = 2**30  # batches of images on their way from the workers
 _LEAST_FILES = 1024
-_MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")
 _DRIVER = Path("/proc/driver/nvidia/version")
 _DETECTRON2 = "git+https://github.com/facebookresearch/detectron2.git"
 
@@ -242,10 +241,7 @@ def _extras() -> Iterator[Check]:
 
 
 def _machine() -> Iterator[Check]:
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    with contextlib.suppress(OSError, ValueError):  # no limit of a container
-        memory = min(memory, int(_MEMORY_LIMIT.read_text()))
-    found = f"{machine.cores()}, {planned.size(memory)} of memory, {platform.system()}"
+    found = f"{machine.cores()}, {planned.size(machine.memory_bytes())} of memory, {platform.system()}"
     yield Check(name="cores", state="ok", found=found)
 
 

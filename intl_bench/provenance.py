@@ -1,7 +1,6 @@
 """The provenance of a result: code, libraries, hardware and memory."""
 
 import importlib.metadata
-import os
 import platform
 import resource
 import subprocess
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 
 import intl_bench
+from intl_bench.core import machine
 
 _LIBRARIES = ("torch", "torchvision", "numpy", "pillow", "omegaconf", "pycocotools", "fvcore", "detectron2")
 
@@ -52,12 +52,11 @@ def libraries() -> dict[str, str]:
 
 def hardware() -> dict[str, Any]:
     """Return the processor, the usable cores, torch's threads, the memory in GiB and the GPUs."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return {
         "cpu": _cpu_name(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": machine.cores(),
         "threads": torch.get_num_threads(),
-        "memory_gib": round(memory, 1),
+        "memory_gib": round(machine.memory_bytes() / 2**30, 1),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
     }
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from intl_bench.core import config as configs
-from intl_bench.core import files, inputs
+from intl_bench.core import files, inputs, planned
 from intl_bench.core.errors import DamagedError, DivergedError, InputError, ResourceError, from_os_error
 from intl_bench.core.machine import free_bytes
 
@@ -105,8 +105,8 @@ def require_space(path: Path, state: dict[str, Any], more: int = 0) -> None:
     needed, free = needed_bytes(path, one, more), free_bytes(path.parent)
     if free < needed:
         raise ResourceError(
-            f"{path.parent}: {free} bytes are free; expected {needed} for {_KEPT + 2 + more} states of {one} bytes; "
-            "free some space, or work in a folder of another disk"
+            f"{path.parent}: {planned.size(free)} are free; expected {planned.size(needed)} for {_KEPT + 2 + more} "
+            f"states of {planned.size(one)}; free some space, or work in a folder of another disk"
         )
 
 

@@ -25,12 +25,13 @@ def kind_of(root: Path) -> str | None:
     return next((kind for kind, marks in MARKS.items() if any((root / mark).exists() for mark in marks)), None)
 
 
-def where_instead(root: Path, marks: Sequence[str]) -> str:
+def where_instead(root: Path, marks: Sequence[str], own: str | None = None) -> str:
     """Return the end of an error about a folder in which files are missing: where they are.
 
     Args:
         root: the value of data.root, in which none of `marks` is.
         marks: relative paths, one of which the right folder has.
+        own: the kind of data that was asked for; the folder may hold it without these files.
 
     Returns:
         Text that begins with "; ", or "" if nothing near is known.
@@ -41,7 +42,7 @@ def where_instead(root: Path, marks: Sequence[str]) -> str:
         if any((near / mark).exists() for mark in marks):
             return f"; they are in {near}: did you mean data.root={near}?"
     kind = kind_of(root)
-    if kind is not None and not set(MARKS.get(kind, ())) & set(marks):
+    if kind not in (None, own) and not set(MARKS.get(kind, ())) & set(marks):
         if kind in ("coco", "voc"):
             return f"; {root} holds data for intl-bench {kind}"
         return f"; {root} holds other data: did you mean data.kind={kind}?"

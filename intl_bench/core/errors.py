@@ -6,8 +6,9 @@ and what to do.
 
 import contextlib
 import errno
-import shutil
 from pathlib import Path
+
+from intl_bench.core.machine import free_bytes
 
 OK = 0
 BUG = 1
@@ -87,8 +88,7 @@ def from_os_error(error: OSError, doing: str, *, path: Path | None = None, writt
         reason += f" after {written} bytes; nothing was overwritten"
         with contextlib.suppress(OSError):
             if error.errno in _SPACE:
-                existing = next(folder for folder in path.absolute().parents if folder.exists())
-                reason += f"; {shutil.disk_usage(existing).free} bytes are free"
+                reason += f"; {free_bytes(path.parent)} bytes are free"
     return ResourceError(f"{doing}: {reason}; {_FAULTS[error.errno]} and run the command again")
 
 

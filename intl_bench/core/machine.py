@@ -1,5 +1,6 @@
-"""What this machine has: cores, and free space on a disk."""
+"""What this machine has: cores, memory, and free space on a disk."""
 
+import contextlib
 import dataclasses
 import os
 import shutil
@@ -10,6 +11,7 @@ from typing import TypeVar
 C = TypeVar("C")
 
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of a container: "200000 100000" is two cores, "max 100000" is no limit
+_MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")  # of a container, in bytes; "max" is no limit
 
 
 def cores() -> int:
@@ -25,6 +27,16 @@ def cores() -> int:
 def cores_of_process() -> int:
     """Return this process's share of the cores: the processes that a run has on this machine share them."""
     return max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+
+
+def memory_bytes() -> float:
+    """Return the bytes of main memory that this process may use; infinity if they are unknown."""
+    memory = float("inf")
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        memory = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    with contextlib.suppress(OSError, ValueError):
+        memory = min(memory, float(int(_MEMORY_LIMIT.read_text())))
+    return memory
 
 
 def limit_workers(config: C, overrides: Sequence[str]) -> C:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 
@@ -101,7 +100,7 @@ def measure(device: str = "auto", *, processes: int = 1) -> Machine:
     share = 1 if gpu else processes
     rates = {"half": half, "conv32": conv, "matmul32": single}
     name = torch.cuda.get_device_name() if gpu else f"this CPU, {cores} core{'s' if cores > 1 else ''}"
-    memory = torch.cuda.get_device_properties(0).total_memory if gpu else _memory() / processes
+    memory = torch.cuda.get_device_properties(0).total_memory if gpu else machine.memory_bytes() / processes
     return Machine(
         device=Device(
             name=name,
@@ -112,14 +111,6 @@ def measure(device: str = "auto", *, processes: int = 1) -> Machine:
         on_gpu=gpu,
         cores=cores,
     )
-
-
-def _memory() -> float:
-    """Return the bytes of the main memory; infinity if they are unknown."""
-    try:
-        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    except (ValueError, OSError, AttributeError):
-        return float("inf")
 
 
 def time_views(source: ImageSource, views: Sequence[ViewConfig], *, on_gpu: bool) -> Preparation:

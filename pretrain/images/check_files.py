@@ -5,13 +5,13 @@ import functools
 import hashlib
 import io
 import math
-import os
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import UnidentifiedImageError
 
+from intl_bench.core import machine
 from intl_bench.core.progress import Progress
 from pretrain.images.data import FileSource, ImageSource
 from pretrain.images.decode import TooManyPixelsError, decode, open_image, orientation
@@ -55,15 +55,11 @@ def examine(source: ImageSource, progress: Progress) -> Iterator[Examined]:
         ResourceError: a process died.
     """
     steps = range(math.ceil(len(source) / _PART))
-    workers = min(_MOST, _cores()) if isinstance(source, FileSource) and len(source) > _FEW else 0
+    workers = min(_MOST, machine.cores()) if isinstance(source, FileSource) and len(source) > _FEW else 0
     for part in iterate(functools.partial(_examine_part, source), steps, workers, False):
         for one in part:
             progress.step()
             yield one
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _examine_part(source: ImageSource, step: int) -> list[Examined]:

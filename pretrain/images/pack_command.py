@@ -1,11 +1,11 @@
 """`intl-bench data pack`: pack an image folder into a few large files, which `data.root` can name instead."""
 
 import dataclasses
-import shutil
 import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from intl_bench.core import machine, planned
 from intl_bench.core.errors import InputError, Preempted, ResourceError
 from intl_bench.core.progress import Progress
 from intl_bench.core.signals import StopRequest, exit_code
@@ -32,7 +32,7 @@ class Part:
     def __str__(self) -> str:
         return (
             f"{self.path}: {len(self.source)} images of {len(self.source.class_names)} classes, "
-            f"{self.size / 1e9:.3g} GB" + (", exists already" if self.complete else "")
+            f"{planned.size(self.size)}" + (", exists already" if self.complete else "")
         )
 
 
@@ -86,10 +86,9 @@ def write(parts: Sequence[Part]) -> None:
 
 def _check_space(parts: Sequence[Part]) -> None:
     folder = parts[0].path.absolute().parent
-    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    needed, free = sum(part.size for part in parts), shutil.disk_usage(existing).free
+    needed, free = sum(part.size for part in parts), machine.free_bytes(folder)
     if needed > free:
-        raise ResourceError(f"cannot write {folder}: {needed / 1e9:.3g} GB needed, {free / 1e9:.3g} GB free")
+        raise ResourceError(f"cannot write {folder}: {planned.size(needed)} needed, {planned.size(free)} free")
 
 
 def _contents(part: Part, stop: StopRequest) -> Iterator[bytes]:

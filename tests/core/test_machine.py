@@ -19,6 +19,17 @@ def test_a_container_may_have_fewer_cores(
     assert machine.cores() == most
 
 
+@pytest.mark.parametrize(("text", "least"), [("max\n", 64), ("2147483648\n", 2), ("137438953472\n", 64), ("", 64)])
+def test_a_container_may_have_less_memory(
+    text: str, least: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.sysconf", {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 2**24}.__getitem__)
+    monkeypatch.setattr(machine, "_MEMORY_LIMIT", tmp_path / "memory.max")
+    assert machine.memory_bytes() == 64 * 2**30
+    (tmp_path / "memory.max").write_text(text)
+    assert machine.memory_bytes() == least * 2**30
+
+
 def test_free_space_of_a_folder_that_does_not_exist_yet(tmp_path: Path) -> None:
     assert machine.free_bytes(tmp_path / "runs" / "x") == pytest.approx(shutil.disk_usage(tmp_path).free, rel=0.01)
 

@@ -10,6 +10,7 @@ from PIL import Image
 
 from intl_bench.cli import main
 from intl_bench.core.errors import InputError
+from intl_bench.core.progress import Progress
 from pretrain.images import check_files, folders
 from pretrain.images.check import check
 from pretrain.images.data import DataConfig, open_source
@@ -139,6 +140,17 @@ def test_every_image_is_decoded_and_described(how: str, monkeypatch: pytest.Monk
         except InputError:
             stopped.append(Path(source.file(index)).name)
     assert stopped == UNREADABLE
+
+
+def test_processes_are_at_most_the_cores_of_a_container(monkeypatch: pytest.MonkeyPatch) -> None:
+    make_clean()
+    started: list[int] = []
+    monkeypatch.setattr(check_files, "_FEW", 0)
+    monkeypatch.setattr(check_files.machine, "cores", lambda: 3)
+    monkeypatch.setattr(check_files, "iterate", lambda make, steps, workers, pin: started.append(workers) or [])
+    source = open_source(DataConfig(root="photos"), "train")
+    assert [*check_files.examine(source, Progress(len(source), label="x"))] == []
+    assert started == [3]
 
 
 def test_equal_images_are_found_by_their_pixels() -> None:

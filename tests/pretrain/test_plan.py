@@ -340,12 +340,16 @@ def test_this_machine_comes_first_and_prepares_its_images() -> None:
     assert nowhere.preparation is None
 
 
-def test_the_rates_of_this_machine_are_those_of_its_products() -> None:
-    found, half = machine.measure("cpu"), machine.measure("cpu", processes=2)
+def test_the_rates_of_this_machine_are_those_of_its_products(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine.machine, "_MEMORY_LIMIT", tmp_path / "memory.max")
+    (tmp_path / "memory.max").write_text(f"{2**28}\n")
+    measure = machine.measure.__wrapped__  # without the cache
+    found, half = measure("cpu"), measure("cpu", processes=2)
     assert not found.on_gpu
     assert 1e8 < found.device.flops["matmul32"] < 1e14
     assert 1e8 < found.device.bandwidth < 1e13
-    assert half.device.memory == found.device.memory / 2
+    assert found.device.memory == 2**28, "the limit of the container"
+    assert half.device.memory == 2**27
 
 
 @pytest.mark.gpu

@@ -270,7 +270,7 @@ def test_a_disk_without_room_is_refused_at_the_start(
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**6, 10**6 - 9, 9))
     assert cli.main(["pretrain", "demo", *TINY]) == 4
-    assert "9 bytes are free; expected" in capsys.readouterr().err
+    assert "9 B are free; expected" in capsys.readouterr().err
     assert not list(Path().rglob("*.pt"))
 
 
