@@ -5,13 +5,13 @@ Settings are keyword arguments with the names of the command line: `epochs=2` is
 """
 
 import difflib
-import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from intl_bench import runs
 from intl_bench.core.errors import InputError
+from intl_bench.core.overrides import as_typed, flat
 from intl_bench.records import ResultRecord
 from pretrain import train
 from pretrain.recipe import load_recipe
@@ -110,24 +110,12 @@ def _seeds(seeds: int | Iterable[int]) -> str:
 
 def _overrides(settings: Mapping[str, object]) -> list[str]:
     """Return settings as overrides "key=value" of the command line."""
-    return [f"{key}={_text(value)}" for key, value in _flat(settings)]
-
-
-def _flat(settings: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
-    """Yield the settings of all sections, with dotted keys."""
-    for key, value in settings.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+    return [f"{key}={_text(value)}" for key, value in flat(settings).items()]
 
 
 def _text(value: object) -> str:
-    """Return a value as YAML; a text stays as it is."""
-    if isinstance(value, str | os.PathLike):
-        return os.fspath(value)
     try:
-        return json.dumps(list(value) if isinstance(value, Sequence) else value, ensure_ascii=False)
+        return as_typed(value)
     except (TypeError, ValueError):
         kind = type(value).__name__
         raise InputError(f"{value!r}: found {kind}; expected a number, a text, a list or None") from None

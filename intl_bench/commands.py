@@ -1,7 +1,6 @@
 """The commands that repeat a result, from the settings that its records hold."""
 
 import functools
-import json
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -10,6 +9,7 @@ from typing import Any
 from intl_bench.core import config as configs
 from intl_bench.core.errors import InputError
 from intl_bench.core.identity import identity, is_runtime_only
+from intl_bench.core.overrides import as_typed, flat
 from intl_bench.protocol import default_path
 from intl_bench.records import ResultRecord
 from pretrain.images.data import DataConfig
@@ -66,7 +66,7 @@ def pretraining(
     own = settings.get("data", {})
     known = {"kind": own.get("kind")}
     known |= {key: data[key] for key, value in _BESIDE.items() if data.get(key, value) != value}
-    start = [f"data.{key}={_value(value)}" for key, value in known.items()]
+    start = [f"data.{key}={as_typed(value)}" for key, value in known.items()]
     changes = _changes(_plain_recipe(base, tuple(start)), {**settings, "data": {**own, "kind": known["kind"]}})
     initial = values.get("initial_weights")
     if initial is None:
@@ -105,7 +105,7 @@ def _scoring(record: ResultRecord) -> str:
     data = {key: value for key, value in record.config.get("data", {}).items() if value is not None}
     given = record.evaluation.get("settings", {})
     own = _without(record.config, given)
-    start = [f"data.{key}={_value(data[key])}" for key in ("kind", "name", "root") if key in data]
+    start = [f"data.{key}={as_typed(data[key])}" for key in ("kind", "name", "root") if key in data]
     return _line([*words, "--seeds SEEDS"], [*start, *_changes(_plain_protocol(record.task, tuple(start)), own)])
 
 
@@ -152,7 +152,7 @@ def _plain_protocol(name: str, overrides: tuple[str, ...]) -> dict[str, Any]:
 @functools.cache
 def _packaged() -> dict[str, dict[str, Any]]:
     """Return the settings of the files of the packaged recipes."""
-    return {path.stem: _flat(configs.read(path)) for path in sorted((configs.CONFIGS / "pretrain").glob("*.yaml"))}
+    return {path.stem: flat(configs.read(path)) for path in sorted((configs.CONFIGS / "pretrain").glob("*.yaml"))}
 
 
 def _nearest_recipe(settings: Mapping[str, Any], name: str | None) -> str:
@@ -160,7 +160,7 @@ def _nearest_recipe(settings: Mapping[str, Any], name: str | None) -> str:
     packaged = _packaged()
     if name in packaged:
         return str(name)
-    wanted = _flat(settings)
+    wanted = flat(settings)
 
     def score(own: Mapping[str, Any]) -> tuple[bool, int]:
         # This is only a choice: the differences are computed from the built recipe.
@@ -180,19 +180,12 @@ def _is_same(text: Any, value: Any) -> bool:
 
 def _changes(plain: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
     """Return overrides "key=value" for the settings that differ."""
-    before = _flat(plain)
+    before = flat(plain)
     return [
-        f"{key}={_value(value)}"
-        for key, value in _flat(wanted).items()
+        f"{key}={as_typed(value)}"
+        for key, value in flat(wanted).items()
         if (key not in before or before[key] != value) and key not in ("device", "workers")
     ]
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else {f"{prefix}{key}": value}
-    return found
 
 
 def _without(config: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -204,10 +197,6 @@ def _without(config: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, A
         for key, value in config.items()
         if given.get(key) != _FROM_CHECKPOINT
     }
-
-
-def _value(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"), ensure_ascii=False)
 
 
 def _seeds(seeds: Sequence[int]) -> str:

@@ -2,12 +2,11 @@
 
 import dataclasses
 import inspect
-import json
 import textwrap
 from collections.abc import Sequence
-from typing import Any
 
 from intl_bench.core import config as configs
+from intl_bench.core.overrides import as_typed
 from intl_bench.core.settings import Setting, settings
 from pretrain import methods
 from pretrain.recipe import Recipe, load_recipe
@@ -65,7 +64,7 @@ def lines(found: Sequence[Setting], width: int | None) -> str:
     """Return settings for a terminal of `width` characters, with the meanings below; or one line each for a pipe."""
     shown = []
     for one in found:
-        value = "" if one.default is dataclasses.MISSING else text(one.default)
+        value = "" if one.default is dataclasses.MISSING else as_typed(one.default)
         head = f"{one.decides or ' '} {one.key}={value}  ({one.kind})"
         if width is None:
             shown.append(f"{head}  {one.meaning}")
@@ -73,13 +72,6 @@ def lines(found: Sequence[Setting], width: int | None) -> str:
             shown += textwrap.wrap(head, width, subsequent_indent="      ", break_on_hyphens=False)
             shown += textwrap.wrap(one.meaning, width, initial_indent="      ", subsequent_indent="      ")
     return "\n".join(shown)
-
-
-def text(value: Any) -> str:
-    """Return a value as it is typed on the command line."""
-    if isinstance(value, str):
-        return value
-    return json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)
 
 
 def page() -> str:
@@ -108,7 +100,7 @@ def _about(schema: type) -> str:
 def _table(found: Sequence[Setting]) -> str:
     lines = ["| | key | default | allowed | meaning |", "| --- | --- | --- | --- | --- |"]
     for one in found:
-        value = "" if one.default is dataclasses.MISSING else text(one.default)
+        value = "" if one.default is dataclasses.MISSING else as_typed(one.default)
         cells = (one.decides and f"`{one.decides}`", f"`{one.key}`", value and f"`{value}`", one.kind, one.meaning)
         lines.append(f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |")
     return "\n".join(lines)
