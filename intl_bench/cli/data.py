@@ -39,10 +39,10 @@ def add(commands: Any) -> None:
         "words",
         nargs="*",
         metavar="ROOT | key=value",
-        help="as for check; for labeled images also settings of the recipe, such as size=64",
+        help="as for check; seed=N for other images and views; for labeled images also other settings of the recipe, "
+        "such as size=64",
     )
     show.add_argument("--recipe", default="imagenet_r50_intl", help="whose views (default: imagenet_r50_intl)")
-    show.add_argument("--seed", type=int, default=0, metavar="N", help="other images, other views (default: 0)")
     show.add_argument("--out", type=Path, metavar="FILE", help="a PNG (default: runs/show/NAME.png)")
     pack = add_command(
         steps, "pack", "an image folder as a few large files, read in its place with data.root=OUT", _pack
@@ -76,9 +76,9 @@ def _show(args: argparse.Namespace) -> None:
         return
     config = _find(root, [word for word in overrides if word.startswith("data.")])
     if isinstance(config, AnnotatedDataConfig):
-        if others := [word for word in overrides if not word.startswith("data.")]:
+        if others := [word for word in overrides if not word.startswith(("data.", "seed="))]:
             raise InputError(f"{others[0]}: expected a setting of the data, because {config.root} has annotations")
-        _show_objects(args, config)
+        _show_objects(args, config, [word for word in overrides if word.startswith("seed=")])
     else:
         place = {"kind": config.kind, "root": config.root, "name": config.dataset}  # not the name in the recipe
         _show_views(args, [*(f"data.{key}={value}" for key, value in place.items()), *overrides])
@@ -88,25 +88,26 @@ def _show_views(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     from pretrain import pictures
     from pretrain.recipe import load_recipe
 
-    recipe = load_recipe(args.recipe, [*overrides, f"seed={args.seed}"])
+    recipe = load_recipe(args.recipe, overrides)
     path = args.out or _SHOWN / f"{recipe.data.dataset}.png"
     rows = pictures.show_views(recipe, path)
     print(f"picture: {path}; from the top: {'; '.join(rows)}")
 
 
-def _show_objects(args: argparse.Namespace, config: "AnnotatedDataConfig") -> None:
+def _show_objects(args: argparse.Namespace, config: "AnnotatedDataConfig", overrides: Sequence[str]) -> None:
     import numpy as np
 
     from intl_bench.core.seeding import permutation
+    from pretrain.recipe import load_recipe
     from transfer.detection.annotations.check import has_masks
     from transfer.detection.annotations.split import read_split
     from transfer.detection.evaluation.visualize import draw_objects
 
-    parts = {}
+    seed, parts = load_recipe(args.recipe, overrides).seed, {}
     for name, split in (("train", "train"), ("val", "test")):
         found = read_split(config, split, masks=has_masks(config, split))
         with_objects = np.flatnonzero(found.last > found.first)
-        order = permutation(args.seed, "show", 0, len(with_objects))[:_SHOWN_IMAGES]
+        order = permutation(seed, "show", 0, len(with_objects))[:_SHOWN_IMAGES]
         parts[name] = found, with_objects[order].tolist()
     path = args.out or _SHOWN / f"{config.dataset}.png"
     draw_objects(parts, path)

@@ -199,5 +199,8 @@ def test_boxes_and_masks_are_drawn(root: Path, capsys: pytest.CaptureFixture[str
         pixels = np.asarray(image)
     plain = (np.abs(pixels.astype(int) - [0, 128, 0]) < 5).all(-1).mean()
     assert 0.1 < plain < 0.9, "the pictures are green where no object covers them"
+    for seed in range(1, 5):
+        assert main(["data", "show", str(root), "data.name=case", f"seed={seed}", "--out", f"{seed}.png"]) == 0
+    assert len({Path(f"{seed}.png").read_bytes() for seed in range(1, 5)}) > 1
     assert main(["data", "show", str(root), "size=64"]) == 2
     assert "size=64: expected a setting of the data" in capsys.readouterr().err

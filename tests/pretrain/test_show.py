@@ -23,7 +23,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_picture_has_the_views_of_the_run(capsys: pytest.CaptureFixture[str]) -> None:
     make_folder(Path("photos"), classes=3, train=4, test=2, side=40)
-    assert main(["data", "show", "photos", "--recipe", "own_images", "size=16", "--seed", "3"]) == 0
+    assert main(["data", "show", "photos", "--recipe", "own_images", "size=16", "seed=3"]) == 0
     printed = capsys.readouterr().out
     assert printed == (
         "picture: runs/show/photos.png; from the top: the images; epoch 1, view 1; epoch 1, view 2; "
