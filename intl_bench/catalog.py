@@ -6,14 +6,13 @@ PyTorch.
 
 import ast
 import re
-from collections.abc import Mapping
 from pathlib import Path
 
+from intl_bench.cli.columns import Row
 from intl_bench.core import config as configs
 from intl_bench.core.datasets import DATASETS
 from intl_bench.core.inputs import read_text
 
-Row = Mapping[str, str]
 _METHODS = configs.CONFIGS.parent / "pretrain" / "methods"
 _COST = re.compile(r"about (\d+) to (\d+) hours on (.+?)(?: at|$)")
 _COUNTS = {"one": "1", "two": "2"}

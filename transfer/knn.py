@@ -106,7 +106,10 @@ def run(checkpoint: Checkpoint, config: KnnConfig, seed: int, *, folder: Path) -
     with distributed.start(config.device) as process:
         train, test = extract_both(checkpoint, config, process)
         if config.k > len(train.labels):
-            raise InputError(f"k={config.k}: the data set has only {len(train.labels)} training images")
+            raise InputError(
+                f"k={config.k}: the data set has only {len(train.labels)} training images; "
+                f"expected at most {len(train.labels)}; lower k"
+            )
         predictions = knn_predict(
             train.features,
             train.labels,

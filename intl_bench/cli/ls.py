@@ -46,5 +46,13 @@ def _run(args: argparse.Namespace) -> None:
 def _lists(args: argparse.Namespace) -> dict[str, Callable[[], list[Row]]]:
     from intl_bench import catalog, run_list
 
-    lists: dict[str, Any] = {name: getattr(catalog, name) for name in _WHAT if hasattr(catalog, name)}
-    return lists | {"runs": run_list.runs, "records": lambda: run_list.records(args.results)}
+    return {
+        "recipes": catalog.recipes,
+        "methods": catalog.methods,
+        "tasks": catalog.tasks,
+        "ablations": catalog.ablations,
+        "datasets": catalog.datasets,
+        "layouts": catalog.layouts,
+        "runs": run_list.runs,
+        "records": lambda: run_list.records(args.results),
+    }

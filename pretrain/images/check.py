@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from intl_bench.core import planned
 from intl_bench.core.errors import InputError
 from intl_bench.core.inputs import shorten
 from intl_bench.core.progress import Progress
@@ -53,7 +54,7 @@ def check(config: DataConfig) -> Report:
         InputError: data.root is not set.
         ResourceError: a process died.
     """
-    if not config.root and config.kind != "shapes":
+    if not config.root:
         raise InputError("data.root is not set: expected the location of the images; write data check ROOT")
     report = Report(title="")
     sources = {
@@ -62,7 +63,7 @@ def check(config: DataConfig) -> Report:
     splits = examine_all(sources)
     names = next(iter(sources.values())).class_names if sources else []
     classes = f", {len(names)} classes" if names else ""
-    report.title = f"{config.root or 'generated shapes'}: {_KINDS[config.kind]}{classes}"
+    report.title = f"{config.root}: {_KINDS[config.kind]}{classes}"
     describe_images(report, splits, "replace or remove them, or leave them out by data.skip=[PATTERN, ...]")
     report.add(f"{ORIENTED}, which is not applied", _with_trait(splits, ORIENTED))
     describe_copies(report, splits)
@@ -78,7 +79,6 @@ _KINDS = {
     "cifar10": "files of CIFAR-10",
     "cifar100": "files of CIFAR-100",
     "npz": "arrays",
-    "shapes": "generated images",
 }
 
 
@@ -145,7 +145,7 @@ def describe_images(report: Report, splits: Sequence[Split], remedy: str) -> Non
         sides = sorted(((i.width, i.height) for i in split.images if i.width), key=lambda pair: pair[0] * pair[1])
         chosen = [sides[0], sides[len(sides) // 2], sides[-1]] if sides else []
         texts = [f"{width} x {height}" for width, height in chosen] or ["–"] * 3
-        report.splits.append((split.name, f"{len(split.images):,}", _format_bytes(split.size), *texts))
+        report.splits.append((split.name, f"{len(split.images):,}", planned.size(split.size), *texts))
     bad = [f"{file}: {image.fault}" for file, image in _pairs(splits) if image.fault]
     report.add("unreadable images", bad, stops=True, remedy=remedy)
     traits = collections.Counter(trait for _, image in _pairs(splits) for trait in image.traits)
@@ -241,8 +241,3 @@ def _pairs(splits: Sequence[Split]) -> list[tuple[str, Examined]]:
 
 def _with_trait(splits: Sequence[Split], trait: str) -> list[str]:
     return [file for file, image in _pairs(splits) if trait in image.traits]
-
-
-def _format_bytes(size: int) -> str:
-    power = 3 if size >= 1e9 else 2 if size >= 1e6 else 1
-    return f"{size / 1000**power:.3g} {' kMG'[power]}B"

@@ -93,7 +93,7 @@ def test_features_cost_a_forward_pass_of_each_image(photos: Path) -> None:
     assert (found["features"].steps, found["features"].images) == (1, 36)
     assert found["neighbors"].cost.flops == 2 * 30 * 6 * model.num_features
     assert work.results == 36 * model.num_features * 4
-    assert work.counts == {"train": 30, "test": 6}
+    assert "30 training images and 6 test images" in work.data
     assert work.preparation is not None
     assert 0 < work.preparation.loading < 1
 
@@ -123,7 +123,7 @@ def test_detection_costs_what_the_detector_computes() -> None:
     config = dry_run.configs.build(DetectionConfig, own, "test", [*sizes, *regions, "batch_size=2", "iterations=6"])
     work = detection.detect(None, config, HERE)
     found = phases(work)
-    assert work.counts == {"train": 4, "test": 4}
+    assert "4 training images and 4 test images" in work.data
     assert (found["training"].steps, found["training"].images) == (6, 12)
     assert (found["statistics"].steps, found["tests"].steps) == (config.precise_bn, 4)
     torch.manual_seed(0)
@@ -221,7 +221,10 @@ def test_a_plan_tells_which_seeds_are_there(
             ["finetune", "data.kind=imagefolder", *FINETUNE, "batch_size=9", "drop_last=true"],
             "batch_size=9: the data set has only 3",
         ),
-        (["knn", "data.kind=imagefolder", "data.root=photos", "k=31"], "k=31: the data set has only 30"),
+        (
+            ["knn", "data.kind=imagefolder", "data.root=photos", "k=31"],
+            "k=31: the data set has only 30 training images; expected at most 30; lower k",
+        ),
         (["knn", "--config", "default", "data.kind=imagefolder", "data.root=photos"], "have other sizes; set resize"),
     ],
 )

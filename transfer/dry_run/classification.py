@@ -32,7 +32,7 @@ def knn(checkpoint: Checkpoint, config: Any, here: Machine) -> Work:
     split = _open(config)
     n, m, width = split.train, split.test, empty_backbone(checkpoint).num_features
     if split.source is not None and config.k > n:
-        raise InputError(f"k={config.k}: the data set has only {n} training images")
+        raise InputError(f"k={config.k}: the data set has only {n} training images; expected at most {n}; lower k")
     vote = one_operation(flops=2 * n * m * width, bytes=12 * n * m)
     phases = (*_feature_phases(checkpoint, config, split, here), Phase(name="neighbors", steps=1, cost=vote))
     return split.work(config, here, phases=phases, results=4 * width * (n + m))
@@ -115,11 +115,9 @@ class _Split:
 
     def work(self, config: Any, here: Machine, *, phases: tuple[Phase, ...], **more: Any) -> Work:
         """Return the work, with the time to prepare an image."""
-        known = bool(self.train)
         return Work(
             data=self.words,
-            counts={"train": self.train, "test": self.test} if known else {},
-            phases=phases if known else (),
+            phases=phases if self.train else (),
             preparation=self.preparation(config, here),
             workers=config.workers,
             **more,

@@ -80,7 +80,6 @@ def detect(checkpoint: Checkpoint | None, config: DetectionConfig, here: Machine
         data=f"{config.data.dataset} ({config.data.kind}{where}): "
         + (f"{numbers} of {classes} categories, " if numbers else "")
         + words,
-        counts=counts,
         batch=batch if train else "",
         phases=tuple(phases) if counts else (),
         preparation=_preparation(splits.get("test"), config),

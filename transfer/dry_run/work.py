@@ -47,7 +47,6 @@ class Work:
 
     Attributes:
         data: the images in words.
-        counts: numbers of the images by split; empty if they are not known.
         batch: a batch and the steps in words; "" if the task has none.
         phases: the parts of the task; empty if their costs are not known.
         preparation: time to prepare an image; None if no image could be opened.
@@ -57,7 +56,6 @@ class Work:
     """
 
     data: str
-    counts: dict[str, int] = dataclasses.field(default_factory=dict)
     batch: str = ""
     phases: tuple[Phase, ...] = ()
     preparation: Preparation | None = None
