@@ -13,7 +13,6 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-import textwrap
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -47,14 +46,7 @@ class Check:
     def lines(self, width: int) -> str:
         """Return the check as text of at most `width` columns. A remedy is a line of its own and stays whole."""
         head, indent = f"{self.state:4}  {self.name:13} ", " " * 20
-        text = textwrap.fill(
-            self.found,
-            width,
-            initial_indent=head,
-            subsequent_indent=indent,
-            break_long_words=False,
-            break_on_hyphens=False,
-        )
+        text = planned.wrap(self.found, width, head, indent)
         return f"{text}\n{indent}$ {self.remedy}" if self.remedy else text
 
 

@@ -1,4 +1,4 @@
-"""The words of a plan, which `--dry-run` prints: labeled lines of at most 80 columns, tables, sizes and times."""
+"""Words for a terminal: labeled lines of at most 80 columns, tables, sizes and times."""
 
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,10 +10,21 @@ WIDTH = 80
 _INDENT = 11
 
 
+def wrap(text: str, width: int, first: str = "", after: str = "") -> str:
+    """Break a text into lines. Long words, such as paths, stay whole.
+
+    Args:
+        first, after: what the first line and the lines after it begin with.
+    """
+    lines = textwrap.wrap(
+        text, width, initial_indent=first, subsequent_indent=after, break_long_words=False, break_on_hyphens=False
+    )
+    return "\n".join(lines or [first])
+
+
 def row(label: str, text: str) -> str:
-    """Return a labeled paragraph. Long words, such as paths, stay whole."""
-    lines = textwrap.wrap(text, WIDTH - _INDENT, break_long_words=False, break_on_hyphens=False) or [""]
-    return f"\n{'':{_INDENT}}".join([f"{label:{_INDENT}}{lines[0]}", *lines[1:]])
+    """Return a labeled paragraph."""
+    return wrap(text, WIDTH, f"{label:{_INDENT}}", " " * _INDENT)
 
 
 def rows(parts: Iterable[tuple[str, str]]) -> str:
@@ -22,12 +33,17 @@ def rows(parts: Iterable[tuple[str, str]]) -> str:
 
 
 def table(label: str, lines: Sequence[Sequence[str]]) -> str:
-    """Return a labeled table: the first line is the header, the first column is aligned to the left."""
+    """Return a table: the first line is the header, the first column is aligned to the left.
+
+    Args:
+        label: what is left of the header; "" for a table without labels.
+    """
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    indent = _INDENT if label else 0
     made = []
     for number, (first, *others) in enumerate(lines):
         cells = [f"{first:{widths[0]}}", *(f"{cell:>{width}}" for cell, width in zip(others, widths[1:], strict=True))]
-        made.append(f"{'' if number else label:{_INDENT}}{'  '.join(cells)}".rstrip())
+        made.append(f"{'' if number else label:{indent}}{'  '.join(cells)}".rstrip())
     return "\n".join(made)
 
 

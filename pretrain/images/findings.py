@@ -1,8 +1,9 @@
 """What `intl-bench data check` found, and its text of at most 80 columns."""
 
 import dataclasses
-import textwrap
 from collections.abc import Sequence
+
+from intl_bench.core.planned import table, wrap
 
 _FAULTS_SHOWN, _NOTES_SHOWN = 5, 3  # entries of a finding
 _GROUPS_SHOWN = 20  # classes
@@ -62,9 +63,9 @@ class Report:
             width: columns of a line; a longer name is not broken.
             everything: whether all entries and classes are named.
         """
-        parts = ["\n".join(_wrap(self.title, width, ""))]
+        parts = [wrap(self.title, width, after="  ")]
         if self.splits:
-            parts.append(_align(self.splits))
+            parts.append(table("", self.splits))
         faults = [finding for finding in self.findings if finding.stops]
         notes = [finding for finding in self.findings if not finding.stops]
         for title, findings in (("Would stop a run", faults), ("Notes", notes)):
@@ -83,42 +84,23 @@ class Report:
             half = _GROUPS_SHOWN // 2
             middle = (f"... {len(rows) - _GROUPS_SHOWN} more", *[""] * len(self.groups[0][1]))
             rows = [*(rows[i] for i in order[:half]), middle, *(rows[i] for i in order[-half:])]
-        return _align([self.group, *rows])
+        return table("", [self.group, *rows])
 
 
 def _describe(finding: Finding, width: int, everything: bool) -> str:
     what = f"{finding.what}: {_number(finding.count)}" if finding.count else finding.what
-    lines = _wrap(what, width, "- ")
+    lines = [wrap(what, width, "- ", "  ")]
     shown = list(finding.entries)
     if not everything:
         shown = shown[: _FAULTS_SHOWN if finding.stops else _NOTES_SHOWN]
     left = finding.count - len(shown)
     more = [f"and {_number(left)} more"] if left > 0 and shown else []
-    if finding.stops or everything:
-        for entry in [*shown, *more]:
-            lines += _wrap(entry, width, "    ")
-    elif shown:
-        lines += _wrap(" ".join([", ".join(shown), *more]), width, "    ")
+    below = [*shown, *more]
+    if shown and not (finding.stops or everything):
+        below = [" ".join([", ".join(shown), *more])]
     if finding.remedy:
-        lines += _wrap(f"-> {finding.remedy}", width, "    ")
-    return "\n".join(lines)
-
-
-def _wrap(text: str, width: int, indent: str) -> list[str]:
-    """Break a text into lines; names are not broken."""
-    after = " " * (2 if indent == "- " else len(indent) + 2)
-    return textwrap.wrap(
-        text, width, initial_indent=indent, subsequent_indent=after, break_long_words=False, break_on_hyphens=False
-    )
-
-
-def _align(rows: Sequence[Sequence[str]]) -> str:
-    """Align columns: the first one to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]).rstrip()
-        for row in rows
-    )
+        below.append(f"-> {finding.remedy}")
+    return "\n".join([*lines, *(wrap(text, width, " " * 4, " " * 6) for text in below)])
 
 
 def _number(value: int) -> str:
