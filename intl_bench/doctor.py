@@ -321,4 +321,4 @@ def _unknown_data(path: Path) -> Check:
 
 
 def _classes(folder: Path) -> int:
-    return sum(entry.is_dir() and not entry.name.startswith(".") for entry in os.scandir(folder))
+    return sum(entry.is_dir() and not data_folders.SYSTEM_FOLDER.fullmatch(entry.name) for entry in os.scandir(folder))

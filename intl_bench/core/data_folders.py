@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -13,6 +14,12 @@ MARKS: dict[str, tuple[str, ...]] = {
     "coco": ("annotations/instances_train2017.json", "annotations/instances_val2017.json"),
     "voc": ("VOC2007/ImageSets/Main", "VOC2012/ImageSets/Main"),
 }
+# Folders that operating systems, archives, network disks and notebooks make beside classes or within them.
+SYSTEM_FOLDER = re.compile(
+    r"\.[^/]*|__MACOSX|__pycache__|@eaDir|#eadir|@SynoResource|@__thumb|@tmp|@Recycle|@Recently-Snapshot|#recycle"
+    r"|#snapshot|\$RECYCLE\.BIN|System Volume Information|lost\+found|_gsdata_|CVS",
+    re.IGNORECASE,
+)
 _OTHER_NAMES = {"train": ("training",), "val": ("valid", "validation", "test", "testing")}
 _SIDEWAYS = 300  # folders of a level that are looked at
 _IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
@@ -95,7 +102,9 @@ def _below(root: Path) -> Iterator[Path]:
 def _folders(root: Path) -> list[Path]:
     """Return the first folders within a folder; none if it cannot be read."""
     try:
-        names = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
+        names = sorted(
+            entry.name for entry in os.scandir(root) if entry.is_dir() and not SYSTEM_FOLDER.fullmatch(entry.name)
+        )
     except OSError:
         return []
     return [root / name for name in names[:_SIDEWAYS]]

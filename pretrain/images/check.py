@@ -14,6 +14,7 @@ import numpy as np
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from intl_bench.core import planned
+from intl_bench.core.data_folders import SYSTEM_FOLDER
 from intl_bench.core.errors import InputError
 from intl_bench.core.inputs import shorten
 from intl_bench.core.progress import Progress
@@ -218,7 +219,7 @@ def _describe_other_files(report: Report, source: FolderSource) -> None:
     """Add the files of a split that are not read: of another suffix, or beside the class folders."""
     suffixes, others = collections.Counter[str](), list[str]()
     for folder, folders, files in os.walk(source.place, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith((".", "@", "_", "#", "$")))
+        folders[:] = sorted(name for name in folders if not SYSTEM_FOLDER.fullmatch(name))
         beside = Path(folder) == source.place
         for name in sorted(files):
             if name.startswith(".") or name.lower() in ("thumbs.db", "desktop.ini"):

@@ -19,20 +19,14 @@ import numpy as np
 from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
 from intl_bench.core import inputs
-from intl_bench.core.data_folders import split_instead
+from intl_bench.core.data_folders import SYSTEM_FOLDER, split_instead
 from intl_bench.core.errors import InputError, from_os_error
 from intl_bench.core.inputs import shorten
 from pretrain.images.names import Names, did_you_mean, explain_line, read_lines, require_one
 
 FOLDERS = {"train": "train", "test": "val"}  # split: folder of an imagefolder
 
-# Folders that operating systems, archives, network disks and notebooks make beside classes or within them.
-_SYSTEM = (
-    r"\.[^/]*|__MACOSX|__pycache__|@eaDir|#eadir|@SynoResource|@__thumb|@tmp|@Recycle|@Recently-Snapshot|#recycle"
-    r"|#snapshot|\$RECYCLE\.BIN|System Volume Information|lost\+found|_gsdata_|CVS"
-)
-_SYSTEM_FOLDER = re.compile(_SYSTEM, re.IGNORECASE)
-_IN_SYSTEM_FOLDER = re.compile(f"/(?:{_SYSTEM})/", re.IGNORECASE)
+_IN_SYSTEM_FOLDER = re.compile(f"/(?:{SYSTEM_FOLDER.pattern})/", re.IGNORECASE)
 _APPLE_DOUBLE = re.compile(r"/\._[^/]*$")  # where macOS keeps the attributes of a file on other disks
 _IMAGE = re.compile(rb"\xff\xd8\xff|\x89PNG|GIF8|BM|RIFF|II[*+]\0|MM\0[*+]|P[1-7fFy]")  # first bytes
 
@@ -148,7 +142,7 @@ def _class_folders(folder: Path, skip: Sequence[str]) -> tuple[list[str], list[s
         if isinstance(error, FileNotFoundError | NotADirectoryError):
             raise InputError(f"{known}{split_instead(folder.parent, folder.name)}") from error
         raise known from error
-    system = [name for name in found if _SYSTEM_FOLDER.fullmatch(name)]
+    system = [name for name in found if SYSTEM_FOLDER.fullmatch(name)]
     candidates = [name for name in found if name not in system]
     names = [name for name in candidates if not is_skipped(name, skip)]
     if not names:

@@ -117,6 +117,7 @@ def folder(path: Path, *names: str) -> Path:
 def test_data_folders(tmp_path: Path, capsys: Capture) -> None:
     good = folder(tmp_path / "good", "train/a", "train/b", "val/a", "val/b")
     assert doctor._data(good).state == "ok"
+    folder(good, "train/__MACOSX", "train/@eaDir", "val/lost+found", "val/.cache")
     assert "2 classes in train, 2 classes in val" in doctor._data(good).found
     named = folder(tmp_path / "named", "train/a", "test/a")
     assert doctor._data(named).remedy == f"ln -s test {named / 'val'}"

@@ -179,6 +179,8 @@ def test_all_faults_of_classes_are_found_at_once(capsys: pytest.CaptureFixture[s
     put("train/cat/photo.heic", b"")
     put("train/beside.png", saved(picture(), "PNG"))
     put("train/cat/@eaDir/x.png", b"")
+    put("train/cat/@eaDir/x.txt", b"")
+    put("train/cat/_more/notes.txt", b"")
     Path("photos/train/nothing").mkdir()
     assert main(["data", "check", "photos"]) == 2
     printed = capsys.readouterr()
@@ -192,7 +194,9 @@ def test_all_faults_of_classes_are_found_at_once(capsys: pytest.CaptureFixture[s
     ]
     assert find(report, "names are almost equal").entries == ["'Cat' and 'cat'", "'dog' and 'dogs'"]
     assert find(report, "unequal classes").what.startswith("train: unequal classes: 'dog' has 32 images, 'Cat' has 2;")
-    assert list(find(report, "files that are not read").entries) == ["train/beside.png", "train/cat/photo.heic"]
+    assert list(find(report, "files that are not read").entries) == [
+        *("train/beside.png", "train/cat/photo.heic", "train/cat/_more/notes.txt")
+    ]
     assert report.groups == [("Cat", [2, 1]), ("cat", [3, 1]), ("dog", [32, 1]), ("dogs", [2, 1])]
     assert "data.skip leaves out" not in printed.out
     # The settings that the report names leave nothing that stops a run.

@@ -16,6 +16,7 @@ from torchvision.datasets import ImageFolder
 from transfer_cases import make_folder
 
 from intl_bench.cli import main
+from intl_bench.core.data_folders import SYSTEM_FOLDER
 from intl_bench.core.errors import InputError
 from pretrain.images import folders
 from pretrain.images.data import DataConfig, FileSource, open_source
@@ -302,7 +303,7 @@ def test_folders_of_one_class_in_two_spellings(tmp_path: Path) -> None:
 # A name that ext4 and lists can hold, and that is not that of a system folder.
 ODD_NAMES = st.text(
     st.characters(exclude_characters="/\0\r\n", exclude_categories=("Cs",)), min_size=1, max_size=12
-).filter(lambda name: not name.startswith(".") and name.strip() and not folders._SYSTEM_FOLDER.fullmatch(name))
+).filter(lambda name: not name.startswith(".") and name.strip() and not SYSTEM_FOLDER.fullmatch(name))
 
 
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
