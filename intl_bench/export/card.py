@@ -9,6 +9,7 @@ from tabulate import tabulate
 
 from intl_bench.commands import pretraining, scorings
 from intl_bench.core import config as configs
+from intl_bench.core import planned
 from intl_bench.core.identity import digest
 from intl_bench.export.libraries import SAFETENSORS, libraries, without
 from intl_bench.protocol import pretraining_scale
@@ -144,19 +145,13 @@ def _pretraining(checkpoint: Checkpoint) -> str:
 
 def _cost(checkpoint: Checkpoint, records: Sequence[ResultRecord]) -> str:
     seconds = checkpoint.details.get("seconds")
-    lines = [f"- pre-training: {f'{_duration(seconds)}, wall time of its steps' if seconds else _UNKNOWN}"]
+    lines = [f"- pre-training: {f'{planned.duration(seconds)}, wall time of its steps' if seconds else _UNKNOWN}"]
     for record in records:
         gpus, cores = record.hardware.get("gpus") or [], record.hardware.get("cores")
         device = f"{len(gpus)} x {gpus[0]}" if gpus else f"{cores} cores of {record.hardware.get('cpu')}"
         what = f"{record.task}, seed {record.transfer_seed}"
-        lines.append(f"- {what}: {_duration(record.wall_time_s)} on {escape_markdown(device)}")
+        lines.append(f"- {what}: {planned.duration(record.wall_time_s)} on {escape_markdown(device)}")
     return "\n".join([*lines, "- energy: not measured"])
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def _commands(checkpoint: Checkpoint, records: Sequence[ResultRecord]) -> str:
