@@ -36,10 +36,15 @@ class RunState:
     steps: int | None
 
     @property
+    def percent(self) -> int | None:
+        """The share of the steps that is done; 100 only at the end. None if it is not known."""
+        return min(100, 100 * self.step // self.steps) if self.step is not None and self.steps else None
+
+    @property
     def position(self) -> str:
         """The last step or epoch in words; empty if none is logged."""
-        if self.step is not None and self.steps and self.state != "finished":
-            return f"step {self.step} of {self.steps} ({100 * self.step // self.steps}%)"
+        if self.percent is not None and self.state != "finished":
+            return f"step {self.step} of {self.steps} ({self.percent}%)"
         return f"step {self.step}" if self.step else f"epoch {self.last['epoch']}" if "epoch" in self.last else ""
 
 

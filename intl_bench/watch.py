@@ -106,14 +106,12 @@ def _position(run: RunState) -> str:
     if not run.last:
         return "no step is logged yet"
     step, epoch, seconds = run.step, run.last.get("epoch"), run.last.get("seconds")
-    if not step or not run.steps:
+    if not step or not run.steps or run.percent is None:
         return run.position
-    share = min(1.0, step / run.steps)
-    filled = round(20 * share)
-    text = f"[{'#' * filled}{'.' * (20 - filled)}] {share:.0%}, step {step} of {run.steps}"
+    text = f"[{'#' * (run.percent // 5):.<20}] {run.percent}%, step {step} of {run.steps}"
     text += f", epoch {epoch:g}" if isinstance(epoch, int | float) else ""
-    if run.state == "running" and isinstance(seconds, int | float):
-        text += f", about {planned.clock(seconds / step * (run.steps - step))} left"
+    if run.state == "running" and isinstance(seconds, int | float) and math.isfinite(seconds):
+        text += f", about {planned.clock(seconds / step * max(0, run.steps - step))} left"
     return text
 
 

@@ -305,6 +305,10 @@ def test_watch_tells_a_running_run_from_a_killed_one() -> None:
         (FOLDER / "config.yaml").write_text("epochs: 100\nmax_steps: 4\n")
         shown = watch.show(run_state.read(FOLDER))
         assert "[##########..........] 50%, step 2 of 4, epoch 1, about 0:00:30 left" in shown
+        (FOLDER / "config.yaml").write_text("epochs: 200\nmax_steps: null\n")
+        log.write_text('{"step": 399, "epoch": 199.5, "seconds": NaN}\n')
+        shown = watch.show(run_state.read(FOLDER))
+        assert "[###################.] 99%, step 399 of 400, epoch 199.5" in shown  # 99.75%: it is not done
 
 
 def test_a_run_that_was_started_again_has_one_state_everywhere(capsys: Capture) -> None:
