@@ -17,8 +17,8 @@ import pandas as pd
 
 from intl_bench.core import files, inputs, seals
 from intl_bench.core.errors import InputError
+from intl_bench.core.escapes import csv_text, text_of_csv
 from intl_bench.records import IMAGE_LIST, SCHEMA, RecordStore, ResultRecord, content_of, parse
-from intl_bench.tables.formats import csv_text, text_of_csv
 
 _METRIC = "metrics."
 _LIST = "image_list"  # the column of the text file beside a record

@@ -10,11 +10,11 @@ from tabulate import tabulate
 from intl_bench.commands import pretraining, scorings
 from intl_bench.core import config as configs
 from intl_bench.core import planned
+from intl_bench.core.escapes import escape_markdown
 from intl_bench.core.identity import digest
 from intl_bench.export.libraries import SAFETENSORS, libraries, without
 from intl_bench.protocol import pretraining_scale
 from intl_bench.records import ResultRecord
-from intl_bench.tables.formats import escape_markdown
 from pretrain.checkpoint import Checkpoint, Preprocessing
 
 _SCALES = {

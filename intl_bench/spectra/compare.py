@@ -14,10 +14,10 @@ from tabulate import tabulate
 
 from intl_bench.core import files
 from intl_bench.core.errors import InputError
+from intl_bench.core.escapes import csv_text, escape_markdown
 from intl_bench.core.terminal import visible
 from intl_bench.spectra.measure import Spectra, measure_checkpoint
 from intl_bench.spectra.values import curve, json_values
-from intl_bench.tables.formats import csv_text, escape_markdown
 from pretrain import spectrum
 from pretrain.spectrum import Spectrum
 

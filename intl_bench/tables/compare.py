@@ -11,9 +11,9 @@ import pandas as pd
 from tabulate import tabulate
 
 from intl_bench.core.errors import InputError
+from intl_bench.core.escapes import csv_text, escape_markdown
 from intl_bench.records import ResultRecord
 from intl_bench.tables.cells import cells_of, decimals_of_spread, rounded
-from intl_bench.tables.formats import csv_text, escape_markdown
 from intl_bench.tables.frame import belonging
 from intl_bench.tables.grouping import varying
 from intl_bench.tables.identities import flatten, readable_key, shorten_fingerprints

@@ -1,18 +1,16 @@
 """Built tables as text. Users choose names of methods and data sets, so every format escapes all text."""
 
 import json
-import re
 from collections.abc import Callable, Sequence
 
 import pandas as pd
 from tabulate import tabulate
 
+from intl_bench.core.escapes import csv_text, escape_markdown
 from intl_bench.tables.frame import BuiltTable
 from intl_bench.tables.html import html_tables
 from intl_bench.tables.latex import bibtex, latex
-from intl_bench.tables.markup import one_line, rows
-
-_FORMULA = re.compile(r"'*(?:\s*[=+\-@\uff1d\uff0b\uff0d\uff20]|[\t\r])")
+from intl_bench.tables.markup import rows
 
 
 def markdown(tables: Sequence[BuiltTable]) -> str:
@@ -24,21 +22,6 @@ def csv(tables: Sequence[BuiltTable]) -> str:
     """Return one line for each cell, with the columns of `BuiltTable.frame`. A missing value is empty."""
     frames = [table.frame for table in tables]
     return csv_text(pd.concat(frames)) if frames else ""
-
-
-def csv_text(frame: pd.DataFrame) -> str:
-    """Return a frame as CSV in which no text is a formula.
-
-    A spreadsheet runs a cell that begins with =, +, - or @, also after a blank and in full width. An apostrophe before
-    it makes the cell a text, also a text that has apostrophes before a formula. Numbers stay numbers.
-    """
-    safe = frame.map(lambda value: f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value)
-    return safe.to_csv(index=False, lineterminator="\n")
-
-
-def text_of_csv(cell: str) -> str:
-    """Return the text of which `csv_text` made a cell."""
-    return cell[1:] if cell[:1] == "'" and _FORMULA.match(cell[1:]) else cell
 
 
 def json_text(tables: Sequence[BuiltTable]) -> str:
@@ -60,11 +43,6 @@ FORMATS: dict[str, Callable[[Sequence[BuiltTable]], str]] = {
     "json": json_text,
     "html": html_tables,
 }
-
-
-def escape_markdown(text: str) -> str:
-    """Return text that Markdown shows as it is, on one line."""
-    return re.sub(r"([\\`*_<&|~\[\]])", r"\\\1", one_line(text))
 
 
 def _markdown(table: BuiltTable) -> str:

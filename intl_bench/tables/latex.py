@@ -3,9 +3,10 @@
 import re
 from collections.abc import Sequence
 
+from intl_bench.core.escapes import one_line
 from intl_bench.tables import citations
 from intl_bench.tables.frame import BuiltTable
-from intl_bench.tables.markup import groups, one_line, rows
+from intl_bench.tables.markup import groups, rows
 
 _START = r"""% needs \usepackage{booktabs}; with \usepackage{graphicx} a wide table shrinks to the line
 % the entries of \cite: intl-bench tables with the same options and --format bibtex

@@ -29,8 +29,3 @@ def rows(
         name = bold(name) if first["bold_label"] else name
         cells = [bold(escape(line["cell"])) if line["bold"] else escape(line["cell"]) for line in lines]
         yield first["kind"], [name + "".join(mark(one) for one in first["marks"].split()), *cells]
-
-
-def one_line(text: str) -> str:
-    """Return a text without line breaks."""
-    return " ".join(text.split())

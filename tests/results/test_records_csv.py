@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from table_cases import COCO, KNN, LINEAR, R18, make
 
 from intl_bench import cli
+from intl_bench.core.escapes import csv_text, text_of_csv
 from intl_bench.records import RecordStore, ResultRecord
-from intl_bench.tables.formats import csv_text, text_of_csv
 
 
 def linear(seed: int | None = 0, top1: float = 60.0, **more: Any) -> ResultRecord:
