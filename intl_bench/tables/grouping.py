@@ -16,8 +16,8 @@ T = TypeVar("T")
 def rows_of(table: Table, records: Sequence[ResultRecord]) -> list[list[ResultRecord]]:
     """Group the records of a table into rows.
 
-    A row holds one pre-training, or several that were trained on different images and have no column in common. It may
-    hold several tasks and data sets, but only one evaluation for each task on each data set, and for each column.
+    A row holds one pre-training, or several that were trained on different data sets and have no column in common. It
+    may hold several tasks and data sets, but only one evaluation for each task on each data set, and for each column.
 
     Raises:
         InputError: records contradict each other, or the same weights would count twice.
@@ -88,7 +88,7 @@ def _may_share(table: Table, records: Sequence[ResultRecord], pretraining: Mappi
     """Return whether the pre-trainings of records may share a row, such as a method on CIFAR-10 and on CIFAR-100.
 
     Records of a single pre-training may. Of several pre-trainings the images must be known, and no two of them may have
-    the same images or a column in common.
+    the same images, data sets of one name (one of which may be a part of the other), or a column in common.
 
     Args:
         pretraining: {id(record): digest of its pre-training}.
@@ -96,7 +96,11 @@ def _may_share(table: Table, records: Sequence[ResultRecord], pretraining: Mappi
     images = {pretraining[id(record)]: record.pretraining.get("data") for record in records}
     if len(images) == 1:
         return True
-    different = all(isinstance(data, str) for data in images.values()) and len(set(images.values())) == len(images)
+    names = {pretraining[id(record)]: record.protocol.get("pretrain_dataset") for record in records}
+    different = all(
+        all(isinstance(one, str) for one in some.values()) and len(set(some.values())) == len(some)
+        for some in (images, names)
+    )
     return different and _one_each((column, pretraining[id(r)]) for r in records for column in table.place(r))
 
 

@@ -236,7 +236,7 @@ def test_half_precision_and_float32_agree_with_float64() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"axis": "both"}, "axis='both'"),
+        ({"axis": "both"}, "axis=both"),
         ({"power": math.inf}, "power=inf"),
         ({"epsilon": 1.0}, r"epsilon=1\.0"),
         ({"epsilon": -1e-3}, r"epsilon=-0\.001"),

@@ -10,6 +10,7 @@ from intl_bench.core.errors import InputError
 from intl_bench.core.identity import identity
 from pretrain import states, train
 from pretrain.checkpoint import online
+from pretrain.images.data import DataConfig, open_source
 from pretrain.monitor import Monitor
 from pretrain.recipe import load_recipe
 from pretrain.schedules import warmup_cosine
@@ -49,9 +50,10 @@ def test_a_shortened_run_is_complete(
 
 def test_a_shortened_run_is_scored_as_often_as_one_of_its_length() -> None:
     short, whole = (train_build(tiny("intl", *words)) for words in (["epochs=100", "max_steps=23"], ["epochs=4"]))
+    source = open_source(DataConfig(kind="shapes", size=100), "train")
     assert (short.steps_per_epoch, short.total_steps, short.epochs) == (6, 23, 4)
     assert (whole.total_steps, whole.epochs) == (24, 4)
-    assert Monitor(short).plan == Monitor(whole).plan
+    assert Monitor(short, source).plan == Monitor(whole, source).plan
 
 
 def test_other_steps_are_another_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

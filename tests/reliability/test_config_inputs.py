@@ -239,7 +239,7 @@ def test_overrides_of_detection(word: str, capfd: Capture) -> None:
 
 RANDOM = ["coco", "--init", "random", "--dry-run"]
 LINES: list[list[str]] = [
-    *([], [""], ["x"], ["--x"], ["-x"], ["pre"], ["PRETRAIN"], ["demo", "x"], ["demo", "--x"], ["demo", "x=1"]),
+    *([""], ["x"], ["--x"], ["-x"], ["pre"], ["PRETRAIN"], ["demo", "x"], ["demo", "--x"], ["demo", "x=1"]),
     *(["pretrain", "demo", "demo"], ["pretrain", "demo", ""], ["pretrain", "demo", "--epochs=3"]),
     *(["pretrain", "demo", "-epochs=3"], ["pretrain", "demo", "--fresh=1"], ["pretrain", "linear/nowhere"]),
     *(["pretrain", "demo", "--processes", count] for count in ("x", "", "0", "-1", "1.5", "9" * 30, NINES)),

@@ -229,8 +229,17 @@ def test_columns_of_different_evaluations_never_share_a_row() -> None:
 
 
 def elsewhere(changes: dict[str, Any], dataset: str = "cifar100") -> ResultRecord:
-    """Return the record of `trained` with another data set of the evaluation."""
-    return dataclasses.replace(trained(changes), dataset=dataset)
+    """Return the record of `trained` on another data set; it was trained on it if `changes` has other images."""
+    record = dataclasses.replace(trained(changes), dataset=dataset)
+    named = {"pretrain_dataset": dataset} if "data" in changes else {}
+    return dataclasses.replace(record, protocol={**record.protocol, **named})
+
+
+def test_a_part_of_a_data_set_and_the_whole_never_share_a_row() -> None:
+    """They have other images, but one name, and the columns do not show which one was scored."""
+    part = {"settings.data.limit": 200, "settings.max_steps": 3, "data": sha("a part")}
+    records = [trained({}), dataclasses.replace(elsewhere({}), pretraining=trained(part).pretraining)]
+    assert {row for row, _, _ in shown(records, "2")} == {0, 1}
 
 
 @pytest.mark.parametrize(
