@@ -32,7 +32,6 @@ class Export:
     """
 
     folder: Path
-    checkpoint: Checkpoint
     files: list[str]
     records: int
 
@@ -91,7 +90,7 @@ def export(
     files.write_text(out / SUMS, "".join(f"{digest}  {name}\n" for name, digest in digests.items()))
     card = write_card(checkpoint, pixels, records, digests, warnings, license=license, version=_version())
     files.write_text(out / CARD, card)
-    return Export(folder=out, checkpoint=checkpoint, files=[*written, SUMS, CARD], records=len(records))
+    return Export(folder=out, files=[*written, SUMS, CARD], records=len(records))
 
 
 def _write_weights(
@@ -114,7 +113,7 @@ def _write_weights(
     if whole and "timm" in known:
         texts[libraries.TIMM_CONFIG] = lambda: json.dumps(libraries.timm_config(checkpoint, pixels), indent=2) + "\n"
     if "Detectron2" in known:
-        settings = libraries.detectron2_config(checkpoint, pixels)
+        settings = libraries.detectron2_config(checkpoint)
         texts[libraries.DETECTRON2_CONFIG] = lambda: OmegaConf.to_yaml(OmegaConf.create(settings))
     for name, make in texts.items():
         files.write_text(out / name, make())

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from tabulate import tabulate
 
 from intl_bench.commands import pretraining, scorings
@@ -15,6 +16,7 @@ from intl_bench.core.identity import digest
 from intl_bench.export.libraries import SAFETENSORS, libraries, without
 from intl_bench.protocol import pretraining_scale
 from intl_bench.records import ResultRecord
+from pretrain.backbone import Backbone
 from pretrain.checkpoint import Checkpoint, Preprocessing
 
 _SCALES = {
@@ -71,8 +73,8 @@ def write_card(
 
 
 def _width(checkpoint: Checkpoint) -> int:
-    last = max(key for key in checkpoint.backbone if key.startswith("layer4.") and ".bn" in key and "weight" in key)
-    return len(checkpoint.backbone[last])
+    with torch.device("meta"):
+        return Backbone(checkpoint.architecture).num_features
 
 
 def _loading(checkpoint: Checkpoint) -> str:

@@ -9,12 +9,12 @@ from typing import Any
 
 from pretrain.backbone import STEMS
 from pretrain.checkpoint import Checkpoint, Preprocessing
+from transfer.formats.loaded import DEPTHS, detectron2_values
 
 SAFETENSORS, TORCHVISION, DETECTRON2 = "model.safetensors", "torchvision.pth", "detectron2.pkl"
 TIMM_CONFIG, DETECTRON2_CONFIG = "config.json", "detectron2.yaml"
-_DEPTHS = {"resnet18": 18, "resnet34": 34, "resnet50": 50, "resnet101": 101, "resnet152": 152}
 # Networks that torchvision and timm have too, under the same names.
-COMMON = {*_DEPTHS, "wide_resnet50_2", "wide_resnet101_2"}
+COMMON = DEPTHS.keys() - {"resnet50w2"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,26 +94,10 @@ def timm_config(checkpoint: Checkpoint, pixels: Preprocessing) -> dict[str, Any]
     }
 
 
-def detectron2_config(checkpoint: Checkpoint, pixels: Preprocessing) -> dict[str, Any]:
+def detectron2_config(checkpoint: Checkpoint) -> dict[str, Any]:
     """Return the content of `detectron2.yaml`, to be merged into the configuration of a detector."""
-    name = checkpoint.architecture.name
-    depth = _DEPTHS.get(name) or (101 if "101" in name else 50)
-    width, inner = len(checkpoint.backbone["conv1.weight"]), len(checkpoint.backbone["layer1.0.conv2.weight"])
-    return {
-        "INPUT": {"FORMAT": "RGB"},
-        "MODEL": {
-            "WEIGHTS": DETECTRON2,
-            "PIXEL_MEAN": [round(255 * value, 3) for value in pixels.mean],
-            "PIXEL_STD": [round(255 * value, 3) for value in pixels.std],
-            "RESNETS": {
-                "DEPTH": depth,
-                "STRIDE_IN_1X1": False,
-                "STEM_OUT_CHANNELS": width,
-                "WIDTH_PER_GROUP": inner,
-                "RES2_OUT_CHANNELS": len(checkpoint.backbone[f"layer1.0.conv{2 if depth < 50 else 3}.weight"]),
-            },
-        },
-    }
+    values = detectron2_values(checkpoint)
+    return {**values, "MODEL": {"WEIGHTS": DETECTRON2, **values["MODEL"]}}
 
 
 def _stem_lines(stem: str) -> tuple[str, ...]:

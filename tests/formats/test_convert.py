@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -146,9 +147,9 @@ def test_detectron2s_own_network_gives_the_same_features(depth: int, ending: str
     assert any("Detectron2's own ResNet" in line for line in conversion.lines)
     assert conversion.difference <= 1e-6
     cfg = get_cfg()
-    cfg.MODEL.RESNETS.DEPTH = depth
-    cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 256 if depth == 50 else 64
-    cfg.MODEL.RESNETS.STRIDE_IN_1X1 = False
+    (line,) = (line for line in conversion.lines if line.startswith("in Detectron2 set "))
+    settings = re.split(r", (?=[A-Z])", line.removeprefix("in Detectron2 set "))
+    cfg.merge_from_list([word for setting in settings for word in setting.split(" ", 1)])
     cfg.MODEL.RESNETS.NORM = "BN"
     cfg.MODEL.RESNETS.OUT_FEATURES = ["res5"]
     network = build_resnet_backbone(cfg, ShapeSpec(channels=3)).eval()

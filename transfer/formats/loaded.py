@@ -4,6 +4,7 @@ import dataclasses
 import re
 from typing import Any
 
+from intl_bench.core.overrides import flat
 from pretrain import checkpoint as checkpoints
 from pretrain.checkpoint import Checkpoint, Origin, Preprocessing
 from pretrain.images.data import DataConfig
@@ -99,15 +100,32 @@ def _grouped(keys: list[str]) -> str:
     return ", ".join(parts[:12]) + (f", and {len(parts) - 12} more" if len(parts) > 12 else "")
 
 
+def detectron2_values(checkpoint: Checkpoint, *, stride_in_1x1: bool = False) -> dict[str, Any]:
+    """Return the settings of Detectron2 for a backbone, as the sections of its configuration.
+
+    Args:
+        stride_in_1x1: whether the stride of a bottleneck block is in its first 1x1 convolution.
+    """
+    pixels, state = _preprocessing(checkpoint), checkpoint.backbone
+    last = "layer1.0.conv3.weight" if "layer1.0.conv3.weight" in state else "layer1.0.conv2.weight"
+    return {
+        "INPUT": {"FORMAT": "RGB"},
+        "MODEL": {
+            "PIXEL_MEAN": [round(255 * value, 3) for value in pixels.mean],
+            "PIXEL_STD": [round(255 * value, 3) for value in pixels.std],
+            "RESNETS": {
+                "DEPTH": DEPTHS.get(checkpoint.architecture.name),
+                "STRIDE_IN_1X1": stride_in_1x1,
+                "WIDTH_PER_GROUP": len(state["layer1.0.conv2.weight"]),
+                "STEM_OUT_CHANNELS": len(state["conv1.weight"]),
+                "RES2_OUT_CHANNELS": len(state[last]),
+            },
+        },
+    }
+
+
 def detectron2_settings(loaded: Loaded) -> str:
-    """Return the settings of Detectron2 for a converted backbone."""
-    preprocessing = _preprocessing(loaded.checkpoint)
-    mean, std = ([round(255 * value, 3) for value in values] for values in (preprocessing.mean, preprocessing.std))
-    depth, (width, inner), wide = DEPTHS.get(loaded.extracted.architecture), loaded.extracted.widths, ""
-    if depth is not None and (width, inner) != (64, 64):
-        resnets = {"WIDTH_PER_GROUP": inner, "STEM_OUT_CHANNELS": width, "RES2_OUT_CHANNELS": 4 * width}
-        wide = "".join(f", MODEL.RESNETS.{name} {value}" for name, value in resnets.items())
-    return (
-        f"in Detectron2 set INPUT.FORMAT RGB, MODEL.PIXEL_MEAN {mean}, MODEL.PIXEL_STD {std}, MODEL.RESNETS.DEPTH "
-        f"{depth or 'none'}, MODEL.RESNETS.STRIDE_IN_1X1 {loaded.bottleneck_stride}{wide}"
-    )
+    """Return the settings of Detectron2 for a converted backbone, in a line for people."""
+    values = flat(detectron2_values(loaded.checkpoint, stride_in_1x1=loaded.bottleneck_stride))
+    shown = (f"{key} {'none' if value is None else value}" for key, value in values.items())
+    return f"in Detectron2 set {', '.join(shown)}"
