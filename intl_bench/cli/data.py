@@ -99,13 +99,12 @@ def _show_objects(args: argparse.Namespace, config: "AnnotatedDataConfig", overr
 
     from intl_bench.core.seeding import permutation
     from pretrain.recipe import load_recipe
-    from transfer.detection.annotations.check import has_masks
     from transfer.detection.annotations.split import read_split
     from transfer.detection.evaluation.visualize import draw_objects
 
     seed, parts = load_recipe(args.recipe, overrides).seed, {}
     for name, split in (("train", "train"), ("val", "test")):
-        found = read_split(config, split, masks=has_masks(config, split))
+        found = read_split(config, split, masks=None)
         with_objects = np.flatnonzero(found.last > found.first)
         order = permutation(seed, "show", 0, len(with_objects))[:_SHOWN_IMAGES]
         parts[name] = found, with_objects[order].tolist()
@@ -139,7 +138,7 @@ def _find(root: str | None, overrides: Sequence[str]) -> "DataConfig | Annotated
     place = Path(os.path.expanduser(root))
     if not place.exists():
         raise InputError(f"{place}: no such file or folder; expected a data set")
-    kind = asked.get("kind") or layouts.find_kind(place) or data_folders.kind_of(place) or "imagefolder"
+    kind = asked.get("kind") or data_folders.kind_of(place) or "imagefolder"
     values = {"kind": kind, "root": str(place)}
     if kind in ("coco", "voc"):
         values |= layouts.find_files(place, kind)

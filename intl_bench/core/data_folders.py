@@ -6,6 +6,9 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from intl_bench.core import inputs
+from intl_bench.core.errors import BenchError
+
 # Kinds of data, and the files and folders that show them.
 MARKS: dict[str, tuple[str, ...]] = {
     "imagefolder": ("train", "val", "train.pack", "val.pack"),
@@ -21,15 +24,48 @@ SYSTEM_FOLDER = re.compile(
     re.IGNORECASE,
 )
 _OTHER_NAMES = {"train": ("training",), "val": ("valid", "validation", "test", "testing")}
-_SIDEWAYS = 300  # folders of a level that are looked at
+_SIDEWAYS = 300  # folders or files of a level that are looked at
+_LARGEST = 2**35  # bytes of annotations
+_COCO_KEYS = (b'"images"', b'"annotations"', b'"categories"')
 _IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
 
 
 def kind_of(root: Path) -> str | None:
-    """Return the kind of data in a folder, one of `MARKS`, or "npz" for a file; None if it is unknown."""
+    """Return the kind of data in a folder, one of `MARKS`, or "npz" for a file; None if it is unknown.
+
+    Annotations are also found in other usual places than those of the published sets. Class folders in both train/ and
+    val/ come before them, because annotations may lie beside classes.
+    """
     if root.suffix == ".npz" and root.is_file():
         return "npz"
-    return next((kind for kind, marks in MARKS.items() if any((root / mark).exists() for mark in marks)), None)
+    if all((root / f"{name}.pack").exists() or any(_folders(root / name)) for name in ("train", "val")):
+        return "imagefolder"
+    marked = [kind for kind, marks in MARKS.items() if any((root / mark).exists() for mark in marks)]
+    if published := [kind for kind in marked if kind != "imagefolder"]:
+        return published[0]
+    if (root / "ImageSets").is_dir():
+        return "voc"
+    if instances_files(root):
+        return "coco"
+    return "imagefolder" if marked else None
+
+
+def instances_files(root: Path) -> list[Path]:
+    """Return the files with objects in COCO's form in the first usual place that has any; instances_* come first."""
+    for pattern in ("annotations/*.json", "*.json", "*/*.json"):
+        paths = sorted(root.glob(pattern), key=lambda path: (not path.name.startswith("instances"), path))
+        if found := [path for path in paths[:_SIDEWAYS] if _is_coco(path)]:
+            return found
+    return []
+
+
+def _is_coco(path: Path) -> bool:
+    """Tell whether a JSON file has the keys of COCO's objects. Parsing a large file would take long."""
+    try:
+        content = inputs.read_bytes(path, largest=_LARGEST).replace(b"\0", b"")  # as UTF-16 and UTF-32 have
+    except BenchError:
+        return False
+    return all(key in content for key in _COCO_KEYS)
 
 
 def where_instead(root: Path, marks: Sequence[str], own: str | None = None) -> str:

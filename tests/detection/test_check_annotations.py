@@ -16,6 +16,7 @@ from PIL import Image
 
 from intl_bench.cli import main
 from intl_bench.core import config as configs
+from intl_bench.core import data_folders
 from pretrain.images.findings import Finding, Report
 from transfer.detection.annotations import layouts
 from transfer.detection.annotations.check import check
@@ -150,7 +151,7 @@ def test_files_in_other_usual_places_are_found(
 ) -> None:
     assert layouts.find_files(root, "coco") == {}
     expected = move(root)
-    assert layouts.find_kind(root) == "coco"
+    assert data_folders.kind_of(root) == "coco"
     assert layouts.find_files(root, "coco") == expected
     assert main(["data", "check", str(root)]) == 0
     printed = capsys.readouterr().out
@@ -162,19 +163,47 @@ def test_files_in_other_usual_places_are_found(
 
 def test_an_image_folder_with_other_json_files_is_an_image_folder(tmp_path: Path) -> None:
     (tmp_path / "train" / "a").mkdir(parents=True)
+    (tmp_path / "val" / "a").mkdir(parents=True)
+    (tmp_path / "annotations").mkdir()
     (tmp_path / "labels.json").write_text('{"a": 0}')
-    assert layouts.find_kind(tmp_path) is None
+    (tmp_path / "annotations" / "x.json").write_text(json.dumps(valid_document()))
+    assert data_folders.kind_of(tmp_path) == "imagefolder"
+    (tmp_path / "train" / "a").rmdir()  # images that are not in folders of classes
+    assert data_folders.kind_of(tmp_path) == "coco"
+    (tmp_path / "annotations" / "x.json").write_text('{"a": 0}')
+    assert data_folders.kind_of(tmp_path) == "imagefolder"
+
+
+def test_coco_2014_has_other_files_beside_its_objects(root: Path) -> None:
+    for split in ("train", "val"):
+        path = root / "annotations" / f"instances_{split}2017.json"
+        captions = {key: value for key, value in json.loads(path.read_bytes()).items() if key != "categories"}
+        (path.parent / f"captions_{split}2014.json").write_text(json.dumps(captions))
+        shutil.copy(path, path.parent / f"a_keypoints_{split}2014.json")
+        path.rename(path.parent / f"instances_{split}2014.json")
+        (root / f"{split}2017").rename(root / f"{split}2014")
+    found = layouts.find_files(root, "coco")
+    assert found["train"] == ["annotations/instances_train2014.json"]
+    assert found["test"] == ["annotations/instances_val2014.json"]
+    assert (found["train_images"], found["test_images"]) == ("train2014", "val2014")
+    (root / "annotations" / "instances_train2014.json").rename(root / "annotations" / "instances_trainval2014.json")
+    (root / "annotations" / "instances_val2014.json").rename(root / "annotations" / "instances_test2014.json")
+    for other in root.glob("annotations/a_*"):
+        other.unlink()
+    found = layouts.find_files(root, "coco")
+    assert found["train"] == ["annotations/instances_trainval2014.json"]
+    assert found["test"] == ["annotations/instances_test2014.json"]
 
 
 def test_voc_lists_are_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     devkit = voc_cases.write(tmp_path / "VOCdevkit")
-    assert layouts.find_kind(devkit) == "voc"
+    assert data_folders.kind_of(devkit) == "voc"
     assert layouts.find_files(devkit, "voc") == {}
     year = devkit / "VOC2007"
     lists = year / "ImageSets" / "Main"
     (lists / "trainval.txt").rename(lists / "train.txt")
     (lists / "val.txt").write_text("000007\n")
-    assert layouts.find_kind(year) == "voc"
+    assert data_folders.kind_of(year) == "voc"
     assert layouts.find_files(year, "voc") == {
         "name": "VOC2007",
         "train": ["ImageSets/Main/train.txt"],

@@ -78,12 +78,8 @@ def _settings(config: AnnotatedDataConfig) -> str:
 
 def _read(config: AnnotatedDataConfig, split: str, report: Report) -> Annotations | None:
     """Read a split, and add its faults and notes. Masks are read if an annotation has one."""
-    masks = has_masks(config, split)
-    if config.kind == "coco" and not masks:
-        what = f"{_NAMES[split]}: no annotation has an outline: a run needs model.masks=false"
-        report.findings.append(Finding(what=what))
     try:
-        found = read_split(config, split, masks=masks)
+        found = read_split(config, split, masks=None)
     except FaultsError as error:
         for fault in error.faults:
             also = fault.entries[1:_ALSO]
@@ -94,24 +90,11 @@ def _read(config: AnnotatedDataConfig, split: str, report: Report) -> Annotation
     except InputError as error:
         report.findings.append(Finding(what=str(error), stops=True))
         return None
+    if config.kind == "coco" and found.outlines is None:
+        what = f"{_NAMES[split]}: no annotation has an outline: a run needs model.masks=false"
+        report.findings.append(Finding(what=what))
     report.findings += [Finding(what=f"{_NAMES[split]}: {note}") for note in found.notes]
     return found
-
-
-def has_masks(config: AnnotatedDataConfig, split: str) -> bool:
-    """Tell whether a split has masks: in COCO's form an annotation has an outline."""
-    if config.kind == "voc":
-        return False
-    try:
-        document, _ = load_document(_file(config, split))
-    except InputError:  # `read_split` reports it
-        return True
-    rows = document.get("annotations")
-    return not isinstance(rows, list) or any(isinstance(row, dict) and row.get("segmentation") for row in rows)
-
-
-def _file(config: AnnotatedDataConfig, split: str) -> Path:
-    return Path(os.path.expanduser(config.root)) / (config.train if split == "train" else config.test)[0]
 
 
 def _images(config: AnnotatedDataConfig, split: str, annotations: Annotations | None) -> FolderSource | None:
@@ -129,8 +112,9 @@ def _images(config: AnnotatedDataConfig, split: str, annotations: Annotations | 
 
 
 def _named_in_document(config: AnnotatedDataConfig, split: str) -> list[str]:
+    file = Path(os.path.expanduser(config.root)) / (config.train if split == "train" else config.test)[0]
     try:
-        rows = load_document(_file(config, split))[0].get("images")
+        rows = load_document(file)[0].get("images")
     except InputError:
         return []
     names = [row.get("file_name") for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []

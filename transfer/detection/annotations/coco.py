@@ -29,7 +29,7 @@ def read_coco(
     folder: Path,
     *,
     name: str,
-    masks: bool,
+    masks: bool | None,
     evaluated: bool,
     clip: bool = False,
     max_pixels: int = LARGEST,
@@ -40,7 +40,7 @@ def read_coco(
         path: the JSON file.
         folder: the folder of the image files.
         name: name of the data set.
-        masks: whether outlines are needed; if not, they are neither checked nor read.
+        masks: whether outlines are needed; if not, they are neither checked nor read. None: if an annotation has one.
         evaluated: whether pycocotools will read the file too. It needs more fields of every annotation.
         clip: whether boxes may be beyond their image; training clips them.
         max_pixels: of an image.
@@ -57,6 +57,8 @@ def read_coco(
         faults = Faults(f"{path}: ")
         categories, images, annotations = open_rows(faults, document)
         del document
+        if masks is None:
+            masks = any(row.get("segmentation") for row in annotations.rows)
         notes: list[str] = []
         category_ids, image_ids = categories.ids(), images.ids()
         names = categories.column("name", {str}, "text", "")

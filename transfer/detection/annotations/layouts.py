@@ -1,22 +1,15 @@
 """Find the annotation files and image folders of a detection data set by their usual places."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from intl_bench.core.data_folders import instances_files
 from intl_bench.core.errors import InputError
 from transfer.detection.annotations.documents import load_json
 
 _WORDS = {"train": ("train",), "test": ("val", "valid", "test")}  # parts of the names of files and folders
 _LISTS = (("trainval.txt", "test.txt"), ("train.txt", "val.txt"), ("train.txt", "test.txt"))
 _YEARS = ("VOC2007", "VOC2012")
-
-
-def find_kind(root: Path) -> str | None:
-    """Return "coco" or "voc" if a folder has the layout of either; None if it has neither."""
-    if any((root / year / "ImageSets").is_dir() for year in ("", *_YEARS)):
-        return "voc"
-    return "coco" if next(_json_files(root), None) is not None else None
 
 
 def find_files(root: Path, kind: str) -> dict[str, Any]:
@@ -40,35 +33,19 @@ def _find_lists(root: Path) -> dict[str, Any]:
 
 
 def _find_documents(root: Path) -> dict[str, Any]:
-    files = [path.relative_to(root) for path in _json_files(root)]
+    files = [path.relative_to(root) for path in instances_files(root)]
     if any(path.name == "instances_train2017.json" for path in files):
         return {}
     found: dict[str, Any] = {"name": root.resolve().name}
     for split, words in _WORDS.items():
-        named = [path for word in words for path in files if word in str(path).lower()]
+        others = [path for path in files if split == "train" or "train" not in path.name.lower()]  # not trainval.json
+        named = [path for word in words for path in others if word in str(path).lower()]
         chosen = next(iter(named or (files if len(files) == 1 else [])), None)
         if chosen is not None:
             found[split] = [str(chosen)]
             if (folder := _find_images(root, chosen, words)) is not None:
                 found[f"{split}_images"] = folder
     return found
-
-
-def _json_files(root: Path) -> Iterator[Path]:
-    """Yield the instances JSON files of the first usual place that has any."""
-    for pattern in ("annotations/*.json", "*.json", "*/*.json"):
-        found = [path for path in sorted(root.glob(pattern)) if pattern.startswith("ann") or _is_coco(path)]
-        yield from found
-        if found:
-            return
-
-
-def _is_coco(path: Path) -> bool:
-    try:
-        document, _ = load_json(path, "the annotations")
-    except InputError:
-        return False
-    return isinstance(document, dict) and {"images", "annotations", "categories"} <= {*document}
 
 
 def _find_images(root: Path, document: Path, words: tuple[str, ...]) -> str | None:

@@ -15,13 +15,13 @@ from transfer.detection.annotations.voc import CLASS_NAMES, describe_classes, fi
 from transfer.detection.config import AnnotatedDataConfig
 
 
-def read_split(config: AnnotatedDataConfig, split: str, *, masks: bool) -> Annotations:
+def read_split(config: AnnotatedDataConfig, split: str, *, masks: bool | None) -> Annotations:
     """Read and check the annotated images of a split, "train" or "test".
 
     As in Detectron2, training images without objects, or with only crowds, are left out.
 
     Args:
-        masks: whether the outlines of the objects are needed.
+        masks: whether the outlines of the objects are needed; None: if an annotation has one.
 
     Raises:
         InputError: an annotation is invalid, an image file is missing or of another size, or the data set has the name
