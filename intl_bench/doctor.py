@@ -290,6 +290,10 @@ def _data(path: Path) -> Check:
     kind = data_folders.kind_of(path)
     if kind is None:
         return _unknown_data(path)
+    look = f"{PROJECT} data check {shlex.quote(str(path))}"
+    if kind in ("coco", "voc") and not any((path / mark).exists() for mark in data_folders.MARKS[kind]):
+        found = f"{path}: annotations of {kind.upper()}'s form; {look} looks at them and names the settings of a run"
+        return Check(name="data", state="ok", found=found)
     if kind != "imagefolder":
         use = f"intl-bench {kind}" if kind in ("coco", "voc") else f"data.kind={kind}"
         return Check(name="data", state="ok", found=f"{path}: {kind}; use it with {use} data.root={path}")
@@ -298,26 +302,22 @@ def _data(path: Path) -> Check:
     what = ", ".join([*(f"{count} classes in {name}" for name, count in counts.items()), *packs])
     missing = [name for name in ("train", "val") if name not in counts and f"{name}.pack" not in packs]
     if missing:
-        elsewhere = data_folders.split_instead(path, missing[0])
-        command = re.search(r"with (ln -s .*)$", elsewhere)
-        remedy = command[1] if command else f"ls {shlex.quote(str(path))}"
-        found = f"{path}: {what}, but no {missing[0]}{elsewhere.partition(', or link')[0]}"
+        hint = data_folders.split_instead(path, missing[0])
+        remedy = hint.command or shlex.join(["ls", str(path)])
+        found = f"{path}: {what}, but no {missing[0]}{hint.text}"
         return Check(name="data", state="FAIL", found=found, remedy=remedy)
-    found = f"{path}: {what}; {PROJECT} data check {path} looks at every image"
+    found = f"{path}: {what}; {look} looks at every image"
     return Check(name="data", state="ok", found=found)
 
 
 def _unknown_data(path: Path) -> Check:
     every = [mark for marks in data_folders.MARKS.values() for mark in marks]
-    elsewhere = data_folders.where_instead(path, every) or data_folders.split_instead(path, "train")
-    if near := re.search(r"did you mean data\.root=(.*)\?$", elsewhere):
-        remedy = f"{PROJECT} doctor {shlex.quote(near[1])}"
-    elif "are not split" in elsewhere:
-        remedy = shlex.join(["mkdir", str(path / "train"), str(path / "val")])
-    else:
-        remedy = shlex.join(["ls", str(path if path.is_dir() else path.absolute().parent)])
-    found = f"{path}: no data set of a known kind{elsewhere.removesuffix('; set data.root=PATH')}"
-    return Check(name="data", state="FAIL", found=found, remedy=remedy)
+    hint = data_folders.where_instead(path, every)
+    if not hint.text:
+        hint = data_folders.split_instead(path, "train")
+    found = f"{path}: no data set of a known kind{hint.text.removesuffix(data_folders.SET_ROOT)}"
+    look = [PROJECT, "doctor", str(hint.root)] if hint.root else ["ls", str(path if path.is_dir() else path.parent)]
+    return Check(name="data", state="FAIL", found=found, remedy=hint.command or shlex.join(look))
 
 
 def _classes(folder: Path) -> int:

@@ -3,8 +3,10 @@
 import difflib
 import os
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from intl_bench.core import inputs
 from intl_bench.core.errors import BenchError
@@ -24,6 +26,7 @@ SYSTEM_FOLDER = re.compile(
     re.IGNORECASE,
 )
 _OTHER_NAMES = {"train": ("training",), "val": ("valid", "validation", "test", "testing")}
+SET_ROOT = "; set data.root=PATH"  # the end of a hint about a folder that does not exist
 _SIDEWAYS = 300  # folders or files of a level that are looked at
 _LARGEST = 2**35  # bytes of annotations
 _COCO_KEYS = (b'"images"', b'"annotations"', b'"categories"')
@@ -68,57 +71,72 @@ def _is_coco(path: Path) -> bool:
     return all(key in content for key in _COCO_KEYS)
 
 
-def where_instead(root: Path, marks: Sequence[str], own: str | None = None) -> str:
-    """Return the end of an error about a folder in which files are missing: where they are.
+class Hint(NamedTuple):
+    """Where the right data are.
+
+    Attributes:
+        text: the end of an error; it begins with "; ", or is "" if nothing near is known.
+        root: the right folder, or None.
+        command: a shell command that mends the folder or shows what is there, or "".
+    """
+
+    text: str = ""
+    root: Path | None = None
+    command: str = ""
+
+
+def where_instead(root: Path, marks: Sequence[str], own: str | None = None) -> Hint:
+    """Find out where the files are that are missing in a folder.
 
     Args:
         root: the value of data.root, in which none of `marks` is.
         marks: relative paths, one of which the right folder has.
         own: the kind of data that was asked for; the folder may hold it without these files.
-
-    Returns:
-        Text that begins with "; ", or "" if nothing near is known.
     """
     if not root.exists():
         return _misspelled(root)
     for near in (*_above(root), *_below(root)):
         if any((near / mark).exists() for mark in marks):
-            return f"; they are in {near}: did you mean data.root={near}?"
+            return Hint(f"; they are in {near}: did you mean data.root={near}?", root=near)
     kind = kind_of(root)
     if kind not in (None, own) and not set(MARKS.get(kind, ())) & set(marks):
         if kind in ("coco", "voc"):
-            return f"; {root} holds data for intl-bench {kind}"
-        return f"; {root} holds other data: did you mean data.kind={kind}?"
-    return ""
+            return Hint(f"; {root} holds data for intl-bench {kind}; intl-bench data check {root} names its settings")
+        return Hint(f"; {root} holds other data: did you mean data.kind={kind}?")
+    return Hint()
 
 
-def split_instead(root: Path, name: str) -> str:
-    """Do the same for an image folder without train/ or val/ (`name`), which may have another name or be missing."""
-    if kind_of(root) != "imagefolder" and (elsewhere := where_instead(root, MARKS["imagefolder"])):
+def split_instead(root: Path, name: str) -> Hint:
+    """Find out where the folder `name`, train/ or val/, of an image folder is: at another level or of another name."""
+    kind = kind_of(root)
+    if kind != "imagefolder" and (elsewhere := where_instead(root, MARKS["imagefolder"])).text:
         return elsewhere
     for other in _OTHER_NAMES[name]:
         if (root / other).is_dir():
-            return f"; found {root / other}: rename it, or link it with ln -s {other} {root / name}"
+            command = shlex.join(["ln", "-s", other, str(root / name)])
+            return Hint(f"; found {root / other}: rename it, or link it with {command}", command=command)
     classes = [one.name for one in _below(root) if one.parent == root and _has_images(one)]
-    if classes and kind_of(root) is None:
+    if classes and kind is None:
         shown = ", ".join(classes[:3]) + (", ..." if len(classes) > 3 else "")
-        return (
+        return Hint(
             f"; its class folders ({shown}) are not split: move them into {root / 'train'}, and some images of each "
-            f"class into {root / 'val'}"
+            f"class into {root / 'val'}",
+            command=shlex.join(["mkdir", str(root / "train"), str(root / "val")]),
         )
-    return ""
+    return Hint()
 
 
-def _misspelled(root: Path) -> str:
-    """Return the nearest name beside the first part of a path that does not exist."""
+def _misspelled(root: Path) -> Hint:
+    """Find the nearest name beside the first part of a path that does not exist."""
     missing = next(path for path in (*reversed(root.absolute().parents), root.absolute()) if not path.exists())
     names = [one.name for one in _folders(missing.parent)]
     near = difflib.get_close_matches(missing.name, names, n=1)
     found = missing.parent / near[0] if near else None
     if found is None:
-        return f"; {missing.parent} has no {missing.name}; set data.root=PATH"
-    rest = root.absolute().relative_to(missing)
-    return f"; {missing} does not exist: did you mean data.root={found / rest}?"
+        command = shlex.join(["ls", str(missing.parent)])
+        return Hint(f"; {missing.parent} has no {missing.name}{SET_ROOT}", command=command)
+    right = found / root.absolute().relative_to(missing)
+    return Hint(f"; {missing} does not exist: did you mean data.root={right}?", root=right)
 
 
 def _above(root: Path) -> list[Path]:

@@ -270,7 +270,7 @@ def _open_cifar(config: DataConfig, split: str) -> ArraySource:
         raise InputError(
             f"{folder}: the Python files of {config.kind} are missing or damaged; download {dataset.url} "
             f"and unpack it in {folder.parent}, or set data.root to the folder that holds {dataset.base_folder}"
-            f"{where_instead(root, [mark])}"
+            f"{where_instead(root, [mark]).text}"
         ) from error
     return ArraySource(data.data, np.array(data.targets), list(data.classes), f"{folder}, {split}")
 

@@ -140,7 +140,7 @@ def _class_folders(folder: Path, skip: Sequence[str]) -> tuple[list[str], list[s
     except OSError as error:
         known = from_os_error(error, f"cannot read the image folder {folder} of data.root")
         if isinstance(error, FileNotFoundError | NotADirectoryError):
-            raise InputError(f"{known}{split_instead(folder.parent, folder.name)}") from error
+            raise InputError(f"{known}{split_instead(folder.parent, folder.name).text}") from error
         raise known from error
     system = [name for name in found if SYSTEM_FOLDER.fullmatch(name)]
     candidates = [name for name in found if name not in system]

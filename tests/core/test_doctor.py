@@ -127,6 +127,15 @@ def test_data_folders(tmp_path: Path, capsys: Capture) -> None:
     assert doctor._data(folder(tmp_path / "c", "annotations")).state == "FAIL"
     (tmp_path / "c" / "annotations" / "instances_val2017.json").touch()
     assert "intl-bench coco data.root=" in doctor._data(tmp_path / "c").found
+    own = folder(tmp_path / "my cells", "labels", "train") / "labels" / "train.json"
+    assert doctor._data(tmp_path / "my cells").remedy == f"ls '{tmp_path / 'my cells'}'"
+    own.write_text('{"images": [], "annotations": [], "categories": []}')
+    assert doctor._data(tmp_path / "my cells").state == "ok"
+    assert f"COCO's form; intl-bench data check '{tmp_path / 'my cells'}'" in doctor._data(tmp_path / "my cells").found
+    spaced = folder(tmp_path / "my birds", "train/a", "test/a")
+    assert doctor._data(spaced).remedy == f"ln -s test '{spaced / 'val'}'"
+    assert doctor._data(tmp_path / "qqq" / "deep").remedy == f"ls {tmp_path}"
+    assert "data.root" not in doctor._data(tmp_path / "qqq" / "deep").found
     assert main(["doctor", "good", "nowhere"]) == 4
     assert "checks failed: data" in capsys.readouterr().err
 

@@ -65,7 +65,7 @@ def test_data_of_another_kind_are_named(tmp_path: Path) -> None:
     assert "did you mean data.kind=npz?" in refused(tmp_path / "a.npz")
     assert refused(tmp_path, kind="npz").endswith(f"did you mean data.root={tmp_path / 'a.npz'}?")
     (tmp_path / "b" / "VOC2007" / "ImageSets" / "Main").mkdir(parents=True)
-    assert refused(tmp_path / "b").endswith("holds data for intl-bench voc")
+    assert f"{tmp_path / 'b'} holds data for intl-bench voc; intl-bench data check" in refused(tmp_path / "b")
 
 
 def test_cifar_is_read_from_its_folder_and_from_the_one_that_holds_it(
