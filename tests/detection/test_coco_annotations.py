@@ -321,7 +321,7 @@ def test_missing_and_binary_files_are_refused(root: Path) -> None:
         read(root)
     with pytest.raises(InputError, match="no such folder"):
         read_split(AnnotatedDataConfig(root=str(root), test_images="nowhere"), "test", masks=True)
-    with pytest.raises(InputError, match=r"x\.json: no such file"):
+    with pytest.raises(InputError, match=r"x\.json: no such file; intl-bench data check .* looks for"):
         read_split(AnnotatedDataConfig(root=str(root), train=("x.json",)), "train", masks=True)
     with pytest.raises(InputError, match=r"data\.root is not set"):
         read_split(AnnotatedDataConfig(), "train", masks=True)

@@ -97,7 +97,7 @@ BAD: list[tuple[Callable[[Path], object], str]] = [
     (listing("000005\n../000007\n"), "trainval.txt: line 2: '../000007'; expected one image name per line"),
     (listing("000005\n000005\n"), "000005.jpg: listed twice"),
     (listing("000005\n000006\n"), "000006.xml: No such file"),
-    (lambda root: (root / LISTS[1]).unlink(), "VOC2012/ImageSets/Main/trainval.txt: No such file"),
+    (lambda root: (root / LISTS[1]).unlink(), "VOC2012/ImageSets/Main/trainval.txt: no such file"),
     (lambda root: (root / "VOC2007/JPEGImages/000005.jpg").unlink(), "000005.jpg: no such file"),
     (lambda root: (root / "VOC2007/JPEGImages/000005.jpg").write_bytes(b""), "the file is empty"),
     (lambda root: (root / "VOC2007/Annotations/000005.xml").write_bytes(b"\xff"), "not UTF-8 text"),

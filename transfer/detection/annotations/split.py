@@ -36,8 +36,9 @@ def read_split(config: AnnotatedDataConfig, split: str, *, masks: bool | None) -
     clip = config.boxes == "clip"
     files = [root / file for file in (config.train if training else config.test)]
     for name, file in zip(config.train if training else config.test, files, strict=True):
-        if not file.exists() and (elsewhere := where_instead(root, [name], config.kind).text):
-            raise InputError(f"{file}: no such file{elsewhere}")
+        if not file.exists():
+            elsewhere = where_instead(root, [name], config.kind).text
+            raise InputError(f"{file}: no such file{elsewhere or f'; intl-bench data check {root} looks for others'}")
     if config.kind == "voc":
         if masks:
             raise InputError("data.kind=voc: VOC has no outlines for model.masks=true; set model.masks=false")
