@@ -7,6 +7,7 @@ computes them while the others wait.
 
 import contextlib
 import dataclasses
+import functools
 import math
 import typing
 from collections.abc import Iterator, Sequence
@@ -20,7 +21,7 @@ from intl_bench.core.ranges import Checked, Natural
 from intl_bench.core.seeding import permutation
 from intl_bench.core.transcript import note
 from pretrain import spectrum
-from pretrain.images.data import ArraySource, FileSource, open_source
+from pretrain.images.data import ArraySource, BadImageError, FileSource, open_source
 from pretrain.images.loader import evaluation_batches
 from pretrain.images.views import normalize
 from pretrain.precision import at_least_float32
@@ -250,19 +251,18 @@ def _open(training: "Training", source: ArraySource | FileSource, size: int, ima
     classes = _classes(source.labels, fit)
     if len(classes) < 2:
         raise InputError(f"the training images have {len(classes)} class; expected two or more")
-    chosen = stratified(source.labels, classes)
-    parts = [(source, chosen[:fit])]
+    readable = functools.partial(_readable, classes=classes, size=size, workers=training.recipe.workers)
     if test is None:
-        fit = min(fit, 2 * len(chosen) // 3)
-        parts = [(source, chosen[:fit]), (source, chosen[fit:images])]
+        pixels, labels = readable(source, images)
+        fit = min(fit, 2 * len(labels) // 3)
     else:
-        parts.append((test, stratified(test.labels, classes)[: images - fit]))
-    pixels = torch.cat([_pixels(part.choose(indices), size, training.recipe.workers) for part, indices in parts])
-    labels = np.concatenate([np.searchsorted(classes, part.labels[indices]) for part, indices in parts])
+        parts = readable(source, fit), readable(test, images - fit)
+        fit = len(parts[0][1])
+        pixels, labels = (torch.cat(both) for both in zip(*parts, strict=True))
     return _Subset(
         pixels=pixels,
-        labels=torch.from_numpy(labels),
-        train=len(parts[0][1]),
+        labels=labels,
+        train=fit,
         classes=len(classes),
         held_out=test is None,
     )
@@ -275,18 +275,54 @@ def _classes(labels: np.ndarray, images: int) -> np.ndarray:
     return found if len(found) <= most else np.sort(found[permutation(0, "monitor classes", 0, len(found))[:most]])
 
 
-def stratified(labels: np.ndarray, classes: Sequence[int] | np.ndarray) -> np.ndarray:
+def stratified(
+    labels: np.ndarray, classes: Sequence[int] | np.ndarray, without: Sequence[int] | np.ndarray = ()
+) -> np.ndarray:
     """Return the indices of the images of some classes in an order in which the classes take turns.
 
     The order is the same for all seeds of a run, so that their scores can be compared.
+
+    Args:
+        without: indices of images that are left out; the next image of the class takes the place of each.
     """
     order = permutation(0, "monitor", 0, len(labels))
-    order = order[np.isin(labels[order], classes)]
+    order = order[np.isin(labels[order], classes) & ~np.isin(order, without)]
     by_class = np.argsort(labels[order], kind="stable")
     _, starts, counts = np.unique(labels[order][by_class], return_index=True, return_counts=True)
     turns = np.empty(len(order), np.int64)
     turns[by_class] = np.arange(len(order)) - np.repeat(starts, counts)
     return order[np.argsort(turns, kind="stable")]
+
+
+def _readable(
+    source: ArraySource | FileSource, count: int, *, classes: np.ndarray, size: int, workers: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Decode the first `count` images of `stratified`; with data.on_bad_image=skip, without those that are damaged.
+
+    Returns:
+        The images as (n, 3, size, size) uint8, and their places in `classes`, (n,) int64.
+    """
+    bad = list[int]()
+    while True:
+        indices = stratified(source.labels, classes, bad)[:count]
+        if not len(indices):
+            raise InputError(f"{source.file(0)}: no image of the scored classes can be decoded")
+        try:
+            pixels = _pixels(source.choose(indices), size, workers)
+        except BadImageError:
+            if not source.skip_bad:
+                raise
+            bad += [index for index in indices.tolist() if _is_bad(source, index)]
+        else:
+            return pixels, torch.from_numpy(np.searchsorted(classes, source.labels[indices]))
+
+
+def _is_bad(source: ArraySource | FileSource, index: int) -> bool:
+    try:
+        source.image(index)
+    except BadImageError:
+        return True
+    return False
 
 
 def _pixels(source: ArraySource | FileSource, size: int, workers: int) -> torch.Tensor:

@@ -152,9 +152,8 @@ class FileSource(ImageSource):
             ) from error
         except Exception as error:  # the decoders of Pillow raise many types of errors for damaged bytes
             raise BadImageError(
-                f"{self.file(index)}: not a readable image ({' '.join(str(error).split())}); replace it, leave it out "
-                f"with {skip_setting([os.fsdecode(self.files[index])])}, or pre-train with data.on_bad_image=skip to "
-                "use the next image instead"
+                f"{self.file(index)}: not a readable image ({' '.join(str(error).split())}); replace it, or leave it "
+                f"out with {skip_setting([os.fsdecode(self.files[index])])}"
             ) from error
 
 

@@ -356,9 +356,9 @@ def _readable(source: ImageSource, index: int) -> tuple[np.ndarray, int, list[st
     for candidate in itertools.chain(range(index, len(source)), range(index)):
         try:
             return source.image(candidate), int(source.labels[candidate]), bad
-        except BadImageError:
+        except BadImageError as error:
             if not source.skip_bad:
-                raise
+                raise BadImageError(f"{error}; data.on_bad_image=skip trains on the next image instead") from error
             bad.append(source.file(candidate))
     raise InputError(f"{source.file(index)}: no image of the data set can be decoded; check data.root")
 
@@ -367,7 +367,12 @@ def _evaluation_batch(
     source: ImageSource, indices: range, batch_size: int, resize: int | None, crop: int | None, step: int
 ) -> tuple[Tensor, Tensor]:
     some = indices[step * batch_size : (step + 1) * batch_size]
-    images = [crops.center(source.image(index), resize, crop) for index in some]
+    try:
+        images = [crops.center(source.image(index), resize, crop) for index in some]
+    except BadImageError as error:
+        if not source.skip_bad:
+            raise
+        raise BadImageError(f"{error}; scoring needs every image: data.on_bad_image=skip is for training") from error
     if len({image.shape for image in images}) > 1:
         raise InputError(f"{source.file(some[0])}: the next images have other sizes; set resize and crop")
     labels = _empty((len(some),), torch.int64).copy_(torch.from_numpy(source.labels[some.start : some.stop]))

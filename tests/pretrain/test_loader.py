@@ -436,6 +436,11 @@ def test_evaluation_never_replaces_an_image(folder: Path) -> None:
     with pytest.raises(InputError) as error:
         list(evaluation_batches(source, resize=28, crop=24, mean=(0, 0, 0), std=(1, 1, 1), batch_size=4))
     assert str(error.value).startswith(bad)
+    assert str(error.value).endswith("; scoring needs every image: data.on_bad_image=skip is for training")
+    source = open_source(DataConfig(root=str(folder)), "test")
+    with pytest.raises(InputError) as error:
+        list(evaluation_batches(source, resize=28, crop=24, mean=(0, 0, 0), std=(1, 1, 1), batch_size=4))
+    assert "data.on_bad_image" not in str(error.value), "it is of no use to a score"
 
 
 def test_evaluation_of_different_sizes_asks_for_a_crop(folder: Path) -> None:

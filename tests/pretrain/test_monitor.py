@@ -176,6 +176,34 @@ def test_an_image_folder_is_scored_with_or_without_test_images(
     assert values["monitor/rank"] >= 1
 
 
+@pytest.mark.parametrize("splits", [["train", "val"], ["train"]])
+def test_a_bad_image_gives_its_place_to_the_next_one_of_its_class(
+    splits: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = _folder(tmp_path / "photos", splits)
+    words = ["data.kind=imagefolder", f"data.root={root}", "data.name=photos", "epochs=1", "monitor.every=1"]
+    training = train_build(tiny("whole", *words, "data.on_bad_image=skip"))
+    source = open_source(training.recipe.data, "train")
+    before = monitor._open(training, source, 32, 30)
+    bad = stratified(source.labels, [0, 1])[2]
+    for split in splits:
+        (root / split / source.files[bad].decode()).write_bytes(b"no image")
+    after = monitor._open(training, source, 32, 30)
+    assert (len(after.labels), after.train, after.classes) == (30, 20, 2)
+    assert torch.equal(after.labels, before.labels)
+    end = 30 if len(splits) == 1 else 20
+    of_class = torch.nonzero(before.labels[:end] == source.labels[bad]).flatten()
+    others = torch.nonzero(before.labels[:end] != source.labels[bad]).flatten()
+    assert torch.equal(after.pixels[others], before.pixels[others])
+    # The bad image is the second one of its class.
+    assert torch.equal(after.pixels[of_class[1:-1]], before.pixels[of_class[2:]])
+    assert main(["pretrain", "demo", *TINY, *words, "data.on_bad_image=skip", "name=own"]) == 0
+    assert "warning" not in capsys.readouterr().err
+    assert scores("own")
+    assert main(["pretrain", "demo", *TINY, *words, "name=strict", "batch_size=24"]) == 2
+    assert "; data.on_bad_image=skip trains on the next image instead" in capsys.readouterr().err
+
+
 def test_one_class_is_one_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = _folder(tmp_path / "photos", ["train"], classes=1)
     words = ["data.kind=imagefolder", f"data.root={root}", "data.name=photos", "epochs=1", "monitor.every=1"]
