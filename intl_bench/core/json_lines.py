@@ -13,6 +13,7 @@ from typing import Any
 from intl_bench.core import files, inputs
 from intl_bench.core.errors import InputError
 
+_MOST_DIGITS = 18
 _TAIL = 2**16  # bytes of a log that hold its last line
 
 
@@ -85,6 +86,13 @@ def seconds(path: Path) -> float:
 
 def _row(line: bytes) -> dict[str, Any] | None:
     with contextlib.suppress(ValueError, RecursionError):
-        found = json.loads(line)
+        found = json.loads(line, parse_int=_integer)
         return found if isinstance(found, dict) else None
     return None
+
+
+def _integer(text: str) -> int:
+    """Parse an integer; one that is longer than any count of steps or images is damage."""
+    if len(text) > _MOST_DIGITS:
+        raise ValueError(f"an integer of {len(text)} digits")
+    return int(text)

@@ -2,12 +2,13 @@
 
 import json
 import os
+import shutil
 import time
 from pathlib import Path
 
 import pytest
 
-from intl_bench import run_list
+from intl_bench import cli, run_list
 from intl_bench.core.locks import lock
 
 
@@ -78,3 +79,26 @@ def test_an_unfinished_scoring_run_is_listed(run: Path) -> None:
     (folder / "metrics.jsonl").write_text('{"epoch": 3, "loss": 0.5}\n')
     row = next(row for row in run_list.runs() if row["name"] == str(folder))
     assert (row["state"], row["progress"], row["loss"]) == ("stopped", "epoch 3", "0.5")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("metrics.jsonl", "[" * 200_000),
+        ("metrics.jsonl", '{"step": 1, "epoch": 1, "loss": ' + "9" * 400 + "}\n"),
+        ("metrics.jsonl", '{"step": ' + "9" * 5000 + "}\n"),
+        ("metrics.jsonl", "\x00\n5\n[]\nnull\n"),
+        ("summary.json", "[" * 200_000),
+        ("summary.json", '{"steps": ' + "9" * 400 + "}"),
+        ("config.yaml", "epochs: 0\n"),
+        ("config.yaml", "epochs: [\n"),
+    ],
+)
+def test_one_damaged_run_hides_no_other(run: Path, name: str, content: str) -> None:
+    other = Path("runs/pretrain/trees/seed0")
+    shutil.copytree(run, other)
+    (run / name).write_text(content)
+    later = time.time() + 10
+    os.utime(run / name, (later, later))  # a summary that is older than the log is not read
+    assert {row["name"] for row in run_list.runs()} == {str(run), str(other)}
+    assert cli.main(["watch", str(run)]) == 0
