@@ -77,7 +77,8 @@ def build_table(
         rows = [*map(_published_row, paper.rows), *rows]
         footnotes = [*(Note(mark, text, _clause(text) if mark else "") for mark, text in paper.notes), *footnotes]
     if own:
-        footnotes += [Note("", table.about_measured)] if table.about_measured else []
+        if table.about_epochs and any(_is_of_an_epoch(table, record) for record in own):
+            footnotes.append(Note("", table.about_epochs))
         footnotes.append(Note("", _MEASURED, _MEASURED_SHORT))
     columns = [
         column for column in table.columns(own) if not (datasets and column.dataset) or column.dataset in datasets
@@ -116,6 +117,12 @@ def build_table(
 def belonging(table: Table, records: Sequence[ResultRecord]) -> list[ResultRecord]:
     """Return the records that have a value in a table."""
     return [record for record in records if any(metric in record.metrics for metric in table.place(record).values())]
+
+
+def _is_of_an_epoch(table: Table, record: ResultRecord) -> bool:
+    """Return whether a record has a top-1 or top-5 of a trained classifier in a table."""
+    shown = record.metrics.keys() & table.place(record).values()
+    return record.task in ("linear", "finetune") and not shown.isdisjoint({"top1", "top5"})
 
 
 def _clause(text: str) -> str:

@@ -55,7 +55,7 @@ class Table:
         column_setting: the dotted key of the pre-training setting of which each column shows one value, such as
             "settings.batch_size" in Table 4. A row may hold pre-trainings with several values of this setting.
         label_keys: the protocol keys whose values are in the label of every measured row.
-        about_measured: a note below a table with measured rows.
+        about_epochs: a note below a table with a measured top-1 or top-5, about the epoch of these.
         schedules: the detection schedules to which the table can be limited, each with the name of its published rows
             in `intl_bench.published`.
         columns: returns the columns, given the records that are in the table.
@@ -70,7 +70,7 @@ class Table:
     datasets: tuple[str, ...] | None
     column_setting: str | None = None
     label_keys: tuple[str, ...] = ()
-    about_measured: str = ""
+    about_epochs: str = ""
     schedules: Mapping[str, str] = dataclasses.field(default_factory=dict)
     columns: Callable[[Sequence[ResultRecord]], Sequence[Column]]
     place: Callable[[ResultRecord], Mapping[str, str]]

@@ -31,7 +31,7 @@ def own_table(dataset: str, records: Sequence[ResultRecord]) -> Table:
         decimals=2,
         datasets=(dataset,),
         label_keys=("schedule", "engine"),
-        about_measured="Top-1 and top-5 are those of the last epoch.",
+        about_epochs="Top-1 and top-5 are those of the last epoch.",
         columns=_columns,
         place=place,
     )

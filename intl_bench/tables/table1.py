@@ -36,7 +36,7 @@ TABLE = Table(
     published="table1",
     decimals=1,
     datasets=("imagenet",),
-    about_measured="Measured top-1 and top-5 are those of the classifier's last epoch; the published ones are those of "
+    about_epochs="Measured top-1 and top-5 are those of the classifier's last epoch; the published ones are those of "
     "its best epoch on the validation images.",
     columns=lambda records: _COLUMNS,
     place=_place,

@@ -36,7 +36,7 @@ TABLE = Table(
     published="table2",
     decimals=2,
     datasets=None,
-    about_measured="Measured top-1 and top-5 are those of the linear classifier's last epoch; the published ones are "
+    about_epochs="Measured top-1 and top-5 are those of the linear classifier's last epoch; the published ones are "
     "those of its best epoch on the validation images. 5-nn trains nothing, so it has no epochs.",
     columns=_columns,
     place=_place,

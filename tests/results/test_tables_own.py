@@ -149,3 +149,12 @@ def test_a_tie_of_cells_with_different_digits_is_decided_by_the_digits_of_both()
 
     assert pair([38.4, 42.4], [40.36, 40.38]) == [True, True]  # 40.4 ± 2.8 and 40.37 ± 0.01
     assert pair([38.4, 42.4], [40.33, 40.35]) == [True, False]  # 40.34 rounds to 40.3
+
+
+def test_the_note_about_epochs_needs_a_top_1_of_a_classifier() -> None:
+    def noted(name: str) -> bool:
+        return any("last epoch" in note["text"] for note in content(mine())[name]["notes"])
+
+    assert [noted(name) for name in ("flowers", "cifar10", "2", "cells")] == [True, True, True, False]
+    (neighbors,) = content([make("knn", "cifar10", {"knn5": 70.0}, {**KNN, **R18})], tables=["2"]).values()
+    assert not any("last epoch" in note["text"] for note in neighbors["notes"])
