@@ -13,6 +13,11 @@ def width() -> int | None:
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
+def table_format(chosen: str | None) -> str:
+    """Return the format of a table; without a choice "text" for a terminal and "markdown" for a pipe or a file."""
+    return chosen or ("text" if sys.stdout.isatty() else "markdown")
+
+
 def align(rows: Sequence[Row], width: int | None) -> str:
     """Align rows in columns. If they do not fit, the last column goes below its row, indented.
 

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from intl_bench.cli.columns import table_format
 from intl_bench.cli.common import add_command, is_override
 
 
@@ -17,7 +18,9 @@ def add(commands: Any) -> None:
     )
     command.add_argument("--images", type=int, default=2048, metavar="N", help="how many test images (default: 2048)")
     command.add_argument("--out", type=Path, default=Path("spectrum.png"), help="the plot (default: spectrum.png)")
-    command.add_argument("--format", default="markdown", help="of the table: markdown, csv or json")
+    command.add_argument(
+        "--format", help="of the table: text, markdown, csv or json (default: text in a terminal, and else markdown)"
+    )
     command.add_argument("--from", dest="layout", default="auto", help="layout of the checkpoints, as for convert")
 
 
@@ -26,5 +29,5 @@ def _run(args: argparse.Namespace) -> None:
 
     paths = [Path(word) for word in args.words if not is_override(word)]
     overrides = [word for word in args.words if is_override(word)]
-    about = {"layout": args.layout, "images": args.images, "out": args.out, "format": args.format}
+    about = {"layout": args.layout, "images": args.images, "out": args.out, "format": table_format(args.format)}
     print(compare.run(paths, overrides=overrides, **about), end="")

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from intl_bench.cli.columns import table_format
 from intl_bench.cli.common import add_command
 
 
@@ -12,7 +13,10 @@ def add(commands: Any) -> None:
     command = add_command(
         commands, "tables", "the paper's tables with the measured rows beside the published ones", _run
     )
-    command.add_argument("--format", default="markdown", help="markdown, latex, bibtex, csv, json or html")
+    command.add_argument(
+        "--format",
+        help="text, markdown, latex, bibtex, csv, json or html (default: text in a terminal, and else markdown)",
+    )
     command.add_argument(
         "--table",
         nargs="+",
@@ -25,7 +29,7 @@ def add(commands: Any) -> None:
         "--compare",
         nargs=2,
         metavar=("A", "B"),
-        help="the differences of two measured rows with their intervals: methods, parts of labels, or numbers of rows",
+        help="the differences of two measured rows with their intervals: methods, words of labels, or TABLE:ROW",
     )
     command.add_argument("--notes", default="full", help="the footnotes: full, short or none")
     command.add_argument("--schedule", metavar="1x|2x|24k", help="detection rows of one schedule alone")
@@ -36,15 +40,16 @@ def _run(args: argparse.Namespace) -> None:
     from intl_bench.records import RecordStore
     from intl_bench.tables import render, render_comparison
 
+    format = table_format(args.format)
     records = RecordStore(args.results / "records").load()
     if args.compare:
-        chosen = {"tables": args.table, "format": args.format, "schedule": args.schedule, "datasets": args.dataset}
+        chosen = {"tables": args.table, "format": format, "schedule": args.schedule, "datasets": args.dataset}
         print(render_comparison(records, *args.compare, **chosen))
         return
     text = render(
         records,
         tables=args.table,
-        format=args.format,
+        format=format,
         schedule=args.schedule,
         datasets=args.dataset,
         measured_only=args.measured_only,

@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,10 +19,12 @@ from intl_bench.core.escapes import csv_text, escape_markdown
 from intl_bench.core.terminal import visible
 from intl_bench.spectra.measure import Spectra, measure_checkpoint
 from intl_bench.spectra.values import curve, json_values
+from intl_bench.tables.text import grid, paragraph
 from pretrain import spectrum
 from pretrain.spectrum import Spectrum
 
-FORMATS = ("markdown", "csv", "json")
+FORMATS = ("text", "markdown", "csv", "json")
+_HEADINGS = "Checkpoint,Spectrum of,Samples x dim.,RankMe,alpha,Condition,1 / condition,Largest,Vanishing,Collapse"
 _FLOOR = 1e-10  # lowest value in a plot, relative to the highest
 _NOTES = f"""\
 - The eigenvalues are those of the covariance over the samples, in eval mode, of images without augmentation. The
@@ -67,7 +70,8 @@ def table(measured: Sequence[Spectra], format: str) -> str:
     """Return a table with a line for each spectrum.
 
     Args:
-        format: "markdown"; "csv" with all digits; or "json" with all digits and the eigenvalues.
+        format: "text", which fits the terminal; "markdown"; "csv" with all digits; or "json" with all digits and the
+            eigenvalues.
     """
     rows = [row for label, one in labeled(measured).items() for row in _rows(label, one)]
     if format == "csv":
@@ -77,7 +81,7 @@ def table(measured: Sequence[Spectra], format: str) -> str:
         return json.dumps([json_values(row) for row in rows], indent=1, ensure_ascii=False) + "\n"
     cells = [
         [
-            escape_markdown(row["checkpoint"]),
+            row["checkpoint"] if format == "text" else escape_markdown(row["checkpoint"]),
             row["of"],
             f"{row['samples']} x {row['dimension']}",
             f"{_short(row['rank'], '.1f')} of {min(row['samples'], row['dimension'])}",
@@ -90,10 +94,13 @@ def table(measured: Sequence[Spectra], format: str) -> str:
         ]
         for row in rows
     ]
-    names = "Checkpoint,Spectrum of,Samples x dim.,RankMe,alpha,Condition,1 / condition,Largest,Vanishing,Collapse"
+    names = _HEADINGS.split(",")
+    if format == "text":
+        notes = re.findall(r"- (.*?\.)\n(?=- |$)", _NOTES, flags=re.DOTALL)
+        return "\n".join([grid(names, cells, texts=(1, len(names) - 1)), "", *(paragraph(n, "-") for n in notes), ""])
     align = ["left", "left", *["right"] * 7, "left"]
-    grid = tabulate(cells, headers=names.split(","), tablefmt="pipe", colalign=align, disable_numparse=True)
-    return f"{grid}\n\n{_NOTES}"
+    pipe = tabulate(cells, headers=names, tablefmt="pipe", colalign=align, disable_numparse=True)
+    return f"{pipe}\n\n{_NOTES}"
 
 
 def plot(axes: Any, curves: Mapping[str, Mapping[str, Any]], *, relative: bool = True, log_rank: bool = True) -> Any:

@@ -1,4 +1,4 @@
-"""Tables of records and published values, as Markdown, LaTeX with BibTeX, CSV, JSON or HTML.
+"""Tables of records and published values, as text, Markdown, LaTeX with BibTeX, CSV, JSON or HTML.
 
 To add a table, write a module with a `TABLE` and add a line to `TABLES`.
 """
@@ -101,12 +101,12 @@ def render_comparison(
     """Return the differences between two measured rows, with their intervals, as text.
 
     Args:
-        first, second: a method, a part of a label, or with a single table the number of a row.
-        format: "markdown", "csv" or "json".
+        first, second: a method, words of a label, TABLE:NUMBER, or with a single table the number of a row.
+        format: "text", "markdown", "csv" or "json".
         tables, schedule, datasets: as for `render`.
 
     Raises:
-        InputError: as for `render`; or there is no such row, or more than one.
+        InputError: as for `render`; or there is no such row, or more than one, or both names are of one row.
     """
     records, chosen = _select(list(records), tables, schedule, datasets)
     return compare(chosen, records, first, second, format)

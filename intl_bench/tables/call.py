@@ -25,7 +25,7 @@ def tables(
     Args:
         results: the folder of the records, as `--results`; or records, such as those of `evaluate`.
         tables: which, such as "2" or ["1", "2"]. None means tables 1, 2 and 3, and what else was measured.
-        format: markdown, latex, bibtex, csv, json or html.
+        format: text, markdown, latex, bibtex, csv, json or html.
         schedule: limits a detection table to one schedule, such as "2x".
         datasets: limits tables, columns and rows to these data sets, such as "cifar10".
         measured_only: leaves out the published rows.

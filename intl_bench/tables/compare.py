@@ -3,6 +3,8 @@
 import dataclasses
 import difflib
 import json
+import re
+import shlex
 import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -21,9 +23,12 @@ from intl_bench.tables.intervals import CONFIDENCE, Difference, paired, welch
 from intl_bench.tables.labels import Label
 from intl_bench.tables.measured import labeled_rows
 from intl_bench.tables.model import Measurement, Table
+from intl_bench.tables.text import grid, paragraph
 
-FORMATS = ("markdown", "csv", "json")
+FORMATS = ("text", "markdown", "csv", "json")
 _SHOWN = 3  # number of differences between evaluations that a text names
+_CHOICES = 6  # number of rows that an error names
+_HEADINGS = ("", "A", "B", "A - B", "interval", "by", "")
 _Row = tuple[str, Label, list[ResultRecord]]  # its number in the table, its label and its records
 _BySeed = dict[int | None, dict[int | None, float]]  # {pre-training seed: {transfer seed: value}}
 _NOTE = (
@@ -31,7 +36,7 @@ _NOTE = (
     "the mean of its transfer seeds. Paired: the differences of equal seeds. Welch: two samples with own variances."
 )
 _ONE_PRETRAINING = (
-    "†: over the transfer seeds of one pre-training of each. It says nothing about other pre-trainings of the two."
+    "†: over the transfer seeds of one pre-training. It says nothing about other pre-trainings of the two."
 )
 
 
@@ -46,7 +51,7 @@ class Comparison:
         difference: mean of A minus mean of B.
         low, high: ends of the interval around it; None if it cannot be known.
         df: degrees of freedom of the interval.
-        way: "paired" or "Welch".
+        way: "paired" or "Welch"; empty if there is no interval.
         over: what the values are of: "pre-training" or "transfer".
         n_a, n_b: numbers of values.
         verdict: what the numbers tell.
@@ -73,11 +78,12 @@ def compare(tables: Sequence[Table], records: Sequence[ResultRecord], first: str
     """Return the comparison of two rows as text, for each of the tables that has both.
 
     Args:
-        first, second: a method, a part of a label, or with a single table the number of a row.
+        first, second: a method, words of a label, TABLE:NUMBER, or with a single table the number of a row.
         format: one of `FORMATS`.
 
     Raises:
-        InputError: no row or several rows have such a name, or the two rows have no column in common.
+        InputError: no row or several rows have such a name, both names are of one row, or the two rows have no column
+            in common.
     """
     if format not in FORMATS:
         raise InputError(f"--compare: format {format!r}; expected {', '.join(FORMATS)}")
@@ -85,10 +91,10 @@ def compare(tables: Sequence[Table], records: Sequence[ResultRecord], first: str
     for table in tables:
         labeled = labeled_rows(table, belonging(table, records))
         rows[table.number] = [(str(number), *row) for number, row in enumerate(labeled, start=1)]
-    pairs = _pairs(rows, first, second)
+    pairs = _pairs({table.number: table for table in tables}, rows, first, second)
     found = [one for table in tables if table.number in pairs for one in _compare(table, *pairs[table.number])]
-    if not found:
-        raise InputError(f"--compare: {first} and {second} have no column in common; score both with the same task")
+    if format == "text":
+        return _text(found)
     if format == "markdown":
         return _markdown(found)
     values = [{**dataclasses.asdict(one), "confidence": CONFIDENCE} for one in found]
@@ -97,41 +103,113 @@ def compare(tables: Sequence[Table], records: Sequence[ResultRecord], first: str
     return csv_text(pd.DataFrame(values))
 
 
-def _pairs(rows: Mapping[str, Sequence[_Row]], first: str, second: str) -> dict[str, tuple[_Row, _Row]]:
+def _pairs(
+    tables: Mapping[str, Table], rows: Mapping[str, Sequence[_Row]], first: str, second: str
+) -> dict[str, tuple[_Row, _Row]]:
     """Return the two rows in each table that has both."""
     measured = [name for name, some in rows.items() if some]
-    matches = {word: {name: _matches(rows[name], word) for name in measured} for word in (first, second)}
+    matches = {word: {name: _matches(name, rows[name], word) for name in measured} for word in (first, second)}
     for word, by_table in matches.items():
         if not any(by_table.values()):
             methods = sorted({row[2][0].method for some in rows.values() for row in some})
             near = difflib.get_close_matches(word, methods, n=1)
             raise InputError(
                 f"--compare: no measured row is named {word!r}{f' (did you mean {near[0]!r}?)' if near else ''}; "
-                f"expected a method ({', '.join(methods) or 'none was measured'}), a part of a label, or a row's number"
+                f"expected a method ({', '.join(methods) or 'none was measured'}), words of a label, or TABLE:ROW, "
+                "such as 2:1"
             )
         if word.isdecimal() and len(measured) > 1:
             raise InputError(
-                f"--compare: {word} is a row of {len(measured)} tables; choose one of them with --table or --dataset"
+                f"--compare: {word} is a row of {len(measured)} tables; expected TABLE:ROW, such as "
+                f"{' or '.join(_reference(name, row) for name in measured for row in matches[word][name])}"
             )
     both = [name for name in measured if matches[first][name] and matches[second][name]]
     if not both:
         raise InputError(f"--compare: no table has both {first!r} and {second!r}; score both with the same task")
+    pairs = {}
     for name in both:
-        for word in (first, second):
-            if len(some := matches[word][name]) > 1:
-                numbers = ", ".join(number for number, _, _ in some)
-                raise InputError(
-                    f"--compare: {word!r} is the name of {len(some)} rows of table {name}; expected one row: write "
-                    f"more of its label, or its number ({numbers}) with --table or --dataset"
-                )
-    return {name: (matches[first][name][0], matches[second][name][0]) for name in both}
+        found = _with_partners(tables[name], matches[first][name], matches[second][name])
+        if not all(found):
+            continue
+        if max(map(len, found)) > 1:
+            raise InputError(f"--compare: {_choices(tables[name], found, (first, second))}")
+        pairs[name] = found[0][0], found[1][0]
+    if not pairs:
+        raise InputError(f"--compare: {first} and {second} have no column in common; score both with the same task")
+    distinct = {name: (a, b) for name, (a, b) in pairs.items() if a is not b}
+    if not distinct:
+        name, (row, _) = next(iter(pairs.items()))
+        others = [other for other in rows[name] if other is not row]
+        expected = (
+            f"such as --compare {_reference(name, row)} {_reference(name, others[0])}"
+            if others
+            else "the table has no other"
+        )
+        raise InputError(
+            f"--compare: {first!r} and {second!r} are both row {row[0]} of table {name}; expected two measured rows, "
+            f"{expected}"
+        )
+    return distinct
 
 
-def _matches(rows: Sequence[_Row], word: str) -> list[_Row]:
-    """Return the rows of a number, of a method or label, or with a part of a label; the first of these that exists."""
+def _matches(table: str, rows: Sequence[_Row], word: str) -> list[_Row]:
+    """Return the rows of a number, of a method or label, or with words of a label; the first of these that exists."""
     key = word.casefold()
-    exact = [row for row in rows if key in (row[0], row[1].text.casefold(), row[2][0].method.casefold())]
-    return exact or [row for row in rows if key in row[1].text.casefold()]
+    exact = [
+        row
+        for row in rows
+        if key in (row[0], f"{table}:{row[0]}".casefold(), row[1].text.casefold(), row[2][0].method.casefold())
+    ]
+    whole = re.compile(rf"(?<!\w)(?<!\d\.){re.escape(key)}(?!\w|\.\d)")  # 0.2 is no part of 10.2 or 0.2.5
+    return exact or [row for row in rows if key.strip() and whole.search(row[1].text.casefold())]
+
+
+def _with_partners(table: Table, first: Sequence[_Row], second: Sequence[_Row]) -> tuple[list[_Row], list[_Row]]:
+    """Return the rows of each name that have a column in common with a row of the other name."""
+    a, b = (
+        [row for row in some if any(_common(table, row, one) for one in others)]
+        for some, others in ((first, second), (second, first))
+    )
+    return a, b
+
+
+def _common(table: Table, first: _Row, second: _Row) -> set[str]:
+    """Return the keys of the columns in which both rows have a value."""
+    a, b = (
+        {key for record in records for key, metric in table.place(record).items() if metric in record.metrics}
+        for _, _, records in (first, second)
+    )
+    return a & b
+
+
+def _choices(table: Table, found: Sequence[Sequence[_Row]], words: Sequence[str]) -> str:
+    """Return the error of a name that has several rows: what to type for each of them, and what tells it apart."""
+    position = 0 if len(found[0]) > 1 else 1
+    some, others = found[position], found[1 - position]
+    choices = []
+    for row in some:
+        partners = [one for one in others if one is not row and _common(table, row, one)]
+        if partners:
+            partner = min(partners, key=lambda one: bool(_unlike(table, min(_common(table, row, one)), row[2], one[2])))
+            other = shlex.quote(words[1 - position]) if len(others) == 1 else _reference(table.number, partner)
+            typed = [_reference(table.number, row), other]
+            choices.append(f"--compare {' '.join(typed if position == 0 else typed[::-1])} ({_apart(row, some)})")
+    more = f", or {len(choices) - _CHOICES} more" if len(choices) > _CHOICES else ""
+    return f"{words[position]!r} is the name of {len(some)} rows of table {table.number}; " + (
+        f"expected one row: write {', or '.join(choices[:_CHOICES])}{more}"
+        if choices
+        else "no two of them have a column in common; score both with the same task"
+    )
+
+
+def _reference(table: str, row: _Row) -> str:
+    return shlex.quote(f"{table}:{row[0]}")
+
+
+def _apart(row: _Row, some: Sequence[_Row]) -> str:
+    """Return the parts of a row's label that not all of these rows have."""
+    own, *parts = [re.split(r"[,;] | ?[()]", one[1].text) for one in (row, *some)]
+    return ", ".join(part for part in own if part and any(part not in others for others in parts)) or row[1].text
 
 
 def _compare(table: Table, first: _Row, second: _Row) -> list[Comparison]:
@@ -166,7 +244,7 @@ def _compare(table: Table, first: _Row, second: _Row) -> list[Comparison]:
                 low=low,
                 high=high,
                 df=difference.df,
-                way=way,
+                way=way if low is not None else "",
                 over=over,
                 n_a=n_a,
                 n_b=n_b,
@@ -238,8 +316,8 @@ def _markdown(found: Sequence[Comparison]) -> str:
     for name in dict.fromkeys(one.table for one in found):
         some = [one for one in found if one.table == name]
         grid = tabulate(
-            [[one.column, one.a, one.b, *_numbers(one), one.way, one.verdict] for one in some],
-            headers=["", "A", "B", "A - B", "interval", "by", ""],
+            [_cells(one) for one in some],
+            headers=_HEADINGS,
             tablefmt="pipe",
             colalign=["left", "right", "right", "right", "right", "left", "left"],
             disable_numparse=True,
@@ -247,8 +325,26 @@ def _markdown(found: Sequence[Comparison]) -> str:
         start = f"**Table {escape_markdown(name)}.**"
         rows = f"- A: {escape_markdown(some[0].row_a)}\n- B: {escape_markdown(some[0].row_b)}"
         texts.append(f"{start}\n\n{rows}\n\n{grid}\n")
-    notes = [_NOTE, *([_ONE_PRETRAINING] if any(one.over == "transfer" for one in found) else [])]
-    return "\n".join([*texts, *(f"- {note}" for note in notes), ""])
+    return "\n".join([*texts, *(f"- {note}" for note in _notes(found)), ""])
+
+
+def _text(found: Sequence[Comparison]) -> str:
+    texts = []
+    for name in dict.fromkeys(one.table for one in found):
+        some = [one for one in found if one.table == name]
+        rows = f"{paragraph(some[0].row_a, 'A:')}\n{paragraph(some[0].row_b, 'B:')}"
+        texts.append(
+            f"{paragraph(f'Table {name}.')}\n\n{rows}\n\n{grid(_HEADINGS, list(map(_cells, some)), texts=(5, 6))}\n"
+        )
+    return "\n".join([*texts, *(paragraph(note, "-") for note in _notes(found)), ""])
+
+
+def _notes(found: Sequence[Comparison]) -> list[str]:
+    return [_NOTE, *([_ONE_PRETRAINING] if any("†" in one.a + one.b + one.verdict for one in found) else [])]
+
+
+def _cells(one: Comparison) -> list[str]:
+    return [one.column, one.a, one.b, *_numbers(one), one.way, one.verdict]
 
 
 def _numbers(one: Comparison) -> tuple[str, str]:

@@ -11,6 +11,7 @@ from intl_bench.tables.frame import BuiltTable
 from intl_bench.tables.html import html_tables
 from intl_bench.tables.latex import bibtex, latex
 from intl_bench.tables.markup import rows
+from intl_bench.tables.text import text
 
 
 def markdown(tables: Sequence[BuiltTable]) -> str:
@@ -36,6 +37,7 @@ def json_text(tables: Sequence[BuiltTable]) -> str:
 
 
 FORMATS: dict[str, Callable[[Sequence[BuiltTable]], str]] = {
+    "text": text,
     "markdown": markdown,
     "latex": latex,
     "bibtex": bibtex,

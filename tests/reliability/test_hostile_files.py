@@ -404,7 +404,7 @@ def assert_harmless(text: str) -> None:
 
 
 @pytest.mark.parametrize("escape", ESCAPES, ids=ascii)
-@pytest.mark.parametrize("format", ["markdown", "latex", "csv", "json", "html"])
+@pytest.mark.parametrize("format", ["text", "markdown", "latex", "csv", "json", "html"])
 def test_names_in_tables(escape: str, format: str, capfd: Capture) -> None:
     protocol = {**table_cases.LINEAR, **table_cases.R50, f"a{escape}": f"b{escape}"}
     names = {"method": f"A{escape}B", "details": {"checkpoint": f"x{escape}.pt"}}

@@ -288,6 +288,15 @@ def test_records_of_spectra_that_are_not_finite() -> None:
     assert compare.draw([make(), diverged()]).startswith(b"\x89PNG")
 
 
+def test_the_table_fits_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    text = compare.table([make(), diverged()], "text")
+    assert max(map(len, text.splitlines())) <= 80
+    assert "|" not in text
+    assert len([line for line in text.splitlines() if line.startswith("- ")]) == 3  # all notes
+    assert text.endswith("of their mean.\n")
+
+
 def test_lines_of_a_plot() -> None:
     axes = Figure().subplots()
     steep = make(decay=7.0)

@@ -261,7 +261,7 @@ def test_names_do_not_add_columns_in_markdown() -> None:
     ("arguments", "message"),
     [
         ({"tables": ("5",)}, "table '5': no such table; choose from 1, 2, 3, 4, voc"),
-        ({"format": "word"}, "format 'word': no such format; choose from markdown, latex, bibtex, csv, json, html"),
+        ({"format": "word"}, "format 'word': no such format; choose from text, markdown, latex, bibtex, csv, json"),
     ],
 )
 def test_unknown_table_or_format(arguments: dict[str, Any], message: str) -> None:

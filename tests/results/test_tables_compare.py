@@ -156,12 +156,19 @@ def test_a_random_initialization_is_compared_with_the_numbers_that_a_checkpoint_
         (
             ("Zed", "B"),
             {},
-            "no measured row is named 'Zed'; expected a method (A, B), a part of a label, or a row's number",
+            "no measured row is named 'Zed'; expected a method (A, B), words of a label, or TABLE:ROW, such as 2:1",
         ),
         (("aa", "A"), {}, "no measured row is named 'aa'"),
-        (("ResNet", "B"), {}, "'ResNet' is the name of 2 rows of table 2; expected one row: write more of its"),
-        (("1", "2"), {}, "1 is a row of 2 tables; choose one of them with --table or --dataset"),
-        (("A", "B"), {"format": "html"}, "format 'html'; expected markdown, csv, json"),
+        (("ResNet", "B"), {}, "'ResNet' is the name of 2 rows of table 2; expected one row: write --compare 2:1 B (A)"),
+        (("1", "2"), {}, "1 is a row of 2 tables; expected TABLE:ROW, such as 2:1 or cells:1"),
+        (("A", "B"), {"format": "html"}, "format 'html'; expected text, markdown, csv, json"),
+        (
+            ("A", "a"),
+            {"datasets": ["cifar10"]},
+            "'A' and 'a' are both row 1 of table 2; expected two measured rows, such",
+        ),
+        (("cells:1", "A"), {}, "'cells:1' and 'A' are both row 1 of table cells"),
+        (("", "B"), {}, "no measured row is named ''"),
         (("A", "B"), {"datasets": ["cells"]}, "no measured row is named 'B'"),
     ],
 )
@@ -184,3 +191,50 @@ def test_the_command_compares_rows_by_name_and_by_number(capsys: pytest.CaptureF
     assert cli.main([*words, "--compare", "A", "B", "--format", "csv"]) == 0
     (line,) = csv.DictReader(io.StringIO(capsys.readouterr().out))
     assert (round(float(line["difference"]), 9), line["way"], line["verdict"]) == (10.0, "paired", "A is higher")
+
+
+def test_parts_of_words_are_no_names() -> None:
+    """An article or a letter is in most labels: `--compare A B` compared a row with itself."""
+    records = rows({"INTL": {0: [1.0]}, "Barlow Twins": {0: [2.0]}})
+    for words in (("a", "b"), ("Res", "INTL"), ("NTL", "Barlow")):
+        with pytest.raises(InputError, match=f"no measured row is named '{words[0]}'"):
+            render_comparison(records, *words)
+    (found,) = json.loads(render_comparison(records, "barlow", "INTL", format="json"))
+    assert found["difference"] == 1.0
+
+
+def test_every_choice_that_an_error_gives_is_a_command_that_works() -> None:
+    records = [
+        make(
+            "linear",
+            "cifar10",
+            {"top1": 50.0 + seed},
+            {**LINEAR, **R18, "epochs": epochs},
+            method=m,
+            pretrain_seed=seed,
+        )
+        for m in ("INTL", "Random init")
+        for epochs in (50, 100)
+        for seed in (0, 1)
+    ]
+    with pytest.raises(InputError) as error:
+        render_comparison(records, "INTL", "Random init")
+    choices = re.findall(r"--compare (\S+) (\S+) \((.*?)\)", str(error.value))
+    assert choices == [("2:1", "2:3", "epochs 50"), ("2:2", "2:4", "epochs 100")]  # the partner has the same evaluation
+    for first, second, words in choices:
+        (found,) = json.loads(render_comparison(records, first, second, format="json"))
+        assert (found["verdict"], words in found["row_a"]) == ("equal", True)
+
+
+def test_rows_without_a_common_column_are_no_choice() -> None:
+    records = [
+        *rows({"A": {0: [1.0]}, "B": {0: [2.0]}}),
+        make("knn", "cifar10", {"knn5": 3.0}, {**KNN, "k": 9}, method="B"),
+    ]
+    assert one(records)["difference"] == -1.0
+
+
+def test_a_way_is_named_only_where_there_is_an_interval() -> None:
+    assert one(rows({"A": {0: [70.0]}, "B": {0: [60.0], 1: [61.0]}}))["way"] == ""
+    unlike = make("linear", "cifar10", {"top1": 60.0}, {**LINEAR, **R18, "lr": 0.4}, method="B")
+    assert one([*rows({"A": {0: [70.0], 1: [71.0]}}), unlike])["way"] == ""
