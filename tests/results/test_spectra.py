@@ -388,7 +388,7 @@ def assert_refused(words: list[str], pattern: str, capsys: pytest.CaptureFixture
         (["OURS", "epochs=3"], "override epochs=3: expected data.key=value"),
         (["OURS", "data.sise=64"], "unknown key 'sise'; did you mean size"),
         (["OURS", "--out", "plot.jpg"], "--out plot.jpg: not a PNG file; expected a name that ends in .png"),
-        (["OURS", "--format", "latex"], "--format latex: unknown format; choose from markdown, csv, json"),
+        (["OURS", "--format", "latex"], "--format latex: unknown format; choose from text, markdown, csv, json"),
         (["THEIRS"], "data.root is not set"),
         (["THEIRS", "--from", "simclr"], "simclr"),
     ],
