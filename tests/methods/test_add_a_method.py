@@ -23,7 +23,7 @@ def test_the_documented_method_works(tmp_path: Path) -> None:
     common = ["tests/methods/test_methods.py", "-k", "spread or tables or recipes", "-p", "no:cacheprovider"]
     assert "[spread]" in copy.run("-m", "pytest", "-vv", *common)
     path = "runs/pretrain/spread_demo/seed0/checkpoint.pt"
-    assert "a training step" in copy.run("-m", "intl_bench", "pretrain", "spread_demo", *TINY, "--dry-run")
+    assert "a training step" in copy.run("-m", "intl_bench", "pretrain", "spread_demo", *TINY, "--dry-run", "--verbose")
     assert "checkpoint:" in copy.run("-m", "intl_bench", "pretrain", "spread_demo", *TINY)
     copy.run("-m", "intl_bench", "knn", path)
     assert "Spread" in copy.run("-m", "intl_bench", "tables")

@@ -398,7 +398,7 @@ def test_too_little_space_is_an_error_before_writing(
     except OSError:
         pytest.skip("this file system has no files with holes")
     assert main(["data", "pack", str(folder), str(tmp_path / "packed")]) == 4
-    assert "GB needed" in capsys.readouterr().err
+    assert "GiB needed" in capsys.readouterr().err
     assert not (tmp_path / "packed").exists()
 
 

@@ -66,10 +66,10 @@ def backbone() -> Path:
 
 
 def plan(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, str]:
-    """Return the rows of a plan by label; the columns are at most 80."""
+    """Return the rows of a plan by label; only a long path goes beyond 80 columns."""
     assert cli.main([*words, "--dry-run"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert all(len(line) <= 80 for line in lines)
+    assert all(len(line) <= 80 or max(map(len, line.split())) > 69 for line in lines)  # a long path stays whole
     rows: dict[str, str] = {}
     label = ""
     for line in lines:
