@@ -24,6 +24,11 @@ def add_command(
     return command
 
 
+def add_results(command: argparse.ArgumentParser) -> None:
+    """Add `--results`, the folder that holds `records/`."""
+    command.add_argument("--results", type=Path, default=Path("results"), help="folder of records (default: results)")
+
+
 def add_slurm(command: argparse.ArgumentParser, help: str) -> None:
     """Add `--slurm [OPTIONS]`."""
     command.add_argument("--slurm", nargs="?", const="", metavar="OPTIONS", help=help)

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from intl_bench.cli.common import add_command
+from intl_bench.cli.common import add_command, add_results
 
 
 def add(commands: Any) -> None:
@@ -18,7 +18,7 @@ def add(commands: Any) -> None:
     )
     command.add_argument("--license", metavar="NAME", help="license of the weights, such as CC-BY-4.0, for the card")
     command.add_argument("--from", dest="layout", default="auto", help="layout of the checkpoint, as for convert")
-    command.add_argument("--results", type=Path, default=Path("results"), help="folder of records (default: results)")
+    add_results(command)
     command.add_argument("--fresh", action="store_true", help="replace the files of an earlier export")
 
 

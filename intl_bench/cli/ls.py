@@ -3,11 +3,10 @@
 import argparse
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from intl_bench.cli.columns import Row, align, width
-from intl_bench.cli.common import add_command
+from intl_bench.cli.common import add_command, add_results
 
 _WHAT = {
     "recipes": "what `intl-bench pretrain NAME` trains",
@@ -26,7 +25,7 @@ def add(commands: Any) -> None:
     command = add_command(commands, "ls", f"list {', '.join(list(_WHAT)[:-1])} or records", _run)
     command.add_argument("what", nargs="?", choices=tuple(_WHAT), metavar="WHAT", help=", ".join(_WHAT))
     command.add_argument("words", nargs="*", metavar="WORD", help="only rows that hold every WORD, such as cifar10")
-    command.add_argument("--results", type=Path, default=Path("results"), help="folder of records (default: results)")
+    add_results(command)
 
 
 def _run(args: argparse.Namespace) -> None:

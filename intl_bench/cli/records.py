@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from intl_bench.cli.common import add_command
+from intl_bench.cli.common import add_command, add_results
 
 
 def add(commands: Any) -> None:
@@ -22,9 +22,7 @@ def add(commands: Any) -> None:
     import_.add_argument("files", type=Path, nargs="+", metavar="FILE", help="files of `records export`")
     import_.add_argument("--dry-run", action="store_true", help="print what would be added and write nothing")
     for command in (export, import_):
-        command.add_argument(
-            "--results", type=Path, default=Path("results"), help="folder of records (default: results)"
-        )
+        add_results(command)
 
 
 def _export(args: argparse.Namespace) -> None:

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from intl_bench.cli.common import add_command
+from intl_bench.cli.common import add_command, add_results
 from intl_bench.core.errors import InputError
 
 
@@ -15,7 +15,7 @@ def add(commands: Any) -> None:
         commands, "report", "one HTML page: tables, seeds, curves, spectra, detections, cost, commands", _run
     )
     command.add_argument("--out", type=Path, default=Path("report.html"), help="the page (default: report.html)")
-    command.add_argument("--results", type=Path, default=Path("results"), help="folder of records (default: results)")
+    add_results(command)
     command.add_argument("--runs", type=Path, default=Path("runs"), help="folder of runs, for curves (default: runs)")
 
 

@@ -1,11 +1,10 @@
 """`intl-bench tables`."""
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from intl_bench.cli.columns import table_format
-from intl_bench.cli.common import add_command
+from intl_bench.cli.common import add_command, add_results
 
 
 def add(commands: Any) -> None:
@@ -33,7 +32,7 @@ def add(commands: Any) -> None:
     )
     command.add_argument("--notes", default="full", help="the footnotes: full, short or none")
     command.add_argument("--schedule", metavar="1x|2x|24k", help="detection rows of one schedule alone")
-    command.add_argument("--results", type=Path, default=Path("results"), help="folder of records (default: results)")
+    add_results(command)
 
 
 def _run(args: argparse.Namespace) -> None:

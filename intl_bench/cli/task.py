@@ -8,6 +8,7 @@ from typing import Any
 from intl_bench.cli.common import (
     add_command,
     add_dry_run,
+    add_results,
     add_seed_jobs,
     is_dry_run,
     print_plan,
@@ -67,9 +68,7 @@ def add(commands: Any) -> None:
         for option in entry.options:
             command.add_argument(f"--{option}", **_OPTIONS[option])
         add_seed_jobs(command)
-        command.add_argument(
-            "--results", type=Path, default=Path("results"), help="folder of records (default: results)"
-        )
+        add_results(command)
         command.add_argument("--fresh", action="store_true", help="score again and replace existing records")
         add_dry_run(command)
 
