@@ -229,7 +229,7 @@ def test_checkpoints_with_the_earlier_name_of_the_momentum_encoder() -> None:
         (["simclr", "batch_size=1"], "batch_size=1"),
         (["barlow_twins", "batch_size=1"], "batch_size=1"),
         (["byol", "views=[{size: 32}]"], "compares at least two"),
-        (["byol", "method.tau=1"], "unknown key"),
+        (["byol", "method.tau=1"], "byol has no setting 'tau'"),
     ],
 )
 @pytest.mark.usefixtures("sample")
