@@ -6,7 +6,7 @@ import dataclasses
 import io
 import os
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +21,7 @@ from intl_bench.core.progress import Progress
 from pretrain.images.check_files import BLANK, ORIENTED, Examined, examine
 from pretrain.images.data import DataConfig, FileSource, FolderSource, ImageSource, open_source
 from pretrain.images.findings import Finding, Report
-from pretrain.images.folders import FOLDERS, ClassError
+from pretrain.images.folders import FOLDERS, ClassError, skip_setting
 
 _TINY = 32  # pixels of the shorter side
 _HUGE = 20_000_000  # pixels
@@ -65,7 +65,7 @@ def check(config: DataConfig) -> Report:
     names = next(iter(sources.values())).class_names if sources else []
     classes = f", {len(names)} classes" if names else ""
     report.title = f"{config.root}: {_KINDS[config.kind]}{classes}"
-    describe_images(report, splits, "replace or remove them, or leave them out by data.skip=[PATTERN, ...]")
+    describe_images(report, splits, "replace or remove them, or leave them out with", _setting_without(sources, splits))
     report.add(f"{ORIENTED}, which is not applied", _with_trait(splits, ORIENTED))
     describe_copies(report, splits)
     _describe_classes(report, splits, names)
@@ -135,11 +135,22 @@ def examine_all(sources: dict[str, ImageSource]) -> list[Split]:
     return splits
 
 
-def describe_images(report: Report, splits: Sequence[Split], remedy: str) -> None:
+def _setting_without(sources: Mapping[str, ImageSource], splits: Sequence[Split]) -> str:
+    """Write the setting that leaves out the images that cannot be decoded."""
+    patterns = list[str]()
+    for source, split in zip(sources.values(), splits, strict=True):
+        bad = [index for index, image in enumerate(split.images) if image.fault]
+        if isinstance(source, FileSource):
+            patterns += map(source.name_to_skip, bad)
+    return skip_setting(patterns)
+
+
+def describe_images(report: Report, splits: Sequence[Split], remedy: str, setting: str = "") -> None:
     """Add the sizes of the images, those that cannot be decoded, and their traits but the orientation.
 
     Args:
         remedy: what to do with images that cannot be decoded.
+        setting: see `Finding`.
     """
     report.splits = [("", "images", "bytes", "smallest", "median", "largest")]
     for split in splits:
@@ -148,7 +159,7 @@ def describe_images(report: Report, splits: Sequence[Split], remedy: str) -> Non
         texts = [f"{width} x {height}" for width, height in chosen] or ["–"] * 3
         report.splits.append((split.name, f"{len(split.images):,}", planned.size(split.size), *texts))
     bad = [f"{file}: {image.fault}" for file, image in _pairs(splits) if image.fault]
-    report.add("unreadable images", bad, stops=True, remedy=remedy)
+    report.add("unreadable images", bad, stops=True, remedy=remedy, setting=setting)
     traits = collections.Counter(trait for _, image in _pairs(splits) for trait in image.traits)
     for trait, _ in traits.most_common():
         if trait != ORIENTED:

@@ -26,7 +26,11 @@ from pretrain.images.folders import (
     list_images,
     listed_classes,
     note_skipped,
+    note_unmatched,
+    patterns_for,
     skip_setting,
+    unmatched,
+    without_classes,
     without_images,
 )
 from pretrain.images.npz import read_arrays
@@ -133,6 +137,11 @@ class FileSource(ImageSource):
             InputError: the bytes cannot be read.
         """
 
+    def name_to_skip(self, index: int) -> str:
+        """Return the name of image `index` for `skip_setting`; it begins with the split, unless that is a class too."""
+        folder, name = self.place.name.removesuffix(".pack"), os.fsdecode(self.files[index])
+        return name if folder in self.class_names or folder not in FOLDERS.values() else f"{folder}/{name}"
+
     def choose(self, indices: np.ndarray) -> Self:
         """Return a source of only the images `indices`, in this order."""
         part = copy.copy(self)
@@ -148,12 +157,12 @@ class FileSource(ImageSource):
         except TooManyPixelsError as error:
             raise BadImageError(
                 f"{self.file(index)}: {error}; set data.max_pixels={error.pixels} if you trust the file, or leave it "
-                f"out with {skip_setting([os.fsdecode(self.files[index])])}"
+                f"out with {skip_setting([self.name_to_skip(index)])}"
             ) from error
         except Exception as error:  # the decoders of Pillow raise many types of errors for damaged bytes
             raise BadImageError(
                 f"{self.file(index)}: not a readable image ({' '.join(str(error).split())}); replace it, or leave it "
-                f"out with {skip_setting([os.fsdecode(self.files[index])])}"
+                f"out with {skip_setting([self.name_to_skip(index)])}"
             ) from error
 
 
@@ -309,22 +318,33 @@ def _open_pack(config: DataConfig, root: Path, split: str, packs: list[Path]) ->
     expected = (pack if pack.path == packs[0] else Pack(packs[0])).class_names
     if pack.class_names != expected:
         raise InputError(f"{pack.path}: its classes are not those of {packs[0].name}; expected packs of one data set")
-    kept = [name for name in expected if not is_skipped(name, config.skip)]
+    patterns = patterns_for(config.skip, FOLDERS[split], expected)
+    of_classes = patterns_for(config.skip, packs[0].stem, expected)
+    kept = [name for name in expected if not is_skipped(name, of_classes)]
     class_names = kept if config.classes is None else listed_classes(Path(config.classes), kept)
     numbers = np.full(len(expected), -1)
     numbers[np.isin(expected, class_names)] = np.arange(len(class_names))  # both lists are sorted
     labels = numbers[pack.images["label"]]
     if config.skip:
-        skipped = [is_skipped(os.fsdecode(name), config.skip) for name in pack.images["name"].tolist()]
-        note_skipped(pack.path, int(np.sum(labels[skipped] >= 0)), len(expected) - len(kept))
-        labels[skipped] = -1
+        names = _names_in(pack)
+        left_out = np.array([is_skipped(name, patterns) for name in names])
+        left_out |= np.array([is_skipped(name, patterns) for name in expected])[pack.images["label"]]
+        note_skipped(pack.path, int(np.sum(labels[left_out] >= 0)), len(expected) - len(kept))
+        labels[left_out] = -1
+        left = unmatched(config.skip, expected, {FOLDERS[split]: [*expected, *names]})
+        others = {path.stem: [*expected, *_names_in(Pack(path))] for path in packs if left and path != pack.path}
+        note_unmatched(root, unmatched(left, expected, others))
     rows = np.flatnonzero(labels >= 0)
     if missing := without_images(labels[rows], class_names):
         raise InputError(
             f"{pack.path}: no images of {len(missing)} of {len(class_names)} classes: data.skip leaves them out; leave "
-            f"out the classes with {skip_setting(missing)}"
+            f"out the classes with {without_classes(missing)}"
         )
     return PackedSource(pack, rows, labels[rows], class_names, config.on_bad_image == "skip", config.max_pixels)
+
+
+def _names_in(pack: Pack) -> list[str]:
+    return [os.fsdecode(name) for name in pack.images["name"].tolist()]
 
 
 _SOURCES: dict[str, Callable[[DataConfig, str], ArraySource | FileSource]] = dict(

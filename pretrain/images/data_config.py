@@ -30,7 +30,8 @@ class DataConfig(Checked):
             sets are reserved: other images are refused under such a name.
         classes: a text file with one class folder per line; only these classes are used (imagefolder).
         skip: patterns of the class folders and the image files to leave out, relative to the folder of a split, such as
-            "*/broken_*.jpg" (imagefolder). `*` also matches `/`.
+            "*/broken_*.jpg" (imagefolder). `*` also matches `/`. A pattern that begins with train/ or val/ is for that
+            split alone, unless a class has this name.
         max_pixels: larger image files are refused, because a small file can fill the memory. Raise it for images that
             you trust.
         on_bad_image: what to do with an image that cannot be decoded. "stop" ends the run; "skip" replaces the image by

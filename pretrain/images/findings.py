@@ -19,6 +19,7 @@ class Finding:
         count: number of entries, also of those that are not in `entries`; 0 is not shown.
         entries: names of all or of the first entries.
         remedy: what to do, or "".
+        setting: the end of the remedy that is pasted into a shell, so it is never broken into lines; or "".
     """
 
     what: str
@@ -26,6 +27,7 @@ class Finding:
     count: int = 0
     entries: Sequence[str] = ()
     remedy: str = ""
+    setting: str = ""
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -51,10 +53,14 @@ class Report:
         """Number of findings that would stop a run."""
         return sum(finding.stops for finding in self.findings)
 
-    def add(self, what: str, entries: Sequence[str], *, stops: bool = False, remedy: str = "") -> None:
+    def add(
+        self, what: str, entries: Sequence[str], *, stops: bool = False, remedy: str = "", setting: str = ""
+    ) -> None:
         """Add a finding about entries, if there are any."""
         if entries:
-            self.findings.append(Finding(what=what, stops=stops, count=len(entries), entries=entries, remedy=remedy))
+            self.findings.append(
+                Finding(what=what, stops=stops, count=len(entries), entries=entries, remedy=remedy, setting=setting)
+            )
 
     def format(self, *, width: int = 80, everything: bool = False) -> str:
         """Return the report as text.
@@ -100,7 +106,8 @@ def _describe(finding: Finding, width: int, everything: bool) -> str:
         below = [" ".join([", ".join(shown), *more])]
     if finding.remedy:
         below.append(f"-> {finding.remedy}")
-    return "\n".join([*lines, *(wrap(text, width, " " * 4, " " * 6) for text in below)])
+    lines += [wrap(text, width, " " * 4, " " * 6) for text in below]
+    return "\n".join([*lines, f"{'':6}{finding.setting}"] if finding.setting else lines)
 
 
 def _number(value: int) -> str:

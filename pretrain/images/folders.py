@@ -10,7 +10,7 @@ import re
 import shlex
 import sys
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NamedTuple
@@ -64,34 +64,40 @@ def list_images(root: Path, split: str, classes: str | None, skip: Sequence[str]
 
     Args:
         classes: a file with the class folders to use; None uses all.
-        skip: patterns of the class folders and the files to leave out, as in `is_skipped`.
+        skip: patterns of the class folders and the files to leave out, see `patterns_for`.
 
     Raises:
         ClassError: a class has no images or is unknown.
         InputError: a folder is missing, or a name can mean two classes.
     """
     folder, train = root / FOLDERS[split], root / "train"
-    present, ignored, skipped_classes = _class_folders(folder, skip)
-    expected = _class_folders(train, skip)[0] if train != folder and train.is_dir() else present
+    odd_names = {name for name in FOLDERS.values() if any((root / part / name).is_dir() for part in FOLDERS.values())}
+    patterns = patterns_for(skip, folder.name, odd_names)
+    present, ignored, skipped_classes = _class_folders(folder, patterns)
+    expected = present
+    if train != folder and train.is_dir():
+        expected = _class_folders(train, patterns_for(skip, train.name, odd_names))[0]
     class_names = expected if classes is None else listed_classes(Path(classes), expected)
     folder_of = _match_folders(folder, present, expected, None if classes else train)
     wanted = {folder_of[name]: number for number, name in enumerate(class_names) if name in folder_of}
-    samples, skipped = [], 0
+    samples, skipped_files = [], list[str]()
     for path, label in make_dataset(folder, wanted, extensions=IMG_EXTENSIONS, allow_empty=True):
         name = path.removeprefix(f"{folder}{os.sep}")
         if _IN_SYSTEM_FOLDER.search(name) or (_APPLE_DOUBLE.search(name) and not _is_image(path)):
             ignored.append(name)
-        elif is_skipped(name, skip):
-            skipped += 1
+        elif is_skipped(name, patterns):
+            skipped_files.append(name)
         else:
             samples.append((os.fsencode(name), label))
     if ignored:
-        _note(f"{folder}: {len(ignored)} system files or folders ignored, such as {shorten(ignored[0])}")
-    if skip:
-        note_skipped(folder, skipped, skipped_classes)
+        what = "file or folder" if len(ignored) == 1 else "files or folders"
+        _note(f"{folder}: {len(ignored)} system {what} ignored, such as {shorten(ignored[0])}")
+    note_skipped(folder, len(skipped_files), len(skipped_classes))
+    left = unmatched(skip, odd_names, {folder.name: [*skipped_classes, *skipped_files]})
+    note_unmatched(root, unmatched(left, odd_names, {part: _names_in(root / part) for part in FOLDERS.values()}))
     labels = np.array([label for _, label in samples], np.int64)
     if empty := without_images(labels, class_names):
-        raise ClassError(_describe_empty(folder, empty, folder_of, len(class_names), skip), empty)
+        raise ClassError(_describe_empty(folder, empty, folder_of, len(class_names), patterns), empty)
     return Listing(np.array([name for name, _ in samples]), labels, class_names)
 
 
@@ -113,13 +119,48 @@ def listed_classes(path: Path, expected: Sequence[str]) -> list[str]:
     return sorted(names)
 
 
+def patterns_for(skip: Sequence[str], folder: str, classes: Collection[str]) -> list[str]:
+    """Return the patterns of `data.skip` that hold in a split, relative to its folder.
+
+    A pattern that begins with train/ or val/ holds in that split alone.
+
+    Args:
+        folder: the folder of the split, "train" or "val".
+        classes: names of class folders. A pattern that begins with one of them means the class, also if it is "train".
+    """
+    found = []
+    for pattern in skip:
+        first, _, rest = pattern.partition("/")
+        if not rest or first in classes or first not in FOLDERS.values():
+            found.append(pattern)
+        elif first == folder:
+            found.append(rest)
+    return found
+
+
 def is_skipped(name: str, patterns: Sequence[str]) -> bool:
-    """Tell whether a pattern of `data.skip` matches a class folder or a file, given relative to the folder of a split.
+    """Tell whether a pattern of `patterns_for` matches a class folder or a file, given relative to the split's folder.
 
     A pattern is one of Python's `fnmatch`: `*` also matches `/`. The spelling of accents does not matter.
     """
     plain = unicodedata.normalize("NFC", name) if patterns else name
     return any(fnmatchcase(plain, unicodedata.normalize("NFC", pattern)) for pattern in patterns)
+
+
+def unmatched(skip: Sequence[str], classes: Collection[str], names: Mapping[str, Iterable[str]]) -> list[str]:
+    """Return the patterns of `data.skip` that match no name.
+
+    Args:
+        classes: see `patterns_for`.
+        names: for the folder of each split the names of class folders and files. They are read only as far as needed.
+    """
+    left = list(skip)
+    for folder, of_folder in names.items():
+        for name in of_folder if left else ():
+            left = [pattern for pattern in left if not is_skipped(name, patterns_for([pattern], folder, classes))]
+            if not left:
+                break
+    return left
 
 
 def without_images(labels: np.ndarray, class_names: Sequence[str]) -> list[str]:
@@ -129,12 +170,36 @@ def without_images(labels: np.ndarray, class_names: Sequence[str]) -> list[str]:
 
 
 def note_skipped(place: Path, files: int, classes: int) -> None:
-    """Print how many files and class folders `data.skip` leaves out."""
-    _note(f"{place}: data.skip leaves out {classes} class folders and {files} files of other classes")
+    """Print how many files and class folders `data.skip` leaves out, if there are any."""
+    parts = [f"{classes} class folder{'' if classes == 1 else 's'}"] if classes else []
+    if files:
+        parts.append(f"{files} file{'' if files == 1 else 's'}{' of other classes' if classes else ''}")
+    if parts:
+        _note(f"{place}: data.skip leaves out {' and '.join(parts)}")
 
 
-def _class_folders(folder: Path, skip: Sequence[str]) -> tuple[list[str], list[str], int]:
-    """Return the class folders in `folder` and the system folders, both sorted, and the number of skipped ones."""
+def note_unmatched(root: Path, patterns: Sequence[str]) -> None:
+    """Print the patterns of `data.skip` that match nothing in any split."""
+    for pattern in patterns:
+        bracket = "; a [ of a name is written [[]" if "[" in pattern else ""
+        _note(
+            f"{root}: data.skip: {shorten(pattern)} matches no class folder and no image file; expected a pattern such "
+            f"as CLASS, CLASS/FILE or train/CLASS/FILE{bracket}"
+        )
+
+
+def _names_in(folder: Path) -> Iterator[str]:
+    """Yield the class folders of a split and the files that have a suffix of images, relative to its folder."""
+    for place, folders, files in os.walk(folder, followlinks=True):
+        if Path(place) == folder:
+            yield from folders
+        for name in files:
+            if name.lower().endswith(IMG_EXTENSIONS):
+                yield os.path.relpath(os.path.join(place, name), folder)
+
+
+def _class_folders(folder: Path, patterns: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
+    """Return the class folders in `folder`, the system folders and the class folders that are left out, all sorted."""
     try:
         found = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
     except OSError as error:
@@ -144,10 +209,11 @@ def _class_folders(folder: Path, skip: Sequence[str]) -> tuple[list[str], list[s
         raise known from error
     system = [name for name in found if SYSTEM_FOLDER.fullmatch(name)]
     candidates = [name for name in found if name not in system]
-    names = [name for name in candidates if not is_skipped(name, skip)]
+    skipped = [name for name in candidates if is_skipped(name, patterns)]
+    names = [name for name in candidates if name not in skipped]
     if not names:
         raise InputError(f"{folder}: contains no class folders; expected one folder of images per class")
-    return names, system, len(candidates) - len(names)
+    return names, system, skipped
 
 
 def _match_folders(folder: Path, present: Sequence[str], expected: Sequence[str], train: Path | None) -> dict[str, str]:
@@ -176,7 +242,7 @@ def _match_folders(folder: Path, present: Sequence[str], expected: Sequence[str]
 
 
 def _describe_empty(
-    folder: Path, empty: Sequence[str], folder_of: dict[str, str], classes: int, skip: Sequence[str]
+    folder: Path, empty: Sequence[str], folder_of: dict[str, str], classes: int, patterns: Sequence[str]
 ) -> str:
     """Say which classes have no images in `folder`, why, and what to do."""
     place = folder / folder_of.get(empty[0], empty[0])
@@ -184,20 +250,23 @@ def _describe_empty(
     if not place.is_dir():
         reason = f"the class is in {folder.parent / 'train'}, but this folder does not exist"
     elif any(name.lower().endswith(IMG_EXTENSIONS) for name in files):
-        reason = "data.skip leaves out its files" if skip else "its images are those of the operating system"
+        reason = "data.skip leaves out its files" if patterns else "its images are those of the operating system"
     else:
         reason = f"none of its {len(files)} files has a suffix of images" if files else "the folder is empty"
     return (
         f"{place}: no images of this class: {reason}; {len(empty)} of {classes} classes have none here; expected files "
-        f"with the suffix {', '.join(IMG_EXTENSIONS)}; add them, or leave classes out with {skip_setting(empty)}"
+        f"with the suffix {', '.join(IMG_EXTENSIONS)}; add them, or leave classes out with {without_classes(empty)}"
     )
 
 
-def skip_setting(classes: Sequence[str]) -> str:
+def without_classes(classes: Sequence[str]) -> str:
     """Write a setting that leaves out classes, as it is typed in a shell."""
-    if len(classes) > 3:
-        return "data.classes=FILE, a list of the other classes"
-    patterns = ["".join(f"[{c}]" if c in "*?[" else c for c in name) for name in classes]
+    return skip_setting(classes) if len(classes) <= 3 else "data.classes=FILE, a list of the other classes"
+
+
+def skip_setting(names: Sequence[str]) -> str:
+    """Write a setting that leaves out class folders or files, as it is typed in a shell."""
+    patterns = ["".join(f"[{c}]" if c in "*?[" else c for c in name) for name in names]
     return shlex.quote(f"data.skip={json.dumps(patterns, ensure_ascii=False)}")
 
 

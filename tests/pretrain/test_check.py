@@ -1,5 +1,6 @@
 """`data check` on image folders, packs and arrays: what would stop a run, what to know, and the text."""
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -214,15 +215,34 @@ def test_the_text_fits_the_terminal_and_names_all_on_request(
         put(f"train/class 1/gray {number}.png", saved(picture().convert("L"), "PNG"))
     assert main(["data", "check", "photos"]) == 2
     short = capsys.readouterr().out
-    assert max(map(len, short.splitlines())) <= 80
-    assert short.count("bad ") == 5
+    (setting,) = [line for line in short.splitlines() if "data.skip=" in line]
+    lines = [line for line in short.splitlines() if line != setting]
+    assert max(map(len, lines)) <= 80
+    assert "\n".join(lines).count("bad ") == 5
     assert "    and 7 more\n" in short
     assert "gray 1.png, train/class 1/gray 10.png and 9 more" in " ".join(short.split())
     assert "... 5 more" in short
     assert main(["data", "check", "photos", "--all"]) == 2
     whole = capsys.readouterr().out
-    assert whole.count("bad ") == whole.count("gray ") - 1 == 12
+    assert whole.replace(setting, "").count("bad ") == whole.count("gray ") - 1 == 12
     assert all(f"class {number} " in whole for number in range(25))
+
+
+def test_the_printed_setting_can_be_pasted(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    make_clean()
+    for file in ("train/cat/it's a  broken [1].png", "train/dog/1.png", "val/dog/2.png"):
+        put(file, b"no image")
+    assert main(["data", "check", "photos"]) == 2
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "data.skip=" in line]
+    assert main(["data", "check", "photos", *shlex.split(line)]) == 0
+    printed = capsys.readouterr()
+    text = " ".join(printed.out.split())
+    assert "photos/train: data.skip leaves out 2 files" in text
+    assert "photos/val: data.skip leaves out 1 file " in text
+    assert "matches no" not in text
+    assert main(["data", "check", "photos", *shlex.split(line), "data.skip=nothing"]) == 2
+    assert "'nothing' matches no class folder" in " ".join(capsys.readouterr().out.split())
 
 
 def test_arrays_and_a_folder_without_val(capsys: pytest.CaptureFixture[str]) -> None:

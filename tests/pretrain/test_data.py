@@ -172,7 +172,7 @@ def test_damaged_image_is_named(folder: Path, how: str) -> None:
     with pytest.raises(BadImageError) as error:
         source.image(1)
     assert str(file) in one_line(error)
-    assert str(error.value).endswith("""leave it out with 'data.skip=["a/a1.JPEG"]'""")
+    assert str(error.value).endswith("""leave it out with 'data.skip=["train/a/a1.JPEG"]'""")
 
 
 def test_vanished_file_is_not_a_bad_image(folder: Path) -> None:

@@ -113,15 +113,57 @@ def test_skip(packed: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         assert main(["data", "pack", "data", "packed"]) == 0
         root = tmp_path / "packed"
         capsys.readouterr()
-    for split, count in (("train", 2), ("test", 1)):
+    for split, count in (("train", "2 files"), ("test", "1 file")):
         part = opened(root, split, skip=("*/broken_*.png", "c"))
         assert fingerprint(part) == fingerprint(opened(clean, split)) != fingerprint(opened(root, split))
-        assert f"leaves out 1 class folders and {count} files of other classes" in capsys.readouterr().err
+        assert f"leaves out 1 class folder and {count} of other classes" in capsys.readouterr().err
         assert part.class_names == ["a", "b"]
     with pytest.raises(InputError, match=r"no images of .*data.skip=\[\"b\"\]'"):
         opened(root, skip=("b/*",))
     with pytest.raises(ValueError, match=r"data\.kind=shapes has no image files"):
         DataConfig(kind="shapes", skip=("a",))
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_pattern_of_one_split(packed: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make(tmp_path / "data", [*CLEAN, "train/b/2.png", "val/b/2.png"])
+    if packed:
+        assert main(["data", "pack", "data", "packed"]) == 0
+    root = tmp_path / ("packed" if packed else "data")
+    capsys.readouterr()
+    assert files_of(opened(root, skip=("train/b/2.png", "val/*/1.png"))) == ["a/1.png", "a/deep/2.png", "b/1.png"]
+    assert "matches no" not in capsys.readouterr().err
+    assert files_of(opened(root, "test", skip=("train/b/2.png",))) == ["a/1.png", "b/1.png", "b/2.png"]
+    assert capsys.readouterr().err == "", "nothing is left out there"
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_class_may_be_called_train(packed: bool, tmp_path: Path) -> None:
+    make(
+        tmp_path / "data",
+        [f"{split}/{file}.png" for split in ("train", "val") for file in ("train/1", "train/2", "a/1")],
+    )
+    if packed:
+        assert main(["data", "pack", "data", "packed"]) == 0
+    for split in ("train", "test"):
+        part = opened(tmp_path / ("packed" if packed else "data"), split, skip=("train/2*",))
+        assert files_of(part) == ["a/1.png", "train/1.png"]
+        assert part.name_to_skip(1) == ("train/1.png" if split == "train" else "val/train/1.png")
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_pattern_that_matches_nothing_is_named(
+    packed: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make(tmp_path / "data", [*CLEAN, "train/b/x [1].png", "val/a/only.png"])
+    if packed:
+        assert main(["data", "pack", "data", "packed"]) == 0
+    root = tmp_path / ("packed" if packed else "data")
+    capsys.readouterr()
+    opened(root, skip=("c", "a/only.png", "val/b/2.png", "b/x [1].png", "b/x*", "b/*x*"))
+    notes = [line for line in capsys.readouterr().err.splitlines() if "matches no class folder and no image" in line]
+    assert [line.split("'")[1] for line in notes] == ["c", "val/b/2.png", "b/x [1].png"]
+    assert [line.endswith("; a [ of a name is written [[]") for line in notes] == [False, False, True]
 
 
 def test_skip_is_read_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -132,10 +174,11 @@ def test_skip_is_read_from_the_command_line(tmp_path: Path, capsys: pytest.Captu
     assert main([*words, "workers=0"]) == 2
     error = capsys.readouterr().err
     assert "broken_1.png: not a readable image" in error
-    assert error.count("data/train: 1 system files or folders ignored, such as 'n00000001/._x.png'") == 1
+    assert error.count("data/train: 1 system file or folder ignored, such as 'n00000001/._x.png'") == 1
     assert main([*words, "workers=0", 'data.skip=["*/broken_*"]']) == 0
     error = capsys.readouterr().err
-    assert error.count("data.skip leaves out 0 class folders and 1 files of other classes") == 1
+    assert error.count("data/train: data.skip leaves out 1 file\n") == 1
+    assert error.count("data.skip") == 1, "nothing is left out of val"
 
 
 # Classes without images
