@@ -107,6 +107,7 @@ class Monitor:
         passes = sum((view.size / self.size) ** 2 for view in recipe.views)
         images = training.steps_per_epoch * recipe.batch_size * passes / training.process.world_size
         self.plan = plan(recipe.monitor.every, epochs=training.epochs, images=images)
+        self._too_short = recipe.monitor.every is None and not self.plan.every
         self._subset: _Subset | None = None
         self.latest: dict[str, float] = {}
         self.largest_rank = 0  # that the spectrum of the embedding could have
@@ -131,11 +132,13 @@ class Monitor:
         except Exception as error:  # a by-product
             reason = " ".join(str(error).split()) or type(error).__name__
             note(f"warning: no more scores during this run: {reason}")
-            self.plan, self.latest = Plan(every=0, images=0), {}
+            self.plan, self.latest, self._subset = Plan(every=0, images=0), {}, None
         return self.latest
 
     def about(self) -> str:
-        """Return the images and the times of the scores, as a text; empty before the first."""
+        """Return the images and the times of the scores or why there are none, as a text; empty before the first."""
+        if self._too_short:
+            return "no scores, because the run is too short for them; monitor.every=1 scores each epoch"
         if self._subset is None:
             return ""
         one = self._subset

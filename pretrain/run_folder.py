@@ -11,7 +11,7 @@ import torch
 from omegaconf import OmegaConf
 
 from intl_bench.core import config as configs
-from intl_bench.core import files, json_lines, planned
+from intl_bench.core import datasets, files, json_lines, planned
 from intl_bench.core.by_products import ByProducts
 from intl_bench.core.errors import DivergedError, Preempted
 from intl_bench.core.transcript import Transcript, note
@@ -78,6 +78,8 @@ class RunFolder:
         self.files.write("summary.json", lambda: files.json_text(self.summary(scores, about_scores, error)).encode())
         if error is None:
             note(self._sentence(scores))
+            if about_scores and not scores:
+                note(about_scores)
             note(f"next: {next_command(self.training)}")
         else:
             self.transcript.keep(f"{_state(error)}: {_reason(error)}")
@@ -130,8 +132,12 @@ class RunFolder:
 
 
 def next_command(training: "Training") -> str:
-    """Return the command that scores a finished run."""
-    return shlex.join(["intl-bench", "linear", str(training.recipe.checkpoint)])
+    """Return the command that scores a finished run: in minutes, where the paper has no protocol for the images."""
+    recipe = training.recipe
+    words = ["intl-bench", "linear", str(recipe.checkpoint)]
+    if recipe.data.kind == "imagefolder" and recipe.data.dataset not in datasets.DATASETS:
+        words += ["--config", "default", f"size={max(view.size for view in recipe.views)}"]
+    return shlex.join(words)
 
 
 def _state(error: BaseException | None) -> str:

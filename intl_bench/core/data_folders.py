@@ -123,6 +123,16 @@ def split_instead(root: Path, name: str) -> Hint:
             f"class into {root / 'val'}",
             command=shlex.join(["mkdir", str(root / "train"), str(root / "val")]),
         )
+    if name == "val" and (root / "train").is_dir():
+        return Hint(
+            f"; scores need images that were not trained on: move some images of each class of {root / 'train'} into "
+            f"{root / 'val'}, in a folder of the same name"
+        )
+    if kind is None and _has_images(root):
+        return Hint(
+            f"; its images are in no class folders: move them into {root / 'train' / 'CLASS'} and some of each class "
+            f"into {root / 'val' / 'CLASS'}, or all into {root / 'train' / 'all'} to pre-train without labels"
+        )
     return Hint()
 
 

@@ -56,6 +56,18 @@ def test_classes_without_a_split_are_named(tmp_path: Path) -> None:
     assert f"its class folders (daisy, rose) are not split: move them into {root / 'train'}" in refused(root)
 
 
+def test_images_without_class_folders_are_told_where_to_go(tmp_path: Path) -> None:
+    root = tmp_path / "x" / "y" / "flat"
+    images(root)
+    assert f"its images are in no class folders: move them into {root / 'train' / 'CLASS'} and" in refused(root)
+    (root / "train" / "all").mkdir(parents=True)
+    (root / "1.png").rename(root / "train" / "all" / "1.png")
+    assert len(open_source(DataConfig(root=str(root)), "train")) == 1
+    assert f"; scores need images that were not trained on: move some images of each class of {root / 'train'}" in (
+        refused(root, "test")
+    )
+
+
 def test_a_root_that_is_nowhere_says_what_to_set(tmp_path: Path) -> None:
     assert refused(tmp_path / "nowhere" / "deep").endswith(f"{tmp_path} has no nowhere; set data.root=PATH")
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -202,6 +203,24 @@ def test_a_bad_image_gives_its_place_to_the_next_one_of_its_class(
     assert scores("own")
     assert main(["pretrain", "demo", *TINY, *words, "name=strict", "batch_size=24"]) == 2
     assert "; data.on_bad_image=skip trains on the next image instead" in capsys.readouterr().err
+
+
+def test_a_run_that_is_too_short_for_scores_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = "no scores, because the run is too short for them; monitor.every=1 scores each epoch"
+    root = _folder(tmp_path / "photos", ["train", "val"])
+    words = ["data.kind=imagefolder", f"data.root={root}", "data.name=photos", "epochs=1", "batch_size=24"]
+    assert main(["pretrain", "demo", *TINY, *words, "name=own"]) == 0
+    last = capsys.readouterr().err.splitlines()[-3:]
+    assert last[0].startswith("finished own seed 0: loss ")
+    assert last[1] == text
+    # The next command works as it is printed.
+    command = shlex.split(last[2].removeprefix("next: intl-bench "))
+    assert command[2:] == ["--config", "default", "size=32"]
+    assert main([*command, "epochs=1", "batch_size=8", "workers=0", "device=cpu"]) == 0
+    assert "linear INTL photos seed 0: " in capsys.readouterr().out
+    assert json.loads(Path("runs/pretrain/own/seed0/summary.json").read_text())["about_scores"] == text
+    train.run(tiny("silent", "monitor.every=0"))
+    assert "no scores" not in capsys.readouterr().err
 
 
 def test_one_class_is_one_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
