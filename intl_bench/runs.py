@@ -11,7 +11,7 @@ from typing import Any
 
 from intl_bench import protocol, provenance
 from intl_bench.core import config as configs
-from intl_bench.core import files, json_lines
+from intl_bench.core import energy, files, json_lines
 from intl_bench.core.distributed import is_main_process
 from intl_bench.core.errors import InputError
 from intl_bench.core.locks import lock
@@ -210,7 +210,7 @@ def _run_seed(
             files.remove_contents(new)
         work = new if again else folder
         before = json_lines.seconds(work / "metrics.jsonl") if any(work.glob("state*.pt")) else 0.0
-        started = time.perf_counter()
+        started, meter = time.perf_counter(), energy.Meter()
         outcome = task.run(checkpoint, config, seed, folder=work)
         if task.fingerprints(config) != data:
             raise InputError(f"{config.data.root}: the images changed during the run; run the command again")
@@ -224,6 +224,7 @@ def _run_seed(
                 "checkpoint": str(checkpoint.path),
                 "layout": plan.layout,
                 "pretrain": checkpoint.details,
+                "gpu_joules": None if before else meter.joules(),  # of an earlier session it is not known
                 **outcome.details,
             },
             wall_time_s=round(before + time.perf_counter() - started, 2),

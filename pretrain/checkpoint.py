@@ -188,6 +188,7 @@ def from_state(
     )
 
 
+_OF_A_RUN = ("seconds", "gpu_seconds", "gpu_joules", "bad_files")  # facts that differ between runs of one result
 _ABOUT = 3  # version of `about`; 1 had only the recipe, or only the facts of a layout; 2 had the paths of a user
 
 
@@ -206,7 +207,7 @@ def about(checkpoint: Checkpoint) -> dict[str, Any]:
         "branch": checkpoint.branch,
         "recipe": checkpoint.recipe and _without_places(checkpoint.recipe),
         "inputs": dataclasses.asdict(checkpoint.inputs),
-        "details": {key: value for key, value in checkpoint.details.items() if key not in ("seconds", "bad_files")},
+        "details": {key: value for key, value in checkpoint.details.items() if key not in _OF_A_RUN},
     }
     return values
 

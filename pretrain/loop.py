@@ -95,7 +95,7 @@ def _steps(
             measured = _measure(training, log, monitor, metrics, last=last)
             if measured is not None:
                 log.write(metrics, measured)
-            training.seconds += time.perf_counter() - ended
+            training.count(time.perf_counter() - ended)
             kept = _kept_path(training)
             if last or stopping or saving or kept:
                 log.write(metrics)  # raises an error if the step was not finite

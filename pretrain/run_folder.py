@@ -121,6 +121,7 @@ class RunFolder:
             "warnings": self.log.signs.found,
             "bad_images": len(training.bad_files),
             "seconds": round(training.seconds, 1),
+            **training.gpu_cost(),
             "images_per_second": round(progress.images_per_second, 1),
             "data_share": round(progress.data_share, 4),
             "processes": training.process.world_size,

@@ -250,6 +250,8 @@ def _require_position(path: Path, state: Mapping[str, Any]) -> None:
         ("step", state["step"], 0, total),
         ("steps_per_epoch", steps, 1, 1e18),
         ("details.seconds", details.get("seconds"), 0, 1e12),
+        ("details.gpu_seconds", details.get("gpu_seconds") or 0, 0, 1e18),
+        ("details.gpu_joules", details.get("gpu_joules") or 0, 0, 1e18),
     ):
         if not isinstance(value, int | float) or not least <= value <= most:
             raise DamagedError(

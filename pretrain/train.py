@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from intl_bench.core import config as configs
-from intl_bench.core import distributed, files
+from intl_bench.core import distributed, energy, files
 from intl_bench.core.copies import fetch, send
 from intl_bench.core.errors import DamagedError, InputError
 from intl_bench.core.locks import lock
@@ -63,12 +63,17 @@ class Training:
     inputs: Inputs = dataclasses.field(default_factory=Inputs)
     step: int = 0
     seconds: float = 0.0
+    gpu_seconds: float | None = 0.0  # None: of an earlier version, which did not count them
+    gpu_joules: float | None = 0.0  # up to the start of this session
     bad_files: set[str] = dataclasses.field(default_factory=set)
     log_mark: dict[str, int] | None = None  # see `JsonLines`
     recorded: accelerate.Recorded | None = None
     # Of the latest step: the names of the loss terms, and the features of the view whose embedding the method keeps.
     terms: list[str] = dataclasses.field(default_factory=list)
     features: torch.Tensor | None = None
+
+    def __post_init__(self) -> None:
+        self._meter = energy.Meter()
 
     @property
     def labeled(self) -> bool:
@@ -162,6 +167,20 @@ class Training:
         self.scaler.update()
         return torch.stack([*(term.detach().float() for term in terms.values()), loss.detach().float(), norm.float()])
 
+    def count(self, seconds: float) -> None:
+        """Add the time of a step to the cost of the run."""
+        self.seconds += seconds
+        if self.gpu_seconds is not None and self.process.device.type == "cuda":
+            self.gpu_seconds += seconds * self.process.world_size
+
+    def gpu_cost(self) -> dict[str, float | None]:
+        """Return the time and the energy of all GPUs, as far as they are known."""
+        joules = self._meter.joules()
+        return {
+            "gpu_seconds": self.gpu_seconds and round(self.gpu_seconds, 1),
+            "gpu_joules": None if joules is None or self.gpu_joules is None else round(self.gpu_joules + joules, 1),
+        }
+
     def state(self) -> dict[str, Any]:
         """Return the content of a checkpoint."""
         # A checkpoint does not depend on how steps were taken. Learning rates are stored as numbers.
@@ -184,6 +203,7 @@ class Training:
                 "images": self.images,
                 "classes": self.classes,
                 "seconds": round(self.seconds, 1),
+                **self.gpu_cost(),
                 "bad_images": len(self.bad_files),
                 "bad_files": sorted(self.bad_files),
                 "momentum_target": self.method.momentum_encoder is not None,
@@ -213,8 +233,10 @@ class Training:
         states.restore_optimizer(self.optimizer, state["optimizer"], path)
         if self.scaler.is_enabled() and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
-        self.step, self.seconds = state["step"], state["details"]["seconds"]
-        self.bad_files, self.log_mark = set(state["details"]["bad_files"]), state.get("log")
+        details = state["details"]
+        self.step, self.seconds = state["step"], details["seconds"]
+        self.gpu_seconds, self.gpu_joules = details.get("gpu_seconds"), details.get("gpu_joules")
+        self.bad_files, self.log_mark = set(details["bad_files"]), state.get("log")
 
 
 def build_training(

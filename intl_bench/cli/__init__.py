@@ -132,14 +132,21 @@ def _report(line: str, exit_code: int) -> int:
     if len(line) > _LONGEST:  # a name or a value of a file is very long
         line = f"{line[: _LONGEST - 300]} ... {line[-300:]}"
     if "RANK" not in os.environ:
-        print(f"intl-bench: {line}", file=sys.stderr)
+        _say(line)
         return exit_code
     from intl_bench.core.distributed import first_to_fail
 
     with StopRequest():  # the launcher stops the other processes after the first failure; this one must still print
         if first_to_fail(exit_code):
-            print(f"intl-bench: {line}", file=sys.stderr)
+            _say(line)
     return exit_code
+
+
+def _say(line: str) -> None:
+    """Print a line on stderr, below the progress bars."""
+    if progress := sys.modules.get("intl_bench.core.progress"):
+        progress.end_bars()
+    print(f"intl-bench: {line}", file=sys.stderr)
 
 
 def _stopped(number: int) -> int:
@@ -150,7 +157,7 @@ def _stopped(number: int) -> int:
     if os.environ.get("RANK", "0") == "0" and not _is_rank_of_launcher():
         name = signal.Signals(number).name
         line = f"stopped by {name}; what was finished is saved; run the same command again to resume"
-        print(f"intl-bench: {line}", file=sys.stderr)
+        _say(line)
     return signals.exit_code(number)
 
 

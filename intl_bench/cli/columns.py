@@ -19,22 +19,24 @@ def table_format(chosen: str | None) -> str:
 
 
 def align(rows: Sequence[Row], width: int | None) -> str:
-    """Align rows in columns. If they do not fit, the last column goes below its row, indented.
+    """Align rows in columns. Of the last columns, those that do not fit go below their row, indented.
 
     Args:
         rows: texts by the name of the column, the same names in all rows. A column without texts is left out.
         width: of the terminal in characters; None for a pipe, where each row is one line.
     """
     columns = [name for name in rows[0] if any(row[name] for row in rows)]
-    sizes = {name: max(len(name), *(len(row[name]) for row in rows)) for name in columns}
-    *first, last = columns
-    one_line = width is None or sum(sizes.values()) + 2 * len(first) <= width
+    sizes = [max(len(name), *(len(row[name]) for row in rows)) for name in columns]
+    fitting = len(columns)
+    while width is not None and fitting > 1 and sum(sizes[:fitting]) + 2 * (fitting - 1) > width:
+        fitting -= 1
     lines = []
     for row in ({name: name.upper() for name in columns}, *rows):
-        cells = [(row[name] or "–").ljust(sizes[name]) for name in first]
-        if one_line:
-            lines.append("  ".join([*cells, row[last]]).rstrip())
-        else:
-            lines.append("  ".join(cells).rstrip())
-            lines += textwrap.wrap(row[last], width or 0, initial_indent="    ", subsequent_indent="    ")
+        cells = [(row[name] or "–").ljust(size) for name, size in zip(columns[:fitting], sizes, strict=False)]
+        lines.append("  ".join(cells).rstrip())
+        for text in filter(None, (row[name] for name in columns[fitting:])):
+            # A path or a command stays whole, so that it can be copied.
+            indented = textwrap.TextWrapper(width or 0, initial_indent="    ", subsequent_indent="    ")
+            indented.break_long_words = indented.break_on_hyphens = False
+            lines += indented.wrap(text)
     return "\n".join(lines)

@@ -3,6 +3,7 @@
 import os
 import sys
 import time
+import weakref
 from collections.abc import Mapping
 
 from tqdm import tqdm
@@ -11,6 +12,13 @@ from intl_bench.core import heartbeat, planned
 
 _BAR = "{desc} {percentage:3.0f}% |{bar}| {remaining} left{postfix}"
 _AROUND = " 100% |1234| 10:00:00 left"  # a short bar and what is always beside it
+_shown = weakref.WeakSet[tqdm]()
+
+
+def end_bars() -> None:
+    """End the bars that an error has left open, so that its line does not continue one of them."""
+    for bar in list(_shown):
+        bar.close()
 
 
 class Progress:
@@ -51,6 +59,8 @@ class Progress:
             if enabled and sys.stderr.isatty()
             else None
         )
+        if self.bar is not None:
+            _shown.add(self.bar)
 
     @property
     def images_per_second(self) -> float:

@@ -16,6 +16,7 @@ from intl_bench.core.identity import digest
 from intl_bench.export.libraries import SAFETENSORS, libraries, without
 from intl_bench.protocol import pretraining_scale
 from intl_bench.records import ResultRecord
+from intl_bench.report.cost import joules_of
 from pretrain.backbone import Backbone
 from pretrain.checkpoint import Checkpoint, Preprocessing
 
@@ -146,14 +147,24 @@ def _pretraining(checkpoint: Checkpoint) -> str:
 
 
 def _cost(checkpoint: Checkpoint, records: Sequence[ResultRecord]) -> str:
-    seconds = checkpoint.details.get("seconds")
-    lines = [f"- pre-training: {f'{planned.duration(seconds)}, wall time of its steps' if seconds else _UNKNOWN}"]
+    seconds, gpu = checkpoint.details.get("seconds"), checkpoint.details.get("gpu_seconds")
+    took = f"{planned.duration(seconds)}, wall time of its steps" if seconds else _UNKNOWN
+    hours = f", {gpu / 3600:.3g} GPU-hours" if gpu else ""
+    lines = [f"- pre-training: {took}{hours}{_energy(checkpoint.details)}"]
     for record in records:
         gpus, cores = record.hardware.get("gpus") or [], record.hardware.get("cores")
         device = f"{len(gpus)} x {gpus[0]}" if gpus else f"{cores} cores of {record.hardware.get('cpu')}"
         what = f"{record.task}, seed {record.transfer_seed}"
-        lines.append(f"- {what}: {planned.duration(record.wall_time_s)} on {escape_markdown(device)}")
-    return "\n".join([*lines, "- energy: not measured"])
+        took = f"{planned.duration(record.wall_time_s)} on {escape_markdown(device)}"
+        lines.append(f"- {what}: {took}{_energy(record.details)}")
+    if not any("kWh" in line for line in lines):
+        lines.append("- energy: not measured")
+    return "\n".join(lines)
+
+
+def _energy(details: Mapping[str, Any]) -> str:
+    joules = joules_of(details)
+    return "" if joules is None else f", {joules / 3.6e6:.3g} kWh of its GPUs"
 
 
 def _commands(checkpoint: Checkpoint, records: Sequence[ResultRecord]) -> str:

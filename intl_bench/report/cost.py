@@ -1,6 +1,8 @@
 """What results cost, and where they were computed."""
 
+import dataclasses
 import html
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -31,45 +33,77 @@ def _seconds(record: ResultRecord) -> Any:
     return about.get("seconds") if isinstance(about, Mapping) else None
 
 
+@dataclasses.dataclass(frozen=True)
+class _Cost:
+    """The cost of one run, or of several together. `joules` is the energy of the GPUs; None if it is not known."""
+
+    seconds: float
+    gpu_seconds: float
+    joules: float | None
+    memory_mib: float | None
+
+    @classmethod
+    def of_score(cls, record: ResultRecord) -> "_Cost":
+        """Return the cost of a score, which uses one GPU unless its identity counts processes."""
+        gpus = min(gpus_of(record), _processes(record))
+        return cls(record.wall_time_s, record.wall_time_s * gpus, joules_of(record.details), record.peak_memory_mib)
+
+    @classmethod
+    def of_pretraining(cls, record: ResultRecord) -> "_Cost":
+        """Return the cost of the pre-training. Earlier versions did not count its GPUs: those of the machine count."""
+        about = record.details["pretrain"]
+        seconds, gpu = float(about["seconds"]), about.get("gpu_seconds")
+        known = isinstance(gpu, int | float) and math.isfinite(gpu)
+        return cls(seconds, float(gpu) if known else seconds * gpus_of(record), joules_of(about), None)
+
+    @classmethod
+    def together(cls, costs: Sequence["_Cost"]) -> "_Cost":
+        joules = [cost.joules for cost in costs if cost.gpu_seconds]
+        known = bool(joules) and None not in joules
+        return cls(
+            sum(cost.seconds for cost in costs),
+            sum(cost.gpu_seconds for cost in costs),
+            sum(filter(None, joules)) if known else None,
+            max(filter(None, (cost.memory_mib for cost in costs)), default=None),
+        )
+
+    def cells(self) -> list[str]:
+        return [
+            planned.duration(self.seconds),
+            f"{self.gpu_seconds / 3600:.1f}" if self.gpu_seconds else "0",
+            "–" if self.joules is None else f"{self.joules / 3.6e6:.3g}",
+            "–" if self.memory_mib is None else f"{self.memory_mib / 1024:.1f}",
+        ]
+
+
+def joules_of(details: Any) -> float | None:
+    """Return the energy of the GPUs that the details of a result or a pre-training tell; None if it is not known."""
+    found = details.get("gpu_joules") if isinstance(details, Mapping) else None
+    return float(found) if isinstance(found, int | float) and math.isfinite(found) else None
+
+
 def cost_html(records: Sequence[ResultRecord]) -> str:
     """Return a table with the cost of the pre-trainings and of each task."""
-    rows = [("Pre-training", pretrainings_of(records), True)]
-    tasks: dict[str, list[ResultRecord]] = defaultdict(list)
-    for record in records:
+    rows = {"Pre-training": [_Cost.of_pretraining(record) for record in pretrainings_of(records)]}
+    for record in sorted(records, key=lambda record: record.task):
         if record.task != "pretrain":
-            tasks[record.task].append(record)
-    rows += [(task, some, False) for task, some in sorted(tasks.items())]
-    lines, total, total_gpu = [], 0.0, 0.0
-    for name, some, trained in rows:
-        if some:
-            taken = [(float(_seconds(record)) if trained else record.wall_time_s, record) for record in some]
-            # A score uses one GPU unless its identity counts processes; a pre-training uses all of the machine.
-            gpu = sum(
-                seconds * (gpus_of(record) if trained else min(gpus_of(record), _processes(record)))
-                for seconds, record in taken
-            )
-            wall = sum(seconds for seconds, _ in taken)
-            total, total_gpu = total + wall, total_gpu + gpu
-            memory = "–" if trained else f"{max(record.peak_memory_mib for record in some) / 1024:.1f}"
-            lines.append(_row(name, str(len(some)), planned.duration(wall), _hours(gpu), memory))
-    lines.append(_row("Total", "", planned.duration(total), _hours(total_gpu), ""))
+            rows.setdefault(record.task, []).append(_Cost.of_score(record))
+    lines = [_row(name, str(len(costs)), *_Cost.together(costs).cells()) for name, costs in rows.items() if costs]
+    total = _Cost.together([cost for costs in rows.values() for cost in costs]).cells()[:-1]
     return (
         '<div class="scroll" role="region" tabindex="0" aria-label="Cost">\n<table>\n<thead><tr>'
         '<th scope="col">Work</th><th scope="col">Runs</th><th scope="col">Time</th><th scope="col">GPU-hours</th>'
-        '<th scope="col">Peak memory, GiB</th></tr></thead>\n'
-        f"<tbody>\n{''.join(lines)}</tbody>\n</table>\n</div>\n"
-        '<p class="caption">Time is the sum over the runs. GPU-hours are 0 for runs on a CPU; the hours of a '
-        "pre-training count all GPUs of the machine that scored it. Records do not hold the energy.</p>\n"
+        '<th scope="col">kWh</th><th scope="col">Peak memory, GiB</th></tr></thead>\n'
+        f"<tbody>\n{''.join([*lines, _row('Total', '', *total, '')])}</tbody>\n</table>\n</div>\n"
+        '<p class="caption">Time is the sum over the runs. GPU-hours are 0 for runs on a CPU; a pre-training of an '
+        "earlier version counts all GPUs of the machine that scored it. kWh is the energy of the GPUs, where their "
+        "driver counts it; the rest of the machine is not in it.</p>\n"
     )
 
 
 def _processes(record: ResultRecord) -> int:
     found = record.evaluation.get("settings", {}).get("processes", 1)
     return found if isinstance(found, int) else 1
-
-
-def _hours(seconds: float) -> str:
-    return f"{seconds / 3600:.1f}" if seconds else "0"
 
 
 def _row(name: str, *cells: str) -> str:

@@ -107,6 +107,12 @@ def test_columns_that_do_not_fit_put_the_last_one_below() -> None:
     assert max(map(len, narrow)) <= 30
     assert narrow[:3] == ["NAME", "    WHAT", "a"]
     assert "EMPTY" not in wide[0]
+    path = "some/folder-with-a-long/name.json"
+    rows = [
+        {"name": "a" * 20, "score": "1" * 9, "file": path, "date": "today"},
+        {"name": "b", "score": "2", "file": "", "date": ""},
+    ]
+    assert align(rows, 30).splitlines()[4:] == ["a" * 20, "    " + "1" * 9, f"    {path}", "    today", "b", "    2"]
 
 
 def test_keys_shows_the_values_of_a_recipe_or_protocol(capsys: Capture) -> None:

@@ -21,6 +21,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from intl_bench import cli
 from intl_bench.core.progress import Progress
 from intl_bench.core.terminal import escaped_output, visible
 
@@ -131,6 +132,18 @@ def test_a_progress_bar_on_a_terminal_writes_over_itself() -> None:
     assert "\x1b" not in shown
     assert r"a\u001b[2J\u000db 100%" in shown
     assert shown.count("\r") >= 2
+
+
+def test_an_error_begins_its_own_line_below_an_open_bar() -> None:
+    def fail() -> None:
+        bar = Progress(2, label="a")
+        bar.step()
+        cli._say("it failed")
+        del bar
+
+    shown = on_terminal(100, fail)
+    assert shown.replace("\r", "\n").rstrip().endswith("\nintl-bench: it failed")
+    assert re.search(r"\n+intl-bench: it failed\r?\n$", shown)
 
 
 @pytest.mark.parametrize(

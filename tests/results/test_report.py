@@ -33,7 +33,8 @@ def results() -> list[ResultRecord]:
     """Return records with three seeds, a comparable published value, a spectrum, a picture and a nasty name."""
     r50 = {"backbone": "resnet50", "scale": "paper"}
     coco, one_x = {**COCO, **R50}, {**COCO_1X, "pretrain_epochs": 200}
-    spectrum = {"spectra": {"embedding": SPECTRUM}, "pretrain": {"seconds": 7200.0}}
+    cost = {"seconds": 7200.0, "gpu_seconds": 14400.0, "gpu_joules": 7.2e6}
+    spectrum = {"spectra": {"embedding": SPECTRUM}, "pretrain": cost}
     return [
         *synthetic(),
         *(
@@ -107,7 +108,7 @@ def test_sections_hold_curves_spectra_pictures_and_cost(page: Path) -> None:
     assert "eigenvalue / mean over rank: 1 lines" in section(text, "Spectra")
     assert section(text, "Detections").count("data:image/png;base64,") == 1
     assert section(text, "Ablations").count("data:image/png;base64,") == 1
-    assert "<td>2.0 h</td>" in section(text, "Cost")
+    assert "<td>2.0 h</td><td>4.0</td><td>2</td>" in section(text, "Cost")
     assert "Not in this report" not in text
 
 
