@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from intl_bench.core import config as configs
-from intl_bench.core import files, inputs, planned
+from intl_bench.core import files, inputs, planned, run_folders
 from intl_bench.core.errors import DamagedError, DivergedError, InputError, ResourceError, from_os_error
 from intl_bench.core.machine import free_bytes
 
@@ -162,9 +162,7 @@ def load(path: Path) -> tuple[dict[str, Any], str]:
         DamagedError: the file is damaged, or a field is missing or impossible.
     """
     if not path.is_file():
-        raise InputError(
-            f"checkpoint {path}: no such file; run `intl-bench pretrain` first, or name another checkpoint"
-        )
+        raise run_folders.missing(path)
     digest = files.verify(path)
     try:
         with inputs.open_file(path) as stream:

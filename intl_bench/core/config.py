@@ -16,6 +16,7 @@ import dataclasses
 import difflib
 import json
 import os
+import re
 import typing
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -262,8 +263,7 @@ def build(schema: type[T], values: Mapping[str, Any], where: str, overrides: Seq
         hint = f"did you mean {' or '.join(near)}?" if near else f"known keys: {', '.join(known)}"
         raise InputError(f"{where}: unknown key {error.full_key!r}; {hint}") from error
     except (ValidationError, OmegaConfBaseException) as error:
-        field = f" {error.full_key!r}" if error.full_key else ""
-        raise InputError(f"{where}: wrong value for{field or ' a key'}: {_one_line(error)}") from error
+        raise InputError(f"{where}: {_wrong_value(error)}") from error
     except InputError:
         raise
     except (ValueError, OverflowError, RecursionError) as error:
@@ -321,6 +321,9 @@ def _as_declared(hint: Any, value: Any, where: str, text: str | None = None) -> 
         what = f"{key} is {'a list of sections' if item else 'a section'}"
         name = ranges.main_field(inner, value) if inner else "name"
         raise InputError(f"{place}: {what}; write {key}.{name}={value:.60}")
+    if section and isinstance(value, list):
+        place = where if text is None else f"override {where}={text:.60}"
+        raise InputError(f"{place}: {where.rpartition(': ')[2]} is a section, not a list; write key=value for a setting")
     if item and inner and isinstance(value, Mapping):
         raise InputError(
             f"{where}: {where.rpartition(': ')[2]} is a list of sections; expected lines that begin with -"
@@ -383,6 +386,15 @@ def _thaw(node: DictConfig | ListConfig) -> None:
         child = node._get_node(key)
         if isinstance(child, DictConfig | ListConfig):
             _thaw(child)
+
+
+def _wrong_value(error: OmegaConfBaseException) -> str:
+    found = re.match(r"Value '(.*)' (?:of type .* converted to|is not a valid) (\w+)", str(error), re.DOTALL)
+    expected = {"Integer": "a whole number", "Float": "a number", "bool": "true or false"}.get(found[2] if found else "")
+    if found is None or expected is None or not error.full_key:
+        return f"wrong value for {repr(error.full_key) if error.full_key else 'a key'}: {_one_line(error)}"
+    shown = "a section" if found[1] == "{}" else f"{found[1]:.60}"
+    return f"{error.full_key}: found {shown}; expected {expected}"
 
 
 def _one_line(error: Exception) -> str:

@@ -31,5 +31,14 @@ def checkpoint_in(path: Path) -> Path:
     return path
 
 
+def missing(path: Path) -> InputError:
+    """Return the error of a checkpoint that is not there. It names the latest pre-trainings that are."""
+    there = [folder for folder in Path("runs").glob("pretrain/*/seed*") if _file(folder)]
+    latest = sorted(there, key=lambda folder: folder.stat().st_mtime, reverse=True)
+    shown = ", ".join(map(str, latest[:3])) + (", ... (intl-bench ls runs)" if len(latest) > 3 else "")
+    hint = f"expected a checkpoint or a run such as {shown}" if shown else "run `intl-bench pretrain` first"
+    return InputError(f"checkpoint {path}: no such file; {hint}")
+
+
 def _file(folder: Path) -> Path | None:
     return next((folder / name for name in _FILES if (folder / name).is_file()), None)

@@ -87,7 +87,8 @@ def near_keys(schema: type, key: str) -> list[str]:
     names = [(one, one.rpartition(".")[2]) for one in known]
     elsewhere = [one for one, last in names if last == name]
     longer = [one for one, last in names if set(name.split("_")) <= set(last.split("_"))]
-    return (elsewhere or longer)[:3]
+    similar = difflib.get_close_matches(name, [last for _, last in names], n=1, cutoff=0.75)
+    return (elsewhere or longer or [one for one, last in names if last in similar])[:3]
 
 
 def _of_list(item: type, default: Any, prefix: str) -> list[Setting]:

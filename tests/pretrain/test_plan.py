@@ -281,7 +281,7 @@ def test_dry_run_prints_the_plan_and_writes_nothing(capsys: pytest.CaptureFixtur
     [
         (["batch_size=4096"], "batch_size=4096"),
         (["batch_size=8"], "0.01 (log2 8 - 3) = 0"),
-        (["epochs=three"], "wrong value for 'epochs'"),
+        (["epochs=three"], "epochs: found three; expected a whole number"),
         (["--processes", "5"], "cannot be divided evenly"),
     ],
 )

@@ -210,7 +210,7 @@ def test_a_failed_save_is_an_error(tmp_path: Path) -> None:
     ("overrides", "code", "message"),
     [
         (["epoch=3"], 2, "unknown key 'epoch'; did you mean epochs?"),
-        (["epochs=three"], 2, "wrong value for 'epochs'"),
+        (["epochs=three"], 2, "epochs: found three; expected a whole number"),
         (["method.beeta=1"], 2, "did you mean beta?"),
         (["method.name=intel"], 2, "unknown method"),
         (["batch_size=4096"], 2, "batch_size=4096"),

@@ -227,9 +227,7 @@ def read(path: Path) -> Content:
         if path.is_dir():
             raise InputError(f"checkpoint {path}: {other_files.folder(path)}")
         if not path.is_file():
-            raise InputError(
-                f"checkpoint {path}: no such file; run `intl-bench pretrain` first, or give another checkpoint"
-            )
+            raise run_folders.missing(path)
         digest = files.verify(path)
         with path.open("rb") as stream:
             head = stream.read(512)
