@@ -323,7 +323,7 @@ def _as_declared(hint: Any, value: Any, where: str, text: str | None = None) -> 
         raise InputError(f"{place}: {what}; write {key}.{name}={value:.60}")
     if section and isinstance(value, list):
         place = where if text is None else f"override {where}={text:.60}"
-        raise InputError(f"{place}: {where.rpartition(': ')[2]} is a section, not a list; write key=value for a setting")
+        raise InputError(f"{place}: {where.rpartition(': ')[2]} is a section; expected key=value for each setting")
     if item and inner and isinstance(value, Mapping):
         raise InputError(
             f"{where}: {where.rpartition(': ')[2]} is a list of sections; expected lines that begin with -"
@@ -390,7 +390,8 @@ def _thaw(node: DictConfig | ListConfig) -> None:
 
 def _wrong_value(error: OmegaConfBaseException) -> str:
     found = re.match(r"Value '(.*)' (?:of type .* converted to|is not a valid) (\w+)", str(error), re.DOTALL)
-    expected = {"Integer": "a whole number", "Float": "a number", "bool": "true or false"}.get(found[2] if found else "")
+    kinds = {"Integer": "a whole number", "Float": "a number", "bool": "true or false"}
+    expected = kinds.get(found[2]) if found else None
     if found is None or expected is None or not error.full_key:
         return f"wrong value for {repr(error.full_key) if error.full_key else 'a key'}: {_one_line(error)}"
     shown = "a section" if found[1] == "{}" else f"{found[1]:.60}"

@@ -10,7 +10,7 @@ import torch
 from layout_cases import CASES, Case, State, caffe2, detectron2, head, msra_source, prefixed, random_state
 
 from intl_bench.core.errors import InputError
-from pretrain.backbone import NAMES
+from pretrain.backbone import NAMES, build_backbone
 from transfer.formats.layouts import LAYOUTS
 from transfer.formats.match import Extracted, Found, extract, find
 from transfer.formats.names import names, shapes
@@ -307,3 +307,10 @@ def test_names_are_one_to_one_and_invertible() -> None:
         table = next(layout for layout in LAYOUTS if layout.name == "detectron2").tables[0]
         assert list(detectron2(state)) == list(names(table, architecture).values())
         assert len(state) == tensors
+
+
+@pytest.mark.parametrize("architecture", NAMES)
+def test_computed_shapes_are_those_of_the_network(architecture: str) -> None:
+    with torch.device("meta"):
+        state = build_backbone(architecture).state_dict()
+    assert list(shapes(architecture).items()) == [(name, tuple(tensor.shape)) for name, tensor in state.items()]

@@ -293,6 +293,10 @@ def _serve() -> None:
         importlib.import_module(name)
     import torch
 
+    from intl_bench.cli import _COMMANDS
+
+    for name in _COMMANDS:
+        importlib.import_module(f"intl_bench.cli.{name}")
     torch.set_num_threads(1)
     gc.collect()
     gc.freeze()

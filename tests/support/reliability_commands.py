@@ -76,6 +76,8 @@ _TIMED = {
     "img/s",
     "data",
     "seconds",
+    "gpu_seconds",
+    "gpu_joules",
     "wall_time_s",
     "peak_memory_mib",
     "created",

@@ -9,9 +9,9 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
-import torch
+from torchvision.models.resnet import Bottleneck
 
-from pretrain.backbone import NAMES, build_backbone
+from pretrain.backbone import ARCHITECTURES, INNER_WIDTHS
 
 _STATISTICS = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 
@@ -137,9 +137,33 @@ HAIKU = Names(
 
 @functools.cache
 def shapes(architecture: str) -> dict[str, tuple[int, ...]]:
-    """Return {name: shape} of the tensors of a backbone of `pretrain.backbone` with the 7x7 stem."""
-    with torch.device("meta"):
-        return {name: tuple(tensor.shape) for name, tensor in build_backbone(architecture).state_dict().items()}
+    """Return {name: shape} of the tensors of a backbone of `pretrain.backbone` with the 7x7 stem.
+
+    They are computed, because every file is compared with every architecture, and building these takes 0.3 s.
+    """
+    block, layers, width = ARCHITECTURES[architecture]
+    inner_width = INNER_WIDTHS.get(architecture, width)
+    found: dict[str, tuple[int, ...]] = {}
+
+    def add(conv: str, bn: str, *shape: int) -> None:
+        found[f"{conv}.weight"] = shape
+        found.update({f"{bn}.{name}": shape[:1] for name in _STATISTICS[:4]})
+        found[f"{bn}.num_batches_tracked"] = ()
+
+    add("conv1", "bn1", width, 3, 7, 7)
+    before = width
+    for stage, blocks in enumerate(layers):
+        inner, out = inner_width << stage, (width << stage) * block.expansion
+        for number in range(blocks):
+            where = f"layer{stage + 1}.{number}"
+            kernels = (1, 3, 1) if block is Bottleneck else (3, 3)
+            sizes = (before, *[inner] * (len(kernels) - 1), out)
+            for i, kernel in enumerate(kernels):
+                add(f"{where}.conv{i + 1}", f"{where}.bn{i + 1}", sizes[i + 1], sizes[i], kernel, kernel)
+            if number == 0 and (stage > 0 or before != out):
+                add(f"{where}.downsample.0", f"{where}.downsample.1", out, before, 1, 1)
+            before = out
+    return found
 
 
 @functools.cache
@@ -173,4 +197,4 @@ def names(table: Names, architecture: str) -> dict[str, str]:
 @functools.cache
 def known(table: Names) -> frozenset[str]:
     """Return the project's names of the tensors of all architectures."""
-    return frozenset(name for architecture in NAMES for name in names(table, architecture).values())
+    return frozenset(name for architecture in ARCHITECTURES for name in names(table, architecture).values())
