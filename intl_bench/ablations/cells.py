@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import shlex
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
@@ -29,7 +30,8 @@ class Ablation(Checked):
         overrides: key=value, for all cells.
         cells: the arguments of `intl-bench pretrain` for each cell: overrides, and possibly another recipe.
         seeds: number of seeds, unless the command line gives them.
-        tasks: the tasks that score each cell.
+        tasks: the commands that score each cell, without `intl-bench` and CHECKPOINT: a task, and possibly `--config
+            NAME` and overrides, such as "finetune --config default train_percent=10".
         random: whether the backbone is also scored at random initialization.
         figure: one of `figures.FIGURES` to draw, or None.
         also: one of `EXPERIMENTS`, which need no data, to run too, or None.
@@ -58,11 +60,29 @@ class Ablation(Checked):
             raise ValueError(f"scale={self.scale!r}: expected one of {', '.join(SCALES)}")
         if not (self.cells or self.also):
             raise ValueError("cells: there is none; expected at least one")
-        choices: list[tuple[str, str | None, Collection[str]]] = [("tasks", name, TASKS) for name in self.tasks]
+        choices: list[tuple[str, str | None, Collection[str]]] = [
+            ("tasks", split_scoring(text)[0], TASKS) for text in self.tasks
+        ]
         choices += [("figure", self.figure, FIGURES), ("also", self.also, EXPERIMENTS)]
         for what, name, known in choices:
             if name is not None and name not in known:
                 raise ValueError(f"{what}: {name!r} is not one of {', '.join(known)}")
+
+
+def split_scoring(text: str) -> tuple[str, str | None, list[str]]:
+    """Return the task, the name after --config, and the overrides of an entry of `tasks`.
+
+    Raises:
+        ValueError: there is another word.
+    """
+    task, *words = shlex.split(text) or [""]
+    config = None
+    if words[:1] == ["--config"]:
+        _, config, *words = *words, ""
+        words = words[:-1]
+    if wrong := [word for word in words if "=" not in word.lstrip("=")]:
+        raise ValueError(f"tasks: {text!r}: found {wrong[0]}; expected TASK [--config NAME] [key=value ...]")
+    return task, config, words
 
 
 def load(name: str) -> Ablation:

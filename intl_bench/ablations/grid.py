@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from intl_bench import protocol, provenance, runs
-from intl_bench.ablations.cells import EXPERIMENTS, Ablation, recipes
+from intl_bench.ablations.cells import EXPERIMENTS, Ablation, recipes, split_scoring
 from intl_bench.ablations.figures import FIGURES, Point
 from intl_bench.core import config as configs
 from intl_bench.core import files, inputs
@@ -33,11 +33,12 @@ from pretrain.images.fingerprint import fingerprint
 from pretrain.recipe import Inputs, Recipe
 
 
-def check(recipes: Sequence[Recipe]) -> None:
+def check(recipes: Sequence[Recipe], tasks: Sequence[str]) -> None:
     """Build every cell without memory, so that an error in the last cell is reported before the first one runs.
 
     Raises:
-        InputError: a data set cannot be read, or a method does not fit the rest of its recipe.
+        InputError: a data set cannot be read, or a method does not fit the rest of its recipe, or a setting of a task
+            is wrong.
     """
     nowhere = Process(rank=0, world_size=1, device=torch.device("meta"))
     for number, recipe in enumerate(recipes):
@@ -45,6 +46,8 @@ def check(recipes: Sequence[Recipe]) -> None:
             source = open_source(recipe.data, "train")
         with nowhere.device:
             train.build_training(recipe, nowhere, len(source), len(source.class_names))
+        for scoring in tasks:
+            runs.prepare(plan(scoring, planned_checkpoint(recipe)))
 
 
 def run(
@@ -68,11 +71,9 @@ def run(
         for recipe in cells:
             _run_cell(recipe, ablation.tasks, store, results, fresh=fresh)
         for recipe in {recipe.backbone: recipe for recipe in reversed(cells)}.values() if ablation.random else ():
-            for task in ablation.tasks:
-                plan = runs.TaskRun(
-                    task=task, checkpoint=planned_checkpoint(recipe), init="random", seeds=[seed], results=results
-                )
-                runs.run(plan)
+            for scoring in ablation.tasks:
+                random = plan(scoring, planned_checkpoint(recipe), seed)
+                runs.run(dataclasses.replace(random, init="random", results=results))
 
 
 def experiment(ablation: Ablation, results: Path, *, fresh: bool = False) -> None:
@@ -126,7 +127,8 @@ def _run_cell(recipe: Recipe, tasks: Sequence[str], store: RecordStore, results:
     records, planned = store.load(), planned_checkpoint(recipe)
     cell = TASK, digest(planned.pretraining()), recipe.seed
     if not fresh and _is_recorded(planned, tasks, records):
-        for folder in (recipe.folder.parent, *(base / task for task in tasks for base in (Path("runs"), store.folder))):
+        names = {split_scoring(scoring)[0] for scoring in tasks}
+        for folder in (recipe.folder.parent, *(base / name for name in names for base in (Path("runs"), store.folder))):
             files.sweep(folder)  # what a failed call could not remove
         print(f"{recipe.name} seed {recipe.seed}: already there", flush=True)
         return
@@ -141,10 +143,10 @@ def _run_cell(recipe: Recipe, tasks: Sequence[str], store: RecordStore, results:
         if trained.inputs != planned.inputs:
             raise InputError(f"{path}: begun by an earlier version, without a fingerprint of its images; add --fresh")
         # A training that was repeated because its checkpoint was missing replaces the scores of other weights.
-        scores = [r for r in records if (r.pretraining_sha256, r.pretrain_seed) == cell[1:] and r.task in tasks]
+        scores = [r for r in records if (r.pretraining_sha256, r.pretrain_seed) == cell[1:] and r.task != TASK]
         again = fresh or any(r.weights_sha256 != trained.weights_sha256 for r in scores)
-        for task in tasks:
-            runs.run(runs.TaskRun(task=task, checkpoint=trained, seeds=[recipe.seed], results=results, fresh=again))
+        for scoring in tasks:
+            runs.run(dataclasses.replace(plan(scoring, trained, recipe.seed), results=results, fresh=again))
         metrics, details = record_values(measure_run(path, state))
         details |= {"weights_sha256": trained.weights_sha256}
         record = _record(trained, {"diverged": 0.0, **metrics}, details)
@@ -166,12 +168,22 @@ def _is_recorded(planned: Checkpoint, tasks: Sequence[str], records: Sequence[Re
     # The recipe and its data identify the cell. The rest of a record takes time to compute.
     cell = TASK, digest(planned.pretraining()), planned.seed
     before = next((r for r in records if (r.task, r.pretraining_sha256, r.pretrain_seed) == cell), None)
-    return before is not None and _is_complete(before, tasks, records)
+    if before is None or "diverged" in before.details:
+        return before is not None
+    scored = {(r.task, digest(r.evaluation)) for r in records if r.weights_sha256 == before.details["weights_sha256"]}
+    return scored >= {_evaluation(plan(scoring, planned)) for scoring in tasks}
 
 
-def _is_complete(cell: ResultRecord, tasks: Sequence[str], records: Sequence[ResultRecord]) -> bool:
-    scored = {r.task for r in records if r.weights_sha256 == cell.details["weights_sha256"]}
-    return "diverged" in cell.details or scored >= set(tasks)
+def plan(scoring: str, checkpoint: Checkpoint, seed: int = 0) -> runs.TaskRun:
+    """Return what an entry of `tasks` does with a checkpoint."""
+    task, config, overrides = split_scoring(scoring)
+    return runs.TaskRun(task=task, checkpoint=checkpoint, config=config, overrides=overrides, seeds=[seed])
+
+
+def _evaluation(scoring: runs.TaskRun) -> tuple[str, str]:
+    """Return the task and the identity of the evaluation of a plan."""
+    task, checkpoint, config = runs.prepare(scoring)
+    return scoring.task, digest(protocol.evaluation(task, checkpoint, config, task.fingerprints(config)))
 
 
 def planned_checkpoint(recipe: Recipe) -> Checkpoint:

@@ -6,7 +6,7 @@ from typing import Any
 
 from intl_bench import dry_run, runs
 from intl_bench.ablations.cells import Ablation
-from intl_bench.ablations.grid import is_done, planned_checkpoint
+from intl_bench.ablations.grid import is_done, plan, planned_checkpoint
 from intl_bench.core import machine, planned
 from intl_bench.core.errors import BenchError
 from intl_bench.records import RecordStore
@@ -79,9 +79,10 @@ def _score_seconds(recipe: Recipe, ablation: Ablation, here: machines.Machine) -
     total = 0.0
     try:
         checkpoint = planned_checkpoint(recipe)
-        for task in ablation.tasks:
-            _, _, config = runs.prepare(runs.TaskRun(task=task, checkpoint=checkpoint))
-            total += dry_run.work_of(task, checkpoint, config, here).seconds(here.device, here)
+        for scoring in ablation.tasks:
+            task = plan(scoring, checkpoint)
+            _, _, config = runs.prepare(task)
+            total += dry_run.work_of(task.task, checkpoint, config, here).seconds(here.device, here)
     except BenchError:
         return 0.0
     return total

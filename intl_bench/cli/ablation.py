@@ -57,7 +57,7 @@ def _run(args: argparse.Namespace) -> None:
             print()
             print_plan({"cells": {recipe.name: recipe for recipe in made}})
         return
-    grid.check(made)
+    grid.check(made, ablation.tasks)
     if not one:  # the command that starts the seeds does this for all of them
         grid.experiment(ablation, results, fresh=args.fresh)
     if not made:

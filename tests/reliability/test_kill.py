@@ -12,7 +12,7 @@ from fork_server import Ended, ForkServer
 pytestmark = pytest.mark.slow  # the children take most of the time; `make check` leaves them out
 
 _SHORT = {"pretrain": 6, "coco": 4}  # number of kills in the short form; of the other commands 2
-_RANDOM = 6 if torture.LONG else 1  # runs that are killed at random times until they end
+_RANDOM = 4 if torture.LONG else 1  # runs that are killed at random times until they end
 
 
 def wrong_after(ended: Ended, work: Path, expected: dict[str, str], before: dict[str, str], command: str) -> list[str]:
@@ -36,7 +36,9 @@ def test_killed_at_every_boundary(
     """Kill the run before each call that changes a file, or in the middle of a write."""
     expected, calls = undisturbed(command)
     failures = torture.Failures()
-    for at in torture.numbers(calls, _SHORT.get(command, 2), "kill", command, every=command in commands.SHORT):
+    chosen = {"every": command in commands.EVERY, "last": command not in commands.SLOW}
+    others = commands.OTHERS.get(command, "")
+    for at in torture.numbers(calls, _SHORT.get(command, 2), "kill", command, **chosen, others=others):
         case = new_case(at)
         work = case / "work"
         child = server.start(case, commands.COMMANDS[command], setup=[torture.faulty(case, at=at)])

@@ -265,6 +265,8 @@ def test_trace_loss_figure_shows_both_kinds_of_divergence() -> None:
         ("name: x\n", "cells: there is none; expected at least one"),
         ("name: x\ncells: [epochs=1]\nseeds: 0\n", "seeds=0"),
         ("name: x\ncells: [epochs=1]\ntasks: [quiz]\n", "tasks: 'quiz' is not one of linear, knn"),
+        ("name: x\ncells: [epochs=1]\ntasks: [knn k]\n", "tasks: 'knn k': found k; expected TASK [--config NAME]"),
+        ("name: x\nrecipe: demo\ncells: [epochs=1]\ntasks: [knn kk=1]\n", "unknown key 'kk'; did you mean k?"),
         ("name: x\ncells: [epochs=1]\nfigure: pie\n", "figure: 'pie' is not one of power"),
         ("name: x\ncells: [epoch=1]\n", "unknown key 'epoch'; did you mean epochs?"),
         ("name: x\nrecipe: demo\ncells: [epochs=1, method.axis=batch]\n", "512 features over 128 samples is singular"),

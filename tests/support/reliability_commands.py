@@ -63,6 +63,10 @@ COMMANDS: dict[str, list[str]] = {
     "convert": ["convert", "ours.pt", "exported.safetensors", "--to", "safetensors"],
     "convert-detectron2": ["convert", "ours.pt", "exported.pth", "--to", "detectron2"],
 }
+# Of the long form: commands that are killed at every call, those whose calls take seconds, and calls of other commands.
+EVERY = ("pretrain", "linear", "knn", "pack", "convert")
+SLOW = ("coco-detectron2",)
+OTHERS = {"ablation": "runs/(pretrain|knn|features)/"}
 SILENT = ("runs/fingerprints",)  # of these, without a warning
 # The commands of the short form; the others repeat their code.
 SHORT = ("pretrain", "linear", "coco", "knn", "pack", "convert")

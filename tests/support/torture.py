@@ -36,28 +36,29 @@ def kind(call: str) -> str:
     return re.sub(r"events\.out\S*", "EVENTS", re.sub(r"[0-9a-f]{16,}", "DIGEST", call))
 
 
-def numbers(calls: Sequence[str], short: int, *what: object, every: bool = True) -> Iterator[int]:
+def numbers(
+    calls: Sequence[str], short: int, *what: object, every: bool = True, last: bool = True, others: str = ""
+) -> Iterator[int]:
     """Choose numbers of calls, from 1.
 
     Args:
         short: in the short form, the number of calls; they are of different kinds.
         what: what they are for.
-        every: in the long form, whether all calls are chosen, or the first and the last of each kind.
+        every: in the long form, whether all calls are chosen, or the first of each kind, and the last with `last`.
+        others: a pattern of calls that are left out, because other commands make them too.
     """
     if AT:
         yield AT
         return
-    first: dict[str, int] = {}
-    last: dict[str, int] = {}
-    for number, call in enumerate(calls, start=1):
-        first.setdefault(kind(call), number)
-        last[kind(call)] = number
+    own = {number: kind(call) for number, call in enumerate(calls, start=1) if not (others and re.search(others, call))}
+    firsts = {name: number for number, name in reversed(own.items())}
+    lasts = {name: number for number, name in own.items()}
     if not LONG:
-        yield from sorted(draw(*what).permutation(list(first.values()))[:short].tolist())
+        yield from sorted(draw(*what).permutation(sorted(firsts.values()))[:short].tolist())
     elif every:
-        yield from range(1, len(calls) + 1)
+        yield from own
     else:
-        yield from sorted({*first.values(), *last.values()})
+        yield from sorted({*firsts.values(), *(lasts.values() if last else ())})
 
 
 class Failures:
