@@ -7,6 +7,8 @@ from typing import Any
 from intl_bench.cli.common import JOBS, add_command, add_dry_run, add_slurm, is_dry_run, print_plan, split_words
 from intl_bench.core.errors import OK
 
+_DEFAULT = "imagenet_r50_intl"
+
 
 def add(commands: Any) -> None:
     """Add the command's parser."""
@@ -28,13 +30,17 @@ def add(commands: Any) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
+    from intl_bench.core import config as configs
+
+    given, overrides = split_words(args.words, "CONFIG")
+    name = given or _DEFAULT
+    configs.find(name, "pretrain")  # a misspelled name is an error before PyTorch is imported
     from intl_bench.launch import processes
     from pretrain.recipe import load_recipe
 
-    name, overrides = split_words(args.words, "CONFIG")
-    recipe = load_recipe("imagenet_r50_intl" if name is None else name, overrides)
+    recipe = load_recipe(name, overrides)
     if is_dry_run(args):
-        _print_plan(args, recipe)
+        _print_plan(args, recipe, name)
         return OK
     if args.slurm is not None and not args.in_job:
         from intl_bench.launch.slurm import run_on_cluster
@@ -54,7 +60,7 @@ def _run(args: argparse.Namespace) -> int:
     return OK
 
 
-def _print_plan(args: argparse.Namespace, recipe: Any) -> None:
+def _print_plan(args: argparse.Namespace, recipe: Any, name: str) -> None:
     """Print the plan of a run. Of several processes only the first one does."""
     from intl_bench.core.read_only import read_only
     from intl_bench.launch import processes
@@ -67,11 +73,10 @@ def _print_plan(args: argparse.Namespace, recipe: Any) -> None:
     if count is None:
         count = processes.count(None, device=recipe.device, batch_size=recipe.batch_size)
         count = int(os.environ.get("WORLD_SIZE", count))
-    name, _ = split_words(args.words, "CONFIG")
     with read_only():
         here = machine.measure(recipe.device, processes=count)
         made = plan.make_plan(recipe, processes=count, here=here)
-        named = load_recipe("imagenet_r50_intl" if name is None else name)
+        named = load_recipe(name)
         device = "cuda" if here.on_gpu else "cpu"
         print(text.summary(made, named, device=device, fresh=args.fresh))
     if args.verbose:
