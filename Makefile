@@ -20,8 +20,10 @@ check: lint
 test: lint
 	$(PYTEST)
 
+# In memory where there is a file system for it, because half of the time on a disk is waiting for `fsync`.
 torture: .venv/installed
-	INTL_BENCH_TORTURE=1 $(PYTEST) -rsP tests/reliability
+	INTL_BENCH_TORTURE=1 TMPDIR=$$(test -w /dev/shm && echo /dev/shm || echo $${TMPDIR:-/tmp}) \
+		$(PYTEST) -rsP -o tmp_path_retention_policy=none tests/reliability
 
 lint: .venv/installed
 	$(BIN)/ruff check .
