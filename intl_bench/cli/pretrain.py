@@ -33,7 +33,7 @@ def _run(args: argparse.Namespace) -> int:
     from intl_bench.core import config as configs
 
     given, overrides = split_words(args.words, "CONFIG")
-    name = given or _DEFAULT
+    name = _DEFAULT if given is None else given
     configs.find(name, "pretrain")  # a misspelled name is an error before PyTorch is imported
     from intl_bench.launch import processes
     from pretrain.recipe import load_recipe

@@ -21,6 +21,11 @@ def end_bars() -> None:
         bar.close()
 
 
+def _is_one_of_several() -> bool:
+    """Return whether other commands, such as other seeds, write to the same terminal, where bars would mix."""
+    return heartbeat.is_watched() and "RANK" not in os.environ
+
+
 class Progress:
     """The steps done, the time left, the images per second and the share of time spent waiting for data.
 
@@ -56,7 +61,7 @@ class Progress:
         self.first = done
         self.bar = (
             tqdm(total=total, initial=done, desc=label, dynamic_ncols=True, bar_format=_BAR)
-            if enabled and sys.stderr.isatty()
+            if enabled and sys.stderr.isatty() and not _is_one_of_several()
             else None
         )
         if self.bar is not None:

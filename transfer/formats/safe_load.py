@@ -28,7 +28,7 @@ from intl_bench.core import files, inputs, run_folders
 from intl_bench.core.errors import DamagedError, InputError, from_os_error
 from pretrain.images.npz import read_arrays
 from pretrain.states import current_names
-from transfer.formats import other_files
+from transfer.formats import numpy_pickles, other_files
 from transfer.formats.modules import Attributes, Inert, dictionaries
 
 
@@ -76,19 +76,9 @@ def _encode(text: str, encoding: str = "latin1") -> bytes:
     return text.encode(encoding)
 
 
-_core = np._core  # type: ignore[attr-defined]
-_NUMPY: dict[str, Any] = {
-    f"numpy.{package}.multiarray.{name}": getattr(_core.multiarray, name)
-    for package in ("core", "_core")
-    for name in ("_reconstruct", "scalar")
-}
-_NUMPY |= {f"numpy.{package}.numeric._frombuffer": _core.numeric._frombuffer for package in ("core", "_core")}
-_NUMPY |= {"numpy.ndarray": np.ndarray, "numpy.dtype": np.dtype}
-_NUMPY |= {f"numpy.dtypes.{type(t).__name__}": type(t) for t in map(np.dtype, "?bBhHiIlLqQefdSU")}
-
 # Harmless classes and functions by full name. Those that only hold data are real; the others become stand-ins.
 _KNOWN: dict[str, Any] = {
-    **_NUMPY,
+    **numpy_pickles.STAND_INS,
     "argparse.Namespace": Inert,
     "collections.OrderedDict": collections.OrderedDict,
     "collections.defaultdict": _mapping,
@@ -307,7 +297,7 @@ def _read_torch(path: Path) -> tuple[Any, dict[str, str]]:
         inputs.check_torch_file(stream)
         try:
             stand_ins = {name: _stand_in(name) for name in _globals(stream)}
-            stand_ins |= _NUMPY  # classes of arrays are built although the list does not have them
+            stand_ins |= numpy_pickles.STAND_INS  # classes of arrays are built although the list does not have them
             stream.seek(0)
             with torch.serialization.safe_globals(list(zip(stand_ins.values(), stand_ins, strict=True))):
                 return torch.load(stream, map_location="cpu", weights_only=True), {}
