@@ -50,7 +50,10 @@ def install(place: str, step: int, value: str, stop: bool) -> None:
     def before_forward(module: nn.Module, inputs: Any) -> None:
         if not isinstance(module, nn.Conv2d) or module.in_channels != 3 or done:
             return
-        testing = torch.is_inference_mode_enabled()
+        # Detectron2 tests without inference mode here, and its model is in evaluation mode only then.
+        testing = torch.is_inference_mode_enabled() or (
+            type(module).__module__.startswith("detectron2") and not module.training
+        )
         if (place == "input" and not testing and due()) or (place == "test input" and testing):
             put(inputs[0])
 

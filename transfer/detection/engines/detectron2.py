@@ -369,7 +369,12 @@ def _precise_batch_norm(run: _Run, train: Annotations) -> None:
             progress.step()
             yield batch
 
-    hooks.PreciseBN(0, run.model, batches(), count).update_stats()
+    try:
+        hooks.PreciseBN(0, run.model, batches(), count).update_stats()
+    except FloatingPointError as error:
+        raise DivergedError(
+            f"diverged while estimating batch norm statistics: {' '.join(str(error).split())}"
+        ) from error
     progress.close()
 
 
