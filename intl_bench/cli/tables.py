@@ -23,6 +23,7 @@ def add(commands: Any) -> None:
         help="which: 1, 2, 3, 4, voc or ablation (default: 1 2 3, what else was measured)",
     )
     command.add_argument("--dataset", nargs="+", metavar="NAME", help="these data sets alone, such as cifar10")
+    command.add_argument("--per-class", action="store_true", help="detection: the AP of each class")
     command.add_argument("--measured-only", action="store_true", help="without the published rows")
     command.add_argument(
         "--compare",
@@ -43,7 +44,7 @@ def _run(args: argparse.Namespace) -> None:
     records = RecordStore(args.results / "records").load()
     if args.compare:
         chosen = {"tables": args.table, "format": format, "schedule": args.schedule, "datasets": args.dataset}
-        print(render_comparison(records, *args.compare, **chosen))
+        print(render_comparison(records, *args.compare, **chosen, per_class=args.per_class))
         return
     text = render(
         records,
@@ -53,5 +54,6 @@ def _run(args: argparse.Namespace) -> None:
         datasets=args.dataset,
         measured_only=args.measured_only,
         notes=args.notes,
+        per_class=args.per_class,
     )
     print(text)

@@ -18,6 +18,8 @@ from intl_bench.tables.formats import FORMATS
 from intl_bench.tables.frame import NOTES, BuiltTable, belonging, build_table
 from intl_bench.tables.model import Table
 from intl_bench.tables.own import has_own_place, own_table
+from intl_bench.tables.per_class import per_class as of_classes
+from intl_bench.tables.per_class import turn
 
 __all__ = ["FORMATS", "TABLES", "build", "own_tables", "render", "render_comparison"]
 TABLES: dict[str, Table] = {
@@ -29,6 +31,7 @@ TABLES: dict[str, Table] = {
     "ablation": ablation.TABLE,
 }
 _PAPER = ("1", "2", "3", "4", "voc")
+_TIDY = ("csv", "json")  # formats with a line for each cell, in which a table is never turned
 
 
 def render(
@@ -40,6 +43,7 @@ def render(
     datasets: Sequence[str] | None = None,
     measured_only: bool = False,
     notes: str = "full",
+    per_class: bool = False,
 ) -> str:
     """Return tables with their published and measured rows as text.
 
@@ -53,15 +57,23 @@ def render(
         datasets: limits the tables, their columns and the records to these data sets.
         measured_only: leaves out the published rows and what has no measured value.
         notes: "full", "short" or "none".
+        per_class: shows the AP of each class, for detection tables; these have no published rows.
 
     Raises:
         InputError: a table, format, schedule or data set does not exist (the message lists the choices), or nothing
             that was asked for was measured.
     """
     _check("format", format, FORMATS)
-    return FORMATS[format](
-        build(records, tables=tables, schedule=schedule, datasets=datasets, measured_only=measured_only, notes=notes)
+    built = build(
+        records,
+        tables=tables,
+        schedule=schedule,
+        datasets=datasets,
+        measured_only=measured_only,
+        notes=notes,
+        per_class=per_class,
     )
+    return FORMATS[format]([turn(table) for table in built] if per_class and format not in _TIDY else built)
 
 
 def build(
@@ -72,10 +84,13 @@ def build(
     datasets: Sequence[str] | None = None,
     measured_only: bool = False,
     notes: str = "full",
+    per_class: bool = False,
 ) -> list[BuiltTable]:
     """Return tables as data; see `render`."""
     _check("notes", notes, NOTES)
     records, chosen = _select(list(records), tables, schedule, datasets)
+    if per_class:
+        chosen, records = of_classes(chosen, records)
     if measured_only:
         chosen = [table for table in chosen if belonging(table, records)]
     if not chosen:
@@ -97,18 +112,21 @@ def render_comparison(
     format: str = "markdown",
     schedule: str | None = None,
     datasets: Sequence[str] | None = None,
+    per_class: bool = False,
 ) -> str:
     """Return the differences between two measured rows, with their intervals, as text.
 
     Args:
         first, second: a method, words of a label, TABLE:NUMBER, or with a single table the number of a row.
         format: "text", "markdown", "csv" or "json".
-        tables, schedule, datasets: as for `render`.
+        tables, schedule, datasets, per_class: as for `render`.
 
     Raises:
         InputError: as for `render`; or there is no such row, or more than one, or both names are of one row.
     """
     records, chosen = _select(list(records), tables, schedule, datasets)
+    if per_class:
+        chosen, records = of_classes(chosen, records)
     return compare(chosen, records, first, second, format)
 
 

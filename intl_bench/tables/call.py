@@ -19,6 +19,7 @@ def tables(
     datasets: Sequence[str] | str | None = None,
     measured_only: bool = False,
     notes: str = "full",
+    per_class: bool = False,
 ) -> str:
     """Return the paper's tables with the measured rows beside the published ones, as `intl-bench tables` prints them.
 
@@ -30,6 +31,7 @@ def tables(
         datasets: limits tables, columns and rows to these data sets, such as "cifar10".
         measured_only: leaves out the published rows.
         notes: the footnotes: "full", "short" or "none".
+        per_class: shows the AP of each class, for detection tables.
 
     Returns:
         The text of the tables.
@@ -59,6 +61,7 @@ def tables(
         datasets=[datasets] if isinstance(datasets, str) else datasets,
         measured_only=measured_only,
         notes=notes,
+        per_class=per_class,
     )
 
 

@@ -51,7 +51,7 @@ def _markdown(table: BuiltTable) -> str:
     body = rows(table, escape_markdown, bold=lambda text: f"**{text}**", mark=lambda mark: f" [{mark}]")
     grid = tabulate(
         [cells for _, cells in body],
-        headers=["Method", *(escape_markdown(column.flat) for column in table.columns)],
+        headers=[table.head, *(escape_markdown(column.flat) for column in table.columns)],
         tablefmt="pipe",
         colalign=["left", *("right" for _ in table.columns)],
         disable_numparse=True,

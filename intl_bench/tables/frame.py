@@ -42,6 +42,7 @@ class BuiltTable:
         notes: the footnotes as (mark, text). The mark is empty for a note about the whole table.
         measurements: what the measured cells are made of, by the row's position and the column's key.
         datasets: see `Table`.
+        head: the heading above the labels of the rows.
     """
 
     number: str
@@ -51,6 +52,7 @@ class BuiltTable:
     notes: Sequence[tuple[str, str]]
     measurements: Mapping[tuple[int, str], Sequence[Measurement]]
     datasets: tuple[str, ...] | None
+    head: str = "Method"
 
 
 def build_table(

@@ -85,12 +85,12 @@ def _latex(table: BuiltTable) -> str:
         rules += rf"\cmidrule(lr){{{first}-{first + size - 1}}}"
         first += size
     lines = [rf"{headings} \\", rules]
-    lines.append(f"{' & '.join(['Method', *(_escape(column.name) for column in table.columns)])} \\\\")
+    lines.append(f"{' & '.join([table.head, *(_escape(column.name) for column in table.columns)])} \\\\")
     first_column, kind = "l", ""
     for row_kind, (label, *cells) in rows(table, _escape, bold=_bold, mark=_superscript, label=_label):
         if row_kind != kind:
             lines.append(r"\midrule")
-        if row_kind == "measured":  # its label is long
+        if row_kind == "measured" and table.head == "Method":  # its label is long
             first_column, label = r"p{0.3\linewidth}", rf"\raggedright {label}"
         kind = row_kind
         lines.append(f"{' & '.join([label, *cells])} \\\\")

@@ -83,7 +83,7 @@ def _text(table: BuiltTable) -> str:
     lines = [cells for _, cells in body]
     parts = [
         paragraph(f"Table {table.number}. {table.caption}"),
-        grid(["Method", *(column.flat for column in table.columns)], lines),
+        grid([table.head, *(column.flat for column in table.columns)], lines),
     ]
     notes = [paragraph(note, f"[{mark}]" if mark else "-") for mark, note in table.notes]
     if table.frame[["bold", "bold_label"]].any(axis=None):

@@ -34,7 +34,9 @@ def table_html(table: BuiltTable, page: Page, *, level: int) -> str:
     for _, group in itertools.groupby(lines, key=lambda line: line["row"]):
         row = list(group)
         cells = "".join(_cell(table, line, names, published, decimals[line["column"]], page) for line in row)
-        body.append(f'<tr class="{row[0]["kind"]}">{_label(row[0], anchor)}{cells}</tr>\n')
+        body.append(
+            f'<tr class="{row[0]["kind"]}">{_label(row[0], anchor, tagged=table.head == "Method")}{cells}</tr>\n'
+        )
     kinds = {line["kind"] for line in lines}
     return (
         f'<h{level} id="{anchor}">Table {html.escape(table.number)}</h{level}>\n'
@@ -70,12 +72,12 @@ def _head(table: BuiltTable) -> str:
         f'<th scope="col"><button type="button" class="sort">{html.escape(column.name)}</button></th>'
         for column in table.columns
     )
-    method = '<th rowspan="2" scope="col"><button type="button" class="sort text">Method</button></th>'
+    method = f'<th rowspan="2" scope="col"><button type="button" class="sort text">{table.head}</button></th>'
     return f"<tr>{method}{groups}</tr>\n<tr>{names}</tr>\n"
 
 
-def _label(line: Line, anchor: str) -> str:
-    """Return the heading of a row: the method, what the label says about it, and whether it was measured."""
+def _label(line: Line, anchor: str, *, tagged: bool) -> str:
+    """Return the heading of a row: the method, what the label says about it, and if `tagged` how it was obtained."""
     tag = line["kind"] if line["kind"] == "published" else f"measured, {line['scale']} scale"
     start, end = f"{line['method']} (", f"; {tag})"
     text, about = line["label"], ""
@@ -86,9 +88,10 @@ def _label(line: Line, anchor: str) -> str:
         f'<sup><a href="#{identifier(f"{anchor}-note-{mark}")}">{html.escape(mark)}</a></sup>'
         for mark in line["marks"].split()
     )
+    shown = f'<span class="tag">{html.escape(tag)}</span>' if tagged else ""
     return (
         f'<th scope="row" data-value="{html.escape(line["label"])}"><span class="name">{name}{marks}</span>{about}'
-        f'<span class="tag">{html.escape(tag)}</span></th>'
+        f"{shown}</th>"
     )
 
 
