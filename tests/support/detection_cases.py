@@ -174,7 +174,7 @@ def training_values(model: MaskRCNN, images: list[Tensor], targets: list[Target]
             crops = masks.crop_targets(targets[n].masks, region.objects, region.boxes[: len(region.objects)], side)
             values[f"mask_targets/{n}"] = crops
     values |= losses
-    values |= {f"grad/{name}": parameter.grad for name, parameter in model.named_parameters()}
+    values |= {f"grad/{name}": value.grad for name, value in model.named_parameters() if value.requires_grad}
     return {name: value.detach() for name, value in values.items()}
 
 

@@ -12,7 +12,7 @@ from transfer.detection.config import ModelConfig
 from transfer.detection.structures import Target
 
 
-def detectron2_model(config: ModelConfig, state: dict[str, Tensor], *, device: str = "cpu") -> Any:
+def detectron2_model(config: ModelConfig, state: dict[str, Tensor], *, device: str = "cpu", freeze_at: int = 0) -> Any:
     """Build Detectron2's R50-C4 with the settings of `config`, MoCo's norm after res5 and the weights `state`."""
     from detectron2.config import get_cfg
     from detectron2.modeling import build_model
@@ -23,7 +23,7 @@ def detectron2_model(config: ModelConfig, state: dict[str, Tensor], *, device: s
     cfg.MODEL.DEVICE = device
     cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD = list(config.pixel_mean), list(config.pixel_std)
     cfg.MODEL.MASK_ON = config.masks
-    cfg.MODEL.BACKBONE.FREEZE_AT = 0
+    cfg.MODEL.BACKBONE.FREEZE_AT = freeze_at
     resnets = cfg.MODEL.RESNETS
     resnets.DEPTH, resnets.NORM, resnets.STRIDE_IN_1X1, resnets.OUT_FEATURES = 50, "BN", False, ["res4"]
     resnets.STEM_OUT_CHANNELS, resnets.RES2_OUT_CHANNELS = config.width, 4 * config.width
@@ -131,7 +131,7 @@ def detectron2_training_values(model: Any, images: list[Tensor], targets: list[T
                 else torch.zeros((0, side, side), dtype=torch.bool)
             )
     values |= losses
-    values |= {f"grad/{name}": parameter.grad for name, parameter in model.named_parameters()}
+    values |= {f"grad/{name}": value.grad for name, value in model.named_parameters() if value.requires_grad}
     return {name: value.detach() for name, value in values.items()}
 
 

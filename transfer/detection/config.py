@@ -17,6 +17,7 @@ from intl_bench.core.ranges import (
     NonNegative,
     Pixels,
     Positive,
+    Range,
     Share,
     Width,
     Workers,
@@ -154,6 +155,8 @@ class DetectionConfig(Checked):
             whole batch, except that batch norms use the statistics of a part. The built-in engine only.
         lr: learning rate for this batch size; it is not scaled.
         weight_decay, norm_weight_decay: weight decay of weights and biases, and of the parameters of norms.
+        freeze_at: number of stages of the backbone that are not trained, and whose batch norms use their running
+            statistics: 1 is the stem, 2 also res2, ... 4 also res4, as Detectron2's MODEL.BACKBONE.FREEZE_AT.
         min_sizes, max_size: shorter sides in pixels, one of which is drawn at random for each training image, and the
             largest longer side.
         test_min_size, test_max_size: the shorter side of test images, and the largest longer side.
@@ -184,6 +187,7 @@ class DetectionConfig(Checked):
     lr: NonNegative = 0.02
     weight_decay: NonNegative = 1e-4
     norm_weight_decay: NonNegative = 0.0
+    freeze_at: Annotated[int, Range(0, 4)] = 0
     min_sizes: tuple[Pixels, ...] = (640, 672, 704, 736, 768, 800)
     max_size: Pixels = 1333
     test_min_size: Pixels = 800
@@ -211,8 +215,8 @@ class DetectionConfig(Checked):
             )
 
     def unused(self) -> set[str]:
-        """Return {"accumulate"} for the default, which identities of older records do not have."""
-        return {"accumulate"} if self.accumulate == 1 else set()
+        """Return the later settings that have their default, which identities of older records do not have."""
+        return {name for name, default in (("accumulate", 1), ("freeze_at", 0)) if getattr(self, name) == default}
 
     @property
     def schedule(self) -> str:

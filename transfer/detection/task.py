@@ -117,6 +117,7 @@ def protocol(config: DetectionConfig) -> dict[str, Any]:
         "precise_bn": config.precise_bn,
         "precision": config.precision,
         "accumulate": config.accumulate if config.accumulate > 1 else None,
+        "freeze_at": config.freeze_at or None,
         "normalization": f"mean {mean}, std {std}",
         "detector_changes": ", ".join(f"{key} {value}" for key, value in changed.items()) or None,
     }

@@ -16,6 +16,7 @@ from transfer.detection.config import DetectionConfig
 from transfer.detection.data import test_images
 from transfer.detection.modeling.mask_rcnn import MaskRCNN, build_model
 from transfer.detection.modeling.pooling import Bins
+from transfer.detection.modeling.resnet import freeze
 from transfer.detection.task import read_annotations
 from transfer.dry_run.work import Phase, Work, bytes_of
 
@@ -54,6 +55,7 @@ def detect(checkpoint: Checkpoint | None, config: DetectionConfig, here: Machine
     }
     with torch.device("meta"):
         model = build_model(config.model)
+        freeze(model.backbone, config.freeze_at)
     half, trained = config.precision == "bf16", bytes_of(model, trained=True)
     state = sum(4 * value.numel() for value in model.state_dict().values())
     with costs.without_data():

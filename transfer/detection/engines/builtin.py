@@ -31,7 +31,7 @@ from transfer.detection.engines.log import RunLog
 from transfer.detection.engines.optim import learning_rate
 from transfer.detection.engines.step import Run, make_run
 from transfer.detection.evaluation.coco import to_results
-from transfer.detection.modeling.resnet import load_backbone
+from transfer.detection.modeling.resnet import freeze, load_backbone
 
 _LOG_EVERY = 20
 
@@ -125,6 +125,7 @@ def _prepare(
         torch.manual_seed(torch_seed(seed, "detector init"))
         model = build_model(config.model)
     load_backbone(model, backbone)
+    freeze(model.backbone, config.freeze_at)
     return make_run(model, config, seed, process, identity)
 
 

@@ -46,7 +46,7 @@ def values(
         "OUTPUT_DIR": str(output),
         "MODEL": {
             **_detector(config.model),
-            **backbone(depth(config.model), config.model.width, norm),
+            **backbone(depth(config.model), config.model.width, norm, config.freeze_at),
             "WEIGHTS": str(weights or ""),
             "DEVICE": "cuda" if cuda else "cpu",
         },
@@ -104,8 +104,12 @@ def find_missing_support(model: ModelConfig) -> str:
     )
 
 
-def backbone(depth: int, width: int, norm: str) -> dict[str, Any]:
-    """Return the part of MODEL that describes a ResNet with strides in the 3x3 convolutions and no frozen layer."""
+def backbone(depth: int, width: int, norm: str, freeze_at: int = 0) -> dict[str, Any]:
+    """Return the part of MODEL that describes a ResNet with strides in the 3x3 convolutions.
+
+    Args:
+        freeze_at: number of stages that are not trained.
+    """
     resnet = {
         "DEPTH": depth,
         "NORM": norm,
@@ -114,7 +118,7 @@ def backbone(depth: int, width: int, norm: str) -> dict[str, Any]:
         "WIDTH_PER_GROUP": width,
         "RES2_OUT_CHANNELS": width if depth < 50 else 4 * width,
     }
-    return {"RESNETS": resnet, "BACKBONE": {"FREEZE_AT": 0}}
+    return {"RESNETS": resnet, "BACKBONE": {"FREEZE_AT": freeze_at}}
 
 
 def _detector(model: ModelConfig) -> dict[str, Any]:

@@ -33,7 +33,7 @@ def build_sgd(model: nn.Module, config: DetectionConfig) -> torch.optim.SGD:
     """
     norms = [p for m in model.modules() if isinstance(m, _BatchNorm) for p in m.parameters(recurse=False)]
     known = {id(p) for p in norms}
-    others = [p for p in model.parameters() if id(p) not in known]
+    others = [p for p in model.parameters() if id(p) not in known and p.requires_grad]
     groups = [
         {"params": others, "weight_decay": config.weight_decay},
         {"params": norms, "weight_decay": config.norm_weight_decay},

@@ -16,7 +16,7 @@ class MaskRCNN(nn.Module):
     """Mask R-CNN, or Faster R-CNN if the configuration has no masks.
 
     The parameters have the names, shapes and initialization of Detectron2's `GeneralizedRCNN` with `Res5ROIHeads`, plus
-    the norm `roi_heads.res5.norm`. No parameter is frozen.
+    the norm `roi_heads.res5.norm`. No parameter is frozen; see `resnet.freeze`.
     """
 
     pixel_mean: Tensor

@@ -5,6 +5,7 @@ from collections import OrderedDict
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.ops import FrozenBatchNorm2d
 
 from intl_bench.core.errors import InputError
 from transfer.detection.config import ModelConfig
@@ -136,6 +137,22 @@ class Trunk(nn.Module):
         return self.res4(self.res3(self.res2(self.stem(images))))
 
 
+def freeze(trunk: nn.Module, stages: int) -> None:
+    """Freeze the stem and the first stages of a trunk with loaded weights, as Detectron2's `ResNet.freeze`.
+
+    Their weights get no gradient. Their batch norms become fixed scales and shifts by the running statistics.
+
+    Args:
+        stages: 1 freezes the stem, 2 also res2, and so on.
+    """
+    for name in ("stem", "res2", "res3", "res4")[:stages]:
+        stage = trunk.get_submodule(name).requires_grad_(False)
+        for convolution in [module for module in stage.modules() if isinstance(module, ConvNorm)]:
+            norm = FrozenBatchNorm2d(convolution.norm.num_features, convolution.norm.eps)
+            norm.load_state_dict(convolution.norm.state_dict())
+            convolution.add_module("norm", norm)
+
+
 class Res5(nn.Sequential):
     """The last stage on regions of the feature map, with a norm at its end, as in the transfer of MoCo and INTL.
 
@@ -181,7 +198,8 @@ def load_backbone(detector: nn.Module, state: dict[str, Tensor]) -> None:
     """Load the weights of a backbone into a detector of either engine.
 
     Args:
-        state: weights named stem.*, res2.*, ..., res5.*. The weights of res5 go to the last stage on regions.
+        state: weights named stem.*, res2.*, ..., res5.*. The weights of res5 go to the last stage on regions. A frozen
+            norm has no counter of batches and leaves that of its weights out.
 
     Raises:
         InputError: a weight is missing, unknown or of another shape.
@@ -194,7 +212,8 @@ def load_backbone(detector: nn.Module, state: dict[str, Tensor]) -> None:
         for key, value in detector.state_dict().items()
         if key.startswith(("backbone.", "roi_heads.res5.")) and ".res5.norm." not in key
     }
-    require_matching_weights(named, wanted)
+    frozen = {key for key in named if key.endswith(".num_batches_tracked") and key not in wanted}
+    require_matching_weights({key: value for key, value in named.items() if key not in frozen}, wanted)
     detector.load_state_dict(named, strict=False)
 
 
