@@ -107,6 +107,9 @@ class AnnotatedDataConfig(Checked):
             of the year that a list belongs to.
         boxes: "refuse" boxes beyond their image by more than a pixel, or "clip" them in training, as Detectron2 does.
             The evaluation uses the boxes of the file.
+        percent: train on a part of the images of coco, drawn as for semi-supervised detection: the lists
+            instances_train2017.FOLD@PERCENT.json of STAC and MMDetection. None trains on all images.
+        fold: seed of this draw; the literature uses 1 to 5.
         max_pixels: larger image files are refused, because a small file can fill the memory. Raise it for images that
             you trust.
     """
@@ -119,11 +122,15 @@ class AnnotatedDataConfig(Checked):
     train_images: str = by_content("train2017")
     test_images: str = by_content("val2017")
     boxes: Annotated[str, Choice(("refuse", "clip"))] = "refuse"
+    percent: Annotated[float, Range(0, 100, above=True)] | None = None
+    fold: Annotated[int, Range(0, 2**32 - 1)] = 1
     max_pixels: Count = runtime_only(LARGEST)
 
     def unused(self) -> set[str]:
-        """Return {"boxes"} for the default, which identities of older records do not have."""
-        return {"boxes"} if self.boxes == "refuse" else set()
+        """Return the later settings that have their default, which identities of older records do not have."""
+        return ({"boxes"} if self.boxes == "refuse" else set()) | (
+            {"percent", "fold"} if self.percent is None else set()
+        )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -133,6 +140,10 @@ class AnnotatedDataConfig(Checked):
             if not files or (self.kind == "coco" and len(files) > 1):
                 expected = "exactly one JSON file" if self.kind == "coco" else "at least one list of images"
                 raise ValueError(f"data.{field}={list(files)}: expected {expected}")
+        if self.percent is not None and self.kind != "coco":
+            raise ValueError(
+                f"data.percent={self.percent:g}: expected data.kind=coco; shorten the lists of VOC instead"
+            )
 
     @property
     def dataset(self) -> str:

@@ -118,6 +118,7 @@ def protocol(config: DetectionConfig) -> dict[str, Any]:
         "precision": config.precision,
         "accumulate": config.accumulate if config.accumulate > 1 else None,
         "freeze_at": config.freeze_at or None,
+        "percent": None if config.data.percent is None else f"{config.data.percent:g} (fold {config.data.fold})",
         "normalization": f"mean {mean}, std {std}",
         "detector_changes": ", ".join(f"{key} {value}" for key, value in changed.items()) or None,
     }
@@ -175,7 +176,8 @@ def run(
         )
         scores = _keep_and_score(results, test, config, folder, process, evaluate)
     details = {"train_images": len(train), "test_images": len(test), "categories": len(train.category_ids)}
-    return Outcome(metrics=scores.metrics, details={**details, "per_category": scores.per_category})
+    drawn = None if config.data.percent is None else b"".join(name + b"\n" for name in train.file_names)
+    return Outcome(metrics=scores.metrics, details={**details, "per_category": scores.per_category}, image_list=drawn)
 
 
 def evaluate_detector(detector: Detector, config: DetectionConfig, folder: Path, *, evaluate: Evaluate) -> Outcome:

@@ -59,6 +59,8 @@ def read_split(config: AnnotatedDataConfig, split: str, *, masks: bool | None) -
             evaluated=not training,
             clip=clip,
             max_pixels=config.max_pixels,
+            percent=config.percent if training else None,
+            fold=config.fold,
         )
     datasets.check_categories(
         config.name, where=str(files[0]), category_names=[normalize(one) for one in annotations.category_names]
