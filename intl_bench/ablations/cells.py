@@ -29,6 +29,7 @@ class Ablation(Checked):
         recipe: the recipe of each cell.
         overrides: key=value, for all cells.
         cells: the arguments of `intl-bench pretrain` for each cell: overrides, and possibly another recipe.
+        words: {word: override} of short words for long overrides, such as a list of views, to use in `cells`.
         seeds: number of seeds, unless the command line gives them.
         tasks: the commands that score each cell, without `intl-bench` and CHECKPOINT: a task, and possibly `--config
             NAME` and overrides, such as "finetune --config default train_percent=10".
@@ -42,6 +43,7 @@ class Ablation(Checked):
     recipe: str = "cifar10_r18_intl"
     overrides: tuple[str, ...] = ()
     cells: tuple[str, ...] = ()
+    words: dict[str, str] = dataclasses.field(default_factory=dict)
     seeds: Count = 3
     tasks: tuple[str, ...] = ("linear", "knn")
     random: bool = False
@@ -56,6 +58,9 @@ class Ablation(Checked):
             for item in getattr(self, what):
                 if not isinstance(item, str):
                     raise ValueError(f"{what}: found {shorten(item)}; expected text such as epochs=100")
+        for word, change in self.words.items():
+            if "=" in word or not isinstance(change, str) or "=" not in change:
+                raise ValueError(f"words.{word}: found {shorten(change)}; expected an override such as epochs=100")
         if self.scale not in SCALES:
             raise ValueError(f"scale={self.scale!r}: expected one of {', '.join(SCALES)}")
         if not (self.cells or self.also):
@@ -107,10 +112,11 @@ def recipes(ablation: Ablation, seed: int, overrides: Sequence[str] = ()) -> lis
     scale = "reduced" if changes_grid else ablation.scale
     made: list[Recipe] = []
     for cell in ablation.cells:
-        other = [word for word in cell.split() if "=" not in word]
+        own = [word for word in cell.split() if "=" in word or word in ablation.words]
+        other = [word for word in cell.split() if word not in own]
         name = other[0] if other else ablation.recipe
-        own = [word for word in cell.split() if "=" in word]
         slug = re.sub(r"[^A-Za-z0-9.]+", "_", "_".join([*other, *own, *changes_grid]))
+        own = [ablation.words.get(word, word) for word in own]
         changes = [*ablation.overrides, *own, *overrides, f"seed={seed}", f"name={ablation.name}-{slug}"]
         recipe = load_recipe(name, changes)
         if recipe.init is not None:

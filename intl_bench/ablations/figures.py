@@ -29,6 +29,7 @@ class Point:
     details: Mapping[str, Any]
 
 
+_RANK = "effective rank (% of the smaller of samples and dimension)"
 Setting = Callable[[Point], Any]
 Value = Callable[[Point], float | None]
 """Returns the value of a point that is drawn; None if the point has no such value."""
@@ -103,6 +104,37 @@ def batch_size(points: Sequence[Point]) -> Any:
     return _against(points, lambda point: point.config["batch_size"], "batch size", share=True)
 
 
+def beta(points: Sequence[Point]) -> Any:
+    """Draw accuracy and effective rank over the weight of the trace loss."""
+    figure, (left, right) = _figure(2)
+    ticks = sorted({_beta(point) for point in points})
+    positions = {weight: position for position, weight in enumerate(ticks)}
+
+    def x(point: Point) -> int:
+        return positions[_beta(point)]
+
+    _line(left, points, x, _metric("top1"), "linear top-1")
+    _line(left, points, x, _metric("knn5"), "5-NN")
+    for spectrum, name in (("embedding", "embedding"), ("transformed", "transformed output")):
+        _line(right, points, x, _metric(f"{spectrum}/rank"), name)
+    for axes, label in ((left, "accuracy (%)"), (right, _RANK)):
+        axes.set_xticks(range(len(ticks)), [f"{weight:g}" for weight in ticks])
+        _finish(axes, "weight of the trace loss", label)
+    return figure
+
+
+def iterations_rate(points: Sequence[Point]) -> Any:
+    """Draw accuracy and effective rank over the iterations T, with a line for each learning rate."""
+    figure, (left, right) = _figure(2)
+    for rate, group in _grouped(points, lambda point: point.config["base_lr"]):
+        _line(left, group, _iterations, _metric("top1"), f"learning rate {rate:g}")
+        _line(right, group, _iterations, _metric("embedding/rank"), f"learning rate {rate:g}")
+    for axes, label in ((left, "linear top-1 (%)"), (right, f"embedding: {_RANK}")):
+        axes.set_xticks(sorted({_iterations(point) for point in points}))
+        _finish(axes, "iterations T", label)
+    return figure
+
+
 def _against(points: Sequence[Point], x: Setting, label: str, *, share: bool) -> Any:
     """Draw accuracy and effective rank over a setting.
 
@@ -114,7 +146,7 @@ def _against(points: Sequence[Point], x: Setting, label: str, *, share: bool) ->
     _line(left, points, x, _metric("knn5"), "5-NN")
     for spectrum, name in (("embedding", "embedding"), ("transformed", "transformed output")):
         _line(right, points, x, _metric(f"{spectrum}/rank") if share else _rank(spectrum), name)
-    rank = "effective rank (% of the smaller of samples and dimension)" if share else "effective rank"
+    rank = _RANK if share else "effective rank"
     for axes, what in ((left, "accuracy (%)"), (right, rank)):
         axes.set_xscale("log", base=2)
         values = sorted({x(point) for point in points})
@@ -129,11 +161,17 @@ FIGURES: dict[str, Callable[[Sequence[Point]], Any]] = {
     "trace_loss": trace_loss,
     "embedding_dim": embedding_dim,
     "batch_size": batch_size,
+    "beta": beta,
+    "iterations_rate": iterations_rate,
 }
 
 
 def _power(point: Point) -> float:
     return float(point.config["method"]["power"])
+
+
+def _beta(point: Point) -> float:
+    return float(point.config["method"]["beta"])
 
 
 def _iterations(point: Point) -> int:

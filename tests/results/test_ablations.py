@@ -169,7 +169,7 @@ def point(seed: int, **changes: object) -> Point:
 
     Values of seed 1 are larger by 4 than those of seed 0. Eigenvalues and condition numbers differ by a factor of 100.
     """
-    method = {"power": 0.5, "iterations": 3, "variant": "coupled"}
+    method = {"power": 0.5, "iterations": 3, "variant": "coupled", "beta": 0.05}
     spectra = {
         what: {
             "eigenvalues": [largest * 100**seed, 1.0],
@@ -224,13 +224,68 @@ def test_figures_show_means_and_deviations() -> None:
         },
         "embedding_dim": {"embedding": (52, deviation), "transformed output": (62, deviation)},
         "batch_size": {"embedding": (32, deviation), "transformed output": (42, deviation)},
+        "beta": {"embedding": (32, deviation), "transformed output": (42, deviation)},
     }
-    places = {"power": 0, "embedding_dim": 64, "batch_size": 32}
+    places = {"power": 0, "embedding_dim": 64, "batch_size": 32, "beta": 0}
     for name, right in expected.items():
         panels = [accuracy, right]
         assert drawn(FIGURES[name](points)) == [
             {label: [(places[name], *values)] for label, values in panel.items()} for panel in panels
         ]
+
+
+def test_a_line_for_each_learning_rate_over_the_iterations() -> None:
+    method = {"iterations": 3, "variant": "coupled"}
+    points = [point(seed, config={"base_lr": rate, "method": method}) for seed in range(2) for rate in (0.6, 0.15)]
+    accuracy, rank = drawn(FIGURES["iterations_rate"](points))
+    assert list(accuracy) == list(rank) == ["learning rate 0.15", "learning rate 0.6"]
+    assert accuracy["learning rate 0.6"] == [(3, 12, pytest.approx(8**0.5))]
+    assert rank["learning rate 0.6"] == [(3, 32, pytest.approx(8**0.5))]
+
+
+def test_a_word_stands_for_a_long_override_and_names_the_run(tmp_path: Path) -> None:
+    path = tmp_path / "grid.yaml"
+    path.write_text(
+        "name: tiny\nrecipe: demo\nwords: {six: 'views=[{size: 32}, {size: 24}, {size: 16}]'}\n"
+        "cells: [six epochs=3, epochs=3, cifar10_r18_simsiam six]"
+    )
+    six, plain, other = cells.recipes(cells.load(str(path)), 0)
+    assert [view.size for view in six.views] == [view.size for view in other.views] == [32, 24, 16]
+    assert len(plain.views) == 2
+    assert [made.name for made in (six, plain, other)] == [
+        "tiny-six_epochs_3",
+        "tiny-epochs_3",
+        "tiny-cifar10_r18_simsiam_six",
+    ]
+
+
+@pytest.mark.parametrize(("name", "small"), [("which_part", 96), ("which_part_reduced", 16)])
+def test_which_part_has_views_crops_and_momentum_for_intl_and_three_baselines(name: str, small: int) -> None:
+    made = cells.recipes(cells.load(name), 0)
+    found: dict[str, set[tuple[int, bool]]] = {}
+    for recipe in made:
+        sizes = {view.size for view in recipe.views}
+        assert len(recipe.views) in (2, 6)
+        assert (min(sizes) == small) == (len(sizes) > 1)
+        found.setdefault(recipe.method["name"], set()).add((len(recipe.views), len(sizes) > 1))
+    everything = {(2, False), (6, False), (6, True)}
+    assert found == dict.fromkeys(("intl", "simsiam", "byol", "mocov2", "barlow_twins"), everything)
+    targets = [
+        (len(r.views), r.views[-1].size, r.method["momentum_target"]) for r in made if r.method["name"] == "intl"
+    ]
+    assert len(targets) == 8  # the recipe's own two views too
+    assert len(set(targets)) == 6
+
+
+@pytest.mark.parametrize("name", ["axis", "axis_reduced"])
+def test_both_axes_have_equal_batches_and_dimensions(name: str) -> None:
+    made = cells.recipes(cells.load(name), 0)
+    sizes = {
+        axis: [(r.batch_size, r.projector.out) for r in made if r.method["axis"] == axis]
+        for axis in ("channel", "batch")
+    }
+    assert sizes["channel"] == sizes["batch"]
+    assert all(d < m for m, d in sizes["batch"])
 
 
 def test_trace_loss_figure_shows_both_kinds_of_divergence() -> None:
@@ -268,6 +323,7 @@ def test_trace_loss_figure_shows_both_kinds_of_divergence() -> None:
         ("name: x\ncells: [epochs=1]\ntasks: [knn k]\n", "tasks: 'knn k': found k; expected TASK [--config NAME]"),
         ("name: x\nrecipe: demo\ncells: [epochs=1]\ntasks: [knn kk=1]\n", "unknown key 'kk'; did you mean k?"),
         ("name: x\ncells: [epochs=1]\nfigure: pie\n", "figure: 'pie' is not one of power"),
+        ("name: x\ncells: [epochs=1]\nwords: {a: b}\n", "words.a: found 'b'; expected an override such as epochs=100"),
         ("name: x\ncells: [epoch=1]\n", "unknown key 'epoch'; did you mean epochs?"),
         ("name: x\nrecipe: demo\ncells: [epochs=1, method.axis=batch]\n", "512 features over 128 samples is singular"),
         ("name: x\nrecipe: cifar10_r19_intl\ncells: [epochs=1]\n", "did you mean cifar10_r18_intl?"),
