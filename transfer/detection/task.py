@@ -176,7 +176,7 @@ def run(
         )
         scores = _keep_and_score(results, test, config, folder, process, evaluate)
     details = {"train_images": len(train), "test_images": len(test), "categories": len(train.category_ids)}
-    drawn = None if config.data.percent is None else b"".join(name + b"\n" for name in train.file_names)
+    drawn = None if config.data.percent is None else b"\n".join(train.file_names.tolist()) + b"\n"
     return Outcome(metrics=scores.metrics, details={**details, "per_category": scores.per_category}, image_list=drawn)
 
 
