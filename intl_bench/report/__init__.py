@@ -15,6 +15,7 @@ from intl_bench.core.terminal import visible
 from intl_bench.records import RecordStore, ResultRecord
 from intl_bench.report.cost import cost_html, days_of, environment_html, gpus_of, pretrainings_of
 from intl_bench.report.curves import curves_html
+from intl_bench.report.label_free import label_free_html
 from intl_bench.report.pictures import detections_html, picture_html
 from intl_bench.report.seeds import dots_html
 from intl_bench.report.spectra import spectra_html
@@ -55,6 +56,13 @@ def render(results: Path, runs: Path) -> str:
     _section(page, "Results", "".join(_result(table, page) for table in built), missing, "intl-bench knn CHECKPOINT")
     _section(page, "Curves", curves, missing, "intl-bench pretrain; --runs names the folder of runs")
     _section(page, "Spectra", _spectra(records, grids), missing, "intl-bench ablation NAME")
+    _section(
+        page,
+        "Choosing without labels",
+        label_free_html({results.name: records, **grids}),
+        missing,
+        "",  # few results have the four runs that it needs
+    )
     _section(page, "Detections", detections_html(everything), missing, "intl-bench coco CHECKPOINT --visualize 4")
     _section(
         page,

@@ -98,11 +98,40 @@ def line_chart(
     return _svg(f"{y} over {x}: {len(drawn)} lines", _HEIGHT, parts)
 
 
-def legend(names: Sequence[str], *, first: int = 0) -> str:
-    """Return the legend of lines, in the order of their colors."""
+def scatter_chart(lines: Sequence[Line], *, x: str, y: str, log_x: bool = False) -> str:
+    """Return a chart of dots, with a color for each of `lines`; an empty text without a dot.
+
+    Args:
+        x, y: the names of the axes.
+    """
+    pairs = [
+        (number, line.name, a, b)
+        for number, line in enumerate(lines)
+        for a, b in zip(line.xs, line.ys, strict=True)
+        if math.isfinite(a) and math.isfinite(b) and (a > 0 or not log_x)
+    ]
+    if not pairs:
+        return ""
+    across = _Scale([a for _, _, a, _ in pairs], _LEFT, _WIDTH - _RIGHT, log=log_x)
+    up = _Scale([b for _, _, _, b in pairs], _HEIGHT - _BOTTOM, _TOP)
+    dots = [
+        f'<circle class="dot" cx="{across(a)}" cy="{up(b)}" r="3" style="fill:var(--c{number % _COLORS})">'
+        f"<title>{html.escape(name)}: {a:.3g}, {b:.2f}</title></circle>"
+        for number, name, a, b in pairs
+    ]
+    return _svg(f"{y} over {x}: {len(pairs)} dots", _HEIGHT, [_axes(across, up, x), *dots])
+
+
+def legend(names: Sequence[str], *, first: int = 0, dots: bool = False) -> str:
+    """Return the legend of lines, or of `dots`, in the order of their colors."""
+
+    def sample(number: int) -> str:
+        if dots:
+            return f'<circle class="dot" cx="14" cy="7" r="4" style="fill:var(--c{number % _COLORS})"/>'
+        return f'<path class="curve" d="M0 7H27" {_stroke(number)}/>'
+
     items = "".join(
-        f'<li><svg viewBox="0 0 27 12" aria-hidden="true"><path class="curve" d="M0 7H27" {_stroke(number)}/></svg>'
-        f"{html.escape(name)}</li>"
+        f'<li><svg viewBox="0 0 27 12" aria-hidden="true">{sample(number)}</svg>{html.escape(name)}</li>'
         for number, name in enumerate(names, start=first)
     )
     return f'<ul class="legend">{items}</ul>\n'
