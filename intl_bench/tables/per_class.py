@@ -79,7 +79,7 @@ def _heading(line: Mapping[Any, Any]) -> str:
 
 def _by_class(record: ResultRecord) -> ResultRecord:
     """Return a record whose metrics are those of its classes and their means."""
-    metrics = {}
+    metrics: dict[str, float] = {}
     for kind, values in record.details["per_category"].items():
         metric = kind if "/" in kind else f"{kind}/AP"
         metrics |= {f"{metric}/{name}": value for name, value in values.items()}
