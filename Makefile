@@ -6,7 +6,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 # One worker for each core; each takes up to 1.5 GB of memory.
 WORKERS ?= auto
-PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 8
+PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 8 --dist worksteal
 
 # LOCKED=1 installs exactly the packages of requirements.lock and checks their hashes; `make lock` renews it.
 .PHONY: demo check test torture lint lock site
