@@ -67,7 +67,7 @@ def turn(table: BuiltTable) -> BuiltTable:
     return dataclasses.replace(table, head="Class", columns=columns, frame=frame, measurements=measurements)
 
 
-_NOTHING = {"cell": MISSING, "bold": False} | dict.fromkeys(
+_NOTHING: dict[Any, Any] = {"cell": MISSING, "bold": False} | dict.fromkeys(
     ("mean", "std", "n", "transfer_seeds", "spread", "protocol", "rank_with")
 )
 
