@@ -41,7 +41,7 @@ def stop_in_the_middle(server: ForkServer, command: str, case: Path) -> None:
 
 @pytest.mark.parametrize(
     ("command", "steps"),
-    [("pretrain", 300), *([("linear", 300), ("coco", 60)] if torture.LONG else [])],
+    [("pretrain", 300), *([("linear", 300), ("coco", 200)] if torture.LONG else [])],
 )
 def test_memory_does_not_grow(command: str, steps: int, server: ForkServer, new_case: NewCase) -> None:
     """The resident memory of the last tenth of a run is that of the second tenth."""
