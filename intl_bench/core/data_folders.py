@@ -18,6 +18,16 @@ MARKS: dict[str, tuple[str, ...]] = {
     "cifar100": ("cifar-100-python/meta",),
     "coco": ("annotations/instances_train2017.json", "annotations/instances_val2017.json"),
     "voc": ("VOC2007/ImageSets/Main", "VOC2012/ImageSets/Main"),
+    # as torchvision's data sets have them
+    "food101": ("food-101/meta/train.json",),
+    "cars": ("stanford_cars/devkit/cars_train_annos.mat",),
+    "aircraft": ("fgvc-aircraft-2013b/data/variants.txt",),
+    "dtd": ("dtd/dtd/labels/train1.txt",),
+    "pets": ("oxford-iiit-pet/annotations/trainval.txt",),
+    "flowers102": ("flowers-102/setid.mat",),
+    "sun397": ("SUN397/ClassName.txt",),
+    "caltech101": ("caltech101/101_ObjectCategories",),
+    "voc07": ("VOCdevkit/VOC2007/ImageSets/Main",),
 }
 # Folders that operating systems, archives, network disks and notebooks make beside classes or within them.
 SYSTEM_FOLDER = re.compile(
@@ -51,6 +61,27 @@ def kind_of(root: Path) -> str | None:
     if instances_files(root):
         return "coco"
     return "imagefolder" if marked else None
+
+
+def holder_of(kind: str, root: Path) -> Path | None:
+    """Return the folder that holds the marked folder of a kind: `root`, or its parent if `root` is the marked folder.
+
+    Returns:
+        None if neither holds it.
+    """
+    for mark in MARKS[kind]:
+        if (root / mark).exists():
+            return root
+        if root.name == mark.split("/")[0] and (root.parent / mark).exists():
+            return root.parent
+    return None
+
+
+def labeled_kinds(root: Path) -> list[str]:
+    """Return the kinds of labeled images that a folder holds, or the kind of an .npz file."""
+    if kind_of(root) in ("imagefolder", "npz"):
+        return [str(kind_of(root))]
+    return [kind for kind in MARKS if kind not in ("imagefolder", "coco", "voc") and holder_of(kind, root) is not None]
 
 
 def instances_files(root: Path) -> list[Path]:

@@ -51,7 +51,7 @@ _COCO = (
     *("cell phone", "microwave", "oven", "toaster", "sink", "refrigerator", "book", "clock", "vase", "scissors"),
     *("teddy bear", "hair drier", "toothbrush"),
 )
-_VOC = (
+VOC_CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
     *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
 )
@@ -99,9 +99,19 @@ DATASETS: dict[str, Facts] = {
         train=16_551,
         test=4_952,
         aliases=("voc",),
-        class_names=_VOC,
+        class_names=VOC_CLASSES,
         detectron2=(("voc_2007_trainval", "voc_2012_trainval"), ("voc_2007_test",)),
     ),
+    # of `intl-bench transfer`; training images include those of the data set's own validation part
+    "food101": Facts(title="Food-101", classes=101, train=75_750, test=25_250),
+    "sun397": Facts(title="SUN397", classes=397, train=19_850, test=19_850),
+    "cars": Facts(title="Cars", classes=196, train=8_144, test=8_041, aliases=("stanfordcars",)),
+    "aircraft": Facts(title="Aircraft", classes=100, train=6_667, test=3_333, aliases=("fgvcaircraft",)),
+    "voc07": Facts(title="VOC07", classes=20, train=5_011, test=4_952),
+    "dtd": Facts(title="DTD", classes=47, train=3_760, test=1_880),
+    "pets": Facts(title="Pets", classes=37, train=3_680, test=3_669, aliases=("oxfordpets", "oxfordiiitpet")),
+    "caltech101": Facts(title="Caltech-101", classes=102, train=3_060, test=6_084),
+    "flowers102": Facts(title="Flowers-102", classes=102, train=2_040, test=6_149, aliases=("oxfordflowers102",)),
 }
 _REMEDY = "give these images a name of their own with data.name=NAME"
 

@@ -64,7 +64,7 @@ def check(config: DataConfig) -> Report:
     splits = examine_all(sources)
     names = next(iter(sources.values())).class_names if sources else []
     classes = f", {len(names)} classes" if names else ""
-    report.title = f"{config.root}: {_KINDS[config.kind]}{classes}"
+    report.title = f"{config.root}: {_KINDS.get(config.kind, config.kind)}{classes}"
     describe_images(report, splits, "replace or remove them, or leave them out with", _setting_without(sources, splits))
     report.add(f"{ORIENTED}, which is not applied", _with_trait(splits, ORIENTED))
     describe_copies(report, splits)

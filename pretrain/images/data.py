@@ -35,6 +35,7 @@ from pretrain.images.folders import (
 )
 from pretrain.images.npz import read_arrays
 from pretrain.images.pack import Pack, index_of
+from pretrain.images.torchvision_sets import MULTI_LABEL, list_set
 
 __all__ = [
     "IMAGENET_NORMALIZATION",
@@ -61,9 +62,13 @@ class ImageSource(abc.ABC):
         labels: (n,) int64.
         class_names: the name of each label.
         skip_bad: whether another image may replace one that cannot be decoded.
+        multi_label: whether an image has several classes; then bit c of its label is set if it has class c.
+        validation: (n,) bool, which training images the data set itself gives for validation; None if it gives none.
     """
 
     skip_bad = False
+    multi_label = False
+    validation: np.ndarray | None = None
 
     def __init__(self, labels: np.ndarray, class_names: list[str]) -> None:
         self.labels = np.asarray(labels, np.int64)
@@ -198,6 +203,7 @@ class FolderSource(FileSource):
     def choose(self, indices: np.ndarray) -> Self:
         part = super().choose(indices)
         part.files = self.files[indices]
+        part.validation = None if self.validation is None else self.validation[indices]
         return part
 
 
@@ -230,11 +236,12 @@ class PackedSource(FileSource):
         return part
 
 
-def open_source(config: DataConfig, split: str) -> ArraySource | FileSource:
+def open_source(config: DataConfig, split: str, *, multi_label: bool = False) -> ArraySource | FileSource:
     """Open the images of a split.
 
     Args:
         split: "train" or "test"; "test" is the folder `val/` of an imagefolder.
+        multi_label: whether the caller can use images with several classes.
 
     Raises:
         InputError: the images are missing, incomplete or in another format, or the data set has the name of one of the
@@ -244,7 +251,9 @@ def open_source(config: DataConfig, split: str) -> ArraySource | FileSource:
         raise ValueError(f"split={split}: expected train or test")
     if not config.root and config.kind != "shapes":
         raise InputError(f"data.root is not set: expected the location of the {config.kind} images; set data.root=PATH")
-    source = _SOURCES[config.kind](config, split)
+    source = _SOURCES.get(config.kind, _open_set)(config, split)
+    if source.multi_label and not multi_label:
+        raise InputError(f"data.kind={config.kind}: its images have several classes; score it with intl-bench transfer")
     if config.dataset in datasets.DATASETS:
         size = None
         with contextlib.suppress(BadImageError):  # reported when the image is used
@@ -253,6 +262,8 @@ def open_source(config: DataConfig, split: str) -> ArraySource | FileSource:
             config.dataset, config.kind, config.root, source.class_names, split, images=len(source), size=size
         )
     if split == "train" and config.limit is not None:
+        if source.multi_label:
+            raise InputError(f"data.limit={config.limit}: data.kind={config.kind} has no part; remove it")
         count = sample.count_of(config.limit, len(source))
         setting = f"data.limit={config.limit}"
         chosen = sample.stratified(source.labels, count, seed=config.limit_seed, purpose="limit", setting=setting)
@@ -343,10 +354,26 @@ def _open_pack(config: DataConfig, root: Path, split: str, packs: list[Path]) ->
     return PackedSource(pack, rows, labels[rows], class_names, config.on_bad_image == "skip", config.max_pixels)
 
 
+def _open_set(config: DataConfig, split: str) -> FileSource:
+    root = Path(os.path.expanduser(config.root))
+    listing = list_set(config.kind, root, split, config.download)
+    skip_bad = config.on_bad_image == "skip"
+    source = FolderSource(
+        listing.place, listing.files, listing.labels, listing.class_names, skip_bad, config.max_pixels
+    )
+    source.multi_label, source.validation = config.kind in MULTI_LABEL, listing.validation
+    if not config.skip:
+        return source
+    names = [os.fsdecode(file) for file in listing.files.tolist()]
+    kept = np.array([not is_skipped(name, config.skip) for name in names])
+    note_skipped(listing.place, int(np.sum(~kept)), 0)
+    return source.choose(np.flatnonzero(kept))
+
+
 def _names_in(pack: Pack) -> list[str]:
     return [os.fsdecode(name) for name in pack.images["name"].tolist()]
 
 
 _SOURCES: dict[str, Callable[[DataConfig, str], ArraySource | FileSource]] = dict(
-    zip(KINDS, (_open_folder, _open_cifar, _open_cifar, _open_npz, _open_shapes), strict=True)
+    zip(KINDS, (_open_folder, _open_cifar, _open_cifar, _open_npz, _open_shapes), strict=False)  # others: _open_set
 )

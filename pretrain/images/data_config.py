@@ -13,7 +13,8 @@ from pretrain.images.decode import LARGEST
 
 IMAGENET_NORMALIZATION = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _SHAPES_NORMALIZATION = ((0.5, 0.5, 0.5), (0.29, 0.29, 0.29))
-KINDS = ("imagefolder", "cifar10", "cifar100", "npz", "shapes")
+_SETS = ("food101", "cars", "aircraft", "dtd", "pets", "flowers102", "sun397", "caltech101", "voc07")
+KINDS = ("imagefolder", "cifar10", "cifar100", "npz", "shapes", *_SETS)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,15 +23,16 @@ class DataConfig(Checked):
 
     Attributes:
         kind: "imagefolder" (`train/CLASS/*.jpg` and `val/CLASS/*.jpg`, or packs of these folders), "cifar10" or
-            "cifar100" (unpacked files of the Python version), "npz" (arrays train_x, train_y, test_x, test_y), or
-            "shapes" (generated images).
+            "cifar100" (unpacked files of the Python version), "npz" (arrays train_x, train_y, test_x, test_y),
+            "shapes" (generated images), or a data set in the folders that torchvision's data sets have: "food101",
+            "cars", "aircraft", "dtd", "pets", "flowers102", "sun397", "caltech101" or "voc07".
         root: the folder that holds the images, or the .npz file.
         name: name of the data set in results. None stands for the folder name of an imagefolder or the file name of
             an .npz file without its suffix; for the other kinds it stands for the kind. The names of the paper's data
             sets are reserved: other images are refused under such a name.
         classes: a text file with one class folder per line; only these classes are used (imagefolder).
         skip: patterns of the class folders and the image files to leave out, relative to the folder of a split, such as
-            "*/broken_*.jpg" (imagefolder). `*` also matches `/`. A pattern that begins with train/ or val/ is for that
+            "*/broken_*.jpg" (image files). `*` also matches `/`. A pattern that begins with train/ or val/ is for that
             split alone, unless a class has this name.
         max_pixels: larger image files are refused, because a small file can fill the memory. Raise it for images that
             you trust.
@@ -38,6 +40,7 @@ class DataConfig(Checked):
             the next one during training. Changed bytes in a pack always end the run.
         mean, std: three values each, red, green and blue, for pixels in 0..1. None selects those of the data set, or
             ImageNet's.
+        download: whether torchvision downloads a missing data set of its own to `root`, if it offers that.
         size: number of training images (shapes); the test split has a quarter of this number.
         limit: train on a part of the training images, drawn at random with the same share of every class: a share such
             as 0.1, or a number of images such as 1000. The test images stay whole. None takes all.
@@ -54,6 +57,7 @@ class DataConfig(Checked):
     on_bad_image: Annotated[str, Choice(("stop", "skip"))] = runtime_only("stop")
     mean: tuple[Finite, ...] | None = None
     std: tuple[Positive, ...] | None = None
+    download: bool = runtime_only(False)
     size: Count = 2048
     limit: Positive | None = None
     limit_seed: Seed = 0
@@ -66,7 +70,7 @@ class DataConfig(Checked):
             require_title(self.name, "data.name")
         if self.classes is not None and self.kind != "imagefolder":
             raise ValueError(f"data.classes={self.classes}: data.kind={self.kind} has no class folders; remove it")
-        if self.skip and self.kind != "imagefolder":
+        if self.skip and self.kind not in ("imagefolder", *_SETS):
             raise ValueError(f"data.skip={list(self.skip)}: data.kind={self.kind} has no image files; remove it")
         for field, values in (("mean", self.mean), ("std", self.std)):
             if values is not None and len(values) != 3:

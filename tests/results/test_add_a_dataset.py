@@ -17,20 +17,20 @@ def test_the_documented_data_set_works(tmp_path: Path) -> None:
     copy = Copy(tmp_path, "add_a_dataset.md")
     assert copy.added == [
         "intl_bench/core/datasets.py",
-        "configs/pretrain/flowers102_r18_intl.yaml",
-        "configs/linear/flowers102.yaml",
+        "configs/pretrain/stl10_r18_intl.yaml",
+        "configs/linear/stl10.yaml",
     ]
-    make_folder(tmp_path / "images", classes=102, train=1, test=1)
+    make_folder(tmp_path / "images", classes=10, train=1, test=1)
     root = f"data.root={tmp_path / 'images'}"
-    assert "flowers102" in copy.run("-m", "intl_bench", "pretrain", "flowers102_r18_intl", root, *TINY, "--dry-run")
-    copy.run("-m", "intl_bench", "pretrain", "flowers102_r18_intl", root, *TINY)
-    path = "runs/pretrain/flowers102_r18_intl/seed0/checkpoint.pt"
+    assert "stl10" in copy.run("-m", "intl_bench", "pretrain", "stl10_r18_intl", root, *TINY, "--dry-run")
+    copy.run("-m", "intl_bench", "pretrain", "stl10_r18_intl", root, *TINY)
+    path = "runs/pretrain/stl10_r18_intl/seed0/checkpoint.pt"
     small = ["workers=0", "device=cpu", "resize=32", "crop=32"]
     copy.run("-m", "intl_bench", "linear", path, *small, "epochs=1", "batch_size=32")
     copy.run("-m", "intl_bench", "knn", path, *small)
-    table = copy.run("-m", "intl_bench", "tables", "--dataset", "flowers102")
-    assert "Flowers-102" in table
+    table = copy.run("-m", "intl_bench", "tables", "--dataset", "stl10")
+    assert "STL-10" in table
     assert "Linear top-1" in table
     assert "5-nn" in table
-    normalization = "mean 0.433 0.382 0.297, std 0.294 0.246 0.273"
+    normalization = "mean 0.447 0.44 0.407, std 0.26 0.257 0.271"
     assert normalization in "".join(p.read_text() for p in (tmp_path / "results" / "records").rglob("*.json"))
