@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import datetime
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -11,7 +12,7 @@ from typing import Any
 
 from intl_bench import protocol, provenance
 from intl_bench.core import config as configs
-from intl_bench.core import energy, files, json_lines
+from intl_bench.core import data_folders, energy, files, json_lines
 from intl_bench.core.distributed import is_main_process
 from intl_bench.core.errors import InputError
 from intl_bench.core.locks import lock
@@ -103,11 +104,29 @@ def find_protocol(plan: TaskRun, task: Task[Any], checkpoint: Checkpoint) -> tup
     if task.default is not None:
         return {}, configs.find(task.default if plan.config is None else plan.config, plan.task)
     changes = [change.removeprefix("data.") for change in plan.overrides if change.startswith("data.")]
+    kind = _found_kind(changes) if task.finds_kind else {}
+    changes = [*(f"kind={name}" for name in kind.values()), *changes]
     own = {} if checkpoint.recipe is None else inherited_data(checkpoint.recipe.data, changes)
+    own |= kind
     data = {key: value for key, value in own.items() if key not in ("mean", "std")}  # these belong to the backbone
     asked = configs.build(DataConfig, data, "data", changes)
     path = protocol.default_path(plan.task, asked) if plan.config is None else configs.find(plan.config, plan.task)
     return data, path
+
+
+def _found_kind(changes: Sequence[str]) -> dict[str, str]:
+    """Return {"kind": the kind of the images that an override `root=` names}; {} without it, or if the kind is given.
+
+    Raises:
+        InputError: the folder holds several data sets.
+    """
+    given = dict(change.partition("=")[::2] for change in changes)
+    if "kind" in given or not given.get("root"):
+        return {}
+    kinds = data_folders.labeled_kinds(Path(os.path.expanduser(given["root"])))
+    if len(kinds) > 1:
+        raise InputError(f"data.root={given['root']}: holds {', '.join(kinds)}; choose one with data.kind={kinds[0]}")
+    return {"kind": kinds[0]} if kinds else {}
 
 
 def _checkpoint(plan: TaskRun) -> Checkpoint:

@@ -28,6 +28,7 @@ TASKS = {
     "linear": Entry("linear classification on the frozen backbone"),
     "knn": Entry("k-nearest-neighbor classification on features of the frozen backbone"),
     "finetune": Entry("semi-supervised fine-tuning with 1 or 10 percent of the labels"),
+    "transfer": Entry("logistic regression and few-shot episodes on frozen features of other data sets"),
     "coco": Entry(
         "COCO detection and instance segmentation with Mask R-CNN R50-C4", ("engine", "visualize"), eval_only=True
     ),

@@ -153,6 +153,7 @@ def extract(
     crop: int | None,
     process: distributed.Process,
     workers: int,
+    interpolation: str = "bilinear",
     precision: str = DEFAULT,
 ) -> Features:
     """Return the features of all images of a source, from the cache if possible. Each process computes its share.
@@ -166,13 +167,15 @@ def extract(
         resize: see `pretrain.images.loader.evaluation_batches`.
         crop: see `pretrain.images.loader.evaluation_batches`.
         workers: number of processes that read images.
+        interpolation: see `pretrain.images.loader.evaluation_batches`.
         precision: precision of the backbone's forward pass, one of `transfer.precision.PRECISIONS`.
 
     Raises:
         InputError: an image cannot be read, the weights do not fit, or a feature is not finite.
         ResourceError: the disk is full.
     """
-    path = _path(checkpoint, source, [resize, crop, *normalization], precision, process.device.type)
+    look = [resize, crop, *normalization, *([] if interpolation == "bilinear" else [interpolation])]
+    path = _path(checkpoint, source, look, precision, process.device.type)
     features = _cached(path)
     if not distributed.any_process(features is None, process.device):
         if process.is_main:
@@ -184,6 +187,7 @@ def extract(
             source,
             resize=resize,
             crop=crop,
+            interpolation=interpolation,
             mean=mean,
             std=std,
             batch_size=_BATCH[process.device.type],

@@ -11,6 +11,7 @@ matrix product for all its trials. A fit starts at the solution of another one.
 
 import dataclasses
 from collections import deque
+from typing import NamedTuple
 
 import torch
 from torch.nn import functional
@@ -37,12 +38,24 @@ class Fit:
     converged: bool
 
 
+class Axes(NamedTuple):
+    """The coordinates of a problem.
+
+    Attributes:
+        mean: (F,) of the features.
+        basis: (F, R), orthonormal: the principal axes of the features; R is at most the number of samples.
+    """
+
+    mean: torch.Tensor
+    basis: torch.Tensor
+
+
 class Problem:
     """Samples to be separated, prepared for fits with any decay.
 
     Attributes:
         classes: number of classes K.
-        basis: (F, R), orthonormal: the principal axes of the features; R is at most the number of samples.
+        axes: the coordinates of the weights.
     """
 
     def __init__(self, features: torch.Tensor, labels: torch.Tensor, classes: int) -> None:
@@ -54,17 +67,18 @@ class Problem:
                 samples of a class against all others.
             classes: K.
         """
-        self.classes, self._mean = classes, features.mean(dim=0)
-        centered = features - self._mean
+        self.classes, mean = classes, features.mean(dim=0)
+        centered = features - mean
         n, width = centered.shape
         first = None
         if n < width:  # no solution leaves the space of the samples
             first = torch.linalg.qr(centered.T).Q
             centered = centered @ first
-        values, axes = torch.linalg.eigh((centered.T @ centered).double())
-        axes = axes.to(features.dtype)
-        self.basis = axes if first is None else first @ axes
-        self._samples = functional.pad(centered @ axes, (0, 1), value=1.0)
+        values, turn = torch.linalg.eigh((centered.T @ centered).double())
+        turn = turn.to(features.dtype)
+        self.axes = Axes(mean, turn if first is None else first @ turn)
+        self._samples = features.new_ones((n, len(values) + 1))
+        torch.mm(centered, turn, out=self._samples[:, :-1])
         self._labels = labels if labels.ndim == 1 else None
         self._minus_one = features.new_full((1, n), -1.0)
         self._present = labels.T.to(features.dtype) if labels.ndim == 2 else None
@@ -72,13 +86,13 @@ class Problem:
 
     def project(self, features: torch.Tensor) -> torch.Tensor:
         """Return features (m, F) in the coordinates of the problem, (m, R + 1), so that `@ weights.T` are logits."""
-        return functional.pad((features - self._mean) @ self.basis, (0, 1), value=1.0)
+        return functional.pad((features - self.axes.mean) @ self.axes.basis, (0, 1), value=1.0)
 
-    def weights_of(self, other: "Problem", weights: torch.Tensor) -> torch.Tensor:
-        """Return the weights of another problem of the same features in the coordinates of this one, (K, R + 1)."""
-        full = weights[:, :-1] @ other.basis.T  # (K, F)
-        bias = weights[:, -1:] + full @ (self._mean - other._mean)[:, None]
-        return torch.cat([full @ self.basis, bias], dim=1)
+    def carry_over(self, axes: Axes, weights: torch.Tensor) -> torch.Tensor:
+        """Return the weights of a problem with other samples, whose coordinates are `axes`, in those of this one."""
+        full = weights[:, :-1] @ axes.basis.T  # (K, F)
+        bias = weights[:, -1:] + full @ (self.axes.mean - axes.mean)[:, None]
+        return torch.cat([full @ self.axes.basis, bias], dim=1)
 
     @torch.no_grad()
     def fit(self, decay: float, start: torch.Tensor | None, *, tolerance: float, iterations: int) -> Fit:
@@ -152,10 +166,10 @@ class Problem:
 
         It is rotated back only if its norm, which no rotation changes, allows that it is within the tolerance.
         """
-        norm, entries = float(gradient.norm()), self.classes * (len(self.basis) + 1)
+        norm, entries = float(gradient.norm()), self.classes * (len(self.axes.basis) + 1)
         if norm > tolerance * entries**0.5:
             return norm / entries**0.5  # a lower bound
-        return max(float((gradient[:, :-1] @ self.basis.T).abs().max()), float(gradient[:, -1].abs().max()))
+        return max(float((gradient[:, :-1] @ self.axes.basis.T).abs().max()), float(gradient[:, -1].abs().max()))
 
     def _search(
         self, logits: torch.Tensor, change: torch.Tensor, slope: float, fixed: float, quadratic: float

@@ -48,6 +48,7 @@ class Task(Generic[C]):
         default: name of the configuration file that is used without `--config`. None chooses the file by data set, and
             takes the data set from the checkpoint's own pre-training.
         processes_matter: whether a result depends on the number of processes.
+        finds_kind: whether `data.root` without `data.kind` decides the kind of the data by what is there.
         resolve: replaces settings whose value depends on what is installed.
         draw: (configuration, folder of a finished run, file) -> whether it could draw the worst images, from what the
             folder keeps, to the file. None if the task has no pictures.
@@ -63,6 +64,7 @@ class Task(Generic[C]):
     seeded: bool = True
     default: str | None = None
     processes_matter: bool = False
+    finds_kind: bool = False
     resolve: Callable[[C], C] = lambda config: config
     draw: Callable[[C, Path, Path], bool] | None = None
     read_detector: Callable[[Path], Any] | None = None

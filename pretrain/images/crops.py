@@ -76,16 +76,18 @@ def crop(image: np.ndarray, box: Sequence[int], size: int, interpolation: str = 
     return F.interpolate(pixels, (size, size), mode=interpolation, antialias=True)[0]
 
 
-def center(image: np.ndarray, resize: int | None, crop: int | None) -> Tensor:
+def center(image: np.ndarray, resize: int | None, crop: int | None, interpolation: str = "bilinear") -> Tensor:
     """Return the test view (3, height, width) uint8 of a uint8 image (H, W, 3), without randomness.
 
     Args:
-        resize: length of the shorter side after torchvision's antialiased bilinear `Resize`; None keeps the size.
+        resize: length of the shorter side after torchvision's antialiased `Resize`; None keeps the size.
         crop: side of torchvision's `CenterCrop`; None keeps the whole image.
+        interpolation: of the resize, "bicubic" or "bilinear".
     """
     pixels = torch.from_numpy(image).permute(2, 0, 1)
     if resize is not None:
-        pixels = functional.resize(pixels, [resize], antialias=True)
+        mode = functional.InterpolationMode(interpolation)
+        pixels = functional.resize(pixels, [resize], interpolation=mode, antialias=True)
     return pixels if crop is None else functional.center_crop(pixels, [crop, crop])
 
 

@@ -131,6 +131,7 @@ def evaluation_batches(
     *,
     resize: int | None = None,
     crop: int | None = None,
+    interpolation: str = "bilinear",
     mean: Sequence[float],
     std: Sequence[float],
     batch_size: int,
@@ -142,8 +143,9 @@ def evaluation_batches(
     """Yield images first, ..., last - 1 (b, 3, H, W) float32 and their labels (b,) int64, in order, without randomness.
 
     Args:
-        resize: length of the shorter side after an antialiased bilinear resize (256 for ImageNet); None keeps the size.
+        resize: length of the shorter side after an antialiased resize (256 for ImageNet); None keeps the size.
         crop: side of the central square crop (224 for ImageNet); None keeps the whole image.
+        interpolation: of the resize, "bicubic" or "bilinear".
         mean, std: three values each, for pixels in 0..1.
         batch_size: number of images in a batch; the last batch may be smaller.
         workers: as for `training_batches`.
@@ -156,7 +158,7 @@ def evaluation_batches(
         ResourceError: (while iterating) a worker died.
     """
     indices = range(len(source))[first:last]
-    make = functools.partial(_evaluation_batch, source, indices, batch_size, resize, crop)
+    make = functools.partial(_evaluation_batch, source, indices, batch_size, (resize, crop, interpolation))
     steps = range(math.ceil(len(indices) / batch_size))
     for images, labels in iterate(make, steps, workers, device.type == "cuda"):
         images = images.to(device, non_blocking=True)
@@ -364,11 +366,11 @@ def _readable(source: ImageSource, index: int) -> tuple[np.ndarray, int, list[st
 
 
 def _evaluation_batch(
-    source: ImageSource, indices: range, batch_size: int, resize: int | None, crop: int | None, step: int
+    source: ImageSource, indices: range, batch_size: int, look: tuple[int | None, int | None, str], step: int
 ) -> tuple[Tensor, Tensor]:
     some = indices[step * batch_size : (step + 1) * batch_size]
     try:
-        images = [crops.center(source.image(index), resize, crop) for index in some]
+        images = [crops.center(source.image(index), *look) for index in some]
     except BadImageError as error:
         if not source.skip_bad:
             raise

@@ -23,7 +23,7 @@ def samples(n: int, width: int, *, several: bool, seed: int = 0) -> tuple[torch.
 def in_features(problem: Problem, fit: Fit, features: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
     """The weights (K, width) and biases (K,) of a fit for the features themselves, in float64."""
     rotated = fit.weights.double().numpy()
-    weights = rotated[:, :-1] @ problem.basis.double().numpy().T
+    weights = rotated[:, :-1] @ problem.axes.basis.double().numpy().T
     return weights, rotated[:, -1] - weights @ features.mean(0).double().numpy()
 
 
@@ -47,7 +47,7 @@ def newton(features: np.ndarray, truth: np.ndarray, decay: float, *, several: bo
         blocks = np.einsum("nj,jk->njk", p * (1 - p) if several else p, np.eye(CLASSES))
         if not several:
             blocks -= p[:, :, None] * p[:, None]
-        hessian = np.einsum("njk,na,nb->jakb", blocks, given, given).reshape(gradient.size, -1)
+        hessian = np.einsum("njk,na,nb->jakb", blocks, given, given, optimize=True).reshape(gradient.size, -1)
         hessian += np.diag(np.tile(penalty, CLASSES))
         step = np.linalg.solve(hessian, gradient.ravel()).reshape(gradient.shape)
         weights -= step
@@ -101,7 +101,7 @@ def test_weights_carry_over_to_a_problem_with_other_samples() -> None:
     features, labels = samples(60, 20, several=False)
     part, whole = Problem(features[:40], labels[:40], CLASSES), Problem(features, labels, CLASSES)
     weights = part.fit(0.1, None, tolerance=1e-4, iterations=100).weights
-    carried = whole.weights_of(part, weights)
+    carried = whole.carry_over(part.axes, weights)
     assert torch.allclose(whole.project(features) @ carried.T, part.project(features) @ weights.T, atol=1e-4)
 
 
