@@ -25,6 +25,7 @@ _WORK: dict[str, Callable[[Checkpoint, Any, Machine], Work]] = {
     "knn": classification.knn,
     "linear": classification.linear,
     "finetune": classification.finetune,
+    "transfer": classification.transfer,
     "coco": detection.detect,
     "voc": detection.detect,
 }
@@ -61,7 +62,7 @@ def task(plan: runs.TaskRun) -> tuple[str, str, Any]:
         ("batch", work.batch),
     ]
     where = [f"{plan.results}/records/{plan.task}", f"runs/{plan.task}/KEY"]
-    if plan.task in ("knn", "linear") and not getattr(config, "augment", False):
+    if plan.task in ("knn", "linear", "transfer") and not getattr(config, "augment", False):
         where.append("runs/features")
     # The features serve all seeds, except for random initializations. Detectors stay, one for each seed.
     kept = len(seeds) if plan.init == "random" or found.default is not None else 1

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Sequence, Set
 from intl_bench.core.datasets import DATASETS, canonical
 from intl_bench.core.errors import InputError
 from intl_bench.records import ResultRecord
-from intl_bench.tables import ablation, table1, table2, table3, table4, voc
+from intl_bench.tables import ablation, table1, table2, table3, table4, transfer, voc
 from intl_bench.tables.call import CallableModule
 from intl_bench.tables.compare import compare
 from intl_bench.tables.formats import FORMATS
@@ -28,9 +28,12 @@ TABLES: dict[str, Table] = {
     "3": table3.TABLE,
     "4": table4.TABLE,
     "voc": voc.TABLE,
+    "transfer": transfer.TABLE,
+    "few-shot": transfer.EPISODES,
     "ablation": ablation.TABLE,
 }
-_PAPER = ("1", "2", "3", "4", "voc")
+_PAPER = ("1", "2", "3", "4", "voc", "transfer", "few-shot")
+_IF_MEASURED = ("voc", "transfer", "few-shot")
 _TIDY = ("csv", "json")  # formats with a line for each cell, in which a table is never turned
 
 
@@ -50,8 +53,9 @@ def render(
     The order of the records does not matter.
 
     Args:
-        tables: keys of `TABLES`. None selects tables 1, 2 and 3, table voc if a record is in it, and one table for each
-            data set with records that the paper's tables do not have; with `schedule` all tables that have it.
+        tables: keys of `TABLES`. None selects tables 1, 2 and 3, the tables voc, transfer and few-shot if a record is
+            in them, and one table for each data set with records that these do not have; with `schedule` all tables
+            that have it.
         format: one of `FORMATS`.
         schedule: limits a detection table to the published and measured rows of one schedule, such as "2x".
         datasets: limits the tables, their columns and the records to these data sets.
@@ -158,8 +162,8 @@ def _chosen(
         for number in tables:
             _check("table", number, TABLES)
         return [TABLES[number] for number in tables]
-    default = ["1", "2", "3", *(["voc"] if with_voc or belonging(voc.TABLE, records) else [])]
-    return [*(TABLES[number] for number in default), *own_tables(records)]
+    more = [name for name in _IF_MEASURED if (name == "voc" and with_voc) or belonging(TABLES[name], records)]
+    return [*(TABLES[number] for number in ("1", "2", "3", *more)), *own_tables(records)]
 
 
 def own_tables(records: Sequence[ResultRecord]) -> list[Table]:

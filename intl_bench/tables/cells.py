@@ -1,9 +1,10 @@
 """The cells of a measured row: metrics averaged over transfer seeds, then over pre-trainings."""
 
+import dataclasses
 import json
 import statistics
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from decimal import ROUND_HALF_UP, Decimal
 
 from intl_bench.records import ResultRecord
@@ -44,8 +45,23 @@ def decimals_of_spread(spread: float) -> int:
     return next(digits for digits in (2, 1, 0) if digits == 0 or float(rounded(spread, digits)) < 10 ** (2 - digits))
 
 
-def cells_of(table: Table, row: Sequence[ResultRecord]) -> tuple[dict[str, Cell], dict[str, list[Measurement]]]:
-    """Return the cells of one row, and what they are made of, both by column key."""
+def averaged_columns(table: Table, rows: Sequence[Sequence[ResultRecord]]) -> list[str]:
+    """Return the keys of the columns that `Table.average` averages: those with a value in every row, if several."""
+    if not table.average or not rows:
+        return []
+    have = [{c for r in row for c, metric in table.place(r).items() if metric in r.metrics} for row in rows]
+    common = sorted(set.intersection(*have))
+    return common if len(common) > 1 else []
+
+
+def cells_of(
+    table: Table, row: Sequence[ResultRecord], averaged: Sequence[str] = ()
+) -> tuple[dict[str, Cell], dict[str, list[Measurement]]]:
+    """Return the cells of one row, and what they are made of, both by column key.
+
+    Args:
+        averaged: see `averaged_columns`.
+    """
     placed: dict[str, dict[tuple[int | None, int], Measurement]] = defaultdict(dict)
     for record in sorted(row, key=lambda r: (r.created_at, r.key, sorted(r.metrics.items()))):
         for column, metric in table.place(record).items():
@@ -53,7 +69,25 @@ def cells_of(table: Table, row: Sequence[ResultRecord]) -> tuple[dict[str, Cell]
                 # A later record with the same seeds replaces the earlier one: it is not an additional sample.
                 placed[column][record.pretrain_seed, record.transfer_seed] = Measurement(record.metrics[metric], record)
     cells = {column: _cell(table, by_seeds) for column, by_seeds in placed.items()}
+    if averaged and (together := _average([placed[column] for column in averaged])):
+        placed[table.average] = together
+        ranks = [cells[column].rank_with for column in averaged]
+        rank = None if None in ranks else _json(dict(zip(averaged, ranks, strict=True)))
+        cells[table.average] = dataclasses.replace(_cell(table, together), rank_with=rank, protocol=None)
     return cells, {column: list(by_seeds.values()) for column, by_seeds in placed.items()}
+
+
+def _average(
+    columns: Sequence[Mapping[tuple[int | None, int], Measurement]],
+) -> dict[tuple[int | None, int], Measurement]:
+    """Return the mean over columns for each pre-training that all of them have, with the first transfer seed."""
+    average = {}
+    for seed in sorted({seed for seed, _ in columns[0]}, key=lambda seed: -1 if seed is None else seed):
+        parts = [[one for (other, _), one in column.items() if other == seed] for column in columns]
+        if all(parts):
+            mean = statistics.mean(statistics.mean(one.value for one in part) for part in parts)
+            average[seed, 0] = Measurement(mean, parts[0][0].record)
+    return average
 
 
 def _cell(table: Table, by_seeds: dict[tuple[int | None, int], Measurement]) -> Cell:

@@ -15,7 +15,7 @@ from tabulate import tabulate
 from intl_bench.core.errors import InputError
 from intl_bench.core.escapes import csv_text, escape_markdown
 from intl_bench.records import ResultRecord
-from intl_bench.tables.cells import cells_of, decimals_of_spread, rounded
+from intl_bench.tables.cells import averaged_columns, cells_of, decimals_of_spread, rounded
 from intl_bench.tables.frame import belonging
 from intl_bench.tables.grouping import varying
 from intl_bench.tables.identities import flatten, readable_key, shorten_fingerprints
@@ -213,7 +213,8 @@ def _apart(row: _Row, some: Sequence[_Row]) -> str:
 
 
 def _compare(table: Table, first: _Row, second: _Row) -> list[Comparison]:
-    (cells_a, measured_a), (cells_b, measured_b) = (cells_of(table, row[2]) for row in (first, second))
+    averaged = averaged_columns(table, [first[2], second[2]])
+    (cells_a, measured_a), (cells_b, measured_b) = (cells_of(table, row[2], averaged) for row in (first, second))
     found = []
     for column in table.columns([*first[2], *second[2]]):
         if column.key not in measured_a or column.key not in measured_b:
@@ -226,7 +227,8 @@ def _compare(table: Table, first: _Row, second: _Row) -> list[Comparison]:
             a, b = (next(iter(some.values())) for some in values)
         way, difference = _difference(a, b)
         n_a, n_b = (len(a.keys() & b.keys()),) * 2 if way == "paired" else (len(a), len(b))
-        unlike = _unlike(table, column.key, first[2], second[2])
+        keys = averaged if column.key == table.average else [column.key]
+        unlike = next((text for key in keys if (text := _unlike(table, key, first[2], second[2]))), "")
         if unlike:
             difference = Difference(difference.mean, None, None)
         low, high = (

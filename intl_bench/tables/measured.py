@@ -6,7 +6,7 @@ Records that were not measured in the same way are never averaged and never rank
 from collections.abc import Sequence
 
 from intl_bench.records import ResultRecord
-from intl_bench.tables.cells import DAGGER, cells_of
+from intl_bench.tables.cells import DAGGER, averaged_columns, cells_of
 from intl_bench.tables.footnotes import footnote, short_footnote
 from intl_bench.tables.grouping import dataset_in_label, rows_of
 from intl_bench.tables.identities import natural_sort_key
@@ -30,8 +30,10 @@ def measured_rows(table: Table, records: Sequence[ResultRecord]) -> tuple[list[R
         InputError: see `labeled_rows`.
     """
     rows, notes = [], []
-    for number, (label, group) in enumerate(labeled_rows(table, records), start=1):
-        cells, measurements = cells_of(table, group)
+    labeled = labeled_rows(table, records)
+    averaged = averaged_columns(table, [group for _, group in labeled])
+    for number, (label, group) in enumerate(labeled, start=1):
+        cells, measurements = cells_of(table, group, averaged)
         used = list({id(one.record): one.record for some in measurements.values() for one in some}.values())
         row = Row(
             kind="measured",
@@ -47,6 +49,10 @@ def measured_rows(table: Table, records: Sequence[ResultRecord]) -> tuple[list[R
         rows.append(row)
         text = footnote(table, group, used, label.differences)
         notes.append(Note(row.marks, text, short_footnote(table, used)))
+    if averaged:
+        titles = {column.key: column.flat for column in table.columns(records)}
+        text = f"Average: of {', '.join(titles[key] for key in averaged)}, which all measured rows have."
+        notes.append(Note("", text, text))
     if any(cell.std_over == "transfer" for row in rows for cell in row.cells.values()):
         notes.append(_ONE_PRETRAINING)
     return rows, notes

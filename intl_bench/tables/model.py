@@ -58,6 +58,7 @@ class Table:
         about_epochs: a note below a table with a measured top-1 or top-5, about the epoch of these.
         schedules: the detection schedules to which the table can be limited, each with the name of its published rows
             in `intl_bench.published`.
+        average: the key of the column with the mean of a row's other columns, those that all rows have; "" if none.
         columns: returns the columns, given the records that are in the table.
         place: returns {column key: metric name} for one record; empty if the record does not belong to this table.
     """
@@ -72,6 +73,7 @@ class Table:
     label_keys: tuple[str, ...] = ()
     about_epochs: str = ""
     schedules: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    average: str = ""
     columns: Callable[[Sequence[ResultRecord]], Sequence[Column]]
     place: Callable[[ResultRecord], Mapping[str, str]]
 

@@ -101,7 +101,11 @@ def test_measured_only_has_neither_published_rows_nor_empty_columns() -> None:
             {"datasets": ["flower"]},
             "data set 'flower': no record and no published value; did you mean flowers?",
         ),
-        (mine(), {"datasets": ["x"]}, "expected one of aircraft, caltech101, cars, cells, cifar10, cifar100, coco2017, dtd, flowers, "),
+        (
+            mine(),
+            {"datasets": ["x"]},
+            "expected one of aircraft, caltech101, cars, cells, cifar10, cifar100, coco2017, dtd, flowers, ",
+        ),
         (mine(), {"notes": "long"}, "notes 'long': no such notes; choose from full, short, none"),
     ],
 )

@@ -1,0 +1,76 @@
+"""The tables of the transfer to many data sets: columns, the metric of each data set, averages, comparisons."""
+
+import json
+from typing import Any
+
+import pytest
+from table_cases import R50, cells, make, shown
+
+from intl_bench.records import ResultRecord
+from intl_bench.tables import render, render_comparison
+
+METRICS = {"pets": "mean_per_class", "voc07": "mAP"}
+
+
+def record(dataset: str, value: float, **changes: Any) -> ResultRecord:
+    """A result on a data set, whose score in the table is `value`."""
+    metric = METRICS.get(dataset, "top1")
+    scores = (
+        {"mAP": value} if metric == "mAP" else {"top1": 1.0, "mean_per_class": 2.0, metric: value, "few_shot": 70.0}
+    )
+    return make("transfer", dataset, scores, {"metric": metric, **R50}, backbone="resnet50", **changes)
+
+
+def test_each_data_set_shows_its_metric_and_the_average_is_of_all() -> None:
+    records = [record("pets", 80.0), record("voc07", 70.0), record("cifar10", 91.0), record("my_cells", 60.0)]
+    assert shown(records, "transfer") == [
+        (0, "average", "75.3 (1)"),
+        (0, "cifar10", "91.0 (1)"),
+        (0, "my_cells", "60.0 (1)"),
+        (0, "pets", "80.0 (1)"),
+        (0, "voc07", "70.0 (1)"),
+    ]
+    assert shown(records, "few-shot") == [
+        (0, "average", "70.0 (1)"),
+        *((0, name, "70.0 (1)") for name in ("cifar10", "my_cells", "pets")),
+    ]
+
+
+def test_the_average_is_over_what_all_rows_have_and_over_pretrainings() -> None:
+    weights = [{"pretrain_seed": seed, "weights_sha256": f"{seed:064x}"} for seed in range(2)]
+    records = [record("pets", 80.0 + seed, **weights[seed]) for seed in range(2)]
+    records += [record("dtd", 60.0 + seed, **weights[seed]) for seed in range(2)]
+    records += [record("cars", 30.0, **weights[0])]
+    other = [record(name, 50.0, method="BYOL") for name in ("pets", "dtd")]
+    found = {(row, column): text for row, column, text in shown([*records, *other], "transfer")}
+    assert found[1, "average"] == "70.5 ± 0.71 (2)"  # of (80 + 60) / 2 and (81 + 61) / 2
+    assert found[0, "average"] == "50.0 (1)"
+    note = "Average: of DTD, Pets, which all measured rows have."
+    assert note in render([*records, *other], tables=["transfer"], format="markdown")
+    apart = [record("dtd", 50.0, method="BYOL"), record("pets", 80.0)]
+    assert not [cell for cell in cells(apart, "transfer") if cell["column"] == "average"]
+
+
+def test_averages_are_ranked_only_if_all_protocols_agree() -> None:
+    def bold(**changes: Any) -> list[bool]:
+        rows = [record(name, 70.0) for name in ("pets", "dtd")]
+        rows += [record(name, 60.0, method="BYOL", **changes) for name in ("pets", "dtd")]
+        return [cell["bold"] for cell in cells(rows, "transfer") if cell["column"] == "average"]
+
+    assert sum(bold()) == 1
+    evaluation = {"settings": {"metric": "mean_per_class", "decays": 3}, "data": {"train": "x", "test": "y"}}
+    assert sum(bold(evaluation=evaluation)) == 0
+
+
+def test_the_average_can_be_compared() -> None:
+    rows = [record(name, value) for name, value in (("pets", 80.0), ("dtd", 60.0))]
+    rows += [record(name, value, method="BYOL") for name, value in (("pets", 70.0), ("dtd", 56.0))]
+    text = render_comparison(rows, "INTL", "BYOL", tables=["transfer"], format="json")
+    (found,) = [line for line in json.loads(text) if line["column"] == "Average"]
+    assert found["difference"] == pytest.approx(7)
+
+
+def test_the_table_is_printed_if_something_was_measured() -> None:
+    assert "Transfer to many data sets" in render([record("pets", 80.0)])
+    assert "Transfer to many data sets" not in render([])
+    assert "94.07" in render([], tables=["transfer"])
