@@ -174,8 +174,7 @@ def extract(
         InputError: an image cannot be read, the weights do not fit, or a feature is not finite.
         ResourceError: the disk is full.
     """
-    look = [resize, crop, *normalization, *([] if interpolation == "bilinear" else [interpolation])]
-    path = _path(checkpoint, source, look, precision, process.device.type)
+    path = _path(checkpoint, source, _look(resize, crop, normalization, interpolation), precision, process.device.type)
     features = _cached(path)
     if not distributed.any_process(features is None, process.device):
         if process.is_main:
@@ -209,6 +208,11 @@ def extract(
     return Features(features, torch.from_numpy(source.labels))
 
 
+def _look(resize: int | None, crop: int | None, normalization: Sequence[Any], interpolation: str) -> list[Any]:
+    """Return what decides the pixels of an image beside its file."""
+    return [resize, crop, *normalization, *([] if interpolation == "bilinear" else [interpolation])]
+
+
 def _path(checkpoint: Checkpoint, source: ImageSource, look: list[Any], precision: str, device: str) -> Path:
     """Return the file of the cache for some features; see `extract`."""
     about = {
@@ -232,7 +236,8 @@ def is_cached(checkpoint: Checkpoint, source: ImageSource, config: Any, device: 
     """
     if not any(FOLDER.glob("*.npy")):  # without reading the images for their fingerprint
         return False
-    look = [config.resize, config.crop, *normalization(config.data)]
+    interpolation = getattr(config, "interpolation", "bilinear")
+    look = _look(config.resize, config.crop, normalization(config.data), interpolation)
     return _path(checkpoint, source, look, config.precision, device).exists()
 
 

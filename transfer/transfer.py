@@ -233,8 +233,8 @@ def _fit(
     unfinished = sum(not fit.converged for fit in (*fits, last))
     if unfinished and process.is_main:
         print(
-            f"transfer: {unfinished} of {len(path) + 1} fits ended at iterations={config.iterations} with a gradient "
-            f"above tolerance={config.tolerance:g}",
+            f"transfer: {unfinished} of {len(path) + 1} fits ended with a gradient above tolerance="
+            f"{config.tolerance:g}; iterations={config.iterations} is the largest number of their steps",
             file=sys.stderr,
         )
     details = {

@@ -284,7 +284,7 @@ def _open_cifar(config: DataConfig, split: str) -> ArraySource:
         root = root.parent  # data.root may be the folder of the files, or the one that holds it
     folder = root / dataset.base_folder
     try:
-        data = dataset(folder.parent, train=split == "train")
+        data = dataset(folder.parent, train=split == "train", download=config.download)
     except (RuntimeError, OSError) as error:
         raise InputError(
             f"{folder}: the Python files of {config.kind} are missing or damaged; download {dataset.url} "

@@ -40,7 +40,7 @@ class DataConfig(Checked):
             the next one during training. Changed bytes in a pack always end the run.
         mean, std: three values each, red, green and blue, for pixels in 0..1. None selects those of the data set, or
             ImageNet's.
-        download: whether torchvision downloads a missing data set of its own to `root`, if it offers that.
+        download: whether torchvision downloads a data set of its own to `root` if it is missing.
         size: number of training images (shapes); the test split has a quarter of this number.
         limit: train on a part of the training images, drawn at random with the same share of every class: a share such
             as 0.1, or a number of images such as 1000. The test images stay whole. None takes all.
@@ -72,6 +72,8 @@ class DataConfig(Checked):
             raise ValueError(f"data.classes={self.classes}: data.kind={self.kind} has no class folders; remove it")
         if self.skip and self.kind not in ("imagefolder", *_SETS):
             raise ValueError(f"data.skip={list(self.skip)}: data.kind={self.kind} has no image files; remove it")
+        if self.download and self.kind not in ("cifar10", "cifar100", *_SETS):
+            raise ValueError(f"data.download=true: data.kind={self.kind} cannot be downloaded; remove it")
         for field, values in (("mean", self.mean), ("std", self.std)):
             if values is not None and len(values) != 3:
                 raise ValueError(f"data.{field}={values}: expected three numbers (red, green, blue)")

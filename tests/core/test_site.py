@@ -48,7 +48,7 @@ def test_every_protocol_is_on_the_page_with_its_source() -> None:
     text = (ROOT / "docs" / "protocols.md").read_text(encoding="utf-8")
     rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| `")]
     listed = {name: row[-1].rstrip(" |") for row in rows for name in re.findall(r"`(\w+/\w+)`", row[0])}
-    tasks = ("linear", "knn", "finetune", "coco", "voc")
+    tasks = ("linear", "knn", "finetune", "transfer", "coco", "voc")
     paths = {f"{task}/{path.stem}": path for task in tasks for path in (ROOT / "configs" / task).glob("*.yaml")}
     assert listed.keys() == paths.keys()
     for name, path in paths.items():

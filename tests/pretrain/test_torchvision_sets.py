@@ -9,7 +9,7 @@ from set_layouts import LAYOUTS, caltech101, dtd, lines, pets, voc07
 from torchvision import datasets as sets
 
 from intl_bench.core.data_folders import labeled_kinds
-from intl_bench.core.errors import InputError
+from intl_bench.core.errors import InputError, ResourceError
 from pretrain.images import data as image_data
 from pretrain.images.data import DataConfig, FileSource
 from pretrain.images.fingerprint import fingerprint
@@ -132,3 +132,21 @@ def test_some_images_can_be_left_out(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert source.validation is not None
     assert source.validation.tolist() == [False, False, True]
     assert "data.skip leaves out 1 file" in capsys.readouterr().err
+
+
+def test_only_sets_of_torchvision_are_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match=r"data\.kind=imagefolder cannot be downloaded"):
+        DataConfig(kind="imagefolder", download=True)
+
+    def download(self: sets.DTD) -> None:
+        dtd(Path(self.root))
+
+    monkeypatch.setattr(sets.DTD, "_download", download)
+    assert len(open_set("dtd", tmp_path, download=True)) == 4
+
+    def fail(self: sets.OxfordIIITPet) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(sets.OxfordIIITPet, "_download", fail)
+    with pytest.raises(ResourceError, match=r"pets was not downloaded \(no route to host\); download it by hand"):
+        open_set("pets", tmp_path / "pets", download=True)

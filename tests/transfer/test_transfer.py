@@ -163,6 +163,11 @@ def test_the_command_finds_the_kind_and_the_protocol(tmp_path: Path, capsys: pyt
     words = ["transfer", "--init", "random", f"data.root={root}", "decays=2", "episodes=3", "size=16", "workers=0"]
     assert main(["pretrain", "demo", "max_steps=1", "data.size=64", "batch_size=32", "device=cpu"]) == 0
     words.insert(1, "runs/pretrain/demo/seed0/checkpoint.pt")
+    assert main([*words, "--dry-run", "--verbose"]) == 0
+    plan_text = capsys.readouterr().out
+    assert "60 training images and 40 test images of 5 classes" in plan_text
+    assert "principal axes" in plan_text
+    assert not Path("results").exists()
     assert main(words) == 0
     assert "few_shot" in capsys.readouterr().out
     (record,) = [one for one in RecordStore(Path("results/records")).load() if one.task == "transfer"]

@@ -21,6 +21,8 @@ from transfer.sgd_classifier import Classifier
 _BATCH = 256  # of a test
 _BATCHES, _SAMPLE = 3, 8  # batches that are timed, and at most this many images of each
 _USUAL_SIDE = 224
+_STEPS = 12  # of a fit of `transfer.logistic`, on average of a path (benchmarks/logistic.py)
+_EIGEN = 20  # times the cube of the side: operations of a float64 eigendecomposition, in float32 operations
 
 
 def knn(checkpoint: Checkpoint, config: Any, here: Machine) -> Work:
@@ -63,6 +65,25 @@ def linear(checkpoint: Checkpoint, config: Any, here: Machine) -> Work:
     return split.work(config, here, phases=phases, batch=words, results=4 * width * (n + m))
 
 
+def transfer(checkpoint: Checkpoint, config: Any, here: Machine) -> Work:
+    """Return the work of `intl-bench transfer`.
+
+    Raises:
+        InputError: an image cannot be read.
+    """
+    split = _open(config, multi_label=True)
+    n, m, width, classes = split.train, split.test, empty_backbone(checkpoint).num_features, split.classes
+    side = min(n, width)
+    axes = one_operation(flops=4 * n * width * side + _EIGEN * side**3, bytes=12 * n * width)
+    step = one_operation(flops=2 * n * side * classes, bytes=4 * n * (side + 4 * classes), count=2)
+    phases = (
+        *_feature_phases(checkpoint, config, split, here),
+        Phase(name="principal axes", steps=2, cost=axes),
+        Phase(name="weight decays", steps=_STEPS * (config.decays + 1), cost=step),
+    )
+    return split.work(config, here, phases=phases, results=4 * width * (n + m))
+
+
 def finetune(checkpoint: Checkpoint, config: Any, here: Machine) -> Work:
     """Return the work of `intl-bench finetune`.
 
@@ -80,7 +101,7 @@ class _Split:
         train, test, classes: their numbers; 0 if they are not known.
     """
 
-    def __init__(self, config: Any, percent: int | None) -> None:
+    def __init__(self, config: Any, percent: int | None, multi_label: bool) -> None:
         data = config.data
         where = f" in {data.root}" if data.root else ""
         self.source: ImageSource | None = None
@@ -88,7 +109,7 @@ class _Split:
         try:
             drawn = None
             if percent is None:
-                train, self.tested = (open_source(data, split) for split in ("train", "test"))
+                train, self.tested = (open_source(data, split, multi_label=multi_label) for split in ("train", "test"))
             else:
                 train, self.tested, drawn = finetune_sources(config)
             self.source, counted = train, "counted" if drawn is None else "drawn (label_seed=)"
@@ -146,8 +167,8 @@ class _Split:
         return time_batches(batches, size)
 
 
-def _open(config: Any, percent: int | None = None) -> _Split:
-    return _Split(config, percent)
+def _open(config: Any, percent: int | None = None, *, multi_label: bool = False) -> _Split:
+    return _Split(config, percent, multi_label)
 
 
 def _feature_phases(checkpoint: Checkpoint, config: Any, split: _Split, here: Machine) -> list[Phase]:
