@@ -47,7 +47,7 @@ def drawn(options: argparse.Namespace) -> tuple[Tensor, Tensor]:
     labels = torch.randint(options.classes, (n,), generator=generator)
     scales = torch.arange(1, width + 1).float().pow(-0.5)
     centers = torch.randn(options.classes, width, generator=generator) * scales
-    hidden = 0.6 * centers[labels] + torch.randn(n, width, generator=generator) * scales
+    hidden = 0.2 * centers[labels] + torch.randn(n, width, generator=generator) * scales
     turn = torch.linalg.qr(torch.randn(width, width, generator=generator)).Q
     return (hidden @ turn * 2).relu(), labels
 
