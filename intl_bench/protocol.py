@@ -143,11 +143,17 @@ def describe(task: Task[Any], checkpoint: Checkpoint, config: Any) -> dict[str, 
         stated["normalization"] += f" ({_normalization_source(task, checkpoint, config)})"
     if getattr(config.data, "limit", None) is not None:
         stated["limit"] = _limit(config.data)
+    if getattr(config.data, "holdout", None) is not None:
+        stated["scored_on"] = _holdout(config.data)
     return stated | describe_pretraining(checkpoint)
 
 
 def _limit(data: DataConfig) -> str:
     return f"{data.limit}, drawn with seed {data.limit_seed}"
+
+
+def _holdout(data: DataConfig) -> str:
+    return f"{data.holdout:.4g} of the training images, held out with seed {data.holdout_seed}"
 
 
 def _normalization_source(task: Task[Any], checkpoint: Checkpoint, config: Any) -> str:
@@ -190,6 +196,8 @@ def describe_pretraining(checkpoint: Checkpoint) -> dict[str, Any]:
         stated["pretrain_max_steps"] = recipe.max_steps
     if recipe.data.limit is not None:
         stated["pretrain_limit"] = _limit(recipe.data)
+    if recipe.data.holdout is not None:
+        stated["pretrain_without"] = _holdout(recipe.data)
     if checkpoint.branch != "online":
         stated["pretrain_branch"] = checkpoint.branch
     if checkpoint.inputs.initial_weights is not None:

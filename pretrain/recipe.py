@@ -238,11 +238,11 @@ def inherited_data(own: DataConfig, changes: Sequence[str]) -> dict[str, Any]:
     """Return the values of a checkpoint's own `DataConfig` that still hold under overrides "key=value".
 
     An override of `root` means other images. They keep a name of `DATASETS`, which is checked against their content,
-    and lose any other name, and a limit.
+    and lose any other name, a limit and a holdout.
     """
     values = _of_kind(dataclasses.asdict(own), changes)
     if _asked(changes, "root", own.root) != own.root and own.name not in DATASETS:
-        values |= {"name": None, "limit": None, "limit_seed": 0}
+        values |= {"name": None, "limit": None, "limit_seed": 0, "holdout": None, "holdout_seed": 0}
     return values
 
 

@@ -61,6 +61,7 @@ Classes = Annotated[int, Range(2, 2**20)]
 Pixels = Annotated[int, Range(1, 2**14)]
 Share = Annotated[float, Range(0, 1)]  # a probability, a momentum, a part of a whole
 Fraction = Annotated[float, Range(0, 1, below=True)]
+Part = Annotated[float, Range(0, 1, above=True, below=True)]  # of a whole that is divided in two
 NonNegative = Annotated[float, Range(0, _LARGE)]
 Positive = Annotated[float, Range(0, _LARGE, above=True)]
 Finite = Annotated[float, Range(-_LARGE, _LARGE)]

@@ -20,6 +20,8 @@ from intl_bench.tables.grouping import (
 from intl_bench.tables.identities import flatten, has_fingerprint, readable_key, shorten_fingerprints
 from intl_bench.tables.model import Table
 
+# Keys of a protocol that every label has: on which images a score was measured or chosen, if not as usual.
+_ALWAYS = ("scored_on", "chosen_on")
 _USUAL = 3  # number of settings in a label, unless more are needed to distinguish the rows
 
 # A row has one identity for each of these parts:
@@ -73,9 +75,9 @@ def _plain(table: Table, row: Sequence[ResultRecord]) -> tuple[str, str]:
     first = row[0]
     backbone = re.sub(r"^resnet(?=\d)", "ResNet-", first.backbone).replace("_", " ")
     always = []
-    for key in table.label_keys:
+    for key in (*table.label_keys, *_ALWAYS):
         values = {value_text(record.protocol[key]) for record in row if key in record.protocol}
-        always += [f"{key} {'/'.join(sorted(values))}"] if values else []
+        always += [f"{key.replace('_', ' ')} {'/'.join(sorted(values))}"] if values else []
     earlier = "recorded by an earlier version" if first.schema == 1 else ""
     about = ", ".join(filter(None, [backbone, dataset_in_label(table, first), *always, earlier]))
     return f"{first.method} ({about}", f"; measured, {first.scale} scale)"

@@ -240,7 +240,8 @@ def open_source(config: DataConfig, split: str, *, multi_label: bool = False) ->
     """Open the images of a split.
 
     Args:
-        split: "train" or "test"; "test" is the folder `val/` of an imagefolder.
+        split: "train" or "test"; "test" is the folder `val/` of an imagefolder. With `config.holdout` both are parts of
+            the training images.
         multi_label: whether the caller can use images with several classes.
 
     Raises:
@@ -249,6 +250,16 @@ def open_source(config: DataConfig, split: str, *, multi_label: bool = False) ->
     """
     if split not in ("train", "test"):
         raise ValueError(f"split={split}: expected train or test")
+    if config.holdout is None:
+        return _open_whole(config, split, multi_label=multi_label)
+    source = _open_whole(config, "train", multi_label=False)
+    setting = f"data.holdout={config.holdout}"
+    held = sample.held_out(source.labels, config.holdout, seed=config.holdout_seed, setting=setting)
+    return source.choose(np.flatnonzero(held if split == "test" else ~held))
+
+
+def _open_whole(config: DataConfig, split: str, *, multi_label: bool) -> ArraySource | FileSource:
+    """Open the images of a split, of which `config.holdout` takes no part."""
     if not config.root and config.kind != "shapes":
         raise InputError(f"data.root is not set: expected the location of the {config.kind} images; set data.root=PATH")
     source = _SOURCES.get(config.kind, _open_set)(config, split)

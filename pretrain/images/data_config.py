@@ -8,7 +8,7 @@ from typing import Annotated
 from intl_bench.core import datasets
 from intl_bench.core.identity import by_content, runtime_only
 from intl_bench.core.names import require_title
-from intl_bench.core.ranges import Checked, Choice, Count, Finite, Positive, Seed
+from intl_bench.core.ranges import Checked, Choice, Count, Finite, Part, Positive, Seed
 from pretrain.images.decode import LARGEST
 
 IMAGENET_NORMALIZATION = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -45,6 +45,9 @@ class DataConfig(Checked):
         limit: train on a part of the training images, drawn at random with the same share of every class: a share such
             as 0.1, or a number of images such as 1000. The test images stay whole. None takes all.
         limit_seed: seed of this draw. A smaller limit is a part of a larger one of the same seed.
+        holdout: hold out this share of the training images, with the same share of every class, and use it in the place
+            of the test images, which are not read. So settings are chosen without the test images. None holds out none.
+        holdout_seed: seed of this draw.
     """
 
     kind: Annotated[str, Choice(KINDS)] = "imagefolder"
@@ -61,6 +64,8 @@ class DataConfig(Checked):
     size: Count = 2048
     limit: Positive | None = None
     limit_seed: Seed = 0
+    holdout: Part | None = None
+    holdout_seed: Seed = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -87,7 +92,8 @@ class DataConfig(Checked):
     def unused(self) -> set[str]:
         """Return the fields that this kind does not use; see `intl_bench.core.identity.identity`."""
         names = set() if self.kind == "shapes" else {"size"}
-        return names | ({"limit", "limit_seed"} if self.limit is None else set())
+        names |= {"limit", "limit_seed"} if self.limit is None else set()
+        return names | ({"holdout", "holdout_seed"} if self.holdout is None else set())
 
     @property
     def dataset(self) -> str:

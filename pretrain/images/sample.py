@@ -43,3 +43,34 @@ def stratified(labels: np.ndarray, count: int, *, seed: int, purpose: str, setti
     place[members] = (np.arange(len(labels)) - np.repeat(first, sizes)) / np.repeat(sizes, sizes)
     ties = generator(seed, purpose, 1).permutation(len(sizes))[labels]
     return np.sort(np.lexsort((ties, place))[:count])
+
+
+def held_out(labels: np.ndarray, share: float, *, seed: int, setting: str) -> np.ndarray:
+    """Choose a part of the training images for choosing settings. Every class keeps its share in both parts.
+
+    The part has at least one image of each class, and leaves at least one.
+
+    Args:
+        labels: (n,) int64, of all images.
+        share: of the images, between 0 and 1.
+        seed: of the draw. The part of a smaller share is a part of that of a larger one.
+        setting: the setting that asks for the part, for the message.
+
+    Returns:
+        (n,) bool, whether an image is in the part.
+
+    Raises:
+        InputError: a class has a single image, or none would be left.
+    """
+    sizes = np.bincount(labels)
+    if (sizes == 1).any():
+        raise InputError(
+            f"{setting}: class number {np.flatnonzero(sizes == 1)[0]} has a single training image; expected at least "
+            "two of each class, one for each part; add images, or use more of the labels"
+        )
+    count = max(len(sizes), round(share * len(labels)))
+    mask = np.zeros(len(labels), bool)
+    mask[stratified(labels, count, seed=seed, purpose="holdout", setting=setting)] = True
+    if (np.bincount(labels[~mask], minlength=len(sizes))[sizes > 0] == 0).any():
+        raise InputError(f"{setting}: leaves a class without images; expected a smaller share")
+    return mask
