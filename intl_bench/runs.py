@@ -228,7 +228,8 @@ def _run_seed(
             _clear(folder)
             files.remove_contents(new)
         work = new if again else folder
-        before = json_lines.seconds(work / "metrics.jsonl") if any(work.glob("state*.pt")) else 0.0
+        logs = work.glob("metrics*.jsonl") if any(work.glob("state*.pt")) else ()
+        before = sum(map(json_lines.seconds, logs), 0.0)
         started, meter = time.perf_counter(), energy.Meter()
         outcome = task.run(checkpoint, config, seed, folder=work)
         if task.fingerprints(config) != data:

@@ -17,16 +17,18 @@ from intl_bench.core import distributed, inputs
 from intl_bench.core.datasets import DATASETS
 from intl_bench.core.errors import InputError
 from intl_bench.core.identity import by_content, every_value_published, runtime_only, shorthand
-from intl_bench.core.ranges import Checked, Count, Device, NonNegative, Pixels, Positive, Seed, Workers
+from intl_bench.core.ranges import Checked, Count, Device, NonNegative, Part, Pixels, Positive, Seed, Workers
 from pretrain.checkpoint import Checkpoint
 from pretrain.images.data import ArraySource, DataConfig, FileSource, normalization, open_source
 from pretrain.images.fingerprint import fingerprint
 from pretrain.images.names import explain_line, fold, read_lines, require_one
 from transfer import labels, sizes
 from transfer import precision as precisions
+from transfer import selection as selections
 from transfer.features import from_checkpoint
 from transfer.scores import describe_normalization
-from transfer.sgd_classifier import Settings, train_classifier, without_last_batch
+from transfer.sgd_classifier import Settings, without_last_batch
+from transfer.sgd_selection import score_by_sgd
 from transfer.task import Outcome, Task
 
 __all__ = ["TASK", "FinetuneConfig", "find_list", "listed_images"]
@@ -36,6 +38,19 @@ _ORIGIN = (
     "SimCLR's lists are imagenet_subsets/1percent.txt and 10percent.txt of github.com/google-research/simclr, "
     "one file name such as n04235860_14959.JPEG a line"
 )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FinetuneChoices(selections.Choices):
+    """Values to choose from.
+
+    Attributes:
+        head_lr, backbone_lr, weight_decay: each replaces the setting of its name.
+    """
+
+    head_lr: tuple[Positive, ...] = ()
+    backbone_lr: tuple[Positive, ...] = ()
+    weight_decay: tuple[NonNegative, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,6 +76,13 @@ class FinetuneConfig(Checked):
         precision: of the backbone, "fp32" or "bf16". The classifier and the loss are float32.
         drop_last: whether an epoch leaves out the images that do not fill its last batch. The authors' code keeps them:
             51 steps for the 12,811 images of 1%.
+        selection: "last" scores the last epoch. "val" chooses the epoch on a part of the labeled images, trains again
+            on all of them up to that epoch, and looks at the test images once. "best-on-test" chooses the epoch on the
+            test images, as the paper did.
+        choose: with another `selection` than "last", lists of values to choose from too, such as
+            choose.head_lr=[0.1,0.3,1].
+        val_share, val_seed: with "val", the share of the labeled images that choose, with the same share of every
+            class, and the seed of their draw.
         deterministic: a GPU computes the same weights bit for bit, at some cost in time.
     """
 
@@ -81,14 +103,19 @@ class FinetuneConfig(Checked):
     weight_decay: NonNegative = 0.0
     precision: precisions.Precision = precisions.DEFAULT
     drop_last: bool = True
+    selection: selections.Selection = every_value_published(selections.LAST)
+    choose: FinetuneChoices = dataclasses.field(default_factory=FinetuneChoices)
+    val_share: Part = 0.2
+    val_seed: Seed = 0
 
     def unused(self) -> set[str]:
         """See `intl_bench.core.identity.identity`."""
-        return precisions.unused(self.precision) | without_last_batch(self.drop_last)
+        return selections.unused(self) | precisions.unused(self.precision) | without_last_batch(self.drop_last)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         sizes.resolve(self)
+        selections.check(self)
         if self.train_percent not in (1, 10):
             raise ValueError(f"train_percent={self.train_percent}: expected 1 or 10")
         if self.file_list is not None and self.label_seed is not None:
@@ -115,18 +142,21 @@ def protocol(config: FinetuneConfig) -> dict[str, Any]:
         "crop": config.crop,
         "normalization": describe_normalization(config.data),
         "precision": precisions.stated(config.precision),
+        **selections.describe(config),
     }
 
 
 def run(checkpoint: Checkpoint, config: FinetuneConfig, seed: int, *, folder: Path) -> Outcome:
-    """Score a checkpoint: `top1`, `top5` (with more than five classes), and `best_...` of the best epoch.
+    """Score a checkpoint: `top1` and `top5` (with more than five classes) of the epoch that `selection` says.
+
+    With "last" also `best_...` of the best epoch on the test images, with "val" also `val_...` of the part that chose.
 
     Args:
         seed: of the classifier's initial weights, the order and the crops.
         folder: for the state. The same call resumes from it.
 
     Raises:
-        InputError: the list or a listed file is missing; also the errors of `train_classifier`.
+        InputError: the list or a listed file is missing; also the errors of `sgd_classifier.fit`.
     """
     train, test, drawn = sources(config)
     if drawn and distributed.is_main_process():
@@ -150,16 +180,8 @@ def run(checkpoint: Checkpoint, config: FinetuneConfig, seed: int, *, folder: Pa
         precision=config.precision,
         drop_last=config.drop_last,
     )
-    outcome = train_classifier(
-        checkpoint,
-        train,
-        test,
-        settings,
-        device=config.device,
-        workers=config.workers,
-        folder=folder,
-        deterministic=config.deterministic,
-    )
+    names = {name: name for name in ("head_lr", "backbone_lr", "weight_decay")}
+    outcome = score_by_sgd(checkpoint, config, (train, test), settings, names, folder)
     return outcome if drawn is None else dataclasses.replace(outcome, image_list=drawn)
 
 
@@ -170,7 +192,7 @@ def fingerprints(config: FinetuneConfig) -> dict[str, str]:
         InputError: the images or the list cannot be read.
     """
     train, test, _ = sources(config)
-    return {"train": fingerprint(train), "test": fingerprint(test)}
+    return {"train": fingerprint(train), "test": fingerprint(test)} | selections.fingerprints(config, train)
 
 
 def sources(

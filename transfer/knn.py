@@ -7,7 +7,7 @@ label wins a tied vote (the authors' cifar/eval/evaluate.py). configs/knn/ also 
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,17 +17,20 @@ from torch.nn import functional as F
 from intl_bench.core import distributed
 from intl_bench.core.copies import fetch, send
 from intl_bench.core.errors import InputError
-from intl_bench.core.identity import runtime_only, shorthand
-from intl_bench.core.ranges import Checked, Choice, Count, Device, Pixels, Positive, Workers
+from intl_bench.core.identity import every_value_published, runtime_only, shorthand
+from intl_bench.core.ranges import Checked, Choice, Count, Device, Part, Pixels, Positive, Seed, Workers
 from pretrain.checkpoint import Checkpoint
 from pretrain.images.data import DataConfig
 from transfer import precision as precisions
+from transfer import selection as selections
 from transfer import sizes
-from transfer.features import extract_both, fingerprints, from_checkpoint
+from transfer.features import Features, extract_both, fingerprints, from_checkpoint
 from transfer.scores import describe_normalization
 from transfer.task import Outcome, Task
 
 __all__ = ["TASK", "KnnConfig", "chunk_shape", "knn_predict"]
+
+_CANDIDATES = (1, 2, 5, 10, 20, 50, 100, 200)  # values of k; the largest four are those of DINO's eval_knn.py
 
 # The weights that can be combined with each distance, and their sources
 _WEIGHTS = {
@@ -38,6 +41,17 @@ _WEIGHTS = {
 # it would wait for the CPU between small ones. The sizes are fixed and do not depend on the free memory, because they
 # decide how sums are rounded.
 _CHUNK_BYTES = {"cpu": 16 * 2**20, "cuda": 256 * 2**20}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class KnnChoices(selections.Choices):
+    """Values to choose from.
+
+    Attributes:
+        k: replaces the setting k. If it is empty, 1, 2, 5, 10, 20, 50, 100 and 200 are taken.
+    """
+
+    k: tuple[Count, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,6 +70,11 @@ class KnnConfig(Checked):
         weights: of the votes: "uniform", "inverse" (of the distance, if euclidean), or "softmax" (of the cosine).
         temperature: temperature of the weights "softmax".
         precision: precision of the backbone's forward pass, "fp32" or "bf16". Distances are always float32.
+        selection: "last" takes k as it is. "val" chooses k on a part of the training images, then votes with all of
+            them, and looks at the test images once. "best-on-test" chooses k on the test images.
+        choose: with another `selection` than "last", the values to choose from, such as choose.k=[1,5,20].
+        val_share, val_seed: with "val", the share of the training images that choose, with the same share of every
+            class, and the seed of their draw.
     """
 
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
@@ -69,15 +88,26 @@ class KnnConfig(Checked):
     weights: Annotated[str, Choice(("uniform", "inverse", "softmax"))] = "uniform"
     temperature: Positive = 0.07
     precision: precisions.Precision = precisions.DEFAULT
+    selection: selections.Selection = every_value_published(selections.LAST)
+    choose: KnnChoices = dataclasses.field(default_factory=KnnChoices)
+    val_share: Part = 0.1
+    val_seed: Seed = 0
 
     def unused(self) -> set[str]:
         """See `intl_bench.core.identity.identity`."""
-        return precisions.unused(self.precision) | (set() if self.weights == "softmax" else {"temperature"})
+        return (
+            selections.unused(self)
+            | precisions.unused(self.precision)
+            | (set() if self.weights == "softmax" else {"temperature"})
+        )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         sizes.resolve(self)
         _check(self.k, self.distance, self.weights, self.temperature)
+        if self.selection != selections.LAST and not self.choose.k:
+            object.__setattr__(self, "choose", KnnChoices(k=_CANDIDATES))
+        selections.check(self)
 
 
 def protocol(config: KnnConfig) -> dict[str, Any]:
@@ -86,45 +116,61 @@ def protocol(config: KnnConfig) -> dict[str, Any]:
         "protocol": "knn",
         "resize": config.resize,
         "crop": config.crop,
-        "k": config.k,
+        "k": config.k if config.selection == selections.LAST else None,
         "distance": config.distance,
         "weights": config.weights,
         "temperature": config.temperature if config.weights == "softmax" else None,
         "normalization": describe_normalization(config.data),
         "precision": precisions.stated(config.precision),
+        **selections.describe(config, epochs=False),
     }
 
 
 def run(checkpoint: Checkpoint, config: KnnConfig, seed: int, *, folder: Path) -> Outcome:
     """Score a checkpoint. The metric `knn5` (for k = 5) is the percentage of test images that are classified correctly.
 
-    The result has no randomness, so `seed` is not used. The features are cached, so `folder` is not used either.
+    If k is chosen, the metric is `knn`, and with "val" the best score of the part that chose is `val_knn`. The result
+    has no randomness, so `seed` is not used. The features are cached, so `folder` is not used either.
 
     Raises:
         InputError: there are fewer training images than k, or see `features.extract`.
     """
     with distributed.start(config.device) as process:
         train, test = extract_both(checkpoint, config, process)
-        if config.k > len(train.labels):
-            raise InputError(
-                f"k={config.k}: the data set has only {len(train.labels)} training images; "
-                f"expected at most {len(train.labels)}; lower k"
-            )
-        predictions = knn_predict(
-            train.features,
-            train.labels,
-            test.features,
-            k=config.k,
-            distance=config.distance,
-            weights=config.weights,
-            temperature=config.temperature,
-            device=process.device,
-        )
-    correct = int((predictions == test.labels).sum())
-    return Outcome(
-        metrics={f"knn{config.k}": 100 * correct / len(test.labels)},
-        details={"train_images": len(train.labels), "test_images": len(test.labels), "correct": correct},
-    )
+        vote = {name: getattr(config, name) for name in ("distance", "weights", "temperature")}
+
+        def correct(train: Features, test: Features, ks: Sequence[int]) -> list[int]:
+            if max(ks) > len(train.labels):
+                setting = f"k={max(ks)}" if config.selection == selections.LAST else f"choose.k={list(config.choose.k)}"
+                raise InputError(
+                    f"{setting}: there are only {len(train.labels)} training images; expected at most "
+                    f"{len(train.labels)}; lower k"
+                )
+            predictions = _predict(*train, test.features, ks, device=process.device, **vote)
+            return [int((predicted == test.labels).sum()) for predicted in predictions]
+
+        counts = {"train_images": len(train.labels), "test_images": len(test.labels)}
+        if config.selection == selections.LAST:
+            (right,) = correct(train, test, [config.k])
+            return Outcome(metrics={f"knn{config.k}": _percent(right, test)}, details={**counts, "correct": right})
+        fitted, scored = train, test
+        if config.selection == selections.VAL:
+            held = torch.from_numpy(selections.validation_part(train.labels.numpy(), config))
+            fitted, scored = (Features(*(tensor[which] for tensor in train)) for which in (~held, held))
+        found = correct(fitted, scored, config.choose.k)
+        best = max(found)
+        k = config.choose.k[found.index(best)]
+        candidates = [{"k": k, "knn": _percent(n, scored)} for k, n in zip(config.choose.k, found, strict=True)]
+        details: dict[str, Any] = {**counts, "chosen": {"k": k}, "candidates": candidates}
+        if config.selection == selections.TEST:
+            return Outcome(metrics={"knn": _percent(best, test)}, details={**details, "correct": best})
+        (right,) = correct(train, test, [k])
+    metrics = {"knn": _percent(right, test), "val_knn": _percent(best, scored)}
+    return Outcome(metrics=metrics, details={**details, "correct": right, "val_images": len(scored.labels)})
+
+
+def _percent(correct: int, images: Features) -> float:
+    return 100 * correct / len(images.labels)
 
 
 TASK = Task(
@@ -186,7 +232,28 @@ def knn_predict(
     Raises:
         ValueError: k is not in 1..n, a setting has an impossible value, or distance and weights cannot be combined.
     """
-    _check(k, distance, weights, temperature)
+    options: dict[str, Any] = {"distance": distance, "weights": weights, "temperature": temperature}
+    options |= {"chunk_bytes": chunk_bytes, "device": device}
+    return _predict(train_features, train_labels, test_features, [k], **options)[0]
+
+
+@torch.inference_mode()
+def _predict(
+    train_features: torch.Tensor,
+    train_labels: torch.Tensor,
+    test_features: torch.Tensor,
+    ks: Sequence[int],
+    *,
+    distance: str,
+    weights: str,
+    temperature: float,
+    device: torch.device | str,
+    chunk_bytes: int | None = None,
+) -> list[torch.Tensor]:
+    """Predict labels for several numbers of neighbors with one search; see `knn_predict`."""
+    for k in ks:
+        _check(k, distance, weights, temperature)
+    k = max(ks)
     n, m = len(train_features), len(test_features)
     if k > n:
         raise ValueError(f"k={k}: only {n} training features; expected at most that many neighbors")
@@ -201,7 +268,10 @@ def knn_predict(
     again = doubtful.nonzero().flatten()
     if len(again):
         nearest[again], indices[again], _ = search(test[again], exact=True)
-    return _vote(train_features, train_labels, test, nearest, indices, weights, temperature).cpu()
+    return [
+        _vote(train_features, train_labels, test, nearest[:, :k], indices[:, :k], weights, temperature).cpu()
+        for k in ks
+    ]
 
 
 def _search(

@@ -6,23 +6,41 @@ trains on them (`transfer.probe`). With augmentation (ImageNet), every epoch has
 """
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
 from intl_bench.core import distributed
-from intl_bench.core.identity import runtime_only, shorthand
-from intl_bench.core.ranges import Checked, Count, Device, Natural, NonNegative, Pixels, Positive, Workers
+from intl_bench.core.identity import every_value_published, runtime_only, shorthand
+from intl_bench.core.ranges import Checked, Count, Device, Natural, NonNegative, Part, Pixels, Positive, Seed, Workers
 from pretrain.checkpoint import Checkpoint
 from pretrain.images.data import DataConfig, normalization, open_source
 from transfer import precision as precisions
+from transfer import selection as selections
 from transfer import sizes
-from transfer.features import extract_both, fingerprints, from_checkpoint
+from transfer.features import Features, extract_both, fingerprints, from_checkpoint
 from transfer.probe import train_probe
 from transfer.scores import describe_normalization, last_and_best
-from transfer.sgd_classifier import Settings, train_classifier, without_last_batch
+from transfer.sgd_classifier import Settings, without_last_batch
+from transfer.sgd_selection import score_by_sgd
 from transfer.task import Outcome, Task
 
 __all__ = ["TASK", "LinearConfig"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LinearChoices(selections.Choices):
+    """Values to choose from.
+
+    Attributes:
+        lr, weight_decay: each replaces the setting of its name.
+    """
+
+    lr: tuple[Positive, ...] = ()
+    weight_decay: tuple[NonNegative, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,6 +64,13 @@ class LinearConfig(Checked):
         precision: of the backbone's forward pass, "fp32" or "bf16". The classifier is trained in float32.
         drop_last: with `augment`, whether an epoch leaves out the images that do not fill its last batch. The authors'
             code for ImageNet (`evaluate.py`) keeps them.
+        selection: "last" scores the last epoch. "val" chooses the epoch on a part of the training images, trains again
+            on all of them up to that epoch, and looks at the test images once. "best-on-test" chooses the epoch on the
+            test images, as the paper did.
+        choose: with another `selection` than "last", lists of values to choose from too, such as
+            choose.lr=[0.1,0.3,1].
+        val_share, val_seed: with "val", the share of the training images that choose, with the same share of every
+            class, and the seed of their draw.
         deterministic: with `augment`, a GPU computes the same weights bit for bit, at some cost in time.
     """
 
@@ -65,15 +90,21 @@ class LinearConfig(Checked):
     weight_decay: NonNegative = 5e-6
     precision: precisions.Precision = precisions.DEFAULT
     drop_last: bool = True
+    selection: selections.Selection = every_value_published(selections.LAST)
+    choose: LinearChoices = dataclasses.field(default_factory=LinearChoices)
+    val_share: Part = 0.1
+    val_seed: Seed = 0
 
     def unused(self) -> set[str]:
         """See `intl_bench.core.identity.identity`."""
         names = {"final_lr" if self.augment else "milestones", *precisions.unused(self.precision)}
+        names |= selections.unused(self)
         return names | without_last_batch(self.drop_last or not self.augment)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         sizes.resolve(self)
+        selections.check(self)
         if self.augment and self.crop is None:
             raise ValueError("crop: not set; augment=true needs the size of the training images, such as crop=224")
 
@@ -97,11 +128,14 @@ def protocol(config: LinearConfig) -> dict[str, Any]:
         "crop": config.crop,
         "normalization": describe_normalization(config.data),
         "precision": precisions.stated(config.precision),
+        **selections.describe(config),
     }
 
 
 def run(checkpoint: Checkpoint, config: LinearConfig, seed: int, *, folder: Path) -> Outcome:
-    """Score a checkpoint: `top1`, `top5` (with more than five classes), and `best_...` of the best epoch.
+    """Score a checkpoint: `top1` and `top5` (with more than five classes) of the epoch that `selection` says.
+
+    With "last" also `best_...` of the best epoch on the test images, with "val" also `val_...` of the part that chose.
 
     Args:
         seed: of the classifier's initial weights, the order and the crops.
@@ -129,35 +163,40 @@ def run(checkpoint: Checkpoint, config: LinearConfig, seed: int, *, folder: Path
             precision=config.precision,
             drop_last=config.drop_last,
         )
-        train, test = (open_source(config.data, split) for split in ("train", "test"))
-        return train_classifier(
-            checkpoint,
-            train,
-            test,
-            settings,
-            device=config.device,
-            workers=config.workers,
-            folder=folder,
-            deterministic=config.deterministic,
-        )
+        sources = open_source(config.data, "train"), open_source(config.data, "test")
+        names = {"lr": "head_lr", "weight_decay": "weight_decay"}
+        return score_by_sgd(checkpoint, config, sources, settings, names, folder)
     with distributed.start(config.device) as process:
         train_features, test_features = extract_both(checkpoint, config, process)
         classes = int(train_features.labels.max()) + 1
-        probe = train_probe(
-            *train_features,
-            *test_features,
-            classes=classes,
-            seed=seed,
-            epochs=config.epochs,
-            batch_size=config.batch_size,
-            lr=config.lr,
-            final_lr=config.final_lr,
-            weight_decay=config.weight_decay,
-            device=process.device,
-        )
-    metrics, best_epoch = last_and_best(probe.history)
+
+        def train(
+            values: Mapping[str, Any], part: np.ndarray | None, stop_epoch: int | None, name: str
+        ) -> selections.History:
+            fitted, scored = train_features, test_features
+            if part is not None:
+                rows = torch.from_numpy(part)
+                fitted, scored = (Features(*(tensor[which] for tensor in train_features)) for which in (rows, ~rows))
+            return train_probe(
+                *fitted,
+                *scored,
+                classes=classes,
+                seed=seed,
+                epochs=config.epochs,
+                batch_size=config.batch_size,
+                final_lr=config.final_lr,
+                **{"lr": config.lr, "weight_decay": config.weight_decay, **values},
+                stop_epoch=stop_epoch,
+                device=process.device,
+            ).history
+
+        if config.selection == selections.LAST:
+            metrics, best_epoch = last_and_best(train({}, None, None, ""))
+            details: dict[str, Any] = {"best_epoch": best_epoch}
+        else:
+            metrics, details = selections.train_selected(config, train_features.labels.numpy(), train)
     counts = {"train_images": len(train_features.labels), "test_images": len(test_features.labels), "classes": classes}
-    return Outcome(metrics=metrics, details={"best_epoch": best_epoch, **counts})
+    return Outcome(metrics=metrics, details={**details, **counts})
 
 
 TASK = Task(

@@ -18,7 +18,8 @@ class Probe:
 
     Attributes:
         classifier: the classifier after the last epoch.
-        history: the test scores after each epoch, `top1` and, with more than five classes, `top5`.
+        history: the test scores after each epoch, or after `stop_epoch` alone: `top1` and, with more than five
+            classes, `top5`.
     """
 
     classifier: nn.Linear
@@ -39,6 +40,7 @@ def train_probe(
     lr: float = 1e-2,
     final_lr: float = 1e-6,
     weight_decay: float = 5e-6,
+    stop_epoch: int | None = None,
     device: torch.device | str = "cpu",
 ) -> Probe:
     """Train a linear classifier with Adam on the cross-entropy.
@@ -54,6 +56,8 @@ def train_probe(
         classes: number of classes.
         seed: decides the initial weights (PyTorch's default for `nn.Linear`) and the order of the features.
         batch_size: at most n is used.
+        stop_epoch: end after this epoch of the schedule and score the test features once. None trains all epochs and
+            scores after each.
 
     Raises:
         DivergedError: the weights are not finite after the last epoch.
@@ -71,7 +75,7 @@ def train_probe(
     rows = torch.arange(batch_size, device=features.device)
     one = features.new_full((1, batch_size), 1.0)
     counts = []
-    for epoch in range(epochs):
+    for epoch in range(stop_epoch or epochs):
         optimizer.param_groups[0]["lr"] = lr * (final_lr / lr) ** (epoch / epochs)
         order = send(torch.from_numpy(permutation(seed, "probe", epoch, len(features))), features.device)
         whole = order[: len(order) // batch_size * batch_size]
@@ -85,7 +89,8 @@ def train_probe(
             torch.mm(error, batch, out=weight.grad)
             torch.sum(error, 1, out=bias.grad)
             optimizer.step()
-        counts.append(correct(classifier(test_features), test_labels))
+        if stop_epoch in (None, epoch + 1):
+            counts.append(correct(classifier(test_features), test_labels))
     if not torch.isfinite(weight.sum() + bias.sum()):
         raise DivergedError(f"the weights of the classifier are not finite after {epochs} epochs; lower lr={lr}")
     # The scores are read here and not after each epoch, because each read waits for the GPU.

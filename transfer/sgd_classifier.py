@@ -50,6 +50,7 @@ class Settings:
         resize, crop: of the test images. `crop` is also the size of the training images.
         mean, std: per channel, for pixels in 0..1.
         precision: of the backbone, one of `transfer.precision.PRECISIONS`. The classifier and the loss are float32.
+        stop_epoch: end after this epoch and score the test images once. None trains all epochs and scores after each.
     """
 
     seed: int
@@ -65,10 +66,12 @@ class Settings:
     std: tuple[float, ...]
     precision: str = DEFAULT
     drop_last: bool = True
+    stop_epoch: int | None = None
 
     def unused(self) -> set[str]:
         """See `intl_bench.core.identity.identity`."""
-        return unused(self.precision) | without_last_batch(self.drop_last)
+        names = {"stop_epoch"} if self.stop_epoch is None else set()
+        return names | unused(self.precision) | without_last_batch(self.drop_last)
 
 
 def without_last_batch(drop_last: bool) -> set[str]:
@@ -124,7 +127,7 @@ class _Run:
 
     @property
     def total_steps(self) -> int:
-        return self.settings.epochs * self.steps_per_epoch
+        return (self.settings.stop_epoch or self.settings.epochs) * self.steps_per_epoch
 
     def take_step(self, batch: Batch) -> None:
         """Take one step on this process's part of a batch."""
@@ -212,10 +215,11 @@ class _Run:
     def _require_scores(self, state: dict[str, Any], path: Path) -> None:
         """Refuse a state whose scores, sum of losses or names of images are impossible."""
         epochs, loss = state["step"] // self.steps_per_epoch, state.get("loss", self.loss)
+        expected = epochs if self.settings.stop_epoch is None else int(epochs == self.settings.stop_epoch)
         rows = [row if isinstance(row, dict) and "top1" in row else {"": None} for row in state["history"]]
         scores = [score for row in rows for score in row.values()]
-        if len(rows) != epochs or not all(isinstance(score, float) and 0 <= score <= 100 for score in scores):
-            raise DamagedError(f"{path}: history is {shorten(state['history'])}; expected scores of {epochs} epochs")
+        if len(rows) != expected or not all(isinstance(score, float) and 0 <= score <= 100 for score in scores):
+            raise DamagedError(f"{path}: history is {shorten(state['history'])}; expected scores of {expected} epochs")
         if not isinstance(loss, torch.Tensor) or (loss.shape, loss.dtype) != (self.loss.shape, self.loss.dtype):
             raise DamagedError(f"{path}: loss is {shorten(loss)}; expected one number")
         if not all(isinstance(name, str) for name in state["bad_files"]):
@@ -233,22 +237,55 @@ def train_classifier(
     folder: Path,
     deterministic: bool = False,
 ) -> Outcome:
-    """Train on randomly cropped and flipped images with SGD (momentum 0.9) and score the test images every epoch.
-
-    `folder` receives `state.pt` after every epoch and on a signal, and a line of `metrics.jsonl` for each epoch. With
-    `drop_last`, images that do not fill the last batch of an epoch are left out of that epoch. Under `torchrun` the
-    processes divide every batch; batch norms are not synchronized, as in the authors' code. With `deterministic` the
-    weights are the same bit for bit on a GPU too.
+    """Train a classifier as `fit` does and report the last epoch.
 
     Returns:
         `top1` and `top5` (with more than five classes) of the last epoch, `best_top1` and `best_top5` of the best.
+
+    Raises:
+        InputError, DivergedError, Preempted: see `fit`.
+    """
+    path = folder / "state.pt"
+    history, bad = fit(
+        checkpoint, train, test, settings, device=device, workers=workers, path=path, deterministic=deterministic
+    )
+    metrics, best_epoch = last_and_best(history)
+    return Outcome(metrics=metrics, details={"best_epoch": best_epoch, **counts(train, test, bad)})
+
+
+def counts(train: ImageSource, test: ImageSource, bad: int) -> dict[str, int]:
+    """Return the details of a record about its images; `bad` of them could not be decoded."""
+    numbers = {"train_images": len(train), "test_images": len(test), "classes": len(train.class_names)}
+    return {"bad_images": bad, **numbers}
+
+
+def fit(
+    checkpoint: Checkpoint,
+    train: ImageSource,
+    test: ImageSource,
+    settings: Settings,
+    *,
+    device: str,
+    workers: int,
+    path: Path,
+    deterministic: bool = False,
+) -> tuple[list[dict[str, float]], int]:
+    """Train on randomly cropped and flipped images with SGD (momentum 0.9) and score the test images every epoch.
+
+    `path`, such as state_NAME.pt, receives the state after every epoch and on a signal, and metrics_NAME.jsonl beside
+    it a line for each epoch. With `drop_last`, images that do not fill the last batch of an epoch are left out of that
+    epoch. Under `torchrun` the processes divide every batch; batch norms are not synchronized, as in the authors' code.
+    With `deterministic` the weights are the same bit for bit on a GPU too.
+
+    Returns:
+        the scores after each epoch, or after `stop_epoch` alone: `top1` and, with more than five classes, `top5`; and
+        the number of images that could not be decoded.
 
     Raises:
         InputError: the weights or the state do not fit, an image cannot be read, or the batch is too large.
         DivergedError: the mean loss of an epoch was not finite.
         Preempted: a signal arrived; the state is saved.
     """
-    path = folder / "state.pt"
     with distributed.start(device, deterministic=deterministic) as process, StopRequest() as stop:
         run = _prepare(checkpoint, train, test, settings, process)
         run.restore(path)
@@ -268,9 +305,7 @@ def train_classifier(
             drop_last=settings.drop_last,
         )
         _loop(run, batches, test, stop, workers, path)
-    metrics, best_epoch = last_and_best(run.history)
-    counts = {"train_images": len(train), "test_images": len(test), "classes": len(train.class_names)}
-    return Outcome(metrics=metrics, details={"best_epoch": best_epoch, "bad_images": len(run.bad_files), **counts})
+    return run.history, len(run.bad_files)
 
 
 def _prepare(
@@ -315,7 +350,11 @@ def _loop(run: _Run, batches: Iterator[Batch], test: ImageSource, stop: StopRequ
     process, start = run.process, run.step
     log = None
     if process.is_main:
-        log = JsonLines(path.with_name("metrics.jsonl"), lambda row: row["step"] <= start, run.log_mark)
+        log = JsonLines(
+            path.with_name(f"{path.stem.replace('state', 'metrics', 1)}.jsonl"),
+            lambda row: row["step"] <= start,
+            run.log_mark,
+        )
     progress = Progress(
         run.total_steps,
         done=run.step,
@@ -335,12 +374,15 @@ def _loop(run: _Run, batches: Iterator[Batch], test: ImageSource, stop: StopRequ
                 run.guard.require_finite(_REMEDY)
                 epoch, mean = run.step // run.steps_per_epoch, float(run.loss) / run.steps_per_epoch
                 run.loss = torch.zeros_like(run.loss)
-                run.history.append(run.test(test, workers))
+                if run.settings.stop_epoch in (None, epoch):
+                    run.history.append(run.test(test, workers))
             progress.step(waited, run.history[-1] if run.history else None)
             if epoch_done and log is not None:
                 rates = {"img/s": progress.images_per_second, "data": progress.data_share}
                 lr = run.optimizer.param_groups[0]["lr"]
-                log.append({"step": run.step, "epoch": epoch, "lr": lr, "loss": mean, **run.history[-1], **rates})
+                log.append(
+                    {"step": run.step, "epoch": epoch, "lr": lr, "loss": mean, **(run.history or [{}])[-1], **rates}
+                )
             stopping = vote.ask()
             if stopping and not epoch_done:
                 run.guard.require_finite(_REMEDY)

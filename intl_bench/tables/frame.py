@@ -15,6 +15,10 @@ from intl_bench.tables.cells import rounded
 from intl_bench.tables.measured import measured_rows
 from intl_bench.tables.model import MISSING, Cell, Column, Measurement, Note, Row, Table
 
+_CHOSEN = (
+    'A row with "chosen on" shows what its selection chose: the epoch, and the settings and k that its protocol names. '
+    "If it was chosen on the test images, it is too high by the luck of that choice."
+)
 _MEASURED = (
     "Measured cells: mean ± std (n), divisor n - 1, over n pre-trainings, each the mean of its transfer seeds. "
     "Bold: the best of at least two measured rows with the same data set, evaluation, scale and backbone, pre-trained "
@@ -81,6 +85,8 @@ def build_table(
     if own:
         if table.about_epochs and any(_is_of_an_epoch(table, record) for record in own):
             footnotes.append(Note("", table.about_epochs))
+        if any("chosen_on" in record.protocol for record in own):
+            footnotes.append(Note("", _CHOSEN))
         footnotes.append(Note("", _MEASURED, _MEASURED_SHORT))
     columns = [
         column for column in table.columns(own) if not (datasets and column.dataset) or column.dataset in datasets
@@ -122,8 +128,10 @@ def belonging(table: Table, records: Sequence[ResultRecord]) -> list[ResultRecor
 
 
 def _is_of_an_epoch(table: Table, record: ResultRecord) -> bool:
-    """Return whether a record has a top-1 or top-5 of a trained classifier in a table."""
+    """Return whether a record has a top-1 or top-5 of the last epoch of a trained classifier in a table."""
     shown = record.metrics.keys() & table.place(record).values()
+    if record.protocol.get("chosen_on") is not None:
+        return False
     return record.task in ("linear", "finetune") and not shown.isdisjoint({"top1", "top5"})
 
 

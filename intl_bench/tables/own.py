@@ -65,6 +65,8 @@ def _columns_of(record: ResultRecord) -> dict[str, Column]:
             parts = (f"linear/{metric}", "Linear", _CLASSIFIED[metric], f"Linear {_CLASSIFIED[metric]}")
         elif task == "knn" and (k := re.fullmatch(r"knn(\d+)", metric)):
             parts = (f"knn/{k[1]}", "Neighbors", f"{k[1]}-nn", f"{k[1]}-nn")
+        elif task == "knn" and metric == "knn":
+            parts = ("knn/chosen", "Neighbors", "k chosen", "k-nn, k chosen")
         elif task == "finetune" and metric in _CLASSIFIED:
             short = f"{percent} {_CLASSIFIED[metric]}"
             parts = (f"finetune/{percent}/{metric}", "Fine-tuned", short, f"Fine-tuned {short}")

@@ -16,6 +16,7 @@ from pretrain.images.views import ViewConfig
 from transfer import features
 from transfer.dry_run.work import Phase, Work, added, bytes_of, count, empty_backbone, one_operation
 from transfer.finetune import sources as finetune_sources
+from transfer.selection import LAST, trainings
 from transfer.sgd_classifier import Classifier
 
 _BATCH = 256  # of a test
@@ -33,8 +34,9 @@ def knn(checkpoint: Checkpoint, config: Any, here: Machine) -> Work:
     """
     split = _open(config)
     n, m, width = split.train, split.test, empty_backbone(checkpoint).num_features
-    if split.source is not None and config.k > n:
-        raise InputError(f"k={config.k}: the data set has only {n} training images; expected at most {n}; lower k")
+    largest = config.k if config.selection == LAST else max(config.choose.k)
+    if split.source is not None and largest > n:
+        raise InputError(f"k={largest}: the data set has only {n} training images; expected at most {n}; lower k")
     vote = one_operation(flops=2 * n * m * width, bytes=12 * n * m)
     phases = (*_feature_phases(checkpoint, config, split, here), Phase(name="neighbors", steps=1, cost=vote))
     return split.work(config, here, phases=phases, results=4 * width * (n + m))
@@ -58,8 +60,8 @@ def linear(checkpoint: Checkpoint, config: Any, here: Machine) -> Work:
     test = one_operation(flops=2 * m * width * classes, bytes=4 * m * (width + classes))
     phases = (
         *_feature_phases(checkpoint, config, split, here),
-        Phase(name="classifier", steps=config.epochs * steps, cost=added(product, *rest)),
-        Phase(name="tests", steps=config.epochs, cost=test),
+        Phase(name="classifier", steps=trainings(config) * config.epochs * steps, cost=added(product, *rest)),
+        Phase(name="tests", steps=trainings(config) * config.epochs, cost=test),
     )
     words = _steps(batch, n, steps, config.epochs, drop_last=True) if n else ""
     return split.work(config, here, phases=phases, batch=words, results=4 * width * (n + m))
@@ -206,21 +208,22 @@ def _classifier(checkpoint: Checkpoint, config: Any, split: _Split, here: Machin
     classifier.eval()
     tested = min(_BATCH, m)
     test = count(classifier, lambda: classifier(torch.empty(tested, 3, side, side)), gradients=False)
-    tests = config.epochs * math.ceil(m / tested)
+    epochs = trainings(config) * config.epochs
+    tests = epochs * math.ceil(m / tested)
     images = min(n, steps * batch)
     phases = (
         Phase(
             name="training",
-            steps=config.epochs * steps,
+            steps=epochs * steps,
             cost=step,
-            images=config.epochs * images,
+            images=epochs * images,
             weights=weights,
             trained=trained,
         ),
-        Phase(name="tests", steps=tests, cost=test, images=config.epochs * m, weights=weights),
+        Phase(name="tests", steps=tests, cost=test, images=epochs * m, weights=weights),
     )
     words = _steps(batch, n, steps, config.epochs, drop_last=config.drop_last)
-    return split.work(config, here, phases=phases, batch=words, state=2 * trained)
+    return split.work(config, here, phases=phases, batch=words, state=2 * trained * trainings(config))
 
 
 def _steps(batch: int, images: int, steps: int, epochs: int, *, drop_last: bool) -> str:
