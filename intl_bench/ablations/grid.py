@@ -69,7 +69,7 @@ def run(
     for seed in seeds:
         cells = recipes(ablation, seed, overrides)
         for recipe in cells:
-            _run_cell(recipe, ablation.tasks, store, results, fresh=fresh)
+            run_cell(recipe, ablation.tasks, store, results, fresh=fresh)
         for recipe in {recipe.backbone: recipe for recipe in reversed(cells)}.values() if ablation.random else ():
             for scoring in ablation.tasks:
                 random = plan(scoring, planned_checkpoint(recipe), seed)
@@ -123,7 +123,12 @@ def points(records: Sequence[ResultRecord]) -> list[Point]:
     return found
 
 
-def _run_cell(recipe: Recipe, tasks: Sequence[str], store: RecordStore, results: Path, *, fresh: bool) -> None:
+def run_cell(recipe: Recipe, tasks: Sequence[str], store: RecordStore, results: Path, *, fresh: bool) -> None:
+    """Train a cell, score it and measure it, unless it has all its records.
+
+    Raises:
+        BenchError: it failed.
+    """
     records, planned = store.load(), planned_checkpoint(recipe)
     cell = TASK, digest(planned.pretraining()), recipe.seed
     if not fresh and _is_recorded(planned, tasks, records):

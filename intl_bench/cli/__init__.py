@@ -31,7 +31,7 @@ _LONGEST = 1000  # characters of an error
 # Modules of this package, in the order of --help.
 _COMMANDS = (
     *("demo", "pretrain", "watch", "task", "convert", "export"),
-    *("data", "ablation", "spectrum", "label_free", "tables", "report", "records", "ls", "keys", "doctor"),
+    *("data", "ablation", "sweep", "spectrum", "label_free", "tables", "report", "records", "ls", "keys", "doctor"),
 )
 
 _WELCOME = """\

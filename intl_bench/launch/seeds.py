@@ -12,11 +12,11 @@ from intl_bench.launch import processes
 from intl_bench.launch.children import Child, Watch
 
 
-def run_in_parallel(commands: Mapping[str, Sequence[str]]) -> None:
+def run_in_parallel(commands: Mapping[str, Sequence[str]], at_once: int | None = None) -> None:
     """Run `intl-bench ARGUMENTS` for each command, as many at once as there are GPUs, one on each.
 
-    Without a GPU all commands run at once and share the cores. A signal is passed on to every running command; a
-    command that trains then saves its state.
+    Without a GPU all commands, or `at_once` of them, run at once and share the cores. A signal is passed on to every
+    running command; a command that trains then saves its state.
 
     Args:
         commands: a name for messages, such as "seed 0", and the arguments.
@@ -29,7 +29,7 @@ def run_in_parallel(commands: Mapping[str, Sequence[str]]) -> None:
 
     gpus = torch.cuda.device_count()
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")
-    free: list[str | None] = list(visible[:gpus]) if gpus else [None] * len(commands)
+    free: list[str | None] = list(visible[:gpus]) if gpus else [None] * min(at_once or len(commands), len(commands))
     threads = processes.threads(max(1, min(len(free), len(commands))))
     waiting, running, codes = list(commands), dict[str, tuple[Child, str | None]](), dict[str, int]()
     with StopRequest() as stop:

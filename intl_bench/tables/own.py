@@ -56,7 +56,7 @@ def _columns(records: Sequence[ResultRecord]) -> Sequence[Column]:
 
 
 def _columns_of(record: ResultRecord) -> dict[str, Column]:
-    """Return {metric: its column} of a record. The ends of pre-trainings are in the table of ablations alone."""
+    """Return {metric: its column} of a record. The ends of pre-trainings and sweeps have tables."""
     task, found = record.task, {}
     percent = f"{float(record.protocol.get('train_percent') or 0):g}%"
     for metric in record.metrics:
@@ -73,7 +73,7 @@ def _columns_of(record: ResultRecord) -> dict[str, Column]:
         elif task in ("coco", "voc") and part in _PARTS and name in _DETECTED:
             group, short = _PARTS[part]
             parts = (f"{task}/{metric}", group, name, f"{short} {name}")
-        elif task not in (*_TASKS, "pretrain"):
+        elif task not in (*_TASKS, "pretrain", "sweep"):
             parts = (f"{task}/{metric}", task, metric, f"{task} {metric}")
         else:
             continue

@@ -1,0 +1,309 @@
+"""`intl-bench sweep RECIPE ...`: the same search of settings for every method, without the test images.
+
+The search is a grid (`intl_bench.ablations.grid`) whose cells hold out a part of the training images, which scores
+them. The chosen setting of each recipe is then pre-trained on all training images, and scored once on the test images.
+"""
+
+import dataclasses
+import math
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from intl_bench.ablations import cells, grid
+from intl_bench.core import files
+from intl_bench.core.errors import DivergedError, InputError
+from intl_bench.core.identity import digest, is_runtime_only
+from intl_bench.core.names import require_folder_name
+from intl_bench.core.ranges import field_type, item_of
+from intl_bench.core.seeding import generator
+from intl_bench.records import RecordStore, ResultRecord
+from intl_bench.tables import render
+from intl_bench.tables import tuning as table
+from intl_bench.tables.ablation import TASK as ENDED
+from pretrain.checkpoint import Checkpoint
+from pretrain.images.data import DataConfig
+from pretrain.recipe import Recipe
+from transfer.selection import TEST, VAL
+
+SELECTIONS = (VAL, TEST)
+SCORES = {"linear": "top1", "knn": "knn5"}  # the tasks that can choose, and the metric of each
+_LARGEST = 10**6  # settings in a space
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """A search.
+
+    Attributes:
+        name: of the folder of its results, and of its runs.
+        recipes: a recipe for each method.
+        space: the values of each setting as they are typed, by dotted key.
+        overrides: key=value, for all runs.
+        budget: number of pre-trainings for each recipe: settings of the space, drawn if it has more. None tries all.
+        select: "val", or "best-on-test" as in papers that choose on the test images.
+        score: the task that chooses.
+        share: of the training images that "val" holds out; see `data.holdout`.
+        draw_seed: of the draw of settings.
+        seeds: of the pre-trainings with the chosen setting. The search uses the first one.
+
+    Raises:
+        InputError: a value is impossible.
+    """
+
+    name: str
+    recipes: tuple[str, ...]
+    space: Mapping[str, tuple[str, ...]]
+    overrides: tuple[str, ...] = ()
+    budget: int | None = None
+    select: str = VAL
+    score: str = "linear"
+    share: float = 0.1
+    draw_seed: int = 0
+    seeds: tuple[int, ...] = (0, 1, 2)
+
+    def __post_init__(self) -> None:
+        try:
+            require_folder_name(self.name, "--name")
+        except ValueError as error:
+            raise InputError(str(error)) from error
+        if len(set(self.recipes)) < len(self.recipes):
+            raise InputError(f"sweep: {' '.join(self.recipes)} has a recipe twice; expected different recipes")
+        if not self.space:
+            raise InputError("sweep: no list of values; expected at least one, such as base_lr=[0.1,0.3,1]")
+        for key, values in self.space.items():
+            if is_runtime_only(Recipe, key) or key in ("seed", "init") or key.startswith("data."):
+                raise InputError(f"{key}: cannot be searched; expected settings of the training, such as base_lr")
+            if len(set(values)) < len(values) or "" in values:
+                raise InputError(f"{key}=[{','.join(values)}]: expected different values")
+        for word in self.overrides:
+            if word.startswith(("seed=", "name=", "data.holdout")):
+                raise InputError(f"{word}: a sweep sets it itself; see --seeds, --name and --share")
+        if self.budget is not None and self.budget < 1:
+            raise InputError(f"--budget {self.budget}: expected at least 1 pre-training for each recipe")
+        if not 0 < self.share < 1:
+            raise InputError(f"--share {self.share}: expected more than 0 and less than 1")
+        if self.size > _LARGEST:
+            raise InputError(f"sweep: the space has {self.size:,} settings; expected at most {_LARGEST:,}")
+
+    @property
+    def size(self) -> int:
+        """Number of settings in the space."""
+        return math.prod(map(len, self.space.values()))
+
+    @property
+    def tries(self) -> int:
+        """Number of settings that are tried."""
+        return self.size if self.budget is None else min(self.budget, self.size)
+
+    @property
+    def settings(self) -> list[tuple[str, ...]]:
+        """The settings to try, the same ones for every recipe, as overrides.
+
+        They are all settings of the space, or as many as the budget, drawn without repetition.
+        """
+        chosen = np.arange(self.size)
+        if self.tries < self.size:
+            chosen = np.sort(generator(self.draw_seed, "sweep").choice(self.size, self.tries, replace=False))
+        places = zip(*np.unravel_index(chosen, [len(values) for values in self.space.values()]), strict=True)
+        return [
+            tuple(f"{key}={values[i]}" for (key, values), i in zip(self.space.items(), place, strict=True))
+            for place in places
+        ]
+
+    @property
+    def search(self) -> cells.Ablation:
+        """The grid of the search: for each recipe all settings, in the order of `settings`."""
+        held = (f"data.holdout={self.share}",) if self.select == VAL else ()
+        tried = [f"{recipe} {' '.join(setting)}" for recipe in self.recipes for setting in self.settings]
+        return self._grid(f"{self.name}-search" if self.select == VAL else self.name, tried, held)
+
+    def final(self, chosen: Mapping[str, Sequence[str]]) -> cells.Ablation:
+        """Return the grid of the chosen setting of each recipe, on all training images."""
+        return self._grid(self.name, [f"{recipe} {' '.join(chosen[recipe])}" for recipe in self.recipes], ())
+
+    def _grid(self, name: str, words: Sequence[str], overrides: tuple[str, ...]) -> cells.Ablation:
+        tasks = (self.score, *(task for task in SCORES if task != self.score))
+        return cells.Ablation(name=name, cells=tuple(words), overrides=(*self.overrides, *overrides), tasks=tasks)
+
+    def search_results(self, results: Path) -> Path:
+        """Return the folder of the records of the search. Those of "val" do not mix with scores of test images."""
+        return results / "search" if self.select == VAL else results
+
+
+def parse(words: Sequence[str]) -> tuple[dict[str, tuple[str, ...]], list[str]]:
+    """Separate lists of values to search, `base_lr=[0.1,0.3]`, from overrides, which lists of list settings are."""
+
+    def is_list(key: str) -> bool:
+        hint = field_type(Recipe, key)
+        return any(item_of(one) is not None for one in (hint, *typing.get_args(hint)))  # also of a list or None
+
+    space, overrides = dict[str, tuple[str, ...]](), list[str]()
+    for word in words:
+        key, _, text = word.partition("=")
+        if text.startswith("[") and text.endswith("]") and not is_list(key):
+            if key in space:
+                raise InputError(f"{key}: has two lists of values; expected one")
+            space[key] = tuple(part.strip() for part in text[1:-1].split(","))
+        else:
+            overrides.append(word)
+    return space, overrides
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tried:
+    """The score of one setting of one recipe.
+
+    Attributes:
+        score: None if the pre-training diverged.
+        cell: the record of its end.
+    """
+
+    setting: tuple[str, ...]
+    score: float | None
+    cell: ResultRecord
+
+
+def tried(sweep: Sweep, results: Path) -> dict[str, list[Tried]]:
+    """Return the scores of the search by recipe, in the order of `Sweep.settings`.
+
+    Raises:
+        InputError: a cell of the search has no records yet.
+    """
+    records = RecordStore(sweep.search_results(results) / "records").load()
+    found: dict[str, list[Tried]] = {recipe: [] for recipe in sweep.recipes}
+    owners = [(recipe, setting) for recipe in sweep.recipes for setting in sweep.settings]
+    ends = _ends(cells.recipes(sweep.search, sweep.seeds[0]), records)
+    for (name, setting), cell in zip(owners, ends, strict=True):
+        score = None
+        if "diverged" not in cell.details:
+            score = _scores(cell, records)[sweep.score].metrics[SCORES[sweep.score]]
+        found[name].append(Tried(setting=setting, score=score, cell=cell))
+    return found
+
+
+def choose(search: Mapping[str, Sequence[Tried]]) -> dict[str, Tried]:
+    """Return the setting of each recipe with the highest score; the first of equal ones.
+
+    Raises:
+        DivergedError: every setting of a recipe diverged.
+    """
+    best = {}
+    for recipe, options in search.items():
+        scores = [option.score for option in options if option.score is not None]
+        if not scores:
+            raise DivergedError(f"{recipe}: every setting of the search diverged; search lower learning rates")
+        best[recipe] = next(option for option in options if option.score == max(scores))
+    return best
+
+
+def final_cells(sweep: Sweep, chosen: Mapping[str, Tried]) -> list[Recipe]:
+    """Return the pre-trainings with the chosen settings: all recipes of the first seed, then of the next."""
+    grid_ = sweep.final({recipe: option.setting for recipe, option in chosen.items()})
+    return [cell for seed in sweep.seeds for cell in cells.recipes(grid_, seed)]
+
+
+def run(cells_: Sequence[Recipe], results: Path, tasks: Sequence[str], *, fresh: bool) -> None:
+    """Run the cells that have no records.
+
+    Raises:
+        BenchError: a cell failed. The records of finished cells are kept.
+    """
+    store = RecordStore(results / "records")
+    for recipe in cells_:
+        grid.run_cell(recipe, tasks, store, results, fresh=fresh)
+
+
+def finish(sweep: Sweep, results: Path) -> str:
+    """Write a record of each recipe and seed, and the table of all sweeps in this folder; return the table.
+
+    Raises:
+        InputError: a cell has no records yet.
+    """
+    store = RecordStore(results / "records")
+    search = tried(sweep, results)
+    chosen, records = choose(search), store.load()
+    names = [recipe for _ in sweep.seeds for recipe in sweep.recipes]
+    for name, cell in zip(names, _ends(final_cells(sweep, chosen), records), strict=True):
+        store.replace(_record(sweep, cell, _scores(cell, records), search[name], chosen[name]))
+    text = render([record for record in store.load() if record.task == table.TASK], tables=["tuning"])
+    files.write_text(results / "table.md", text + "\n")
+    return text
+
+
+def _record(
+    sweep: Sweep, cell: ResultRecord, scores: Mapping[str, ResultRecord], options: Sequence[Tried], best: Tried
+) -> ResultRecord:
+    """Return the record of a tuned method: its test scores, and the search as its evaluation."""
+    metrics = {f"{task}/{name}": value for task, record in scores.items() for name, value in record.metrics.items()}
+    metrics = {name: value for name, value in metrics.items() if "/best_" not in name} | cell.metrics
+    if sweep.select == VAL and best.score is not None:
+        metrics["val/score"] = best.score
+    part = {"holdout": sweep.share} if sweep.select == VAL else {}
+    test = next((record.evaluation["data"] for record in scores.values()), None)
+    evaluation: dict[str, Any] = {
+        "space": {key: list(values) for key, values in sweep.space.items()},
+        "budget": sweep.tries,
+        **({"draw_seed": sweep.draw_seed} if sweep.tries < sweep.size else {}),
+        "search_seed": sweep.seeds[0],
+        "selection": {"on": sweep.select, "by": sweep.score, **part},
+        "scores": {task: record.evaluation_sha256 for task, record in sorted(scores.items())},
+        **({} if test is None else {"data": test}),
+    }
+    held = f"{sweep.share:.4g} of the training images, held out of the search"
+    protocol = {
+        "chosen": ", ".join(best.setting).replace("=", " "),
+        "budget": f"{evaluation['budget']} of {sweep.size} settings",
+        "space": "; ".join(f"{key} {' '.join(values)}" for key, values in sweep.space.items()),
+        "chosen_by": f"{SCORES[sweep.score]} of {sweep.score}, seed {sweep.seeds[0]}",
+        "chosen_on": held if sweep.select == VAL else "the test images",
+    }
+    details = {
+        "pretrain": cell.details.get("pretrain"),
+        "search": [{"setting": list(option.setting), "score": option.score} for option in options],
+        "search_seconds": round(sum(option.cell.wall_time_s for option in options), 2),
+        "scores": {task: record.key for task, record in scores.items()},
+        **({"diverged": cell.details["diverged"]} if "diverged" in cell.details else {}),
+    }
+    own = {key: value for record in scores.values() for key, value in record.protocol.items() if key in _IMAGES}
+    return dataclasses.replace(
+        cell,
+        task=table.TASK,
+        metrics=metrics,
+        details=details,
+        evaluation=evaluation,
+        protocol={**cell.protocol, **own, **protocol},
+        file="",
+    )
+
+
+_IMAGES = ("train_images", "test_images")
+
+
+def _ends(recipes: Sequence[Recipe], records: Sequence[ResultRecord]) -> list[ResultRecord]:
+    """Return the record of the end of each pre-training.
+
+    Raises:
+        InputError: one has no record yet, or the images cannot be read.
+    """
+    ended = {(r.pretraining_sha256, r.pretrain_seed): r for r in records if r.task == ENDED}
+    planned: dict[DataConfig, Checkpoint] = {}  # reading the fingerprint of a large data set takes time
+    found = []
+    for recipe in recipes:
+        if recipe.data not in planned:
+            planned[recipe.data] = grid.planned_checkpoint(recipe)
+        own = dataclasses.replace(planned[recipe.data], recipe=recipe, epoch=recipe.epochs)
+        record = ended.get((digest(own.pretraining()), recipe.seed))
+        if record is None:
+            raise InputError(f"{recipe.name} seed {recipe.seed}: not finished; run the same command again")
+        found.append(record)
+    return found
+
+
+def _scores(cell: ResultRecord, records: Sequence[ResultRecord]) -> dict[str, ResultRecord]:
+    """Return the scores of a pre-training by task; none if it diverged."""
+    weights = cell.details["weights_sha256"]
+    return {r.task: r for r in records if weights and r.task in SCORES and r.weights_sha256 == weights}

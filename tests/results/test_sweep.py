@@ -1,0 +1,180 @@
+"""`intl-bench sweep`: the same search for every method, chosen on held-out images; resumed; its table."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from intl_bench import cli
+from intl_bench.ablations import cells, sweep
+from intl_bench.core.errors import DivergedError, InputError
+from intl_bench.records import RecordStore, ResultRecord
+
+WORDS = ["base_lr=[0.01,0.5,1000]", "data.size=200", "batch_size=32", "epochs=1", "warmup_epochs=0"]
+SMALL = ["projector.hidden=32", "projector.out=16", "workers=0", "device=cpu"]
+RESULTS = Path("results/sweeps/mine")
+
+
+@pytest.fixture(autouse=True)
+def _in_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("simsiam.yaml").write_text("base: demo\nmethod: {name: simsiam}\n")
+
+
+def plan(**changes: Any) -> sweep.Sweep:
+    values = {"base_lr": ("0.1", "0.3", "1"), "weight_decay": ("0", "1e-4")}
+    return sweep.Sweep(**{"name": "mine", "recipes": ("demo",), "space": values, "budget": 6, **changes})
+
+
+def records(folder: Path = RESULTS) -> list[ResultRecord]:
+    return RecordStore(folder / "records").load()
+
+
+def test_the_settings_are_the_grid_or_a_seeded_part_of_it() -> None:
+    whole = plan().settings
+    assert whole[:3] == [
+        ("base_lr=0.1", "weight_decay=0"),
+        ("base_lr=0.1", "weight_decay=1e-4"),
+        ("base_lr=0.3", "weight_decay=0"),
+    ]
+    assert len(set(whole)) == 6
+    assert plan(budget=100).settings == whole
+    few = [plan(budget=3, draw_seed=seed).settings for seed in range(20)]
+    assert all(len(set(one)) == 3 and set(one) < set(whole) for one in few)
+    assert len({tuple(one) for one in few}) > 5
+    assert plan(budget=3, draw_seed=4, recipes=("demo", "simsiam.yaml")).settings == few[4]
+
+
+def test_the_search_holds_out_images_and_the_final_runs_have_all() -> None:
+    one = plan(recipes=("demo", "simsiam.yaml"), share=0.25, overrides=("data.size=200",))
+    searched = cells.recipes(one.search, 0)
+    assert [recipe.method["name"] for recipe in searched] == ["intl"] * 6 + ["simsiam"] * 6
+    assert {(recipe.data.holdout, recipe.data.size) for recipe in searched} == {(0.25, 200)}
+    assert [(r.base_lr, r.weight_decay) for r in searched[:6]] == [(r.base_lr, r.weight_decay) for r in searched[6:]]
+    final = cells.recipes(one.final(dict.fromkeys(one.recipes, one.settings[3])), 0)
+    assert [(r.base_lr, r.weight_decay, r.data.holdout) for r in final] == [(0.3, 1e-4, None)] * 2
+    assert not {r.name for r in searched} & {r.name for r in final}
+    on_test = plan(select="best-on-test")
+    assert cells.recipes(on_test.search, 0)[3] == cells.recipes(on_test.final({"demo": on_test.settings[3]}), 0)[0]
+
+
+def test_lists_of_values_are_searched_and_list_settings_are_not() -> None:
+    words = ["base_lr=[0.1, 0.3]", "data.mean=[0.5,0.5,0.5]", "epochs=3", "method.power=[0.5,1]"]
+    space, overrides = sweep.parse(words)
+    assert space == {"base_lr": ("0.1", "0.3"), "method.power": ("0.5", "1")}
+    assert overrides == ["data.mean=[0.5,0.5,0.5]", "epochs=3"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["base_lr=[1,2]"], "RECIPE is missing"),
+        (["demo"], "no list of values"),
+        (["demo", "base_lr=[1,1]"], "base_lr=[1,1]: expected different values"),
+        (["demo", "base_lr=[]"], "expected different values"),
+        (["demo", "demo", "base_lr=[1]"], "twice"),
+        (["demo", "base_lr=[1]", "base_lr=[2]"], "has two lists"),
+        (["demo", "seed=[1,2]"], "seed: cannot be searched"),
+        (["demo", "workers=[1,2]"], "workers: cannot be searched"),
+        (["demo", "data.size=[100,200]"], "data.size: cannot be searched"),
+        (["demo", "base_lr=[1]", "data.holdout=0.1"], "a sweep sets it itself"),
+        (["demo", "base_lr=[1]", "--budget", "0"], "--budget 0: expected at least 1"),
+        (["demo", "base_lr=[1]", "--share", "1"], "--share 1.0: expected more than 0"),
+        (["demo", "base_lr=[1]", "--name", "a/b"], "it is a path"),
+        (["demo", "base_lr=[nan]"], "base_lr=nan"),
+        (["demo", "method.powr=[1]"], "powr"),
+        (["nowhere", "base_lr=[1]"], "nowhere"),
+    ],
+)
+def test_a_sweep_that_means_nothing_is_refused_in_one_line(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["sweep", *words]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not Path("results").exists()
+
+
+def test_the_best_score_is_chosen_the_first_of_equal_ones_and_never_a_diverged_one() -> None:
+    def tried(*scores: float | None) -> list[sweep.Tried]:
+        return [sweep.Tried(setting=(f"x={n}",), score=s, cell=None) for n, s in enumerate(scores)]  # type: ignore[arg-type]
+
+    chosen = sweep.choose({"a": tried(None, 3.0, 7.0, 7.0), "b": tried(0.0, None)})
+    assert {name: best.setting for name, best in chosen.items()} == {"a": ("x=2",), "b": ("x=0",)}
+    with pytest.raises(DivergedError, match="b: every setting of the search diverged"):
+        sweep.choose({"b": tried(None, None)})
+    with pytest.raises(InputError, match="not finished; run the same"):
+        sweep.tried(plan(space={"base_lr": ("0.1",)}, overrides=("data.size=200",)), Path("results"))
+
+
+@pytest.mark.slow
+def test_a_sweep_of_two_methods_from_search_to_table(capfd: pytest.CaptureFixture[str]) -> None:
+    command = ["sweep", "demo", "simsiam.yaml", *WORDS, *SMALL, "--budget", "2", "--seeds", "2", "--share", "0.25"]
+    command += ["--name", "mine", "--draw-seed", "1", "--score", "knn"]
+    assert cli.main([*command, "--dry-run"]) == 0
+    assert "search: 2 of 3 settings for each of 2 recipes" in capfd.readouterr().out
+    assert not Path("results").exists()
+
+    assert cli.main(command) == 0
+    printed = capfd.readouterr().out
+    searched = records(RESULTS / "search")
+    assert {record.protocol["scored_on"] for record in searched if record.task == "knn"} == {
+        "0.25 of the training images, held out with seed 0"
+    }
+    assert {record.details["test_images"] for record in searched if record.task == "knn"} == {50}
+    tuned = [record for record in records() if record.task == "sweep"]
+    assert sorted((record.method, record.pretrain_seed) for record in tuned) == [
+        ("INTL", 0),
+        ("INTL", 1),
+        ("SimSiam", 0),
+        ("SimSiam", 1),
+    ]
+    assert len({record.evaluation_sha256 for record in tuned}) == 1
+    for record in tuned:
+        scores = {tuple(one["setting"]): one["score"] for one in record.details["search"]}
+        assert len(scores) == 2
+        best = max(scores, key=lambda setting: -1 if scores[setting] is None else scores[setting])
+        assert record.metrics["val/score"] == scores[best]
+        assert record.protocol["chosen"] == best[0].replace("=", " ")
+        assert record.protocol["budget"] == "2 of 3 settings"
+        assert record.pretraining["settings"]["base_lr"] == float(best[0].partition("=")[2])
+        own = {
+            r.task: r
+            for r in records()
+            if r.task in ("knn", "linear") and (r.method, r.pretrain_seed) == (record.method, record.pretrain_seed)
+        }
+        assert record.metrics["knn/knn5"] == own["knn"].metrics["knn5"]
+        assert record.metrics["linear/top1"] == own["linear"].metrics["top1"]
+        assert own["knn"].details["train_images"] == 200
+    text = (RESULTS / "table.md").read_text()
+    assert text.strip() in printed
+    assert text.count("budget 2 of 3 settings, chosen on 0.25 of the training images") == 2
+
+    before = {path: path.read_bytes() for path in RESULTS.rglob("*.json")}
+    tuned_paths = [path for path in before if path.parent.name == "sweep"]
+    assert len(tuned_paths) == 4
+    next(path for path in before if path.parent.name == "knn" and "search" in path.parts).unlink()
+    assert cli.main(command) == 0
+    assert capfd.readouterr().out.count("already there") >= 7
+    after = {path: path.read_bytes() for path in RESULTS.rglob("*.json")}
+    assert after.keys() == before.keys()
+
+    # The same search on the test images needs no second pre-training of its first seed, and has rows of its own.
+    words = [
+        "sweep",
+        "demo",
+        "base_lr=[0.01,0.5]",
+        *WORDS[1:],
+        *SMALL,
+        "--seeds",
+        "1",
+        "--name",
+        "mine",
+        "--score",
+        "knn",
+    ]
+    assert cli.main([*words, "--select", "best-on-test"]) == 0
+    text = (RESULTS / "table.md").read_text()
+    assert text.count("settings, chosen on the test images") == 1
+    assert text.count("settings, chosen on 0.25 of the training images") == 2
