@@ -69,7 +69,7 @@ def _run(args: argparse.Namespace) -> None:
         folder = plan.search_results(results) if stage == "search" else results
         sweep.run([made[int(number)]], folder, plan.search.tasks, fresh=args.fresh)
         return
-    grid.check(searched)
+    grid.check(searched, plan.search.tasks)
     _run_stage(args, "search", searched, plan.search_results(results), plan.search.tasks)
     chosen = sweep.choose(sweep.tried(plan, results))
     for recipe, best in chosen.items():

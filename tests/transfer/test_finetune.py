@@ -19,7 +19,7 @@ from intl_bench.records import RecordStore
 from pretrain import states
 from pretrain.images.data import DataConfig, FolderSource, normalization, open_source
 from pretrain.images.loader import evaluation_batches
-from transfer import finetune, sgd_classifier
+from transfer import finetune, sgd_classifier, sgd_selection
 
 
 def names_of(root: Path, per_class: int) -> list[str]:
@@ -167,7 +167,7 @@ def test_settings_are_passed_to_the_training(root: Path, monkeypatch: pytest.Mon
     write_list(root / "10percent.txt", names_of(root, 1))
     received = []
     monkeypatch.setattr(
-        finetune, "train_classifier", lambda *given, **options: received.append((given[3].precision, options))
+        sgd_selection, "train_classifier", lambda *given, **options: received.append((given[3].precision, options))
     )
     config = settings_for(root, precision="bf16", deterministic=True)
     finetune.run(make_checkpoint(), config, 0, folder=root.parent / "work")
