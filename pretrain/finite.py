@@ -61,7 +61,7 @@ class Features:
     """Notes on the device whether all outputs of a module are finite: a detector drops boxes that are not.
 
     Args:
-        module: a module whose output is a tensor, or tensors by name.
+        module: a module whose output is a list of tensors, or tensors by name.
     """
 
     def __init__(self, module: nn.Module, device: torch.device) -> None:
@@ -69,8 +69,8 @@ class Features:
         self._bad = torch.zeros((), dtype=torch.bool, device=device)
         self._hook = module.register_forward_hook(self._note)
 
-    def _note(self, module: nn.Module, inputs: Any, output: torch.Tensor | Mapping[str, torch.Tensor]) -> None:
-        for tensor in output.values() if isinstance(output, Mapping) else (output,):
+    def _note(self, module: nn.Module, inputs: Any, output: list[torch.Tensor] | Mapping[str, torch.Tensor]) -> None:
+        for tensor in output.values() if isinstance(output, Mapping) else output:
             self._bad |= ~torch.isfinite(tensor).all()
 
     def require_finite(self, what: str) -> None:

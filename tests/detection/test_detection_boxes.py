@@ -15,7 +15,7 @@ from transfer.detection.config import ModelConfig
 from transfer.detection.masks import crop_targets, paste
 from transfer.detection.modeling import boxes as box_ops
 from transfer.detection.modeling.anchors import Anchors
-from transfer.detection.modeling.pooling import compute_bins, pool
+from transfer.detection.modeling.pooling import Bins, compute_bins, images_of, pool
 
 coordinates = st.integers(0, 12)
 some_boxes = st.lists(st.tuples(coordinates, coordinates, coordinates, coordinates), min_size=1, max_size=6)
@@ -109,20 +109,26 @@ def test_decoding_is_in_float32() -> None:
 
 
 def test_anchors_have_exact_sizes_in_the_order_of_rows() -> None:
-    anchors = Anchors(ModelConfig())(3, 5)
+    anchors = Anchors(ModelConfig())([(3, 5)])
     assert anchors.shape == (3 * 5 * 15, 4)
     for row, column, size, ratio in [(0, 0, 0, 0), (2, 3, 4, 2), (1, 4, 2, 1)]:
         x0, y0, x1, y1 = anchors[((row * 5 + column) * 5 + size) * 3 + ratio].tolist()
         assert ((x0 + x1) / 2, (y0 + y1) / 2) == pytest.approx((16 * column, 16 * row), abs=1e-4)
         assert (y1 - y0) / (x1 - x0) == pytest.approx((0.5, 1, 2)[ratio])
         assert (x1 - x0) * (y1 - y0) == pytest.approx((32 << size) ** 2)
-    assert Anchors(TINY).stride == 16
+    assert Anchors(TINY).strides == (16,)
 
 
 REGIONS = [
     [[3.0, 5.0, 90.0, 60.0], [0.0, 0.0, 112.0, 80.0], [50.2, 10.1, 50.9, 79.0]],
     [[100.0, 70.0, 112.0, 80.0], [-9.0, 30.0, 80.0, 109.0], [30.0, 30.0, 30.0, 30.0], [7.0, 7.0, 7.00001, 9.0]],
 ]
+
+
+def bins_of(boxes: list[torch.Tensor], maps: torch.Tensor, *, size: int, steps: tuple[int, ...] = (1,)) -> list[Bins]:
+    """Compute the bins of the boxes of each image on maps with stride 4."""
+    joined = torch.cat(boxes)
+    return compute_bins(joined, images_of(boxes), maps.shape, size=size, stride=4, steps=steps, dtype=maps.dtype)
 
 
 @pytest.mark.parametrize("size", [14, 7, 4])
@@ -132,9 +138,7 @@ def test_pooling_equals_torchvisions_roi_align(size: int) -> None:
     maps = torch.from_numpy(draw.random((2, 3, 20, 28)))
     boxes = [torch.tensor(some, dtype=torch.float64) for some in REGIONS]
     steps = (1, 2)
-    for step, bins in zip(
-        steps, compute_bins(boxes, maps.shape, size=size, stride=4, steps=steps, dtype=torch.float64), strict=True
-    ):
+    for step, bins in zip(steps, bins_of(boxes, maps, size=size, steps=steps), strict=True):
         first, second = maps.clone().requires_grad_(), maps.clone().requires_grad_()
         pooled = pool(first, bins)
         wanted = roi_align(second, boxes, size, spatial_scale=1 / 4, aligned=True)[:, :, ::step, ::step]
@@ -148,13 +152,13 @@ def test_pooling_equals_torchvisions_roi_align(size: int) -> None:
 
 def test_pooling_without_regions_is_empty() -> None:
     maps = torch.ones(1, 3, 5, 5)
-    (bins,) = compute_bins([torch.zeros(0, 4)], maps.shape, size=4, stride=4, steps=(1,), dtype=torch.float32)
+    (bins,) = bins_of([torch.zeros(0, 4)], maps, size=4)
     assert pool(maps, bins).shape == (0, 3, 4, 4)
 
 
 def test_pooling_a_region_longer_than_the_map_gives_means() -> None:
     maps, boxes = torch.ones(1, 1, 20, 20), [torch.tensor([[-80.0, -80, 160, 160]])]
-    (bins,) = compute_bins(boxes, maps.shape, size=6, stride=4, steps=(1,), dtype=torch.float32)
+    (bins,) = bins_of(boxes, maps, size=6)
     inside = torch.zeros(6, 6)
     inside[2:4, 2:4] = 1
     torch.testing.assert_close(pool(maps, bins)[0, 0], inside)

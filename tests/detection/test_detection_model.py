@@ -10,6 +10,7 @@ import torch
 from detection_cases import (
     SMALL,
     TINY,
+    TINY_FPN,
     batch,
     calibrate,
     generators,
@@ -19,9 +20,10 @@ from detection_cases import (
     small_model,
 )
 from torch import nn
-from torchvision.ops import nms
+from torchvision.ops import nms, roi_align
 
 from intl_bench.core.errors import DivergedError, InputError
+from intl_bench.core.identity import identity
 from transfer.detection import MaskRCNN, build_model
 from transfer.detection.config import ModelConfig
 from transfer.detection.modeling import boxes as box_ops
@@ -36,6 +38,10 @@ VARIANTS = {
     "cifar": dataclasses.replace(TINY, stem="cifar"),
     "boxes": dataclasses.replace(TINY, masks=False),
     "odd": dataclasses.replace(TINY, pool_size=5),
+    "pyramid": TINY_FPN,
+    "pyramid, 4conv1fc": dataclasses.replace(TINY_FPN, box_head="4conv1fc", bottleneck=True),
+    "pyramid, cifar": dataclasses.replace(TINY_FPN, stem="cifar"),
+    "pyramid, boxes": dataclasses.replace(TINY_FPN, masks=False),
 }
 
 
@@ -113,14 +119,15 @@ def test_every_variant_trains_and_detects(config: ModelConfig) -> None:
     sum(losses.values()).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
     found = model.eval().detect(images, [(50, 60)] * 3)
-    side = 2 * math.ceil(config.pool_size / 2)
+    side = 4 * config.pool_size if config.kind == "fpn" else 2 * math.ceil(config.pool_size / 2)
     for detections in found:
         assert (detections.masks is None) == (not config.masks)
         assert detections.masks is None or detections.masks.shape == (len(detections.boxes), side, side)
 
 
-def test_losses_without_objects_are_connected_to_every_parameter() -> None:
-    model = build_model(TINY).train()
+@pytest.mark.parametrize("config", [TINY, TINY_FPN], ids=["c4", "fpn"])
+def test_losses_without_objects_are_connected_to_every_parameter(config: ModelConfig) -> None:
+    model = build_model(config).train()
     images, _ = equal_images(2)
     empty = Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), [])
     losses = model(images, [empty, empty], generators(2))
@@ -139,10 +146,12 @@ def test_rpn_losses_are_divided_by_the_configured_number_of_anchors() -> None:
         assert small[name].item() == pytest.approx(2 * large[name].item(), rel=1e-5)
 
 
-@pytest.mark.parametrize("masks", [True, False], ids=["mask", "faster"])
+@pytest.mark.parametrize(
+    ("base", "masks"), [(TINY, True), (TINY, False), (TINY_FPN, True)], ids=["mask", "faster", "pyramid"]
+)
 @pytest.mark.parametrize("cause", ["no proposals", "low scores", "not finite", "empty boxes"])
-def test_without_detections_the_result_is_empty(cause: str, masks: bool) -> None:
-    model = build_model(dataclasses.replace(TINY, masks=masks, score_threshold=0.999 * (cause == "low scores")))
+def test_without_detections_the_result_is_empty(cause: str, base: ModelConfig, masks: bool) -> None:
+    model = build_model(dataclasses.replace(base, masks=masks, score_threshold=0.999 * (cause == "low scores")))
     with torch.no_grad():
         if cause == "no proposals":
             model.proposal_generator.rpn_head.anchor_deltas.bias.fill_(math.nan)
@@ -154,7 +163,7 @@ def test_without_detections_the_result_is_empty(cause: str, masks: bool) -> None
     assert found.boxes.shape == (0, 4)
     assert found.scores.shape == found.classes.shape == (0,)
     assert (found.masks is not None) == masks
-    assert found.masks is None or found.masks.shape == (0, 4, 4)
+    assert found.masks is None or found.masks.shape == ((0, 8, 8) if base.kind == "fpn" else (0, 4, 4))
 
 
 def test_an_image_without_proposals_does_not_change_another() -> None:
@@ -166,7 +175,7 @@ def test_an_image_without_proposals_does_not_change_another() -> None:
         features = model.backbone(model.preprocess([picture(n, *size) for n in range(2)]))
         proposals, _ = model.proposal_generator.propose(model.proposal_generator.predict(features), [size] * 2)
         first, second = model.roi_heads.detect(features, [proposals, proposals[:0]], [size] * 2)
-        (alone,) = model.roi_heads.detect(features[:1], [proposals], [size])
+        (alone,) = model.roi_heads.detect([features[0][:1]], [proposals], [size])
     assert len(second.boxes) == 0
     assert len(alone.boxes) > 0
     assert all(relative(a, b) < 2e-3 for a, b in zip(first, alone, strict=True))
@@ -180,13 +189,13 @@ def test_invalid_boxes_do_not_change_the_proposals(training: bool, most: int) ->
     config = dataclasses.replace(TINY, pre_nms_train=limit, pre_nms_test=limit, post_nms_train=most, post_nms_test=most)
     rpn = small_model(config).proposal_generator.train(training)
     draw = torch.Generator().manual_seed(0)
-    anchors = rpn.anchors(4, 5).repeat(2, 1)  # twice, because many boxes should be suppressed
+    anchors = rpn.anchors([(4, 5)]).repeat(2, 1)  # twice, because many boxes should be suppressed
     logits, deltas = torch.randn(2, len(anchors), generator=draw), torch.randn(2, len(anchors), 4, generator=draw) / 20
     deltas[:, ::3, :2] = 100.0  # far outside
     if not training:
         deltas[0, 1::5, 2], deltas[1, ::4, 0], logits[1, 2::7] = math.nan, math.inf, math.inf
     sizes = [(64, 80), (60, 70)]
-    found = rpn.propose(Predictions(logits, deltas, anchors), sizes)
+    found = rpn.propose(Predictions(logits, deltas, anchors, (len(anchors),)), sizes)
     for score, delta, size, proposals in zip(logits, deltas, sizes, found, strict=True):
         best = score.topk(limit).indices
         boxes = box_ops.decode(delta[best, None], anchors[best], (1.0, 1.0))[:, 0]
@@ -196,6 +205,32 @@ def test_invalid_boxes_do_not_change_the_proposals(training: bool, most: int) ->
         kept = nms(boxes[usable], score[best][usable], 0.7)
         assert 20 < len(kept) < usable.sum() < limit
         assert torch.equal(proposals, boxes[usable][kept[:most]])
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_boxes_of_different_levels_do_not_suppress_each_other(training: bool) -> None:
+    """The proposals are the best of all levels, after a selection and a suppression within each level."""
+    limit, most = 60, 50
+    config = dataclasses.replace(
+        TINY_FPN, pre_nms_train=limit, pre_nms_test=limit, post_nms_train=most, post_nms_test=most
+    )
+    rpn = small_model(config).proposal_generator.train(training)
+    draw = torch.Generator().manual_seed(0)
+    anchors = rpn.anchors([(16, 20), (8, 10), (4, 5), (2, 3), (1, 2)])
+    counts = (16 * 20 * 3, 8 * 10 * 3, 4 * 5 * 3, 2 * 3 * 3, 1 * 2 * 3)
+    logits, deltas = torch.randn(1, len(anchors), generator=draw), torch.randn(1, len(anchors), 4, generator=draw) / 20
+    deltas[:, ::3, :2] = 100.0  # far outside
+    (found,) = rpn.propose(Predictions(logits, deltas, anchors, counts), [(64, 80)])
+    kept = []
+    for score, delta, own in zip(logits[0].split(counts), deltas[0].split(counts), anchors.split(counts), strict=True):
+        best = score.topk(min(limit, len(score))).indices
+        boxes = box_ops.clip(box_ops.decode(delta[best, None], own[best], (1.0, 1.0))[:, 0], 64, 80)
+        usable = box_ops.nonempty(boxes)
+        chosen = nms(boxes[usable], score[best][usable], 0.7)
+        kept += [(float(score[best][usable][n]), boxes[usable][n]) for n in chosen]
+    assert len(kept) > most
+    kept.sort(key=lambda pair: -pair[0])
+    assert torch.equal(found, torch.stack([box for _, box in kept[:most]]))
 
 
 def test_bfloat16_is_near_float32() -> None:
@@ -256,26 +291,91 @@ def test_initialization_equals_that_of_detectron2() -> None:
             assert (parameter == 0).all()
 
 
+def test_initialization_of_a_pyramid_equals_that_of_detectron2() -> None:
+    """`c2_xavier_fill` draws uniform numbers with variance 1 / fan-in, `c2_msra_fill` normal ones with 2 / fan-out."""
+    torch.manual_seed(0)
+    config = ModelConfig(kind="fpn", blocks=(1, 1, 1, 1), width=32, pool_size=7, box_head="4conv1fc")
+    parameters = dict(build_model(config).named_parameters())
+    wanted = {
+        "backbone.fpn_lateral2.weight": 128**-0.5,
+        "backbone.fpn_lateral5.weight": 1024**-0.5,
+        "backbone.fpn_output3.weight": (256 * 9) ** -0.5,
+        "proposal_generator.rpn_head.conv.weight": 0.01,
+        "roi_heads.box_head.conv4.weight": (2 / (256 * 9)) ** 0.5,
+        "roi_heads.box_head.fc1.weight": (256 * 49) ** -0.5,
+        "roi_heads.box_predictor.cls_score.weight": 0.01,
+        "roi_heads.box_predictor.bbox_pred.weight": 0.001,
+        "roi_heads.mask_head.mask_fcn1.weight": (2 / (256 * 9)) ** 0.5,
+        "roi_heads.mask_head.deconv.weight": (2 / (256 * 4)) ** 0.5,
+        "roi_heads.mask_head.predictor.weight": 0.001,
+    }
+    for name, std in wanted.items():
+        assert parameters[name].std().item() == pytest.approx(std, rel=0.05), name
+        if "fpn_" in name or "fc1" in name:
+            assert parameters[name].abs().max().item() <= 3**0.5 * std * (1 + 1e-6), name
+    biases = [value for name, value in parameters.items() if name.endswith("bias")]
+    assert all((bias == 0).all() for bias in biases)
+    assert not any(name.startswith("roi_heads.mask_head.mask_fcn") and name.endswith("r.bias") for name in parameters)
+
+
+def test_regions_are_pooled_from_the_level_of_their_size() -> None:
+    """Compared with torchvision's `roi_align` region by region; the levels are those of equation 1 of the FPN paper."""
+    heads = build_model(TINY_FPN).roi_heads
+    draw = torch.Generator().manual_seed(0)
+    maps = [torch.randn(2, 3, 512 // stride, 640 // stride, generator=draw) for stride in (4, 8, 16, 32)]
+    sides = [20.0, 111.0, 112.0, 223.0, 224.0, 447.0, 448.0, 500.0]  # 224 pixels and more from stride 16
+    wanted = [4, 4, 8, 8, 16, 16, 32, 32]
+    boxes = [torch.tensor([[3.0, 5.0, 3.0 + side, 5.0 + side] for side in some]) for some in (sides[::2], sides[1::2])]
+    strides = [*wanted[::2], *wanted[1::2]]
+    found = heads.pool(maps, boxes)
+    assert found.shape == (8, 3, TINY_FPN.pool_size, TINY_FPN.pool_size)
+    for row, (stride, box) in enumerate(zip(strides, torch.cat(boxes), strict=True)):
+        level = maps[(4, 8, 16, 32).index(stride)][row // 4, None]
+        expected = roi_align(level, [box[None]], TINY_FPN.pool_size, spatial_scale=1 / stride, aligned=True)
+        assert relative(found[row], expected[0]) < 1e-5, (stride, box)
+    assert heads.pool_for_masks(maps, boxes).shape[2:] == (2 * TINY_FPN.pool_size, 2 * TINY_FPN.pool_size)
+
+
+def test_images_of_a_pyramid_are_padded_to_the_stride_of_its_top() -> None:
+    images = [picture(0, 33, 47), picture(1, 21, 66)]
+    assert build_model(TINY_FPN).preprocess(images).shape == (2, 3, 64, 96)
+    assert build_model(dataclasses.replace(TINY_FPN, stem="cifar")).preprocess(images).shape == (2, 3, 40, 72)
+
+
+def test_a_pyramid_needs_an_anchor_size_for_each_level() -> None:
+    with pytest.raises(ValueError, match=r"model.anchor_sizes=\[16.0, 32.0\]: expected 5 numbers"):
+        dataclasses.replace(TINY, kind="fpn")
+
+
+def test_the_settings_of_a_pyramid_are_no_part_of_the_identity_of_c4() -> None:
+    c4, fpn = identity(ModelConfig(fc_channels=5)), identity(TINY_FPN)
+    assert c4 == identity(ModelConfig())
+    assert fpn.keys() - c4.keys() == {"kind", "fpn_channels", "box_head", "fc_channels"}
+
+
 def backbone_state(model: MaskRCNN) -> dict[str, torch.Tensor]:
     """Return the weights of the backbone under the names that `load_backbone` expects."""
     state = {}
     for name, value in model.state_dict().items():
-        if name.startswith("backbone."):
-            state[name.removeprefix("backbone.")] = value
+        if name.startswith("backbone.") and ".fpn_" not in name:
+            state[name.removeprefix("backbone.").removeprefix("bottom_up.")] = value
         elif name.startswith("roi_heads.res5.") and not name.startswith("roi_heads.res5.norm."):
             state[name.removeprefix("roi_heads.")] = value
     return state
 
 
-def test_loading_a_backbone_changes_all_of_its_weights_and_no_others() -> None:
-    source, model = small_model(TINY), build_model(TINY)
+@pytest.mark.parametrize("config", [TINY, TINY_FPN], ids=["c4", "fpn"])
+def test_loading_a_backbone_changes_all_of_its_weights_and_no_others(config: ModelConfig) -> None:
+    source, model = small_model(TINY), build_model(config)  # a pyramid takes the weights of the same backbone
     before = {name: value.clone() for name, value in model.state_dict().items()}
     state = backbone_state(source)
     load_backbone(model, state)
     after = model.state_dict()
     for name, value in backbone_state(model).items():
         assert torch.equal(value, state[name])
-    others = [name for name in after if "head.conv" in name or "predictor" in name or "res5.norm" in name]
+    others = [
+        name for name in after if "_head." in name or "predictor" in name or "res5.norm" in name or "fpn_" in name
+    ]
     assert others
     assert all(torch.equal(after[name], before[name]) for name in others)
 

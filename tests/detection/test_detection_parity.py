@@ -15,6 +15,7 @@ import pytest
 import torch
 from detection_cases import (
     SMALL,
+    SMALL_FPN,
     Values,
     batch,
     calibrate,
@@ -34,9 +35,10 @@ from torch import Tensor
 
 from intl_bench.core.seeding import generator
 from transfer.detection.config import ModelConfig
+from transfer.detection.modeling.fpn import assign_levels
 from transfer.detection.structures import Target
 
-GOLDEN = places.GOLDEN / "detection" / "detectron2.npz"
+GOLDEN = places.GOLDEN / "detection"
 FILE_SIZES = [(150, 200), (112, 80), (70, 100)]  # sizes of the image files of `batch` before the resize
 
 # The largest allowed difference, relative to the largest value. LIVE is for one machine with the same libraries. The
@@ -71,6 +73,12 @@ def both_small(masks: bool = True) -> tuple[Values, Values]:
     return both(config, *batch(config), FILE_SIZES)
 
 
+def both_small_pyramids(masks: bool = True, box_head: str = "2fc") -> tuple[Values, Values]:
+    """Run `both` on images in which the regions have the sizes of several levels."""
+    config = dataclasses.replace(SMALL_FPN, masks=masks, box_head=box_head)
+    return both(config, *batch(config, scale=3), FILE_SIZES)
+
+
 def both_float64(seed: int) -> tuple[Values, Values]:
     """Run training in float64 in both detectors, on a batch of `detection_cases`."""
     return both_in_float64(SMALL, *batch(seed=seed))
@@ -92,14 +100,15 @@ def mask_iou(ours: Tensor, theirs: Tensor) -> float:
     return float(torch.where(join > 0, meet / join, 1.0).min()) if len(ours) else 1.0
 
 
-def assert_equal(ours: Values, theirs: Values, tolerance: float) -> None:
+def assert_equal(ours: Values, theirs: Values, tolerance: float, *, gradients: float | None = None) -> None:
     assert ours.keys() == theirs.keys()
     for name, value in theirs.items():
         assert ours[name].shape == value.shape, name
         if name.startswith("pasted/"):
             assert mask_iou(ours[name], value) >= MASK_IOU, name
         else:
-            assert relative(ours[name], value) <= (tolerance if value.is_floating_point() else 0), name
+            largest = (gradients if name.startswith("grad/") else None) or tolerance
+            assert relative(ours[name], value) <= (largest if value.is_floating_point() else 0), name
 
 
 @pytest.mark.parametrize("masks", [True, False], ids=["mask", "faster"])
@@ -110,14 +119,30 @@ def test_small_detector_agrees_with_detectron2(detectron2: None, masks: bool) ->
     assert_equal(ours, theirs, LIVE)
 
 
+@pytest.mark.parametrize(("masks", "box_head"), [(True, "2fc"), (True, "4conv1fc"), (False, "2fc")])
+def test_small_pyramid_agrees_with_detectron2(detectron2: None, masks: bool, box_head: str) -> None:
+    ours, theirs = both_small_pyramids(masks, box_head)
+    assert len(ours["scores/0"]) > 3
+    assert ("loss_mask" in ours) == masks
+    boxes = torch.cat([ours[f"region_boxes/{n}"] for n in range(3)])
+    assert torch.bincount(assign_levels(boxes, SMALL_FPN.strides[:4]), minlength=4).count_nonzero() >= 3
+    assert_equal(ours, theirs, LIVE, gradients=10 * LIVE)  # sums over more positions; see the test in float64
+
+
+@pytest.mark.parametrize("box_head", ["2fc", "4conv1fc"])
+def test_gradients_of_a_pyramid_agree_in_float64(detectron2: None, box_head: str) -> None:
+    config = dataclasses.replace(SMALL_FPN, box_head=box_head)
+    assert_equal(*both_in_float64(config, *batch(config, scale=3)), LIVE)
+
+
 @pytest.mark.parametrize("seed", [0, 40])
 def test_gradients_agree_in_float64_for_other_batches(detectron2: None, seed: int) -> None:
     """These batches have activations near 0. The rounding of float64 does not change their signs."""
     assert_equal(*both_float64(seed), LIVE)
 
 
-def coco_batch(test_data: Path, number: int = 0) -> tuple[list[Tensor], list[Target]]:
-    """One of the real images with at least three objects and polygons, at a quarter of its width and height."""
+def coco_batch(test_data: Path, number: int = 0, divisor: int = 4) -> tuple[list[Tensor], list[Target]]:
+    """One of the real images with at least three objects and polygons, its width and height divided by `divisor`."""
     folder = test_data / "coco_tiny"
     content = json.loads((folder / "annotations" / "instances_val2017.json").read_text())
     categories = sorted(category["id"] for category in content["categories"])
@@ -128,40 +153,48 @@ def coco_batch(test_data: Path, number: int = 0) -> tuple[list[Tensor], list[Tar
             usable.append((entry, objects))
     entry, objects = usable[number]
     with PILImage.open(folder / "val2017" / entry["file_name"]) as file:
-        small = file.convert("RGB").resize((entry["width"] // 4, entry["height"] // 4), PILImage.Resampling.BILINEAR)
-    boxes = torch.tensor([[o["bbox"][0], o["bbox"][1], o["bbox"][2], o["bbox"][3]] for o in objects]) / 4
+        size = (entry["width"] // divisor, entry["height"] // divisor)
+        small = file.convert("RGB").resize(size, PILImage.Resampling.BILINEAR)
+    boxes = torch.tensor([[o["bbox"][0], o["bbox"][1], o["bbox"][2], o["bbox"][3]] for o in objects]) / divisor
     boxes[:, 2:] += boxes[:, :2]
     classes = torch.tensor([categories.index(o["category_id"]) for o in objects])
-    outlines = [[np.array(polygon) / 4 for polygon in o["segmentation"]] for o in objects]
+    outlines = [[np.array(polygon) / divisor for polygon in o["segmentation"]] for o in objects]
     return [torch.from_numpy(np.array(small)).permute(2, 0, 1)], [Target(boxes, classes, outlines)]
 
 
 FEW_REGIONS = ModelConfig(roi_batch=8, post_nms_test=8, score_threshold=0.02, detections_per_image=5)
+FEW_REGIONS_FPN = dataclasses.replace(FEW_REGIONS, kind="fpn", pool_size=7, pre_nms_train=2000, post_nms_train=1000)
 
 
-def both_resnet50(test_data: Path) -> tuple[Values, Values]:
+def both_resnet50(test_data: Path, config: ModelConfig = FEW_REGIONS) -> tuple[Values, Values]:
     """Run `both` at full width on a COCO image, with few regions."""
     images, targets = coco_batch(test_data)
     sizes = [(4 * images[0].shape[1] + 1, 4 * images[0].shape[2] + 3)]
-    return both(FEW_REGIONS, images, targets, sizes)
+    return both(config, images, targets, sizes)
 
 
 @pytest.mark.data
-def test_resnet50_agrees_with_detectron2_on_a_coco_image(detectron2: None, test_data: Path) -> None:
-    ours, theirs = both_resnet50(test_data)
+@pytest.mark.parametrize("config", [FEW_REGIONS, FEW_REGIONS_FPN], ids=["c4", "fpn"])
+def test_resnet50_agrees_with_detectron2_on_a_coco_image(
+    detectron2: None, test_data: Path, config: ModelConfig
+) -> None:
+    ours, theirs = both_resnet50(test_data, config)
     assert len(ours["scores/0"]) > 0
     assert_equal(ours, theirs, LIVE)
 
 
-def stored(values: Values) -> dict[str, np.ndarray]:
+def stored(values: Values, compressed: tuple[str, ...] = ("grad/",)) -> dict[str, np.ndarray]:
     """Compress values for the golden file.
 
     A gradient becomes its norm and two random projections. Bitmaps are packed. Other values stay unchanged.
+
+    Args:
+        compressed: the beginnings of the names of what is compressed as a gradient.
     """
     kept = {}
     for name, value in values.items():
         array = value.numpy()
-        if name.startswith("grad/"):
+        if name.startswith(compressed):
             flat = array.astype(np.float64).ravel()
             directions = generator(0, "directions", len(flat)).random((2, len(flat))) - 0.5
             projections = directions @ flat / np.linalg.norm(directions, axis=1)
@@ -172,17 +205,23 @@ def stored(values: Values) -> dict[str, np.ndarray]:
     return kept
 
 
-def test_small_detector_agrees_with_numbers_stored_from_detectron2() -> None:
+@pytest.mark.parametrize("kind", ["c4", "fpn"])
+def test_small_detector_agrees_with_numbers_stored_from_detectron2(kind: str) -> None:
+    config, scale, compressed = SMALL, 1, ("grad/",)
+    path = GOLDEN / "detectron2.npz"
+    if kind == "fpn":
+        config, scale, compressed = SMALL_FPN, 3, ("grad/", "features/", "anchors", "rpn_logits", "rpn_deltas")
+        path = GOLDEN / "detectron2_fpn.npz"
     if os.environ.get("INTL_BENCH_UPDATE_GOLDEN"):
-        _, theirs = both_small()
-        GOLDEN.parent.mkdir(parents=True, exist_ok=True)
-        np.savez_compressed(GOLDEN, **stored(theirs))
-    images, targets = batch()
-    model = small_model()
+        _, theirs = both_small_pyramids() if kind == "fpn" else both_small()
+        GOLDEN.mkdir(parents=True, exist_ok=True)
+        np.savez_compressed(path, **stored(theirs, compressed))
+    images, targets = batch(config, scale=scale)
+    model = small_model(config)
     values = training_values(model, images, targets)
     calibrate(model, images, targets)
-    ours = stored(values | inference_values(model, images, FILE_SIZES))
-    with np.load(GOLDEN) as golden:
+    ours = stored(values | inference_values(model, images, FILE_SIZES), compressed)
+    with np.load(path) as golden:
         assert ours.keys() == set(golden.files)
         for name, value in ours.items():
             wanted = golden[name]
@@ -193,5 +232,5 @@ def test_small_detector_agrees_with_numbers_stored_from_detectron2() -> None:
             elif wanted.dtype.kind == "i":
                 np.testing.assert_array_equal(value, wanted, err_msg=name)
             elif wanted.size:
-                tolerance = STORED_GRADIENT if name.startswith("grad/") else STORED
+                tolerance = STORED_GRADIENT if name.startswith(compressed) else STORED
                 assert np.abs(value - wanted).max() <= tolerance * np.abs(wanted).max(), name

@@ -15,6 +15,7 @@ import torch
 import torchvision
 from detectron2_engine_cases import CONFIG, MODEL, backbone
 
+from intl_bench.core import config as configs
 from intl_bench.core.errors import InputError
 from transfer.convert import to_detectron2
 from transfer.detection import build_model
@@ -89,10 +90,12 @@ def test_parameter_groups_equal_detectron2s(engine: ModuleType) -> None:
 
 @pytest.mark.parametrize(("blocks", "bottleneck", "width"), [((3, 4, 6, 3), True, 8), ((2, 2, 2, 2), False, 64)])
 @pytest.mark.parametrize("masks", [True, False])
+@pytest.mark.parametrize(("kind", "box_head"), [("c4", "2fc"), ("fpn", "2fc"), ("fpn", "4conv1fc")])
 def test_both_engines_have_the_same_parameters(
-    engine: ModuleType, blocks: tuple[int, ...], bottleneck: bool, width: int, masks: bool
+    engine: ModuleType, blocks: tuple[int, ...], bottleneck: bool, width: int, masks: bool, kind: str, box_head: str
 ) -> None:
-    model = ModelConfig(blocks=blocks, bottleneck=bottleneck, width=width, masks=masks, num_classes=7)
+    network: dict[str, Any] = {"blocks": blocks, "bottleneck": bottleneck, "width": width}
+    model = ModelConfig(**network, masks=masks, num_classes=7, kind=kind, box_head=box_head, fpn_channels=16)
     config = dataclasses.replace(CONFIG, model=model)
     theirs = engine.build_model(engine.settings(config, seed=0, output=Path("run"))).state_dict()
     ours = build_model(model).state_dict()
@@ -102,7 +105,7 @@ def test_both_engines_have_the_same_parameters(
 def test_every_setting_that_matters_to_detectron2_reaches_it(engine: ModuleType) -> None:
     ours_alone = {"data", "model", "engine", "precision", "channels_last", "evaluator", "visualize", "device"}
     ours_alone |= {"visualize_threshold", "accumulate"}  # `engines.choice` refuses the latter
-    architecture = {"blocks", "bottleneck", "stem"}
+    architecture = {"blocks", "bottleneck", "stem", "kind", "box_head"}
     original = engine.settings(CONFIG, seed=0, output=Path("run"))
 
     def other(value: Any) -> Any:
@@ -114,11 +117,17 @@ def test_every_setting_that_matters_to_detectron2_reaches_it(engine: ModuleType)
         if field.name not in ours_alone:
             changed = dataclasses.replace(CONFIG, **{field.name: other(getattr(CONFIG, field.name))})
             assert engine.settings(changed, seed=0, output=Path("run")) != original, field.name
-    for field in dataclasses.fields(ModelConfig):
-        if field.name not in architecture:
-            model = dataclasses.replace(MODEL, **{field.name: other(getattr(MODEL, field.name))})
-            changed = dataclasses.replace(CONFIG, model=model)
-            assert engine.settings(changed, seed=0, output=Path("run")) != original, field.name
+
+    def read(model: ModelConfig) -> Any:
+        return engine.settings(dataclasses.replace(CONFIG, model=model), seed=0, output=Path("run"))
+
+    pyramid = dataclasses.replace(MODEL, kind="fpn")
+    assert read(pyramid) != original
+    assert read(dataclasses.replace(pyramid, box_head="4conv1fc")) != read(pyramid)
+    for base in (MODEL, pyramid):
+        for name in {field.name for field in dataclasses.fields(ModelConfig)} - architecture - base.unused():
+            changed_model = dataclasses.replace(base, **{name: other(getattr(base, name))})
+            assert read(changed_model) != read(base), name
 
 
 def test_the_papers_settings_are_those_of_mocos_detectron2_configs(engine: ModuleType) -> None:
@@ -157,6 +166,48 @@ def test_the_papers_settings_are_those_of_mocos_detectron2_configs(engine: Modul
         )
     )
     assert engine.settings(DetectionConfig(device="cpu"), seed=3, output=Path("run"), processes=8) == expected
+
+
+@pytest.mark.parametrize("name", ["r50_fpn_1x", "r50_fpn_4conv1fc_1x"])
+def test_the_settings_of_a_pyramid_are_those_of_the_published_configs(engine: ModuleType, name: str) -> None:
+    """Detectron2's Base-RCNN-FPN with OpenSelfSup's coco_R_50_FPN_1x, and with PyContrast's R_50_FPN_1x_infomin."""
+    stages, levels = ["res2", "res3", "res4", "res5"], ["p2", "p3", "p4", "p5", "p6"]
+    values: dict[str, Any] = {
+        "MODEL": {
+            "META_ARCHITECTURE": "GeneralizedRCNN",
+            "BACKBONE": {"NAME": "build_resnet_fpn_backbone", "FREEZE_AT": 0},
+            "RESNETS": {"OUT_FEATURES": stages, "DEPTH": 50, "NORM": "naiveSyncBN", "STRIDE_IN_1X1": False},
+            "FPN": {"IN_FEATURES": stages, "NORM": "naiveSyncBN"},
+            "ANCHOR_GENERATOR": {"SIZES": [[32], [64], [128], [256], [512]], "ASPECT_RATIOS": [[0.5, 1.0, 2.0]]},
+            "RPN": {
+                "IN_FEATURES": levels,
+                "PRE_NMS_TOPK_TRAIN": 2000,
+                "PRE_NMS_TOPK_TEST": 1000,
+                "POST_NMS_TOPK_TRAIN": 1000,
+                "POST_NMS_TOPK_TEST": 1000,
+            },
+            "ROI_HEADS": {"NAME": "StandardROIHeads", "IN_FEATURES": levels[:-1]},
+            "ROI_BOX_HEAD": {"NAME": "FastRCNNConvFCHead", "NUM_FC": 2, "POOLER_RESOLUTION": 7},
+            "ROI_MASK_HEAD": {"NAME": "MaskRCNNConvUpsampleHead", "NUM_CONV": 4, "POOLER_RESOLUTION": 14},
+            "MASK_ON": True,
+            "PIXEL_MEAN": [123.675, 116.280, 103.530],
+            "PIXEL_STD": [58.395, 57.120, 57.375],
+            "DEVICE": "cpu",
+        },
+        "TEST": {"PRECISE_BN": {"ENABLED": True}},
+        "SOLVER": {"IMS_PER_BATCH": 16, "BASE_LR": 0.02, "STEPS": (60000, 80000), "MAX_ITER": 90000},
+        "INPUT": {"FORMAT": "RGB", "MIN_SIZE_TRAIN": (640, 672, 704, 736, 768, 800)},
+        "DATASETS": {"TRAIN": ("coco_2017_train",), "TEST": ("coco_2017_val",)},
+        "OUTPUT_DIR": "run",
+        "SEED": 3,
+    }
+    if name == "r50_fpn_4conv1fc_1x":
+        values["MODEL"]["ROI_BOX_HEAD"] |= {"NUM_CONV": 4, "NUM_FC": 1, "NORM": "naiveSyncBN"}
+        values["MODEL"]["ROI_MASK_HEAD"]["NORM"] = "naiveSyncBN"
+    expected = engine.get_cfg()
+    expected.merge_from_other_cfg(engine.CfgNode(values))
+    config = configs.load(DetectionConfig, name, "coco", ["device=cpu"])
+    assert engine.settings(config, seed=3, output=Path("run"), processes=8) == expected
 
 
 def test_yaml_is_read_back_by_detectron2s_own_loader(engine: ModuleType, tmp_path: Path) -> None:

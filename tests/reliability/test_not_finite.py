@@ -103,8 +103,8 @@ def test_features_of_one_test_image_are_enough(named: bool) -> None:
     """A detector finds nothing where features are not finite, which must not count as a result."""
 
     class Trunk(nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor | dict[str, torch.Tensor]:
-            return {"res4": x} if named else x
+        def forward(self, x: torch.Tensor) -> list[torch.Tensor] | dict[str, torch.Tensor]:
+            return {"res4": x} if named else [x]
 
     for values, raises in (([1.0, math.inf, 2.0], True), ([1.0, 2.0], False)):
         trunk = Trunk()

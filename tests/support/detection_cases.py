@@ -1,5 +1,6 @@
 """Small detectors, pictures and ground truth without files, and the values of the built-in detector for them."""
 
+import dataclasses
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +28,20 @@ SMALL = ModelConfig(
     detections_per_image=10,
     score_threshold=0.2,
 )
+# Few proposals of each level, so that regions of all sizes are drawn.
+SMALL_FPN = dataclasses.replace(
+    SMALL,
+    kind="fpn",
+    pool_size=3,
+    fpn_channels=16,
+    fc_channels=24,
+    anchor_sizes=(32.0, 128.0, 256.0, 512.0, 900.0),
+    roi_batch=40,
+    pre_nms_train=20,
+    post_nms_train=80,
+    pre_nms_test=10,
+    post_nms_test=40,
+)
 TINY = ModelConfig(
     blocks=(1, 1, 1, 1),
     bottleneck=False,
@@ -42,6 +57,9 @@ TINY = ModelConfig(
     post_nms_test=10,
     pool_size=4,
     score_threshold=0.1,
+)
+TINY_FPN = dataclasses.replace(
+    TINY, kind="fpn", pool_size=2, fpn_channels=4, fc_channels=6, anchor_sizes=(16.0, 32.0, 64.0, 128.0, 256.0)
 )
 
 
@@ -104,13 +122,13 @@ def ground_truth(seed: int, height: int, width: int, *, objects: int, kind: str,
     return Target(torch.from_numpy(boxes), labels, outlines)
 
 
-def batch(config: ModelConfig = SMALL, seed: int = 30) -> tuple[list[Tensor], list[Target]]:
-    """Make three images: one with polygons, one with bitmaps and one without objects.
+def batch(config: ModelConfig = SMALL, seed: int = 30, scale: int = 1) -> tuple[list[Tensor], list[Target]]:
+    """Make three images: one with polygons, one with bitmaps and one without objects, `scale` times as large.
 
     The gradient of a network with ReLUs is not continuous where an activation is 0. With the default seed, no
     activation is so near to 0 that the rounding of float32 decides its sign. With about half of all seeds, some are.
     """
-    sizes = [(96, 128), (112, 80), (64, 96)]
+    sizes = [(96 * scale, 128 * scale), (112 * scale, 80 * scale), (64 * scale, 96 * scale)]
     images = [picture(seed + n, *size) for n, size in enumerate(sizes)]
     kinds = [("polygon", 4), ("bitmap", 3), ("polygon", 0)]
     targets = [
@@ -158,7 +176,9 @@ def training_values(model: MaskRCNN, images: list[Tensor], targets: list[Target]
         regions = heads.sample(proposals, targets, draws)
         losses = rpn.losses(predictions, samples) | heads.losses(features, regions, targets)
     sum(losses.values()).backward()
-    values |= {"features": features, "anchors": predictions.anchors}
+    several = len(features) > 1
+    values |= {f"features/{n}" if several else "features": level for n, level in enumerate(features)}
+    values |= {"anchors": predictions.anchors}
     values |= {"rpn_logits": predictions.logits, "rpn_deltas": predictions.deltas}
     for n, (sample, boxes, region) in enumerate(zip(samples, proposals, regions, strict=True)):
         foreground = sample.foreground.sort()
@@ -170,7 +190,7 @@ def training_values(model: MaskRCNN, images: list[Tensor], targets: list[Target]
         values[f"region_classes/{n}"] = region.classes
         values[f"region_targets/{n}"] = region.targets
         if model.config.masks:
-            side = model.config.pool_size
+            side = model.config.pool_size * (4 if model.config.kind == "fpn" else 1)
             crops = masks.crop_targets(targets[n].masks, region.objects, region.boxes[: len(region.objects)], side)
             values[f"mask_targets/{n}"] = crops
     values |= losses

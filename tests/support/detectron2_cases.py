@@ -13,7 +13,10 @@ from transfer.detection.structures import Target
 
 
 def detectron2_model(config: ModelConfig, state: dict[str, Tensor], *, device: str = "cpu", freeze_at: int = 0) -> Any:
-    """Build Detectron2's R50-C4 with the settings of `config`, MoCo's norm after res5 and the weights `state`."""
+    """Build Detectron2's R50-C4 with the settings of `config`, MoCo's norm after res5 and the weights `state`.
+
+    For a pyramid it is Detectron2's R50-FPN, as in its configs/Base-RCNN-FPN.yaml.
+    """
     from detectron2.config import get_cfg
     from detectron2.modeling import build_model
 
@@ -43,10 +46,28 @@ def detectron2_model(config: ModelConfig, state: dict[str, Tensor], *, device: s
     cfg.MODEL.ROI_MASK_HEAD.NUM_CONV, cfg.MODEL.ROI_MASK_HEAD.CONV_DIM = 0, config.mask_channels
     cfg.MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION = config.pool_size
     cfg.TEST.DETECTIONS_PER_IMAGE = config.detections_per_image
+    if config.kind == "fpn":
+        use_pyramid(cfg, config)
     model = build_model(cfg)
-    model.roi_heads.res5.add_module("norm", nn.BatchNorm2d(config.width * 32))
+    if config.kind == "c4":
+        model.roi_heads.res5.add_module("norm", nn.BatchNorm2d(config.width * 32))
     model.to(device).load_state_dict(state)
     return model
+
+
+def use_pyramid(cfg: Any, config: ModelConfig) -> None:
+    """Change the settings of R50-C4 to those of R50-FPN."""
+    stages = ["res2", "res3", "res4", "res5"]
+    cfg.MODEL.BACKBONE.NAME = "build_resnet_fpn_backbone"
+    cfg.MODEL.RESNETS.OUT_FEATURES = cfg.MODEL.FPN.IN_FEATURES = stages
+    cfg.MODEL.FPN.OUT_CHANNELS, cfg.MODEL.FPN.NORM = config.fpn_channels, "BN"
+    cfg.MODEL.ANCHOR_GENERATOR.SIZES = [[size] for size in config.anchor_sizes]
+    cfg.MODEL.RPN.IN_FEATURES = ["p2", "p3", "p4", "p5", "p6"]
+    cfg.MODEL.ROI_HEADS.NAME, cfg.MODEL.ROI_HEADS.IN_FEATURES = "StandardROIHeads", ["p2", "p3", "p4", "p5"]
+    box, mask = cfg.MODEL.ROI_BOX_HEAD, cfg.MODEL.ROI_MASK_HEAD
+    box.NAME, box.FC_DIM, box.CONV_DIM = "FastRCNNConvFCHead", config.fc_channels, config.fpn_channels
+    box.NUM_CONV, box.NUM_FC, box.NORM = (4, 1, "BN") if config.box_head == "4conv1fc" else (0, 2, "")
+    mask.NUM_CONV, mask.NORM, mask.POOLER_RESOLUTION = 4, box.NORM, 2 * config.pool_size
 
 
 @contextmanager
@@ -96,24 +117,31 @@ def detectron2_training_values(model: Any, images: list[Tensor], targets: list[T
     with EventStorage(), shared_permutations():
         pictures = model.preprocess_image(inputs)
         features = model.backbone(pictures.tensor)
-        anchors = rpn.anchor_generator([features["res4"]])
-        logits, deltas = rpn.rpn_head([features["res4"]])
-        logits = logits[0].permute(0, 2, 3, 1).flatten(1)
-        n, _, height, width = deltas[0].shape
-        deltas = deltas[0].view(n, -1, 4, height, width).permute(0, 3, 4, 1, 2).flatten(1, -2)
+        maps = [features[name] for name in rpn.in_features]
+        anchors = rpn.anchor_generator(maps)
+        logits, deltas = rpn.rpn_head(maps)
+        logits = [own.permute(0, 2, 3, 1).flatten(1) for own in logits]
+        deltas = [own.view(len(own), -1, 4, *own.shape[2:]).permute(0, 3, 4, 1, 2).flatten(1, -2) for own in deltas]
         labels, matched = rpn.label_and_sample_anchors(anchors, truth)
-        losses = dict(rpn.losses(anchors, [logits], labels, [deltas], matched))
-        proposals = rpn.predict_proposals(anchors, [logits], [deltas], pictures.image_sizes)
+        losses = dict(rpn.losses(anchors, logits, labels, deltas, matched))
+        proposals = rpn.predict_proposals(anchors, logits, deltas, pictures.image_sizes)
         regions = heads.label_and_sample_proposals([p[:] for p in proposals], truth)
-        shared = heads._shared_roi_transform([features["res4"]], [r.proposal_boxes for r in regions])
-        losses |= heads.box_predictor.losses(heads.box_predictor(shared.mean(dim=[2, 3])), regions)
         chosen = [(region.gt_classes != heads.num_classes).nonzero()[:, 0] for region in regions]
-        if heads.mask_on:
-            rows = torch.cat([region.gt_classes != heads.num_classes for region in regions])
-            foreground = [region[places] for region, places in zip(regions, chosen, strict=True)]
-            losses |= heads.mask_head(shared[rows], foreground)
+        if len(maps) > 1:
+            losses |= heads._forward_box(features, regions)
+            losses |= heads._forward_mask(features, regions) if heads.mask_on else {}
+        else:
+            shared = heads._shared_roi_transform(maps, [r.proposal_boxes for r in regions])
+            losses |= heads.box_predictor.losses(heads.box_predictor(shared.mean(dim=[2, 3])), regions)
+            if heads.mask_on:
+                rows = torch.cat([region.gt_classes != heads.num_classes for region in regions])
+                foreground = [region[places] for region, places in zip(regions, chosen, strict=True)]
+                losses |= heads.mask_head(shared[rows], foreground)
     sum(losses.values()).backward()
-    values |= {"features": features["res4"], "anchors": anchors[0].tensor, "rpn_logits": logits, "rpn_deltas": deltas}
+    several = len(maps) > 1
+    values |= {f"features/{n}" if several else "features": own for n, own in enumerate(maps)}
+    values |= {"anchors": torch.cat([own.tensor for own in anchors])}
+    values |= {"rpn_logits": torch.cat(logits, 1), "rpn_deltas": torch.cat(deltas, 1)}
     for n, (label, boxes, region) in enumerate(zip(labels, proposals, regions, strict=True)):
         values[f"rpn_foreground/{n}"] = (label == 1).nonzero()[:, 0]
         values[f"rpn_background/{n}"] = (label == 0).nonzero()[:, 0]
@@ -124,7 +152,7 @@ def detectron2_training_values(model: Any, images: list[Tensor], targets: list[T
         some = region[chosen[n]]
         values[f"region_targets/{n}"] = some.gt_boxes.tensor if some.has("gt_boxes") else torch.zeros(0, 4)
         if heads.mask_on:
-            side = heads.pooler.output_size[0]
+            side = 2 * heads.mask_pooler.output_size[0] if several else heads.pooler.output_size[0]
             values[f"mask_targets/{n}"] = (
                 some.gt_masks.crop_and_resize(some.proposal_boxes.tensor, side)
                 if some.has("gt_masks")

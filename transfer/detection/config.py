@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Annotated
 
+from intl_bench.core import config as configs
 from intl_bench.core.datasets import canonical
 from intl_bench.core.identity import by_content, every_value_published, runtime_only
 from intl_bench.core.names import require_title
@@ -24,15 +25,18 @@ from intl_bench.core.ranges import (
 )
 from pretrain.images.decode import LARGEST
 
-_STRIDES = {"imagenet": 16, "cifar": 4}
+_STRIDES = {"imagenet": 16, "cifar": 4}  # of conv4
+_LEVELS = 5  # of a pyramid
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig(Checked):
-    """Settings of Mask R-CNN on the conv4 features of a ResNet. With `masks: false` the detector is Faster R-CNN.
+    """Settings of Mask R-CNN on a ResNet. With `masks: false` the detector is Faster R-CNN.
 
     Attributes:
-        blocks: number of residual blocks of each stage; the last stage is the head of the regions.
+        kind: "c4" (regions of the conv4 features, the last stage is their head) or "fpn" (feature pyramid of all
+            stages). The other defaults are those of "c4"; `configs/coco/r50_fpn_1x.yaml` has those of "fpn".
+        blocks: number of residual blocks of each stage.
         bottleneck: whether the blocks are bottleneck blocks (ResNet-50) or basic blocks (ResNet-18).
         width: channels of the stem; 64 in a standard ResNet.
         stem: "imagenet" (7x7, stride 2, max-pool) or "cifar" (3x3, stride 1, padding 2, no max-pool); the same as in
@@ -40,19 +44,24 @@ class ModelConfig(Checked):
         num_classes: number of categories.
         masks: whether the detector predicts masks too.
         mask_channels: width of the mask head.
-        anchor_sizes: sides of the square anchors, in pixels of the image.
+        anchor_sizes: sides of the square anchors, in pixels of the image; of a pyramid one for each of its five levels.
         aspect_ratios: of the anchors, height / width.
         rpn_batch, roi_batch: number of anchors and of regions per image that the losses are computed on.
         pre_nms_train, post_nms_train: number of proposals per image before and after non-maximum suppression, in
-            training.
+            training; of a pyramid the former is a number per level.
         pre_nms_test, post_nms_test: the same in test.
-        pool_size: height and width of the features of a region.
+        pool_size: height and width of the features of a region; the mask head of a pyramid has twice as many.
         score_threshold: lowest score of a detection.
         nms_threshold: overlap (IoU) above which the lower of two detections of a category is left out.
         detections_per_image: largest number of detections.
         pixel_mean, pixel_std: mean and standard deviation of the RGB channels, for pixels from 0 to 255.
+        fpn_channels: channels of all levels of the pyramid.
+        box_head: the head for class and box of a pyramid: "2fc" (two linear layers, no norms in the heads, as in
+            Detectron2) or "4conv1fc" (four convolutions and a linear layer, norms in the heads for boxes and masks).
+        fc_channels: width of these linear layers.
     """
 
+    kind: Annotated[str, Choice(("c4", "fpn"))] = "c4"
     blocks: tuple[Layers, ...] = (3, 4, 6, 3)
     bottleneck: bool = True
     width: Width = 64
@@ -74,6 +83,9 @@ class ModelConfig(Checked):
     detections_per_image: Count = 100
     pixel_mean: tuple[Finite, ...] = (123.675, 116.28, 103.53)
     pixel_std: tuple[Positive, ...] = (58.395, 57.12, 57.375)
+    fpn_channels: Width = 256
+    box_head: Annotated[str, Choice(("2fc", "4conv1fc"))] = "2fc"
+    fc_channels: Width = 1024
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -82,15 +94,31 @@ class ModelConfig(Checked):
         for name in ("anchor_sizes", "aspect_ratios"):
             if not getattr(self, name):
                 raise ValueError(f"model.{name}={getattr(self, name)}: expected at least one number")
+        if self.kind == "fpn" and len(self.anchor_sizes) != _LEVELS:
+            raise ValueError(
+                f"model.anchor_sizes={list(self.anchor_sizes)}: expected {_LEVELS} numbers, one for each level of the "
+                "pyramid"
+            )
         if len(self.pixel_mean) != 3 or len(self.pixel_std) != 3:
             raise ValueError(
                 f"model.pixel_mean={self.pixel_mean}, model.pixel_std={self.pixel_std}: expected three numbers in each"
             )
 
+    def unused(self) -> set[str]:
+        """Return the settings of a pyramid for "c4", whose identities in older records do not have them."""
+        return {"kind", "fpn_channels", "box_head", "fc_channels"} if self.kind == "c4" else set()
+
     @property
-    def stride(self) -> int:
-        """The distance in image pixels between two neighboring positions of the conv4 feature map."""
-        return _STRIDES[self.stem]
+    def strides(self) -> tuple[int, ...]:
+        """The distances in image pixels between two neighboring positions of each feature map, conv4 or p2 to p6."""
+        conv4 = _STRIDES[self.stem]
+        return (conv4,) if self.kind == "c4" else tuple(conv4 * 2**level // 4 for level in range(_LEVELS))
+
+
+def usual_model(kind: str) -> ModelConfig:
+    """Return the published settings of a kind of detector, "c4" or "fpn"."""
+    path = configs.CONFIGS / "coco" / ("r50_fpn_1x.yaml" if kind == "fpn" else "r50_c4_1x.yaml")
+    return configs.build(ModelConfig, configs.read(path).get("model", {}), str(path))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,7 @@
 """Trained detectors in files: `detector.pth` of this project, and checkpoints of Detectron2."""
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,14 @@ from intl_bench.core.errors import InputError
 from pretrain import states
 from transfer.detection.annotations import categories
 from transfer.detection.annotations.objects import Annotations
-from transfer.detection.config import DetectionConfig
+from transfer.detection.config import DetectionConfig, usual_model
 from transfer.formats import safe_load
 
 # Settings of the machine or of the training, which do not describe a detector.
 _LEFT_OUT = ("device", "workers", "visualize", "eval_every", "checkpoint_every", "evaluator")
-# Needed weights that tell no setting. The norm is that of MoCo's detection code.
-_NEEDED = ("proposal_generator.rpn_head.objectness_logits.weight", "roi_heads.res5.norm.weight")
+# Needed weights that tell no setting. The norm after res5 is that of MoCo's detection code.
+_RPN = "proposal_generator.rpn_head.objectness_logits.weight"
+_RES5_NORM, _PYRAMID_NORM = "roi_heads.res5.norm.weight", "backbone.fpn_lateral2.norm.weight"
 # Buffers that earlier versions of Detectron2 stored among the weights.
 _ANCHORS = "proposal_generator.anchor_generator."
 
@@ -77,7 +79,7 @@ def read(path: Path) -> Detector:
     except (KeyError, IndexError, TypeError) as error:
         raise InputError(
             f"{path}: no detector: {error.args[0]} is missing; expected detector.pth of this project, or a checkpoint "
-            "of Detectron2's R50-C4 with a norm after res5, as MoCo's"
+            "of Detectron2's R50-C4 with a norm after res5, as MoCo's, or of its R50-FPN with norms in the pyramid"
         ) from error
     if name := states.not_finite(weights):
         raise InputError(f"{path}: {name} is not finite; expected a trained detector")
@@ -108,15 +110,18 @@ def read(path: Path) -> Detector:
 
 def _read_architecture(weights: dict[str, Tensor]) -> dict[str, Any]:
     """Return the values of `ModelConfig` that follow from the names and shapes of the weights."""
-    stem = weights["backbone.stem.conv1.weight"]
-    stages = ["backbone.res2", "backbone.res3", "backbone.res4", "roi_heads.res5"]
+    pyramid = "backbone.fpn_lateral2.weight" in weights
+    network = "backbone.bottom_up" if pyramid else "backbone"
+    stem = weights[f"{network}.stem.conv1.weight"]
+    stages = [f"{network}.res{n}" for n in (2, 3, 4)] + [f"{network}.res5" if pyramid else "roi_heads.res5"]
     blocks = [
         len({key.removeprefix(f"{stage}.").split(".")[0] for key in weights if key.startswith(f"{stage}.")} - {"norm"})
         for stage in stages
     ]
-    model: dict[str, Any] = {
+    model: dict[str, Any] = _read_pyramid(weights) if pyramid else {}
+    model |= {
         "blocks": blocks,
-        "bottleneck": "backbone.res2.0.conv3.weight" in weights,
+        "bottleneck": f"{network}.res2.0.conv3.weight" in weights,
         "width": len(stem),
         "stem": "imagenet" if stem.shape[-1] == 7 else "cifar",
         "num_classes": len(weights["roi_heads.box_predictor.cls_score.weight"]) - 1,
@@ -124,10 +129,22 @@ def _read_architecture(weights: dict[str, Tensor]) -> dict[str, Any]:
     }
     if model["masks"]:
         model["mask_channels"] = weights["roi_heads.mask_head.deconv.weight"].shape[1]
-    for name in _NEEDED:
+    for name in (_RPN, _PYRAMID_NORM if pyramid else _RES5_NORM):
         if name not in weights:
             raise KeyError(name)
     return model
+
+
+def _read_pyramid(weights: dict[str, Tensor]) -> dict[str, Any]:
+    """Return the values of `ModelConfig` of a detector with a pyramid. What weights do not tell is as in Detectron2."""
+    channels, first = len(weights["backbone.fpn_lateral2.weight"]), weights["roi_heads.box_head.fc1.weight"]
+    return {
+        **configs.to_dict(usual_model("fpn")),
+        "fpn_channels": channels,
+        "box_head": "4conv1fc" if "roi_heads.box_head.conv1.weight" in weights else "2fc",
+        "fc_channels": len(first),
+        "pool_size": math.isqrt(first.shape[1] // channels),
+    }
 
 
 def match_categories(detector: Detector, test: Annotations) -> Annotations:

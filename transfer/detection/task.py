@@ -27,7 +27,7 @@ from transfer.detection import detectors
 from transfer.detection.annotations.categories import match_categories
 from transfer.detection.annotations.objects import Annotations
 from transfer.detection.annotations.split import read_split
-from transfer.detection.config import AnnotatedDataConfig, DetectionConfig, ModelConfig
+from transfer.detection.config import AnnotatedDataConfig, DetectionConfig, ModelConfig, usual_model
 from transfer.detection.detectors import Detector
 from transfer.detection.engines import choice
 from transfer.detection.evaluation.coco import check_results, import_evaluator
@@ -42,7 +42,7 @@ Result = dict[str, Any]
 Evaluate = Callable[[Annotations, list[Result], DetectionConfig, str], Scores]
 
 # Settings of the detector that the footnote of a table describes in another way.
-_DESCRIBED_ELSEWHERE = ("blocks", "bottleneck", "width", "stem", "pixel_mean", "pixel_std")
+_DESCRIBED_ELSEWHERE = ("kind", "box_head", "blocks", "bottleneck", "width", "stem", "pixel_mean", "pixel_std")
 
 
 def from_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -98,13 +98,16 @@ def _read_cached(data: AnnotatedDataConfig, split: str, masks: bool, root: Path,
 
 def protocol(config: DetectionConfig) -> dict[str, Any]:
     """Describe the protocol in words for the footnote of a table. Its identity is `core.identity.identity`."""
-    usual, used = configs.to_dict(ModelConfig()), configs.to_dict(config.model)
+    usual, used = configs.to_dict(usual_model(config.model.kind)), configs.to_dict(config.model)
+    is_pyramid = config.model.kind == "fpn"
     changed = {key: value for key, value in used.items() if value != usual[key] and key not in _DESCRIBED_ELSEWHERE}
     mean, std = (
         " ".join(f"{value:g}" for value in values) for values in (config.model.pixel_mean, config.model.pixel_std)
     )
     return {
         "protocol": config.data.kind,
+        "detector": "fpn" if is_pyramid else None,
+        "box_head": config.model.box_head if is_pyramid else None,
         "schedule": config.schedule,
         "engine": config.engine,
         "evaluator": "pycocotools" if config.data.kind == "coco" else "VOC07",

@@ -15,7 +15,7 @@ from transfer.detection.annotations.objects import Annotations
 from transfer.detection.config import DetectionConfig
 from transfer.detection.data import test_images
 from transfer.detection.modeling.mask_rcnn import MaskRCNN, build_model
-from transfer.detection.modeling.pooling import Bins
+from transfer.detection.modeling.pooling import Bins, pool
 from transfer.detection.modeling.resnet import freeze
 from transfer.detection.task import read_annotations
 from transfer.dry_run.work import Phase, Work, bytes_of
@@ -113,11 +113,15 @@ def _losses(model: MaskRCNN, batch: int, shape: tuple[int, int], half: bool) -> 
     config = model.config
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
         features = model.backbone(torch.empty(batch, 3, *shape))
-        outputs = [*model.proposal_generator.rpn_head(features)]
-        regions = _regions(model, features, batch * config.roi_batch)
-        outputs += model.roi_heads.box_predictor(regions.mean(dim=(2, 3)))
-        if model.roi_heads.mask_head is not None:
-            outputs.append(model.roi_heads.mask_head(regions[: len(regions) // _FOREGROUND]))
+        outputs = [output for level in features for output in model.proposal_generator.rpn_head(level)]
+        heads, count = model.roi_heads, batch * config.roi_batch
+        regions = _regions(model, features, count)
+        outputs += heads.box_predictor(heads.summarize(regions))
+        if heads.mask_head is not None:
+            chosen = count // _FOREGROUND
+            outputs.append(
+                heads.mask_head(_regions(model, features, chosen, 2) if _is_fpn(model) else regions[:chosen])
+            )
     return torch.stack([output.float().sum() for output in outputs]).sum()
 
 
@@ -126,18 +130,26 @@ def _detections(model: MaskRCNN, shape: tuple[int, int], half: bool) -> Any:
     config = model.config
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
         features = model.backbone(torch.empty(1, 3, *shape))
-        model.proposal_generator.rpn_head(features)
-        model.roi_heads.box_predictor(_regions(model, features, config.post_nms_test).mean(dim=(2, 3)))
-        if model.roi_heads.mask_head is not None:
-            model.roi_heads.mask_head(_regions(model, features, config.detections_per_image))
+        for level in features:
+            model.proposal_generator.rpn_head(level)
+        heads = model.roi_heads
+        heads.box_predictor(heads.summarize(_regions(model, features, config.post_nms_test)))
+        if heads.mask_head is not None:
+            heads.mask_head(_regions(model, features, config.detections_per_image, 2))
 
 
-def _regions(model: MaskRCNN, features: torch.Tensor, count: int) -> torch.Tensor:
-    """Apply the last stage to regions."""
+def _is_fpn(model: MaskRCNN) -> bool:
+    return model.config.kind == "fpn"
+
+
+def _regions(model: MaskRCNN, features: list[torch.Tensor], count: int, scale: int = 1) -> torch.Tensor:
+    """Pool regions, of a pyramid with `scale` times its size, and else apply the last stage to them."""
+    full = model.config.pool_size
+    if _is_fpn(model):
+        return pool(features[0], _bins(count, scale * full))
     stage: Any = model.roi_heads.res5
     first, *others = stage
-    full = model.config.pool_size
-    x = first.forward_regions(stage.project(features), *(_bins(count, side) for side in (full, -(-full // 2))))
+    x = first.forward_regions(stage.project(features[0]), *(_bins(count, side) for side in (full, -(-full // 2))))
     for module in others:
         x = module(x)
     return x

@@ -45,8 +45,7 @@ def values(
         "SEED": seed if seed < 2**31 else torch_seed(seed, "detectron2") % 2**31,
         "OUTPUT_DIR": str(output),
         "MODEL": {
-            **_detector(config.model),
-            **backbone(depth(config.model), config.model.width, norm, config.freeze_at),
+            **_detector(config.model, backbone(depth(config.model), config.model.width, norm, config.freeze_at)),
             "WEIGHTS": str(weights or ""),
             "DEVICE": "cuda" if cuda else "cpu",
         },
@@ -121,15 +120,63 @@ def backbone(depth: int, width: int, norm: str, freeze_at: int = 0) -> dict[str,
     return {"RESNETS": resnet, "BACKBONE": {"FREEZE_AT": freeze_at}}
 
 
-def _detector(model: ModelConfig) -> dict[str, Any]:
+def _detector(model: ModelConfig, backbone: dict[str, Any]) -> dict[str, Any]:
+    """Return the part of MODEL that describes a detector, given the part that describes its backbone."""
+    if model.kind == "fpn":
+        return _pyramid(model, backbone)
     return {
-        "PIXEL_MEAN": list(model.pixel_mean),
-        "PIXEL_STD": list(model.pixel_std),
-        "MASK_ON": model.masks,
+        **backbone,
+        **_common(model),
         "ANCHOR_GENERATOR": {
             "SIZES": [list(model.anchor_sizes)],
             "ASPECT_RATIOS": [list(model.aspect_ratios)],
         },
+        "ROI_HEADS": {"NAME": HEADS, **_regions(model)},
+        "ROI_BOX_HEAD": {"POOLER_RESOLUTION": model.pool_size},
+        "ROI_MASK_HEAD": {"POOLER_RESOLUTION": model.pool_size, "CONV_DIM": model.mask_channels},
+    }
+
+
+def _pyramid(model: ModelConfig, backbone: dict[str, Any]) -> dict[str, Any]:
+    stages, levels = [f"res{n}" for n in range(2, 6)], [f"p{n}" for n in range(2, 7)]
+    norm = backbone["RESNETS"]["NORM"]
+    convolutions, linear, head_norm = (4, 1, norm) if model.box_head == "4conv1fc" else (0, 2, "")
+    common = _common(model)
+    return {
+        "BACKBONE": {**backbone["BACKBONE"], "NAME": "build_resnet_fpn_backbone"},
+        "RESNETS": {**backbone["RESNETS"], "OUT_FEATURES": stages},
+        "FPN": {"IN_FEATURES": stages, "OUT_CHANNELS": model.fpn_channels, "NORM": norm},
+        **common,
+        "RPN": {**common["RPN"], "IN_FEATURES": levels},
+        "ANCHOR_GENERATOR": {
+            "SIZES": [[size] for size in model.anchor_sizes],
+            "ASPECT_RATIOS": [list(model.aspect_ratios)],
+        },
+        "ROI_HEADS": {"NAME": "StandardROIHeads", "IN_FEATURES": levels[:-1], **_regions(model)},
+        "ROI_BOX_HEAD": {
+            "NAME": "FastRCNNConvFCHead",
+            "POOLER_RESOLUTION": model.pool_size,
+            "NUM_CONV": convolutions,
+            "CONV_DIM": model.fpn_channels,
+            "NUM_FC": linear,
+            "FC_DIM": model.fc_channels,
+            "NORM": head_norm,
+        },
+        "ROI_MASK_HEAD": {
+            "NAME": "MaskRCNNConvUpsampleHead",
+            "POOLER_RESOLUTION": 2 * model.pool_size,
+            "NUM_CONV": 4,
+            "CONV_DIM": model.mask_channels,
+            "NORM": head_norm,
+        },
+    }
+
+
+def _common(model: ModelConfig) -> dict[str, Any]:
+    return {
+        "PIXEL_MEAN": list(model.pixel_mean),
+        "PIXEL_STD": list(model.pixel_std),
+        "MASK_ON": model.masks,
         "RPN": {
             "BATCH_SIZE_PER_IMAGE": model.rpn_batch,
             "PRE_NMS_TOPK_TRAIN": model.pre_nms_train,
@@ -137,13 +184,13 @@ def _detector(model: ModelConfig) -> dict[str, Any]:
             "PRE_NMS_TOPK_TEST": model.pre_nms_test,
             "POST_NMS_TOPK_TEST": model.post_nms_test,
         },
-        "ROI_HEADS": {
-            "NAME": HEADS,
-            "NUM_CLASSES": model.num_classes,
-            "BATCH_SIZE_PER_IMAGE": model.roi_batch,
-            "SCORE_THRESH_TEST": model.score_threshold,
-            "NMS_THRESH_TEST": model.nms_threshold,
-        },
-        "ROI_BOX_HEAD": {"POOLER_RESOLUTION": model.pool_size},
-        "ROI_MASK_HEAD": {"POOLER_RESOLUTION": model.pool_size, "CONV_DIM": model.mask_channels},
+    }
+
+
+def _regions(model: ModelConfig) -> dict[str, Any]:
+    return {
+        "NUM_CLASSES": model.num_classes,
+        "BATCH_SIZE_PER_IMAGE": model.roi_batch,
+        "SCORE_THRESH_TEST": model.score_threshold,
+        "NMS_THRESH_TEST": model.nms_threshold,
     }

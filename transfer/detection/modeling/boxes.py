@@ -11,7 +11,7 @@ _MAX_LOG_SCALE = math.log(1000 / 16)
 IGNORED, BACKGROUND, FOREGROUND = -1, 0, 1
 
 
-def _area(boxes: Tensor) -> Tensor:
+def area(boxes: Tensor) -> Tensor:
     """Compute the areas (n,) of boxes (n, 4)."""
     return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
 
@@ -26,7 +26,7 @@ def iou(first: Tensor, second: Tensor) -> Tensor:
     upper = torch.minimum(first[:, None, 2:], second[:, 2:])
     sides = (upper - lower).clamp(min=0)
     intersection = sides[..., 0] * sides[..., 1]
-    union = _area(first)[:, None] + _area(second) - intersection
+    union = area(first)[:, None] + area(second) - intersection
     return torch.where(intersection > 0, intersection / union, 0.0)
 
 

@@ -1,4 +1,4 @@
-"""Mask R-CNN R50-C4 on torchvision's operators, with the parameter names, losses and detections of Detectron2."""
+"""Mask R-CNN on torchvision's operators, with the parameter names, losses and detections of Detectron2."""
 
 import torch
 from torch import Tensor, nn
@@ -6,8 +6,9 @@ from torch import Tensor, nn
 from intl_bench.core.errors import InputError
 from transfer.detection.config import ModelConfig
 from transfer.detection.modeling import boxes as box_ops
+from transfer.detection.modeling.fpn import Pyramid, PyramidHeads
 from transfer.detection.modeling.resnet import Trunk
-from transfer.detection.modeling.roi_heads import Regions, RoIHeads
+from transfer.detection.modeling.roi_heads import Regions, Res5Heads, RoIHeads
 from transfer.detection.modeling.rpn import RPN, Predictions, Samples
 from transfer.detection.structures import Detections, Target, Whole
 
@@ -16,7 +17,7 @@ class MaskRCNN(nn.Module):
     """Mask R-CNN, or Faster R-CNN if the configuration has no masks.
 
     The parameters have the names, shapes and initialization of Detectron2's `GeneralizedRCNN` with `Res5ROIHeads`, plus
-    the norm `roi_heads.res5.norm`. No parameter is frozen; see `resnet.freeze`.
+    the norm `roi_heads.res5.norm`, or with `FPN` and `StandardROIHeads`. No parameter is frozen; see `resnet.freeze`.
     """
 
     pixel_mean: Tensor
@@ -25,9 +26,9 @@ class MaskRCNN(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.backbone = Trunk(config)
+        self.backbone = Pyramid(config) if config.kind == "fpn" else Trunk(config)
         self.proposal_generator = RPN(config)
-        self.roi_heads = RoIHeads(config)
+        self.roi_heads: RoIHeads = PyramidHeads(config) if config.kind == "fpn" else Res5Heads(config)
         self.register_buffer("pixel_mean", torch.tensor(config.pixel_mean)[:, None, None], persistent=False)
         self.register_buffer("pixel_std", torch.tensor(config.pixel_std)[:, None, None], persistent=False)
 
@@ -79,7 +80,7 @@ class MaskRCNN(nn.Module):
         return sum(len(each.boxes) for each in regions), sum(len(each.objects) for each in regions)
 
     def _sample(
-        self, features: Tensor, images: list[Tensor], targets: list[Target], generators: list[torch.Generator]
+        self, features: list[Tensor], images: list[Tensor], targets: list[Target], generators: list[torch.Generator]
     ) -> tuple[Predictions, list[Samples], list[Regions]]:
         """Draw the anchors and the regions that the losses are computed on."""
         predictions = self.proposal_generator.predict(features)
@@ -118,9 +119,12 @@ class MaskRCNN(nn.Module):
             size: height and width; the default is the largest height and width of the images.
 
         Returns:
-            (N, 3, height, width).
+            (N, 3, height, width). For a pyramid, both are rounded up to a multiple of the stride of p5.
         """
         height, width = size or largest_size(images)
+        if self.config.kind == "fpn":
+            step = self.config.strides[-2]
+            height, width = -(-height // step) * step, -(-width // step) * step
         batch = self.pixel_mean.new_zeros((len(images), 3, height, width))
         for row, image in zip(batch, images, strict=True):
             row[:, : image.shape[1], : image.shape[2]] = (image - self.pixel_mean) / self.pixel_std

@@ -48,14 +48,27 @@ class _Axis(NamedTuple):
         return _Axis(self.weights[:, ::step], self.first[:, ::step], self.counts[:, ::step])
 
 
+def images_of(boxes: list[Tensor]) -> Tensor:
+    """Return the index of the image of each box, given the boxes of each image; (sum of r_i,) int64."""
+    return torch.cat([torch.full((len(own),), n, device=own.device) for n, own in enumerate(boxes)])
+
+
 def compute_bins(
-    boxes: list[Tensor], shape: torch.Size, *, size: int, stride: int, steps: Sequence[int], dtype: torch.dtype
+    boxes: Tensor,
+    images: Tensor,
+    shape: torch.Size,
+    *,
+    size: int,
+    stride: int,
+    steps: Sequence[int],
+    dtype: torch.dtype,
 ) -> list[Bins]:
-    """Compute the bins of the boxes (r_i, 4) of each image on feature maps of a `shape` (N, C, H, W).
+    """Compute the bins of boxes on feature maps of a `shape` (N, C, H, W).
 
     Args:
-        boxes: boxes inside the image, in pixels of the image. A box longer than the map gets fewer samples than in
-            `roi_align`.
+        boxes: (r, 4), boxes inside their image, in pixels of the image. A box longer than the map gets fewer samples
+            than in `roi_align`.
+        images: (r,) int64, image of each box.
         size: number of bins of a box in each direction.
         stride: distance in image pixels between two positions of the map.
         steps: the step between the kept bins in both directions, for each result.
@@ -65,13 +78,12 @@ def compute_bins(
         One `Bins` for each step.
     """
     _, _, height, width = shape
-    image = torch.cat([torch.full((len(own),), n, device=own.device) for n, own in enumerate(boxes)])
-    low, high = (torch.cat(boxes).to(dtype) / stride - 0.5).split(2, dim=1)
+    low, high = (boxes.to(dtype) / stride - 0.5).split(2, dim=1)
     x, y = (_compute_axis(low[:, n], high[:, n], size, cells) for n, cells in enumerate((width, height)))
     kept = [(x.take_every(step), y.take_every(step)) for step in steps]
     counts = [(y.counts[:, :, None] * x.counts[:, None, :]).flatten() for x, y in kept]
     totals = torch.stack([own.sum() for own in counts]).cpu().tolist()  # the only place where the host waits
-    return [_join_axes(*axes, own, total, image) for axes, own, total in zip(kept, counts, totals, strict=True)]
+    return [_join_axes(*axes, own, total, images) for axes, own, total in zip(kept, counts, totals, strict=True)]
 
 
 def _join_axes(x: _Axis, y: _Axis, counts: Tensor, total: int, image: Tensor) -> Bins:

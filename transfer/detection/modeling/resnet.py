@@ -9,7 +9,9 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from intl_bench.core.errors import InputError
 from transfer.detection.config import ModelConfig
-from transfer.detection.modeling.pooling import Bins, compute_bins, pool
+from transfer.detection.modeling.pooling import Bins, compute_bins, images_of, pool
+
+_BOTTOM_UP = "backbone.bottom_up."  # the place of the network in a detector with a pyramid
 
 
 class ConvNorm(nn.Conv2d):
@@ -126,25 +128,26 @@ class Stem(nn.Module):
 
 
 class Trunk(nn.Module):
-    """The stages up to conv4: normalized images (N, 3, H, W) -> features (N, C, H / stride, W / stride)."""
+    """The stages up to conv4: normalized images (N, 3, H, W) -> features [(N, C, H / stride, W / stride)]."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.stem = Stem(config)
         self.res2, self.res3, self.res4 = (build_stage(config, stage) for stage in (2, 3, 4))
 
-    def forward(self, images: Tensor) -> Tensor:
-        return self.res4(self.res3(self.res2(self.stem(images))))
+    def forward(self, images: Tensor) -> list[Tensor]:
+        return [self.res4(self.res3(self.res2(self.stem(images))))]
 
 
-def freeze(trunk: nn.Module, stages: int) -> None:
-    """Freeze the stem and the first stages of a trunk with loaded weights, as Detectron2's `ResNet.freeze`.
+def freeze(backbone: nn.Module, stages: int) -> None:
+    """Freeze the stem and the first stages of a backbone with loaded weights, as Detectron2's `ResNet.freeze`.
 
     Their weights get no gradient. Their batch norms become fixed scales and shifts by the running statistics.
 
     Args:
         stages: 1 freezes the stem, 2 also res2, and so on.
     """
+    trunk = getattr(backbone, "bottom_up", backbone)  # of a pyramid
     for name in ("stem", "res2", "res3", "res4")[:stages]:
         stage = trunk.get_submodule(name).requires_grad_(False)
         for convolution in [module for module in stage.modules() if isinstance(module, ConvNorm)]:
@@ -164,7 +167,7 @@ class Res5(nn.Sequential):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(OrderedDict(build_stage(config, 5).named_children()))
         self.norm = nn.BatchNorm2d(stage_channels(config, 5))
-        self.size, self.stride = config.pool_size, config.stride
+        self.size, (self.stride,) = config.pool_size, config.strides
 
     def project(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Compute the two maps that regions are pooled from, from features (N, C, H, W)."""
@@ -184,7 +187,13 @@ class Res5(nn.Sequential):
         # Half precision has too few digits for positions in an image.
         dtype = torch.promote_types(maps[0].dtype, torch.float32)
         all_bins, second_bins = compute_bins(
-            boxes, maps[0].shape, size=self.size, stride=self.stride, steps=(1, 2), dtype=dtype
+            torch.cat(boxes),
+            images_of(boxes),
+            maps[0].shape,
+            size=self.size,
+            stride=self.stride,
+            steps=(1, 2),
+            dtype=dtype,
         )
         first, *others = self
         assert isinstance(first, (BasicBlock, Bottleneck))
@@ -198,20 +207,25 @@ def load_backbone(detector: nn.Module, state: dict[str, Tensor]) -> None:
     """Load the weights of a backbone into a detector of either engine.
 
     Args:
-        state: weights named stem.*, res2.*, ..., res5.*. The weights of res5 go to the last stage on regions. A frozen
-            norm has no counter of batches and leaves that of its weights out.
+        state: weights named stem.*, res2.*, ..., res5.*. In a C4 detector, the weights of res5 go to the last stage on
+            regions. A frozen norm has no counter of batches and leaves that of its weights out.
 
     Raises:
         InputError: a weight is missing, unknown or of another shape.
     """
-    named = {
-        f"roi_heads.{key}" if key.startswith("res5.") else f"backbone.{key}": value for key, value in state.items()
-    }
-    wanted = {
-        key: value
-        for key, value in detector.state_dict().items()
-        if key.startswith(("backbone.", "roi_heads.res5.")) and ".res5.norm." not in key
-    }
+    own = detector.state_dict()
+    if any(key.startswith(_BOTTOM_UP) for key in own):
+        named = {f"{_BOTTOM_UP}{key}": value for key, value in state.items()}
+        wanted = {key: value for key, value in own.items() if key.startswith(_BOTTOM_UP)}
+    else:
+        named = {
+            f"roi_heads.{key}" if key.startswith("res5.") else f"backbone.{key}": value for key, value in state.items()
+        }
+        wanted = {
+            key: value
+            for key, value in own.items()
+            if key.startswith(("backbone.", "roi_heads.res5.")) and ".res5.norm." not in key
+        }
     frozen = {key for key in named if key.endswith(".num_batches_tracked") and key not in wanted}
     require_matching_weights({key: value for key, value in named.items() if key not in frozen}, wanted)
     detector.load_state_dict(named, strict=False)

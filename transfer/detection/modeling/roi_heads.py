@@ -1,5 +1,7 @@
-"""The heads on regions: conv5 of each region, shared by the heads for the class, the box and the mask."""
+"""The heads on regions for the class, the box and the mask, and those of R50-C4, which share conv5 of each region."""
 
+import abc
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -71,16 +73,46 @@ class MaskHead(nn.Module):
         return self.predictor(F.relu(self.deconv(features)))
 
 
-class RoIHeads(nn.Module):
-    """The last stage of the network and the heads for class, box and mask."""
+class RoIHeads(nn.Module, abc.ABC):
+    """The heads for class, box and mask: samples of regions, losses and detections.
 
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.config = config
-        channels = stage_channels(config, 5)
-        self.res5 = Res5(config)
-        self.box_predictor = BoxPredictor(channels, config.num_classes)
-        self.mask_head = MaskHead(channels, config) if config.masks else None
+    Attributes:
+        config: settings of the detector.
+        box_predictor: the linear layers for class and box.
+        mask_head: (f, C, s, s) -> logits (f, K, 2 s, 2 s); None without masks.
+    """
+
+    config: ModelConfig
+    box_predictor: BoxPredictor
+    mask_head: nn.Module | None
+
+    @abc.abstractmethod
+    def prepare(self, features: list[Tensor]) -> Sequence[Tensor]:
+        """Compute the maps that regions are pooled from."""
+
+    @abc.abstractmethod
+    def pool(self, maps: Sequence[Tensor], boxes: list[Tensor]) -> Tensor:
+        """Compute the features (sum of r_i, C, s, s) of the regions `boxes` (r_i, 4) of each image."""
+
+    @abc.abstractmethod
+    def summarize(self, pooled: Tensor) -> Tensor:
+        """Compute the input (r, F) of `box_predictor` from the features of regions."""
+
+    @abc.abstractmethod
+    def pool_for_masks(self, maps: Sequence[Tensor], boxes: list[Tensor]) -> Tensor:
+        """Compute the input of the mask head for the regions `boxes` (f_i, 4) of each image."""
+
+    def choose_for_masks(
+        self, maps: Sequence[Tensor], pooled: Tensor, rows: Tensor, foreground: list[Tensor]
+    ) -> Tensor:
+        """Compute the input of the mask head for the foreground in training.
+
+        Args:
+            pooled: (r, C, s, s), the result of `pool` for all regions.
+            rows: (f,) int64, the foreground among them.
+            foreground: its boxes (f_i, 4) of each image.
+        """
+        return self.pool_for_masks(maps, foreground)
 
     @torch.no_grad()
     def sample(
@@ -115,7 +147,7 @@ class RoIHeads(nn.Module):
         return regions
 
     def losses(
-        self, features: Tensor, regions: list[Regions], targets: list[Target], whole: Whole | None = None
+        self, features: list[Tensor], regions: list[Regions], targets: list[Target], whole: Whole | None = None
     ) -> dict[str, Tensor]:
         """Compute the losses of the regions. With `whole` the numbers of regions below are those of the whole batch.
 
@@ -125,20 +157,22 @@ class RoIHeads(nn.Module):
             loss_mask: binary cross-entropy of the masks of the foreground, mean over pixels; only with a mask head.
         """
         counts = [len(region.objects) for region in regions]
-        foreground = torch.cat([region.boxes[:number] for region, number in zip(regions, counts, strict=True)])
+        chosen_boxes = [region.boxes[:number] for region, number in zip(regions, counts, strict=True)]
+        foreground = torch.cat(chosen_boxes)
         # The mask targets are computed on the CPU. The copies start here, so they do not wait for the last stage.
         places, objects = fetch(foreground), fetch(torch.cat([region.objects for region in regions]))
-        shared = self.res5(self.res5.project(features), [region.boxes for region in regions])
-        logits, deltas = self.box_predictor(shared.mean(dim=(2, 3)))
+        maps = self.prepare(features)
+        pooled = self.pool(maps, [region.boxes for region in regions])
+        logits, deltas = self.box_predictor(self.summarize(pooled))
         classes = torch.cat([region.classes for region in regions])
         count = max(1, len(classes) if whole is None else whole.regions)
         losses = {"loss_cls": F.cross_entropy(logits.float(), classes, reduction="sum") / count}
-        chosen = self._foreground_rows(regions, shared.device)
+        chosen = self._foreground_rows(regions, pooled.device)
         wanted = box_ops.encode(foreground, torch.cat([region.targets for region in regions]), _DELTA_WEIGHTS)
         predicted = deltas[chosen, classes[chosen]].float()
         losses["loss_box_reg"] = F.l1_loss(predicted, wanted, reduction="sum") / count
         if self.mask_head is not None:
-            masks = self.mask_head(shared[chosen])
+            masks = self.mask_head(self.choose_for_masks(maps, pooled, chosen, chosen_boxes))
             masks = masks[torch.arange(len(chosen), device=masks.device), classes[chosen]]
             parts = zip(targets, objects.read().split(counts), places.read().split(counts), strict=True)
             crops = [crop_targets(target.masks, own, boxes, masks.shape[-1]) for target, own, boxes in parts]
@@ -157,7 +191,7 @@ class RoIHeads(nn.Module):
             start += len(region.boxes)
         return torch.cat(rows)
 
-    def detect(self, features: Tensor, proposals: list[Tensor], sizes: list[tuple[int, int]]) -> list[Detections]:
+    def detect(self, features: list[Tensor], proposals: list[Tensor], sizes: list[tuple[int, int]]) -> list[Detections]:
         """Classify and refine the proposals and predict the masks of the detections.
 
         The detections of an image have scores above `score_threshold`, after non-maximum suppression within each class.
@@ -169,10 +203,8 @@ class RoIHeads(nn.Module):
         Returns:
             The detections of each image, in pixels of the resized image.
         """
-        maps = self.res5.project(features)
-        shared = self.res5(maps, proposals)
-        logits, deltas = self.box_predictor(shared.mean(dim=(2, 3)))
-        del shared
+        maps = self.prepare(features)
+        logits, deltas = self.box_predictor(self.summarize(self.pool(maps, proposals)))
         counts = [len(boxes) for boxes in proposals]
         scores = logits.float().softmax(dim=1)
         boxes = box_ops.decode(deltas, torch.cat(proposals), _DELTA_WEIGHTS)
@@ -180,8 +212,8 @@ class RoIHeads(nn.Module):
         if self.mask_head is None:
             return found
         classes = torch.cat([detections.classes for detections in found])
-        shared = self.res5(maps, [detections.boxes for detections in found])
-        logits = self.mask_head(shared)[torch.arange(len(classes), device=classes.device), classes]
+        pooled = self.pool_for_masks(maps, [detections.boxes for detections in found])
+        logits = self.mask_head(pooled)[torch.arange(len(classes), device=classes.device), classes]
         masks = logits.float().sigmoid().split([len(detections.boxes) for detections in found])
         return [detections._replace(masks=mask) for detections, mask in zip(found, masks, strict=True)]
 
@@ -193,3 +225,33 @@ class RoIHeads(nn.Module):
         scores, boxes = scores[region, category], box_ops.clip(boxes[region, category], *size)
         keep = batched_nms(boxes, scores, category, self.config.nms_threshold)[: self.config.detections_per_image]
         return Detections(boxes[keep], scores[keep], category[keep], None)
+
+
+class Res5Heads(RoIHeads):
+    """The heads of R50-C4. The last stage of the network is applied to each region, and all heads share its result."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        channels = stage_channels(config, 5)
+        self.res5 = Res5(config)
+        self.box_predictor = BoxPredictor(channels, config.num_classes)
+        self.mask_head = MaskHead(channels, config) if config.masks else None
+
+    def prepare(self, features: list[Tensor]) -> Sequence[Tensor]:
+        return self.res5.project(features[0])
+
+    def pool(self, maps: Sequence[Tensor], boxes: list[Tensor]) -> Tensor:
+        pooled: Tensor = self.res5((maps[0], maps[1]), boxes)
+        return pooled
+
+    def summarize(self, pooled: Tensor) -> Tensor:
+        return pooled.mean(dim=(2, 3))
+
+    def pool_for_masks(self, maps: Sequence[Tensor], boxes: list[Tensor]) -> Tensor:
+        return self.pool(maps, boxes)
+
+    def choose_for_masks(
+        self, maps: Sequence[Tensor], pooled: Tensor, rows: Tensor, foreground: list[Tensor]
+    ) -> Tensor:
+        return pooled[rows]

@@ -1,12 +1,13 @@
 """The region proposal network."""
 
+import itertools
 import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.ops import nms
+from torchvision.ops import batched_nms, nms
 
 from intl_bench.core.copies import fetch
 from intl_bench.core.errors import DivergedError
@@ -23,11 +24,15 @@ _NMS_THRESHOLD = 0.7
 
 
 class Predictions(NamedTuple):
-    """The outputs of the network for n images and A anchors: logits (n, A), deltas (n, A, 4) and anchors (A, 4)."""
+    """The outputs of the network for n images and A anchors: logits (n, A), deltas (n, A, 4) and anchors (A, 4).
+
+    The anchors of one feature map follow those of the one before; `counts` holds the number of each map.
+    """
 
     logits: Tensor
     deltas: Tensor
     anchors: Tensor
+    counts: tuple[int, ...]
 
 
 class Samples(NamedTuple):
@@ -44,7 +49,7 @@ class Samples(NamedTuple):
 
 
 class Head(nn.Module):
-    """The convolutions of the network.
+    """The convolutions of the network, which all feature maps share.
 
     Features (N, C, H, W) -> logits (N, A, H, W) and deltas (N, 4 A, H, W) for the A anchors of every position.
     """
@@ -71,16 +76,19 @@ class RPN(nn.Module):
         super().__init__()
         self.config = config
         self.anchors = Anchors(config)
-        self.rpn_head = Head(stage_channels(config, 4), len(self.anchors.cells))
+        channels = config.fpn_channels if config.kind == "fpn" else stage_channels(config, 4)
+        self.rpn_head = Head(channels, self.anchors.cells.shape[1])
 
-    def predict(self, features: Tensor) -> Predictions:
-        """Compute logits and deltas in the order of the anchors: row, column, size, ratio."""
-        logits, deltas = self.rpn_head(features)
-        n, _, height, width = logits.shape
+    def predict(self, features: list[Tensor]) -> Predictions:
+        """Compute logits and deltas in the order of the anchors: map, row, column, size, ratio."""
+        outputs = [self.rpn_head(level) for level in features]
+        logits = [own.permute(0, 2, 3, 1).flatten(1) for own, _ in outputs]
+        deltas = [own.permute(0, 2, 3, 1).reshape(len(own), -1, 4) for _, own in outputs]
         return Predictions(
-            logits.permute(0, 2, 3, 1).flatten(1),
-            deltas.permute(0, 2, 3, 1).reshape(n, -1, 4),
-            self.anchors(height, width),
+            torch.cat(logits, dim=1),
+            torch.cat(deltas, dim=1),
+            self.anchors([(level.shape[2], level.shape[3]) for level in features]),
+            tuple(own.shape[1] for own in logits),
         )
 
     @torch.no_grad()
@@ -124,7 +132,7 @@ class RPN(nn.Module):
 
     @torch.no_grad()
     def propose(self, predictions: Predictions, sizes: list[tuple[int, int]]) -> list[Tensor]:
-        """Select the proposals of every image.
+        """Select the proposals of every image. Those of one feature map do not suppress those of another.
 
         Args:
             sizes: (height, width) of the images before padding.
@@ -142,7 +150,12 @@ class RPN(nn.Module):
             if self.training
             else (config.pre_nms_test, config.post_nms_test)
         )
-        scores, order = predictions.logits.topk(min(before, predictions.logits.shape[1]), dim=1)
+        best = [
+            own.topk(min(before, own.shape[1]), dim=1) for own in predictions.logits.split(predictions.counts, dim=1)
+        ]
+        starts = itertools.accumulate(predictions.counts, initial=0)
+        scores = torch.cat([own.values for own in best], dim=1)
+        order = torch.cat([own.indices + start for own, start in zip(best, starts, strict=False)], dim=1)
         boxes, summaries = [], []
         for n, (height, width) in enumerate(sizes):
             deltas = predictions.deltas[n, order[n]]
@@ -155,7 +168,11 @@ class RPN(nn.Module):
             boxes.append((torch.where(valid[:, None], clipped, 0.0), torch.where(valid, scores[n].float(), -math.inf)))
             summaries.append(torch.stack([finite.all(), (~valid).sum()]))
         fetched = fetch(torch.stack(summaries))  # the host waits in `nms` anyway; the copy is complete after that
-        kept = [nms(*pair, _NMS_THRESHOLD) for pair in boxes]
+        if len(best) == 1:
+            kept = [nms(*pair, _NMS_THRESHOLD) for pair in boxes]
+        else:
+            maps = [torch.full_like(own.indices[0], number) for number, own in enumerate(best)]
+            kept = [batched_nms(*pair, torch.cat(maps), _NMS_THRESHOLD) for pair in boxes]
         proposals = []
         for (clipped, _), chosen, (all_finite, left_out) in zip(boxes, kept, fetched.read().tolist(), strict=True):
             if self.training and not all_finite:
