@@ -20,7 +20,7 @@ def add(commands: Any) -> None:
         "--table",
         nargs="+",
         metavar="N",
-        help="which: 1, 2, 3, 4, voc, ablation or tuning (default: 1 2 3, what else was measured)",
+        help="which: 1 to 4, voc, fpn, transfer, few-shot, ablation or tuning (default: 1 2 3, what else was measured)",
     )
     command.add_argument("--dataset", nargs="+", metavar="NAME", help="these data sets alone, such as cifar10")
     command.add_argument("--per-class", action="store_true", help="detection: the AP of each class")

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Sequence, Set
 from intl_bench.core.datasets import DATASETS, canonical
 from intl_bench.core.errors import InputError
 from intl_bench.records import ResultRecord
-from intl_bench.tables import ablation, table1, table2, table3, table4, transfer, tuning, voc
+from intl_bench.tables import ablation, fpn, table1, table2, table3, table4, transfer, tuning, voc
 from intl_bench.tables.call import CallableModule
 from intl_bench.tables.compare import compare
 from intl_bench.tables.formats import FORMATS
@@ -28,13 +28,14 @@ TABLES: dict[str, Table] = {
     "3": table3.TABLE,
     "4": table4.TABLE,
     "voc": voc.TABLE,
+    "fpn": fpn.TABLE,
     "transfer": transfer.TABLE,
     "few-shot": transfer.EPISODES,
     "ablation": ablation.TABLE,
     "tuning": tuning.TABLE,
 }
-_PAPER = ("1", "2", "3", "4", "voc", "transfer", "few-shot")
-_IF_MEASURED = ("voc", "transfer", "few-shot", "tuning")
+_PAPER = ("1", "2", "3", "4", "voc", "fpn", "transfer", "few-shot")
+_IF_MEASURED = ("voc", "fpn", "transfer", "few-shot", "tuning")
 _TIDY = ("csv", "json")  # formats with a line for each cell, in which a table is never turned
 
 
@@ -54,9 +55,9 @@ def render(
     The order of the records does not matter.
 
     Args:
-        tables: keys of `TABLES`. None selects tables 1, 2 and 3, the tables voc, transfer, few-shot and tuning if a
-            record is in them, and one table for each data set with records that these do not have; with `schedule` all
-            tables that have it.
+        tables: keys of `TABLES`. None selects tables 1, 2 and 3, the tables voc, fpn, transfer, few-shot and tuning if
+            a record is in them, and one table for each data set with records that these do not have; with `schedule`
+            all tables that have it, fpn only if a record is in it.
         format: one of `FORMATS`.
         schedule: limits a detection table to the published and measured rows of one schedule, such as "2x".
         datasets: limits the tables, their columns and the records to these data sets.
@@ -158,7 +159,8 @@ def _chosen(
             _check("table", number, TABLES)
             if number not in with_schedule:
                 raise InputError(f"table {number!r} has no {schedule} schedule; choose from {', '.join(with_schedule)}")
-        return [TABLES[number].only(schedule) for number in tables or with_schedule]
+        default = [number for number in with_schedule if number != "fpn" or belonging(fpn.TABLE, records)]
+        return [TABLES[number].only(schedule) for number in tables or default]
     if tables is not None:
         for number in tables:
             _check("table", number, TABLES)

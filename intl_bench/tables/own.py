@@ -30,7 +30,7 @@ def own_table(dataset: str, records: Sequence[ResultRecord]) -> Table:
         published=None,
         decimals=2,
         datasets=(dataset,),
-        label_keys=("schedule", "engine", "freeze_at", "percent"),
+        label_keys=("detector", "box_head", "schedule", "engine", "freeze_at", "percent"),
         about_epochs="Top-1 and top-5 are those of the last epoch.",
         columns=_columns,
         place=place,

@@ -5,18 +5,23 @@ from collections.abc import Mapping
 from intl_bench.records import ResultRecord
 from intl_bench.tables.model import Column, Table
 
-_DATASETS = ("coco", "coco2017")
-_COLUMNS = tuple(
+DATASETS = ("coco", "coco2017")
+COLUMNS = tuple(
     Column(key=f"{kind}/{metric}", group=group, name=metric, flat=f"{short} {metric}")
     for kind, group, short in (("bbox", "COCO detection", "box"), ("segm", "COCO instance seg.", "mask"))
     for metric in ("AP50", "AP", "AP75")
 )
 
 
-def _place(record: ResultRecord) -> Mapping[str, str]:
-    if record.task != "coco" or record.dataset not in _DATASETS:
+def places(record: ResultRecord, *, detector: str | None) -> Mapping[str, str]:
+    """Return {column key: metric name} of a record of COCO with a kind of detector, "fpn", or None for R50-C4."""
+    if record.task != "coco" or record.dataset not in DATASETS or record.protocol.get("detector") != detector:
         return {}
-    return {column.key: column.key for column in _COLUMNS}
+    return {column.key: column.key for column in COLUMNS}
+
+
+def _place(record: ResultRecord) -> Mapping[str, str]:
+    return places(record, detector=None)
 
 
 TABLE = Table(
@@ -24,9 +29,9 @@ TABLE = Table(
     caption="Transfer learning: COCO object detection (box) and instance segmentation (mask), Mask R-CNN R50-C4.",
     published="table3",
     decimals=1,
-    datasets=_DATASETS,
+    datasets=DATASETS,
     label_keys=("schedule", "engine", "freeze_at", "percent"),
     schedules={"1x": "table3_1x", "2x": "table3_2x"},
-    columns=lambda records: _COLUMNS,
+    columns=lambda records: COLUMNS,
     place=_place,
 )

@@ -13,7 +13,7 @@ _COLUMNS = tuple(
 
 
 def _place(record: ResultRecord) -> Mapping[str, str]:
-    if record.task != "voc" or record.dataset not in _DATASETS:
+    if record.task != "voc" or record.dataset not in _DATASETS or "detector" in record.protocol:
         return {}
     return {column.key: column.key for column in _COLUMNS}
 

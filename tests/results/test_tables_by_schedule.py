@@ -19,7 +19,28 @@ from intl_bench.tables import render
 COLLECTED = {
     "table3_1x": ("coco_maskrcnn_r50_c4", "1x_90k"),
     "table3_2x": ("coco_maskrcnn_r50_c4", "2x_180k"),
+    "fpn_1x": ("coco_maskrcnn_r50_fpn", "1x_90k"),
+    "fpn_2x": ("coco_maskrcnn_r50_fpn", "2x_180k"),
     "voc_24k": ("voc0712_fasterrcnn_r50_c4", "24k"),
+}
+# Read from the DetCo paper's Tables 4 and 13 (images in its repository) and SoCo's README: AP, AP50, AP75; box, mask.
+ADDED = {
+    "fpn_1x": {
+        "DetCo (200": "39.5 60.3 43.1 35.9 56.9 38.6",
+        "DetCo+AA": "40.1 61.0 43.9 36.4 58.0 38.9",
+        "InsDis (200 epochs; as in DetCo)": "37.4 57.6 40.6 34.1 54.6 36.4",
+        "PIRL (200 epochs; as in DetCo)": "37.5 57.6 41.0 34.0 54.6 36.2",
+        "SwAV (200 epochs; as in DetCo)": "38.5 60.4 41.4 35.4 57.0 37.7",
+        "MoCo v2 (200 epochs; as in DetCo)": "38.9 59.4 42.4 35.5 56.5 38.1",
+        "SoCo (100": "42.3 62.5 46.5 37.6 59.1 40.5",
+        "SoCo (400": "43.0 63.3 47.1 38.2 60.2 41.0",
+        "SoCo*": "43.2 63.5 47.4 38.4 60.2 41.4",
+    },
+    "fpn_2x": {
+        "DetCo (200": "41.5 62.1 45.6 37.6 59.2 40.5",
+        "DetCo+AA": "41.5 62.5 45.6 37.7 59.5 40.5",
+        "MoCo v2 (200 epochs; as in DetCo)": "40.9 61.5 44.7 37.0 58.7 39.8",
+    },
 }
 ENGINES = {"engine": "builtin", "evaluator": "pycocotools"}
 
@@ -43,6 +64,15 @@ def test_golden(schedule: str) -> None:
     assert text == path.read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("schedule", ["1x", "2x"])
+def test_golden_of_a_pyramid(schedule: str) -> None:
+    text = render([], tables=("fpn",), schedule=schedule)
+    path = places.GOLDEN / "tables" / f"schedule_fpn_{schedule}.md"
+    if os.environ.get("INTL_BENCH_UPDATE_GOLDEN"):
+        path.write_text(text, encoding="utf-8")
+    assert text == path.read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("name", COLLECTED)
 def test_published_values_are_exactly_those_of_the_collection(name: str) -> None:
     """Each collected value is in a row of its method with a footnote. There are no other values.
@@ -58,9 +88,16 @@ def test_published_values_are_exactly_those_of_the_collection(name: str) -> None
     lines = [line for line in lines if line["schedule"].startswith(schedule) and "at batch" not in line["schedule"]]
     lines = [line for line in lines if "user repro" not in line["method"]]  # reports in issues are not published
     rows = published.load(name).rows
+    columns = [f"{kind}/{metric}" for kind in ("bbox", "segm") for metric in ("AP", "AP50", "AP75")]
+    added = ADDED.get(name, {}).items()
+    lines += [
+        {"method": method, "metric": column.replace("/", "_"), "value": value}
+        for method, values in added
+        for column, value in zip(columns, values.split(), strict=True)
+    ]
     for line in lines:
         column = line["metric"].replace("_", "/") if "_" in line["metric"] else f"bbox/{line['metric']}"
-        method = line["method"].split(" (")[0]
+        method = line["method"] if line["method"] in dict(added) else line["method"].split(" (")[0]
         same = [
             row for row in rows if row.method.startswith(method) and row.cells[column].split("±")[0] == line["value"]
         ]
@@ -79,6 +116,24 @@ def test_a_published_row_has_sources_a_schedule_and_a_unique_name(name: str) -> 
     assert {row.protocol["schedule"] for row in rows} == {name.split("_")[1]}
     assert not any("several" in row.source for row in rows)
     assert all(len(row.source.split("; ")) <= len(row.marks) for row in rows)
+
+
+def test_a_pyramid_has_a_table_of_its_own() -> None:
+    """Its rows are never in the table of R50-C4, and rows with different heads are never ranked together."""
+    fpn = {**COCO_1X, "detector": "fpn", "box_head": "2fc"}
+    records = [
+        make("coco", "coco2017", {"bbox/AP": 39.0}, COCO_1X),
+        *(make("coco", "coco2017", {"bbox/AP": ap}, fpn, method=f"method {ap}") for ap in (40.0, 41.0)),
+        make("coco", "coco2017", {"bbox/AP": 42.0}, {**fpn, "box_head": "4conv1fc"}, method="method 42"),
+    ]
+    assert [cell["cell"] for cell in measured(records, tables=("3",))] == ["39.0 (1)"]
+    cells = measured(records, tables=("fpn",))
+    assert {cell["cell"]: cell["bold"] for cell in cells} == {"40.0 (1)": False, "41.0 (1)": True, "42.0 (1)": False}
+    assert all("box_head " in cell["label"] for cell in cells)
+    assert [table["table"] for table in json.loads(render(records, format="json"))] == ["1", "2", "3", "FPN"]
+    shown = [table["table"] for table in json.loads(render(records, format="json", schedule="1x"))]
+    assert shown == ["3-1x", "FPN-1x"]
+    assert measured(records, tables=("fpn",), schedule="2x") == []
 
 
 def test_only_rows_of_the_schedule_are_shown() -> None:
