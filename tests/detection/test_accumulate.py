@@ -4,12 +4,12 @@ import dataclasses
 
 import pytest
 import torch
-from detection_cases import SMALL, batch, small_model
+from detection_cases import SMALL, SMALL_FPN, batch, small_model
 
 from intl_bench.core import distributed
 from intl_bench.core.errors import InputError
 from intl_bench.core.identity import identity
-from transfer.detection.config import DetectionConfig
+from transfer.detection.config import DetectionConfig, ModelConfig
 from transfer.detection.data import Batch
 from transfer.detection.engines import step
 from transfer.detection.structures import Image
@@ -17,13 +17,15 @@ from transfer.detection.structures import Image
 MAIN = distributed.Process(rank=0, world_size=1, device=torch.device("cpu"))
 
 
-def gradients(accumulate: int, *, frozen: bool, masks: bool = True) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+def gradients(
+    accumulate: int, *, frozen: bool, masks: bool = True, base: ModelConfig = SMALL
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Compute the losses and the gradients of four images of different sizes, one of them without objects, in float64.
 
     Args:
         frozen: whether the batch norms use their running statistics.
     """
-    model = small_model(dataclasses.replace(SMALL, masks=masks)).double()
+    model = small_model(dataclasses.replace(base, masks=masks)).double()
     model.proposal_generator.anchors.float()
     config = DetectionConfig(model=model.config, batch_size=4, accumulate=accumulate, engine="builtin")
     run = step.make_run(model, config, 0, MAIN, {})
@@ -40,11 +42,13 @@ def gradients(accumulate: int, *, frozen: bool, masks: bool = True) -> tuple[tor
     return losses, {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
 
 
-@pytest.mark.parametrize(("accumulate", "masks"), [(2, True), (4, True), (2, False)])
-def test_gradients_equal_those_of_one_part(accumulate: int, masks: bool) -> None:
+@pytest.mark.parametrize(
+    ("accumulate", "masks", "base"), [(2, True, SMALL), (4, True, SMALL), (2, False, SMALL), (2, True, SMALL_FPN)]
+)
+def test_gradients_equal_those_of_one_part(accumulate: int, masks: bool, base: ModelConfig) -> None:
     """The parts have different numbers of foreground regions, so a mean over the parts would be wrong."""
-    losses, expected = gradients(1, frozen=True, masks=masks)
-    parts, found = gradients(accumulate, frozen=True, masks=masks)
+    losses, expected = gradients(1, frozen=True, masks=masks, base=base)
+    parts, found = gradients(accumulate, frozen=True, masks=masks, base=base)
     torch.testing.assert_close(parts.double(), losses.double(), rtol=1e-6, atol=0)
     assert found.keys() == expected.keys()
     for name, gradient in expected.items():

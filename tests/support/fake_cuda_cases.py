@@ -14,6 +14,7 @@ from unittest import mock
 import numpy as np
 import torch
 from detection_cases import TINY as DETECTOR
+from detection_cases import TINY_FPN as PYRAMID
 from fake_cuda import CUDA, FakeCuda
 from tiny_runs import OVERRIDES, has_recipe
 from torch import nn
@@ -31,7 +32,7 @@ from transfer import features, knn, probe, sgd_classifier
 from transfer.detection import build_model, masks
 from transfer.detection.annotations import generated
 from transfer.detection.annotations.split import read_split
-from transfer.detection.config import AnnotatedDataConfig, DetectionConfig
+from transfer.detection.config import AnnotatedDataConfig, DetectionConfig, ModelConfig
 from transfer.detection.engines import builtin as detection
 
 GPU = distributed.Process(rank=0, world_size=1, device=CUDA)
@@ -241,12 +242,12 @@ def probing(fake: FakeCuda) -> Trained:
     return None
 
 
-def detector(precision: str) -> tuple[Any, Any]:
+def detector(precision: str, base: ModelConfig = DETECTOR) -> tuple[Any, Any]:
     """A detection run at iteration 0, and generated images."""
     generated.write(Path("figures"), train=4, test=1)
     config = DetectionConfig(
         data=AnnotatedDataConfig(root="figures", name="figures"),
-        model=dataclasses.replace(DETECTOR, num_classes=5),
+        model=dataclasses.replace(base, num_classes=5),
         precision=precision,
         engine="builtin",
         iterations=2,
@@ -258,7 +259,7 @@ def detector(precision: str) -> tuple[Any, Any]:
         test_max_size=120,
         workers=0,
     )
-    weights = build_model(config.model).state_dict()
+    weights = build_model(dataclasses.replace(DETECTOR, num_classes=5)).state_dict()
     backbone = {
         key.removeprefix("backbone.").removeprefix("roi_heads."): value
         for key, value in weights.items()
@@ -267,9 +268,9 @@ def detector(precision: str) -> tuple[Any, Any]:
     return detection._prepare(backbone, config, 0, GPU, {}), config
 
 
-def detector_step(fake: FakeCuda, *, precision: str) -> Trained:
+def detector_step(fake: FakeCuda, *, precision: str, base: ModelConfig = DETECTOR) -> Trained:
     """The second step, of two images."""
-    run, config = detector(precision)
+    run, config = detector(precision, base)
     images = read_split(config.data, "train", masks=True)
     batches = detection._batches(run, images, 0, 2, "detection order")
     run.take_step(next(batches))
@@ -280,9 +281,9 @@ def detector_step(fake: FakeCuda, *, precision: str) -> Trained:
     return model
 
 
-def detect(fake: FakeCuda, *, precision: str) -> Trained:
+def detect(fake: FakeCuda, *, precision: str, base: ModelConfig = DETECTOR) -> Trained:
     """One image, from its pixels to its detections as they are scored."""
-    run, config = detector(precision)
+    run, config = detector(precision, base)
     fake.counts.clear()
     with StopRequest() as stop:
         found = detection._detect(run, read_split(config.data, "test", masks=True), stop)
@@ -315,4 +316,6 @@ CASES: dict[str, Callable[[FakeCuda], Trained]] = {
     "probe": probing,
     **{f"detector step {precision}": partial(detector_step, precision=precision) for precision in ("fp32", "bf16")},
     **{f"detect {precision}": partial(detect, precision=precision) for precision in ("fp32", "bf16")},
+    "pyramid step bf16": partial(detector_step, precision="bf16", base=PYRAMID),
+    "pyramid detect bf16": partial(detect, precision="bf16", base=PYRAMID),
 }

@@ -142,7 +142,7 @@ class PyramidHeads(RoIHeads):
         joined, images = torch.cat(boxes), images_of(boxes)
         levels = assign_levels(joined, strides)
         order = levels.argsort(stable=True)
-        counts = torch.bincount(levels, minlength=len(maps)).cpu().tolist()
+        counts = (levels[:, None] == torch.arange(len(maps), device=levels.device)).sum(dim=0).cpu().tolist()
         # Half precision has too few digits for positions in an image.
         dtype = torch.promote_types(maps[0].dtype, torch.float32)
         parts = []
