@@ -1,9 +1,9 @@
-"""Time a training step and inference of the built-in Mask R-CNN R50-C4, and of R50-FPN of torchvision for scale.
+"""Time a training step and inference of the built-in Mask R-CNN R50-C4 and R50-FPN, and of R50-FPN of torchvision.
 
     python benchmarks/gpu_detection.py                     800 x 1067, the official numbers of regions
     python benchmarks/gpu_detection.py --device cpu --small
 
-Print a line of JSON for each measurement. Both networks use bf16, batches of two images and random weights.
+Print a line of JSON for each measurement. All networks use bf16, batches of two images and random weights.
 """
 
 import json
@@ -17,12 +17,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "support"
 import gpu_timing
 import numpy as np
 import torch
-from detection_cases import SMALL, ground_truth, picture
+from detection_cases import SMALL, SMALL_FPN, ground_truth, picture
 from torch import Tensor
 from torchvision.models.detection import maskrcnn_resnet50_fpn
 
 from transfer.detection import build_model
-from transfer.detection.config import ModelConfig
+from transfer.detection.config import ModelConfig, usual_model
 from transfer.detection.structures import Target
 
 IMAGES, OBJECTS = 2, 8
@@ -72,14 +72,19 @@ def torchvisions(images: list[Tensor], targets: list[Target], config: ModelConfi
 def main() -> None:
     options = gpu_timing.device_options(__doc__).parse_args()
     device, small = options.device, options.small
-    size, config = ((64, 96), SMALL) if small else ((800, 1067), ModelConfig())
+    size, config, pyramid = ((64, 96), SMALL, SMALL_FPN) if small else ((800, 1067), ModelConfig(), usual_model("fpn"))
     images = [picture(number, *size).to(device) for number in range(IMAGES)]
     targets = [
         ground_truth(number, *size, objects=OBJECTS, kind="bitmap", classes=config.num_classes)
         for number in range(IMAGES)
     ]
-    for name, make in {"built-in, R50-C4": built_in, "torchvision, R50-FPN": torchvisions}.items():
-        for kind, work in make(images, targets, config, device).items():
+    detectors = {
+        "built-in, R50-C4": (built_in, config),
+        "built-in, R50-FPN": (built_in, pyramid),
+        "torchvision, R50-FPN": (torchvisions, config),
+    }
+    for name, (make, used) in detectors.items():
+        for kind, work in make(images, targets, used, device).items():
             gpu_timing.forget(device)
             with torch.autocast(device, torch.bfloat16):
                 step = gpu_timing.seconds(work, device, 1 if small else 10)

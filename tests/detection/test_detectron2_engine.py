@@ -52,6 +52,8 @@ except BenchError as error:
     sys.exit(error.exit_code)
 """
 
+PYRAMID: dict[str, Any] = {"kind": "fpn", "pool_size": 3, "fpn_channels": 8, "fc_channels": 16}
+
 
 @pytest.fixture
 def engine() -> ModuleType:
@@ -237,15 +239,18 @@ def test_non_finite_losses_end_with_exit_code_3(
 
 
 @pytest.mark.data
+@pytest.mark.parametrize("pyramid", [{}, PYRAMID, PYRAMID | {"box_head": "4conv1fc"}], ids=["c4", "fpn", "4conv1fc"])
 def test_a_trained_detector_is_read_from_both_projects_files(
-    engine: ModuleType, data: tuple[Annotations, Annotations], tmp_path: Path
+    engine: ModuleType, data: tuple[Annotations, Annotations], tmp_path: Path, pyramid: dict[str, Any]
 ) -> None:
     """Detectron2 loads `detector.pth`, and a checkpoint that it writes gives the same detections without training."""
     from detectron2.checkpoint import DetectionCheckpointer
 
     train, test = data
-    results = run(CONFIG, tmp_path, train, test)
-    model = engine.build_model(engine.settings(CONFIG, seed=1, output=tmp_path))
+    config = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, **pyramid))
+    results = run(config, tmp_path, train, test)
+    assert results
+    model = engine.build_model(engine.settings(config, seed=1, output=tmp_path))
     DetectionCheckpointer(model).load(str(tmp_path / "detector.pth"))
     expected = load(tmp_path / "detector.pth")["model"]
     assert all(torch.equal(value, expected[key]) for key, value in model.state_dict().items())
@@ -253,10 +258,10 @@ def test_a_trained_detector_is_read_from_both_projects_files(
     found = detectors.read(tmp_path / "model_final.pth")
     assert not found.is_ours
     network = {"blocks": [3, 4, 6, 3], "bottleneck": True, "width": 8, "stem": "imagenet", "masks": True}
-    assert network.items() <= found.settings["model"].items()
+    assert (network | pyramid).items() <= found.settings["model"].items()
     with distributed.start("cpu") as process, StopRequest() as stop:
-        assert engine.detect(found.weights, CONFIG, test=test, process=process, stop=stop) == results
-        ours = builtin.detect(found.weights, CONFIG, test=test, process=process, stop=stop)
+        assert engine.detect(found.weights, config, test=test, process=process, stop=stop) == results
+        ours = builtin.detect(found.weights, config, test=test, process=process, stop=stop)
     assert [one["category_id"] for one in ours] == [one["category_id"] for one in results]
     assert [one["score"] for one in ours] == pytest.approx([one["score"] for one in results], abs=1e-6)
 
