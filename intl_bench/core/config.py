@@ -38,6 +38,7 @@ _MAX_BYTES, _MAX_NODES, _MAX_DEPTH = 10**6, 20_000, 50
 _MAX_INTEGER = 10**30
 _FEW = 20  # names in a message
 _LONGEST = 400  # characters of a message of OmegaConf, which may quote a value
+_KINDS = {"Integer": "a whole number", "Float": "a number", "bool": "true or false"}
 _EVENTS: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -314,20 +315,17 @@ def _as_declared(hint: Any, value: Any, where: str, text: str | None = None) -> 
     if section and isinstance(value, Mapping):
         types = ranges.field_types(section)
         return {key: _as_declared(types.get(key), part, f"{where}: {key}") for key, part in value.items()}
-    inner = section or ranges.section_of(item)
+    inner, key = section or ranges.section_of(item), where.rpartition(": ")[2]
     if isinstance(value, str) and (inner or typing.get_origin(hint) is dict):
-        key = where.rpartition(": ")[2]
         place = where if text is None else f"override {key}={value:.60}"
         what = f"{key} is {'a list of sections' if item else 'a section'}"
         name = ranges.main_field(inner, value) if inner else "name"
         raise InputError(f"{place}: {what}; write {key}.{name}={value:.60}")
     if section and isinstance(value, list):
         place = where if text is None else f"override {where}={text:.60}"
-        raise InputError(f"{place}: {where.rpartition(': ')[2]} is a section; expected key=value for each setting")
+        raise InputError(f"{place}: {key} is a section; expected key=value for each setting")
     if item and inner and isinstance(value, Mapping):
-        raise InputError(
-            f"{where}: {where.rpartition(': ')[2]} is a list of sections; expected lines that begin with -"
-        )
+        raise InputError(f"{where}: {key} is a list of sections; expected lines that begin with -")
     if item is str and text is None:
         return [] if value is None else [value] if isinstance(value, str) else value
     if item and inner and isinstance(value, list):
@@ -389,13 +387,11 @@ def _thaw(node: DictConfig | ListConfig) -> None:
 
 
 def _wrong_value(error: OmegaConfBaseException) -> str:
+    key = error.full_key
     found = re.match(r"Value '(.*)' (?:of type .* converted to|is not a valid) (\w+)", str(error), re.DOTALL)
-    kinds = {"Integer": "a whole number", "Float": "a number", "bool": "true or false"}
-    expected = kinds.get(found[2]) if found else None
-    if found is None or expected is None or not error.full_key:
-        return f"wrong value for {repr(error.full_key) if error.full_key else 'a key'}: {_one_line(error)}"
-    shown = "a section" if found[1] == "{}" else f"{found[1]:.60}"
-    return f"{error.full_key}: found {shown}; expected {expected}"
+    if not key or found is None or found[2] not in _KINDS:
+        return f"wrong value for {repr(key) if key else 'a key'}: {_one_line(error)}"
+    return f"{key}: found {'a section' if found[1] == '{}' else f'{found[1]:.60}'}; expected {_KINDS[found[2]]}"
 
 
 def _one_line(error: Exception) -> str:
