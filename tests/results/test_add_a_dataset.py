@@ -20,7 +20,7 @@ def test_the_documented_data_set_works(tmp_path: Path) -> None:
         "configs/pretrain/stl10_r18_intl.yaml",
         "configs/linear/stl10.yaml",
     ]
-    make_folder(tmp_path / "images", classes=10, train=1, test=1)
+    make_folder(tmp_path / "images", classes=10, train=8, test=2)
     root = f"data.root={tmp_path / 'images'}"
     assert "stl10" in copy.run("-m", "intl_bench", "pretrain", "stl10_r18_intl", root, *TINY, "--dry-run")
     copy.run("-m", "intl_bench", "pretrain", "stl10_r18_intl", root, *TINY)
