@@ -73,7 +73,7 @@ class TransferConfig(Checked):
     largest_decay: Positive = 1e5
     val_share: Fraction = 0.2
     val_seed: Seed = 0
-    tolerance: Positive = 1e-5
+    tolerance: Positive = 1e-6
     iterations: Count = 1000
     episodes: Natural = 600
     ways: Count = 5
