@@ -6,7 +6,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 # One worker for each core; each takes up to 1.5 GB of memory.
 WORKERS ?= auto
-PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 8 --dist worksteal
+PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 8
 
 # LOCKED=1 installs exactly the packages of requirements.lock and checks their hashes; `make lock` renews it.
 .PHONY: demo check test torture lint lock site
@@ -23,7 +23,7 @@ test: lint
 # In memory where there is a file system for it, because half of the time on a disk is waiting for `fsync`.
 torture: .venv/installed
 	INTL_BENCH_TORTURE=1 TMPDIR=$$(test -w /dev/shm && echo /dev/shm || echo $${TMPDIR:-/tmp}) \
-		$(PYTEST) -rsP -o tmp_path_retention_policy=none tests/reliability
+		$(PYTEST) --dist worksteal -rsP -o tmp_path_retention_policy=none tests/reliability
 
 lint: .venv/installed
 	$(BIN)/ruff check .
