@@ -97,7 +97,7 @@ def test_identity_protocol_and_label_state_it_and_the_default_changes_neither() 
     assert identity(frozen) == {**identity(usual), "freeze_at": 2}
     assert "freeze_at" not in {k for k, v in TASK.protocol(usual).items() if v is not None}
     protocol = {**COCO, "freeze_at": TASK.protocol(frozen)["freeze_at"]}
-    assert "engine detectron2, freeze\\_at 2; measured" in render([make("coco", "coco", {"bbox/AP": 1.0}, protocol)])
+    assert "engine detectron2, freeze at 2; measured" in render([make("coco", "coco", {"bbox/AP": 1.0}, protocol)])
 
 
 @pytest.mark.parametrize("value", [-1, 5])

@@ -53,7 +53,7 @@ def test_a_pyramid_from_checkpoint_to_table(capsys: pytest.CaptureFixture[str]) 
     rows = [line for line in capsys.readouterr().out.splitlines() if "measured, demo scale" in line]
     assert len(rows) == 2
     heads = [row.replace("\\", "") for row in rows]  # Markdown escapes the underscore
-    assert ["detector fpn, box_head 4conv1fc" in row for row in heads].count(True) == 1
+    assert ["detector fpn, box head 4conv1fc" in row for row in heads].count(True) == 1
 
 
 def test_the_sizes_of_a_pyramid_of_detectron2_follow_from_its_weights() -> None:

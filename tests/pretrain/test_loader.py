@@ -166,7 +166,9 @@ def test_a_worker_makes_its_batch_in_shared_memory(folder: Path) -> None:
     assert are_shared(0) == [False] * 5
 
     def evaluated(step: int) -> list[bool]:
-        return [tensor.is_shared() for tensor in loader._evaluation_batch(source, range(10), 5, 28, 24, step)]
+        return [
+            tensor.is_shared() for tensor in loader._evaluation_batch(source, range(10), 5, (28, 24, "bilinear"), step)
+        ]
 
     assert list(loader.iterate(evaluated, range(2), 2, False)) == [[True] * 2] * 2
     (batch,) = training_batches(source, VIEWS, seed=1, batch_size=5, last_step=1, workers=1)

@@ -335,7 +335,7 @@ def test_packs_of_two_data_sets(folder: Path, packed: Path) -> None:
 def test_a_pack_with_a_replaced_image_is_not_complete(
     folder: Path, packed: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    image = next((folder / "train").glob("*/*"))
+    image = next(path for path in (folder / "train").glob("*/*") if path.is_file())
     image.write_bytes(image.read_bytes() + b"more")
     assert main(["data", "pack", str(folder), str(packed)]) == 2
     assert "train.pack: contains other images" in capsys.readouterr().err

@@ -17,6 +17,7 @@ from places import ROOT
 from stopped_run import wait
 from tiny_command import Run, assert_same_result, children
 
+from intl_bench.core import owners
 from intl_bench.core.peers import SILENT
 from intl_bench.launch.children import _STOPPED
 
@@ -98,6 +99,8 @@ def test_a_stopped_rank_is_named_with_its_step(tmp_path: Path, whole: Run) -> No
 def test_a_stopped_rank_saves_its_state_after_a_signal(tmp_path: Path, whole: Run, number: signal.Signals) -> None:
     def do(launcher: int, ranks: list[int]) -> None:
         os.kill(ranks[1], signal.SIGSTOP)
+        while not owners.is_stopped(ranks[1]):  # the signal takes effect later
+            time.sleep(0.01)
         os.kill(launcher, number)
 
     code, errors = break_and_resume(tmp_path, whole, do)

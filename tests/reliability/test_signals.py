@@ -34,7 +34,7 @@ EPOCHS = "epochs=10"  # of five steps
 
 def case(values: tuple[signal.Signals, int, int]) -> object:
     number, workers, times = values
-    marks = [] if values in SHORT else [pytest.mark.slow]
+    marks = [pytest.mark.slow]
     if not torture.LONG and values not in SHORT and values != (signal.SIGINT, 4, 1):
         marks.append(pytest.mark.skip(reason="INTL_BENCH_TORTURE=1 runs it"))
     return pytest.param(number, workers, times, marks=marks, id=f"{number.name}-workers{workers}-{times}")

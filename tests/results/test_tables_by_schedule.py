@@ -129,7 +129,7 @@ def test_a_pyramid_has_a_table_of_its_own() -> None:
     assert [cell["cell"] for cell in measured(records, tables=("3",))] == ["39.0 (1)"]
     cells = measured(records, tables=("fpn",))
     assert {cell["cell"]: cell["bold"] for cell in cells} == {"40.0 (1)": False, "41.0 (1)": True, "42.0 (1)": False}
-    assert all("box_head " in cell["label"] for cell in cells)
+    assert all("box head " in cell["label"] for cell in cells)
     assert [table["table"] for table in json.loads(render(records, format="json"))] == ["1", "2", "3", "FPN"]
     shown = [table["table"] for table in json.loads(render(records, format="json", schedule="1x"))]
     assert shown == ["3-1x", "FPN-1x"]
