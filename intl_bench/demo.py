@@ -2,6 +2,7 @@
 
 import statistics
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from intl_bench import runs
@@ -52,9 +53,10 @@ def run() -> None:
         flush=True,
     )
     run_in_parallel({f"seed {seed}": ["demo", "--only-seed", str(seed)] for seed in _SEEDS})
-    print(f"\n{render(_records(), notes='short')}\n")
+    records = _records()
+    print(f"\n{render(records, notes='short')}\n")
     for task, metric, name in _SCORES:
-        trained, random = (_mean(task, metric, chance=chance) for chance in (False, True))
+        trained, random = (_mean(records, task, metric, chance=chance) for chance in (False, True))
         print(f"{name}: {trained:.1f} after pre-training, {random:.1f} at random initialization (3 seeds, demo scale)")
 
 
@@ -78,9 +80,9 @@ def _step(name: str, seed: int) -> None:
         )
 
 
-def _mean(task: str, metric: str, *, chance: bool) -> float:
+def _mean(records: Sequence[ResultRecord], task: str, metric: str, *, chance: bool) -> float:
     """Return the mean over the seeds; the latest record of a seed counts."""
-    found = sorted((r for r in _records() if r.task == task), key=lambda record: record.created_at)
+    found = sorted((r for r in records if r.task == task), key=lambda record: record.created_at)
     scores = {r.transfer_seed: r.metrics[metric] for r in found if (r.method == RANDOM) is chance}
     return statistics.mean(scores[seed] for seed in _SEEDS)
 

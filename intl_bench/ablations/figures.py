@@ -37,21 +37,11 @@ Value = Callable[[Point], float | None]
 
 def power(points: Sequence[Point]) -> Any:
     """Draw Figure 2(b): accuracy and the inverse condition number of the transformed output over the power p."""
-    figure, (left, right) = _figure(2)
-    ticks = sorted({_power(point) for point in points})
-    positions = {p: position for position, p in enumerate(ticks)}
-
-    def x(point: Point) -> int:
-        return positions[_power(point)]
-
-    _line(left, points, x, _metric("top1"), "linear top-1")
-    _line(left, points, x, _metric("knn5"), "5-NN")
-    for what, name in (("transformed", "transformed output"), ("embedding", "embedding")):
-        _line(right, points, x, _log10(_metric(f"{what}/inverse_condition")), name)
-    for axes, label in ((left, "accuracy (%)"), (right, "log10 of 1 / condition number")):
-        axes.set_xticks(range(len(ticks)), [f"{p:g}" for p in ticks])
-        _finish(axes, "power p", label)
-    return figure
+    values = {
+        "transformed output": _log10(_metric("transformed/inverse_condition")),
+        "embedding": _log10(_metric("embedding/inverse_condition")),
+    }
+    return _evenly_spaced(points, _power, "power p", values, "log10 of 1 / condition number")
 
 
 def trace_loss(points: Sequence[Point]) -> Any:
@@ -106,21 +96,8 @@ def batch_size(points: Sequence[Point]) -> Any:
 
 def beta(points: Sequence[Point]) -> Any:
     """Draw accuracy and effective rank over the weight of the trace loss."""
-    figure, (left, right) = _figure(2)
-    ticks = sorted({_beta(point) for point in points})
-    positions = {weight: position for position, weight in enumerate(ticks)}
-
-    def x(point: Point) -> int:
-        return positions[_beta(point)]
-
-    _line(left, points, x, _metric("top1"), "linear top-1")
-    _line(left, points, x, _metric("knn5"), "5-NN")
-    for spectrum, name in (("embedding", "embedding"), ("transformed", "transformed output")):
-        _line(right, points, x, _metric(f"{spectrum}/rank"), name)
-    for axes, label in ((left, "accuracy (%)"), (right, _RANK)):
-        axes.set_xticks(range(len(ticks)), [f"{weight:g}" for weight in ticks])
-        _finish(axes, "weight of the trace loss", label)
-    return figure
+    values = {"embedding": _metric("embedding/rank"), "transformed output": _metric("transformed/rank")}
+    return _evenly_spaced(points, _beta, "weight of the trace loss", values, _RANK)
 
 
 def iterations_rate(points: Sequence[Point]) -> Any:
@@ -168,6 +145,27 @@ FIGURES: dict[str, Callable[[Sequence[Point]], Any]] = {
 
 def _power(point: Point) -> float:
     return float(point.config["method"]["power"])
+
+
+def _evenly_spaced(
+    points: Sequence[Point], setting: Callable[[Point], float], name: str, values: Mapping[str, Value], label: str
+) -> Any:
+    """Draw accuracy, and beside it `values` by their names, over a setting whose values are evenly spaced."""
+    figure, (left, right) = _figure(2)
+    ticks = sorted({setting(point) for point in points})
+    positions = {tick: position for position, tick in enumerate(ticks)}
+
+    def x(point: Point) -> int:
+        return positions[setting(point)]
+
+    _line(left, points, x, _metric("top1"), "linear top-1")
+    _line(left, points, x, _metric("knn5"), "5-NN")
+    for what, value in values.items():
+        _line(right, points, x, value, what)
+    for axes, text in ((left, "accuracy (%)"), (right, label)):
+        axes.set_xticks(range(len(ticks)), [f"{tick:g}" for tick in ticks])
+        _finish(axes, name, text)
+    return figure
 
 
 def _beta(point: Point) -> float:
