@@ -175,7 +175,7 @@ def _is_recorded(planned: Checkpoint, tasks: Sequence[str], records: Sequence[Re
     before = next((r for r in records if (r.task, r.pretraining_sha256, r.pretrain_seed) == cell), None)
     if before is None or "diverged" in before.details:
         return before is not None
-    scored = {(r.task, digest(r.evaluation)) for r in records if r.weights_sha256 == before.details["weights_sha256"]}
+    scored = {(r.task, r.evaluation_sha256) for r in records if r.weights_sha256 == before.details["weights_sha256"]}
     return scored >= {_evaluation(plan(scoring, planned)) for scoring in tasks}
 
 
