@@ -4,6 +4,7 @@ A class is a figure with a surface (see `CLASS_NAMES`). Position, size, angle an
 distribution for all classes. Neither a mean color nor a single pixel shows the class; a network has to use the form.
 """
 
+import functools
 import itertools
 
 import numpy as np
@@ -19,6 +20,7 @@ _DRAWS = 17  # random numbers per image, without the noise
 _PART = 1024  # images drawn at once
 
 
+@functools.lru_cache(maxsize=2)  # a command opens its training and test images several times
 def make(n: int, split: str) -> tuple[np.ndarray, np.ndarray]:
     """Generate the first `n` images of a split, (n, SIZE, SIZE, 3) uint8, and their labels (n,) int64.
 
