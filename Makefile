@@ -1,5 +1,5 @@
 # make demo: the whole path on generated images. make check: lint, types and the fast tests, in three minutes on two cores
-# (without those of reliability).
+# (without those of reliability and of hostile files).
 # make test: lint, types and all tests, in a quarter of an hour on two cores. make torture: the long form of the tests of
 # reliability, in an hour on two cores (docs/reliability.md). Each of them sets up .venv.
 PYTHON ?= python3
@@ -15,7 +15,7 @@ demo: .venv/installed
 	$(BIN)/intl-bench demo
 
 check: lint
-	$(PYTEST) -m "not slow" --ignore tests/reliability
+	$(PYTEST) -m "not slow" --ignore tests/reliability --ignore tests/hostile
 
 test: lint
 	$(PYTEST)
@@ -23,7 +23,7 @@ test: lint
 # In memory where there is a file system for it, because half of the time on a disk is waiting for `fsync`.
 torture: .venv/installed
 	INTL_BENCH_TORTURE=1 TMPDIR=$$(test -w /dev/shm && echo /dev/shm || echo $${TMPDIR:-/tmp}) \
-		$(PYTEST) --dist worksteal -rsP -o tmp_path_retention_policy=none tests/reliability
+		$(PYTEST) --dist worksteal -rsP -o tmp_path_retention_policy=none tests/reliability tests/hostile
 
 lint: .venv/installed
 	$(BIN)/ruff check .

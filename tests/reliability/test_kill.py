@@ -11,8 +11,8 @@ from fork_server import Ended, ForkServer
 
 pytestmark = pytest.mark.slow  # the children take most of the time; `make check` leaves them out
 
-_SHORT = {"pretrain": 6, "coco": 4}  # number of kills in the short form; of the other commands 2
-_RANDOM = 4 if torture.LONG else 1  # runs that are killed at random times until they end
+_SHORT = {"pretrain": 4, "coco": 3}  # number of kills in the short form; of the other commands 2
+_RANDOM = 4  # runs that are killed at random times until they end
 
 
 def wrong_after(ended: Ended, work: Path, expected: dict[str, str], before: dict[str, str], command: str) -> list[str]:
@@ -52,7 +52,7 @@ def test_killed_at_every_boundary(
 
 
 @pytest.mark.parametrize("command", commands.COMMANDS)
-@pytest.mark.skipif(not torture.LONG, reason="long form")
+@torture.long_form
 def test_killed_at_random_times(
     command: str,
     server: ForkServer,

@@ -28,7 +28,7 @@ _STEPS = {
     "coco": (4, True),
     "coco-detectron2": (4, True),
 }
-_SHORT = {"pretrain": 5, "coco": 4}  # number of cases in the short form; of other commands 2
+_SHORT = {"pretrain": 3}  # number of cases in the short form; of other commands 2
 
 
 def cases(command: str) -> Iterator[tuple[str, int, str, bool]]:

@@ -1,4 +1,7 @@
-"""A rank that is stopped or killed, a launcher that is killed: the run ends, says which rank, and resumes exactly."""
+"""A rank that is stopped or killed, a launcher that is killed: the run ends, says which rank, and resumes exactly.
+
+The short form is in `tests/launch/`.
+"""
 
 import json
 import os
@@ -41,18 +44,39 @@ def all_gone(processes: list[int]) -> bool:
     return not any(Path(f"/proc/{process}").exists() for process in processes)
 
 
+def listening(process: int) -> list[str]:
+    """Return the addresses on which a process listens, as /proc writes them."""
+    own = set()
+    for path in Path(f"/proc/{process}/fd").iterdir():
+        try:
+            own.add(os.readlink(path))
+        except OSError:  # it was closed in the meantime
+            continue
+    addresses = []
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/{process}/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == LISTENS and f"socket:[{fields[9]}]" in own:
+                addresses.append(fields[1].partition(":")[0])
+    return addresses
+
+
 def break_and_resume(
     folder: Path, whole: Run, do: Callable[[int, list[int]], None], timeout: float = 0.0
 ) -> tuple[int, str]:
     """Do something to the launcher and the ranks of a run. Return the exit code of the launcher, and what it said.
 
-    The run must end in time, leave no process, and resume to the weights and the log of the whole run.
+    The run must end in time, leave no process, and resume to the weights and the log of the whole run. No other machine
+    may reach it before.
     """
     run = Run(folder, EPOCHS, "save_minutes=0.01")
     process = run.start(*PROCESSES)
     run.reach(10, process)
     ranks = children(process.pid)
     assert len(ranks) == 2
+    sockets = [listening(number) for number in (process.pid, *ranks)]
+    assert all(sockets), "the store and the ranks listen somewhere"
+    assert {address for found in sockets for address in found} == {"0100007F"}  # 127.0.0.1
     started = time.monotonic()
     do(process.pid, ranks)
     errors = process.communicate(timeout=300)[1].strip()
@@ -66,6 +90,7 @@ def break_and_resume(
 NAMED = r"intl-bench: rank 1 of 2 \(process \d+, pretrain demo: step \d+ of 40\) "
 
 
+@torture.long_form
 @pytest.mark.slow
 def test_a_killed_rank_is_named_with_its_step(tmp_path: Path, whole: Run) -> None:
     code, errors = break_and_resume(tmp_path, whole, lambda _, ranks: os.kill(ranks[1], signal.SIGKILL))
@@ -73,6 +98,7 @@ def test_a_killed_rank_is_named_with_its_step(tmp_path: Path, whole: Run) -> Non
     assert re.fullmatch(NAMED + r"was killed by SIGKILL, [^\n]*", errors), errors
 
 
+@torture.long_form
 @pytest.mark.slow
 def test_a_rank_without_memory_is_named_with_its_step(tmp_path: Path, whole: Run) -> None:
     """Its address space may not grow any more."""
@@ -87,13 +113,14 @@ def test_a_rank_without_memory_is_named_with_its_step(tmp_path: Path, whole: Run
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not torture.LONG, reason="INTL_BENCH_TORTURE=1 runs it: it waits for the timeout")
+@torture.long_form  # it waits for the timeout
 def test_a_stopped_rank_is_named_with_its_step(tmp_path: Path, whole: Run) -> None:
     code, errors = break_and_resume(tmp_path, whole, lambda _, ranks: os.kill(ranks[1], signal.SIGSTOP), _STOPPED)
     assert code == 4
     assert re.fullmatch(NAMED + r"was stopped \(SIGSTOP\) for 60 s and was ended; [^\n]*", errors), errors
 
 
+@torture.long_form
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_a_stopped_rank_saves_its_state_after_a_signal(tmp_path: Path, whole: Run, number: signal.Signals) -> None:
@@ -110,6 +137,7 @@ def test_a_stopped_rank_saves_its_state_after_a_signal(tmp_path: Path, whole: Ru
     assert f"stopped by {number.name} after step" in last
 
 
+@torture.long_form
 @pytest.mark.slow
 @pytest.mark.parametrize("stopped", [False, True])
 def test_nothing_is_left_when_the_launcher_is_killed(tmp_path: Path, whole: Run, stopped: bool) -> None:
@@ -182,35 +210,6 @@ def test_a_rank_that_hangs_is_named_with_its_step(
     assert all_gone(ranks)
 
 
-def listening(process: int) -> list[str]:
-    """Return the addresses on which a process listens, as /proc writes them."""
-    own = set()
-    for path in Path(f"/proc/{process}/fd").iterdir():
-        try:
-            own.add(os.readlink(path))
-        except OSError:  # it was closed in the meantime
-            continue
-    addresses = []
-    for table in ("tcp", "tcp6"):
-        for line in Path(f"/proc/{process}/net/{table}").read_text().splitlines()[1:]:
-            fields = line.split()
-            if fields[3] == LISTENS and f"socket:[{fields[9]}]" in own:
-                addresses.append(fields[1].partition(":")[0])
-    return addresses
-
-
-@pytest.mark.slow
-def test_no_other_machine_can_reach_a_run(tmp_path: Path) -> None:
-    run = Run(tmp_path, "epochs=200")
-    process = run.start(*PROCESSES)
-    run.reach(2, process)
-    sockets = [listening(number) for number in (process.pid, *children(process.pid))]
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=300) == 75
-    assert all(sockets), "the store and the ranks listen somewhere"
-    assert {address for found in sockets for address in found} == {"0100007F"}  # 127.0.0.1
-
-
 def test_a_store_of_our_own_listens_on_this_machine_only() -> None:
     from intl_bench.core import rendezvous
 
@@ -256,7 +255,7 @@ class TwoMachines:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not torture.LONG, reason="INTL_BENCH_TORTURE=1 runs it: it waits for the timeout")
+@torture.long_form  # it waits for the timeout
 @pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("nsenter"), reason="makes network namespaces")
 def test_a_cut_network_ends_both_machines(tmp_path: Path, whole: Run) -> None:
     try:

@@ -1,7 +1,9 @@
-"""A signal at a random moment: the state is saved within a step, and the resumed run ends as one without a signal."""
+"""A signal at a random moment: the state is saved within a step, and the resumed run ends as one without a signal.
+
+The short form is among the tests of each command, such as `tests/pretrain/test_pretrain.py`.
+"""
 
 import contextlib
-import itertools
 import os
 import random
 import re
@@ -27,17 +29,7 @@ CODES = {
     signal.SIGHUP: 129,
     signal.SIGPIPE: 0,  # ignored
 }
-CASES = list(itertools.product(CODES, (0, 1, 4), (1, 2)))
-SHORT = [(signal.SIGHUP, 0, 2)]
 EPOCHS = "epochs=10"  # of five steps
-
-
-def case(values: tuple[signal.Signals, int, int]) -> object:
-    number, workers, times = values
-    marks = [pytest.mark.slow]
-    if not torture.LONG and values not in SHORT and values != (signal.SIGINT, 4, 1):
-        marks.append(pytest.mark.skip(reason="INTL_BENCH_TORTURE=1 runs it"))
-    return pytest.param(number, workers, times, marks=marks, id=f"{number.name}-workers{workers}-{times}")
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +40,11 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return run
 
 
-@pytest.mark.parametrize(("number", "workers", "times"), [case(values) for values in CASES])
+@torture.long_form
+@pytest.mark.slow
+@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("workers", [0, 1, 4])
+@pytest.mark.parametrize("number", CODES)
 def test_a_signal_at_a_random_moment(
     tmp_path: Path, whole: Run, number: signal.Signals, workers: int, times: int
 ) -> None:
@@ -76,7 +72,7 @@ def test_a_signal_at_a_random_moment(
     assert_same_result(run, whole)
 
 
-@pytest.mark.skipif(not torture.LONG, reason="INTL_BENCH_TORTURE=1 runs it")
+@torture.long_form
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [number for number, code in CODES.items() if code])
 def test_a_signal_before_the_first_step(tmp_path: Path, number: signal.Signals) -> None:
@@ -92,6 +88,7 @@ def test_a_signal_before_the_first_step(tmp_path: Path, number: signal.Signals) 
         assert re.fullmatch(rf"intl-bench: stopped by {number.name}[^\n]*", errors), f"{SEED}: {errors}"
 
 
+@torture.long_form
 @pytest.mark.slow
 def test_nohup_is_respected(tmp_path: Path, whole: Run) -> None:
     run = Run(tmp_path, EPOCHS)
@@ -102,6 +99,8 @@ def test_nohup_is_respected(tmp_path: Path, whole: Run) -> None:
     assert_same_result(run, whole)
 
 
+@torture.long_form
+@pytest.mark.slow
 def test_a_run_survives_the_loss_of_its_output(tmp_path: Path, whole: Run) -> None:
     """The readers of both streams have ended, as in `2>&1 | head -1`."""
     reading, writing = os.pipe()
@@ -113,6 +112,7 @@ def test_a_run_survives_the_loss_of_its_output(tmp_path: Path, whole: Run) -> No
     assert_same_result(run, whole)
 
 
+@torture.long_form
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_full_disk_under_the_output_is_an_error_only_at_the_end(tmp_path: Path, whole: Run) -> None:
@@ -125,6 +125,7 @@ def test_a_full_disk_under_the_output_is_an_error_only_at_the_end(tmp_path: Path
     assert_same_result(run, whole)
 
 
+@torture.long_form
 @pytest.mark.slow
 def test_streams_that_are_closed_are_no_files_of_the_run(tmp_path: Path, whole: Run) -> None:
     run = Run(tmp_path, EPOCHS)

@@ -41,7 +41,7 @@ def stop_in_the_middle(server: ForkServer, command: str, case: Path) -> None:
 
 @pytest.mark.parametrize(
     ("command", "steps"),
-    [("pretrain", 300), *([("linear", 300), ("coco", 200)] if torture.LONG else [])],
+    [("pretrain", 300), ("linear", 300), ("coco", 200)] if torture.LONG else [("pretrain", 60)],
 )
 def test_memory_does_not_grow(command: str, steps: int, server: ForkServer, new_case: NewCase) -> None:
     """The resident memory of the last tenth of a run is that of the second tenth."""
@@ -174,8 +174,8 @@ def write_many(folder: Path, count: int) -> None:
 
 
 def test_tables_of_many_records(tmp_path: Path) -> None:
-    """`tables` of 10,000 records takes less than 2 s of CPU time; in the short form, of 1,000 records 1 s."""
-    count, limit = (10_000, 2.0) if torture.LONG else (1_000, 1.0)
+    """`tables` of 10,000 records takes less than 2 s of CPU time; in the short form, of 1,000 records 1.5 s."""
+    count, limit = (10_000, 2.0) if torture.LONG else (1_000, 1.5)
     write_many(tmp_path / "results" / "records", count)
     assert len(RecordStore(tmp_path / "results" / "records")._paths()) == count
     times = []

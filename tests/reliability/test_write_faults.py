@@ -17,7 +17,7 @@ from fork_server import Ended, ForkServer
 pytestmark = pytest.mark.slow  # the children take most of the time; `make check` leaves them out
 
 ERRORS = ("ENOSPC", "EIO", "EACCES", "EROFS", "EDQUOT")
-_SHORT = {"pretrain": 5, "coco": 3, "ablation": 3}  # number of failing calls in the short form; of other commands 2
+_SHORT = {"ablation": 3}  # number of failing calls in the short form; of other commands 2
 # Calls that may fail without an effect: what is not removed is removed by a later start; a folder may exist already.
 _HARMLESS = ("unlink", "rmdir", "mkdir")
 

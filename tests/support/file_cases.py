@@ -17,6 +17,7 @@ from layout_cases import random_state
 from PIL import Image
 from safetensors.torch import save
 
+import pretrain.train  # noqa: F401 - here, so that the time of a refusal is not that of an import
 from intl_bench.cli import main
 from pretrain.backbone import build_backbone
 from pretrain.checkpoint import Checkpoint, Inputs, Origin, Preprocessing, export_backbone

@@ -224,8 +224,9 @@ def test_a_hostile_training_state_is_not_resumed(old: bool, capfd: Capture) -> N
     folder = Path("runs/pretrain/demo/seed0")
     folder.mkdir(parents=True)
     (folder / "checkpoint.pt").write_bytes(torch_file({"format": 3, "x": Call(os.system, "touch canary")}, old=old))
-    refused(["pretrain", "demo"], capfd, "checkpoint.pt")
-    refused(["pretrain", "demo", "seed=1", f"init={folder / 'checkpoint.pt'}"], capfd, "checkpoint.pt")
+    demo = ["pretrain", "demo", "data.size=128"]
+    refused(demo, capfd, "checkpoint.pt")
+    refused([*demo, "seed=1", f"init={folder / 'checkpoint.pt'}"], capfd, "checkpoint.pt")
 
 
 # ---- archives and headers

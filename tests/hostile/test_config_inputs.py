@@ -332,7 +332,7 @@ def _build(path: Path) -> None:
 
 
 many = hypothesis.settings(
-    max_examples=2_000 if LONG else 200,
+    max_examples=2_000 if LONG else 100,
     database=None,
     suppress_health_check=list(hypothesis.HealthCheck),
     phases=[hypothesis.Phase.generate],
