@@ -141,7 +141,7 @@ def main() -> None:
     parser.add_argument("--test", type=int, default=1880)
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--classes", type=int, default=47)
-    parser.add_argument("--tolerance", type=float, nargs="*", default=[1e-4, 1e-5])
+    parser.add_argument("--tolerance", type=float, nargs="*", default=[1e-6, 1e-7])
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--npz", help="images, with --checkpoint")
     parser.add_argument("--checkpoint")

@@ -31,7 +31,7 @@ _WORK: dict[str, Callable[[Checkpoint, Any, Machine], Work]] = {
 }
 _NOTE = (
     "a model, not a measurement. This machine: rates measured now{sample}. GPUs: one, by its data sheet, without the "
-    "preparation of images. On two busy cores it was off by -9% to +17%, and by a second for what took less than 2 s"
+    "preparation of images. On two idle cores it was off by -26% to +13% for photos, and fixed costs add 2 to 7 s"
 )
 _MOST_SEEDS = 50  # whose records are looked for
 

@@ -73,7 +73,7 @@ class TransferConfig(Checked):
     largest_decay: Positive = 1e5
     val_share: Fraction = 0.2
     val_seed: Seed = 0
-    tolerance: Positive = 1e-6
+    tolerance: Positive = 1e-7
     iterations: Count = 1000
     episodes: Natural = 600
     ways: Count = 5
@@ -180,11 +180,12 @@ def _validation(train: ImageSource, config: TransferConfig) -> torch.Tensor:
     """Return which training images choose the weight decay, (n,) bool."""
     if train.validation is not None:
         return torch.from_numpy(train.validation)
-    chosen = torch.zeros(len(train), dtype=torch.bool)
+    chosen = np.zeros(len(train), bool)
     count = sample.count_of(config.val_share, len(train))
     setting = f"val_share={config.val_share:g}"
     chosen[sample.stratified(train.labels, count, seed=config.val_seed, purpose="validation", setting=setting)] = True
-    return chosen
+    sample.check_both_parts(train.labels, chosen, setting=setting)
+    return torch.from_numpy(chosen)
 
 
 def _targets(source: ImageSource) -> torch.Tensor:

@@ -176,7 +176,7 @@ def _is_recorded(planned: Checkpoint, tasks: Sequence[str], records: Sequence[Re
     if before is None or "diverged" in before.details:
         return before is not None
     scored = {(r.task, r.evaluation_sha256) for r in records if r.weights_sha256 == before.details["weights_sha256"]}
-    return scored >= {_evaluation(plan(scoring, planned)) for scoring in tasks}
+    return scored >= {(task, digest(own)) for task, own in evaluations(tasks, planned)}
 
 
 def plan(scoring: str, checkpoint: Checkpoint, seed: int = 0) -> runs.TaskRun:
@@ -185,10 +185,14 @@ def plan(scoring: str, checkpoint: Checkpoint, seed: int = 0) -> runs.TaskRun:
     return runs.TaskRun(task=task, checkpoint=checkpoint, config=config, overrides=overrides, seeds=[seed])
 
 
-def _evaluation(scoring: runs.TaskRun) -> tuple[str, str]:
-    """Return the task and the identity of the evaluation of a plan."""
-    task, checkpoint, config = runs.prepare(scoring)
-    return scoring.task, digest(protocol.evaluation(task, checkpoint, config, task.fingerprints(config)))
+def evaluations(tasks: Sequence[str], planned: Checkpoint) -> list[tuple[str, dict[str, Any]]]:
+    """Return the task and the identity of the evaluation of each entry of `tasks`, for a planned checkpoint."""
+    found = []
+    for entry in tasks:
+        scoring = plan(entry, planned)
+        task, checkpoint, config = runs.prepare(scoring)
+        found.append((scoring.task, protocol.evaluation(task, checkpoint, config, task.fingerprints(config))))
+    return found
 
 
 def planned_checkpoint(recipe: Recipe) -> Checkpoint:

@@ -24,6 +24,7 @@ from intl_bench.records import RecordStore, ResultRecord
 from intl_bench.tables import render
 from intl_bench.tables import tuning as table
 from intl_bench.tables.ablation import TASK as ENDED
+from pretrain import methods
 from pretrain.checkpoint import Checkpoint
 from pretrain.images.data import DataConfig
 from pretrain.recipe import Recipe
@@ -177,10 +178,11 @@ def tried(sweep: Sweep, results: Path) -> dict[str, list[Tried]]:
     found: dict[str, list[Tried]] = {recipe: [] for recipe in sweep.recipes}
     owners = [(recipe, setting) for recipe in sweep.recipes for setting in sweep.settings]
     ends = _ends(cells.recipes(sweep.search, sweep.seeds[0]), records)
-    for (name, setting), cell in zip(owners, ends, strict=True):
+    for (name, setting), (planned, cell) in zip(owners, ends, strict=True):
         score = None
         if "diverged" not in cell.details:
-            score = _scores(cell, records)[sweep.score].metrics[SCORES[sweep.score]]
+            own = dict(grid.evaluations(sweep.search.tasks, planned))
+            score = _scores(cell, own, records)[sweep.score].metrics[SCORES[sweep.score]]
         found[name].append(Tried(setting=setting, score=score, cell=cell))
     return found
 
@@ -227,31 +229,39 @@ def finish(sweep: Sweep, results: Path) -> str:
     search = tried(sweep, results)
     chosen, records = choose(search), store.load()
     names = [recipe for _ in sweep.seeds for recipe in sweep.recipes]
-    for name, cell in zip(names, _ends(final_cells(sweep, chosen), records), strict=True):
-        store.replace(_record(sweep, cell, _scores(cell, records), search[name], chosen[name]))
+    for name, (planned, cell) in zip(names, _ends(final_cells(sweep, chosen), records), strict=True):
+        own = dict(grid.evaluations(sweep.search.tasks, planned))
+        store.replace(_record(sweep, cell, own, _scores(cell, own, records), search[name], chosen[name]))
     text = render([record for record in store.load() if record.task == table.TASK], tables=["tuning"])
     files.write_text(results / "table.md", text + "\n")
     return text
 
 
 def _record(
-    sweep: Sweep, cell: ResultRecord, scores: Mapping[str, ResultRecord], options: Sequence[Tried], best: Tried
+    sweep: Sweep,
+    cell: ResultRecord,
+    evaluations: Mapping[str, Mapping[str, Any]],
+    scores: Mapping[str, ResultRecord],
+    options: Sequence[Tried],
+    best: Tried,
 ) -> ResultRecord:
-    """Return the record of a tuned method: its test scores, and the search as its evaluation."""
+    """Return the record of a tuned method: its test scores, and the search as its evaluation.
+
+    The evaluation is that of the plan, so that a seed that diverged is averaged with the others.
+    """
     metrics = {f"{task}/{name}": value for task, record in scores.items() for name, value in record.metrics.items()}
     metrics = {name: value for name, value in metrics.items() if "/best_" not in name} | cell.metrics
     if sweep.select == VAL and best.score is not None:
         metrics["val/score"] = best.score
     part = {"holdout": sweep.share} if sweep.select == VAL else {}
-    test = next((record.evaluation["data"] for record in scores.values()), None)
     evaluation: dict[str, Any] = {
         "space": {key: list(values) for key, values in sweep.space.items()},
         "budget": sweep.tries,
         **({"draw_seed": sweep.draw_seed} if sweep.tries < sweep.size else {}),
         "search_seed": sweep.seeds[0],
         "selection": {"on": sweep.select, "by": sweep.score, **part},
-        "scores": {task: record.evaluation_sha256 for task, record in sorted(scores.items())},
-        **({} if test is None else {"data": test}),
+        "scores": {task: digest(own) for task, own in sorted(evaluations.items())},
+        "data": next(iter(evaluations.values()))["data"],
     }
     held = f"{sweep.share:.4g} of the training images, held out of the search"
     protocol = {
@@ -283,8 +293,8 @@ def _record(
 _IMAGES = ("train_images", "test_images")
 
 
-def _ends(recipes: Sequence[Recipe], records: Sequence[ResultRecord]) -> list[ResultRecord]:
-    """Return the record of the end of each pre-training.
+def _ends(recipes: Sequence[Recipe], records: Sequence[ResultRecord]) -> list[tuple[Checkpoint, ResultRecord]]:
+    """Return the planned checkpoint and the record of the end of each pre-training.
 
     Raises:
         InputError: one has no record yet, or the images cannot be read.
@@ -295,15 +305,30 @@ def _ends(recipes: Sequence[Recipe], records: Sequence[ResultRecord]) -> list[Re
     for recipe in recipes:
         if recipe.data not in planned:
             planned[recipe.data] = grid.planned_checkpoint(recipe)
-        own = dataclasses.replace(planned[recipe.data], recipe=recipe, epoch=recipe.epochs)
+        own = dataclasses.replace(
+            planned[recipe.data],
+            path=recipe.checkpoint,
+            method=methods.find(recipe.method["name"]).DISPLAY,
+            architecture=recipe.backbone,
+            seed=recipe.seed,
+            recipe=recipe,
+            epoch=recipe.epochs,
+        )
         record = ended.get((digest(own.pretraining()), recipe.seed))
         if record is None:
             raise InputError(f"{recipe.name} seed {recipe.seed}: not finished; run the same command again")
-        found.append(record)
+        found.append((own, record))
     return found
 
 
-def _scores(cell: ResultRecord, records: Sequence[ResultRecord]) -> dict[str, ResultRecord]:
-    """Return the scores of a pre-training by task; none if it diverged."""
+def _scores(
+    cell: ResultRecord, evaluations: Mapping[str, Mapping[str, Any]], records: Sequence[ResultRecord]
+) -> dict[str, ResultRecord]:
+    """Return the scores of a pre-training by task, of these evaluations and its own seed; none if it diverged."""
     weights = cell.details["weights_sha256"]
-    return {r.task: r for r in records if weights and r.task in SCORES and r.weights_sha256 == weights}
+    wanted = {(task, digest(own), weights, cell.pretrain_seed) for task, own in evaluations.items()}
+    return {
+        r.task: r
+        for r in records
+        if weights and (r.task, r.evaluation_sha256, r.weights_sha256, r.transfer_seed) in wanted
+    }

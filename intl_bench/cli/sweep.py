@@ -67,14 +67,16 @@ def _run(args: argparse.Namespace) -> None:
         stage, _, number = args.only.partition(":")
         made = searched if stage == "search" else sweep.final_cells(plan, sweep.choose(sweep.tried(plan, results)))
         folder = plan.search_results(results) if stage == "search" else results
-        sweep.run([made[int(number)]], folder, plan.search.tasks, fresh=args.fresh)
+        cell = made[int(number)]
+        fresh = args.fresh and (stage == "search" or cell not in searched)
+        sweep.run([cell], folder, plan.search.tasks, fresh=fresh)
         return
     grid.check(searched, plan.search.tasks)
-    _run_stage(args, "search", searched, plan.search_results(results), plan.search.tasks)
+    _run_stage(args, "search", searched, plan.search_results(results), plan.search.tasks, done=())
     chosen = sweep.choose(sweep.tried(plan, results))
     for recipe, best in chosen.items():
         print(f"{recipe}: chosen {' '.join(best.setting)}, {plan.score} {best.score:.2f} on {plan.select}", flush=True)
-    _run_stage(args, "final", sweep.final_cells(plan, chosen), results, plan.search.tasks)
+    _run_stage(args, "final", sweep.final_cells(plan, chosen), results, plan.search.tasks, done=searched)
     print(sweep.finish(plan, results))
 
 
@@ -102,13 +104,23 @@ def _sweep(args: argparse.Namespace) -> "Sweep":
 
 
 def _run_stage(
-    args: argparse.Namespace, stage: str, recipes: Sequence[Any], results: Path, tasks: Sequence[str]
+    args: argparse.Namespace,
+    stage: str,
+    recipes: Sequence[Any],
+    results: Path,
+    tasks: Sequence[str],
+    *,
+    done: Sequence[Any],
 ) -> None:
-    """Run the cells of the search or of the chosen settings here, side by side, or as jobs."""
+    """Run the cells of the search or of the chosen settings here, side by side, or as jobs.
+
+    With `--fresh`, those of `done` are not repeated: the search has chosen by their scores.
+    """
     from intl_bench.ablations import sweep
 
     if not (args.parallel or args.slurm is not None):
-        sweep.run(recipes, results, tasks, fresh=args.fresh)
+        for recipe in recipes:
+            sweep.run([recipe], results, tasks, fresh=args.fresh and recipe not in done)
         return
     command, *rest = args.arguments
     commands: Mapping[str, Sequence[str]] = {

@@ -17,6 +17,7 @@ class Facts:
         title: its name in tables.
         classes: number of classes.
         train, test: number of images of the splits. COCO's training images count with an object that is not a crowd.
+        images: number of images of both splits, where users choose the splits; else None.
         normalization: mean and standard deviation of red, green and blue, for pixels from 0 to 1; None: ImageNet's.
         aliases: other spellings of the name, in lower case, without punctuation.
         class_names: the categories of a detection data set in the order of their ids; else empty.
@@ -30,6 +31,7 @@ class Facts:
     classes: int
     train: int
     test: int
+    images: int | None = None
     normalization: Normalization | None = None
     aliases: tuple[str, ...] = ()
     class_names: tuple[str, ...] = ()
@@ -110,7 +112,7 @@ DATASETS: dict[str, Facts] = {
     "voc07": Facts(title="VOC07", classes=20, train=5_011, test=4_952),
     "dtd": Facts(title="DTD", classes=47, train=3_760, test=1_880),
     "pets": Facts(title="Pets", classes=37, train=3_680, test=3_669, aliases=("oxfordpets", "oxfordiiitpet")),
-    "caltech101": Facts(title="Caltech-101", classes=102, train=3_060, test=6_084),
+    "caltech101": Facts(title="Caltech-101", classes=102, train=3_060, test=6_084, images=9_144),
     "flowers102": Facts(title="Flowers-102", classes=102, train=2_040, test=6_149, aliases=("oxfordflowers102",)),
 }
 _REMEDY = "give these images a name of their own with data.name=NAME"
@@ -151,7 +153,7 @@ def check_images(
     noun = "class folders" if kind == "imagefolder" else "classes"
     expected = f"expected {facts.classes:,}{' named as n01440764' if facts.wnids else ''}"
     others = [one for one in class_names if facts.wnids and not _WNID.fullmatch(one)]
-    most = facts.train if split == "train" else facts.test
+    most = facts.images or (facts.train if split == "train" else facts.test)
     if facts.side and kind not in (name, "npz", "imagefolder"):
         found = f"data.kind={kind} has other images, expected data.kind={name}, npz or imagefolder"
     elif len(class_names) != facts.classes:

@@ -20,8 +20,8 @@ _MODEL = (
 )
 # Measured by benchmarks/plan.py and benchmarks/dry_run.py.
 _ERRORS = (
-    "Errors of the model: for whole pre-trainings on a busy machine of two cores, in processor time, -12% to +71%, "
-    "and -56% for a run of 13 s, whose scores on the way, pictures and fixed costs are left out. For steps of small "
+    "Errors of the model: for whole pre-trainings of 6 to 29 s on two idle cores -53% to -27%, because scores on the "
+    "way, pictures and fixed costs are left out. For steps of small "
     "runs on two CPU cores with measured rates (not on a GPU), predicted img/s -17% to -1%, but +64% for 16 images "
     "and a projector of 151 M parameters; predicted peak memory -3% to -1%. Against img/s that NVIDIA published for a"
     " supervised ResNet-50 on one A100: +1% in mixed precision, from which the two shares were chosen, and +34% in "
@@ -30,7 +30,7 @@ _ERRORS = (
 
 _SHORT = (
     "a model, not a measurement. This machine: rates measured now, and the preparation of {sample}. GPUs: rates of "
-    "data sheets, without preparation. On two busy cores it was off by -56% to +71% (--verbose)"
+    "data sheets, without preparation. Runs of seconds took up to twice as long (--verbose)"
 )
 
 

@@ -63,14 +63,25 @@ def held_out(labels: np.ndarray, share: float, *, seed: int, setting: str) -> np
         InputError: a class has a single image, or none would be left.
     """
     sizes = np.bincount(labels)
-    if (sizes == 1).any():
-        raise InputError(
-            f"{setting}: class number {np.flatnonzero(sizes == 1)[0]} has a single training image; expected at least "
-            "two of each class, one for each part; add images, or use more of the labels"
-        )
     count = max(len(sizes), round(share * len(labels)))
     mask = np.zeros(len(labels), bool)
     mask[stratified(labels, count, seed=seed, purpose="holdout", setting=setting)] = True
-    if (np.bincount(labels[~mask], minlength=len(sizes))[sizes > 0] == 0).any():
-        raise InputError(f"{setting}: leaves a class without images; expected a smaller share")
+    check_both_parts(labels, mask, setting=setting)
     return mask
+
+
+def check_both_parts(labels: np.ndarray, held: np.ndarray, *, setting: str) -> None:
+    """Refuse a part of the training images, (n,) bool, that holds all images of a class.
+
+    Raises:
+        InputError: there is such a class.
+    """
+    sizes = np.bincount(labels)
+    missing = np.flatnonzero((np.bincount(labels[~held], minlength=len(sizes)) == 0) & (sizes > 0))
+    if len(missing) and sizes[missing[0]] == 1:
+        raise InputError(
+            f"{setting}: class number {missing[0]} has a single training image; expected at least "
+            "two of each class, one for each part; add images, or use more of the labels"
+        )
+    if len(missing):
+        raise InputError(f"{setting}: leaves a class without images; expected a smaller share")

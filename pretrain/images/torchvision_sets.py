@@ -169,14 +169,19 @@ def _sun397(holder: Path, split: str) -> SetListing:
 
 
 def _caltech101(holder: Path, split: str) -> SetListing:
-    """List 30 training images of each class, drawn with seed 0, or the others; with lists, the images of `SPLIT.txt`.
+    """List 30 training images of each class, drawn with seed 0, or the others.
 
-    The class of the background images counts, as in Kornblith et al. (2019).
+    With both lists in the folder, these are the images of `SPLIT.txt`. The class of the background images counts, as in
+    Kornblith et al. (2019).
     """
     place = holder / "caltech101" / "101_ObjectCategories"
     names = sorted(entry.name for entry in os.scandir(place) if entry.is_dir())
-    path = next((one / f"{split}.txt" for one in (place.parent, holder) if (one / f"{split}.txt").is_file()), None)
-    if path is not None:  # "CLASS/FILE label" a line, as those of Ericsson et al. (2021)
+    lists = {one: [(one / f"{part}.txt").is_file() for part in ("train", "test")] for one in (place.parent, holder)}
+    folder = next((one for one, found in lists.items() if any(found)), None)
+    if folder is not None:  # "CLASS/FILE label" a line, as those of Ericsson et al. (2021)
+        if not all(lists[folder]):  # the draw would have images of the list in the other part
+            raise InputError(f"{folder}: found one of train.txt and test.txt; expected both lists, or none")
+        path = folder / f"{split}.txt"
         files = [line.split()[0] for line in read_lines(path, "the list of images") if line.split()]
         unknown = next((file for file in files if file.partition("/")[0] not in names), None)
         if unknown is not None:

@@ -8,6 +8,7 @@ import pytest
 from set_layouts import LAYOUTS, caltech101, dtd, lines, pets, voc07
 from torchvision import datasets as sets
 
+from intl_bench.core import datasets
 from intl_bench.core.data_folders import labeled_kinds
 from intl_bench.core.errors import InputError, ResourceError
 from pretrain.images import data as image_data
@@ -74,8 +75,22 @@ def test_caltech101_has_30_training_images_of_a_class(tmp_path: Path) -> None:
     assert np.bincount(test.labels).tolist() == [3, 3]
     assert len({*train.files.tolist()} | {*test.files.tolist()}) == 66
     lines(tmp_path / "caltech101" / "train.txt", "accordion/image_0004.jpg 1", "BACKGROUND_Google/image_0000.jpg 0")
-    listed = open_set("caltech101", tmp_path)
+    for split in ("train", "test"):  # the other split would be drawn, with images of the list
+        with pytest.raises(InputError, match=r"found one of train\.txt and test\.txt; expected both lists, or none"):
+            open_set("caltech101", tmp_path, split)
+    lines(tmp_path / "caltech101" / "test.txt", "accordion/image_0003.jpg 1")
+    listed, test = (open_set("caltech101", tmp_path, split) for split in ("train", "test"))
     assert (listed.labels.tolist(), listed.files[0]) == ([1, 0], b"accordion/image_0004.jpg")
+    assert (test.labels.tolist(), test.files[0]) == ([1], b"accordion/image_0003.jpg")
+
+
+def test_caltech101_has_its_name_with_any_split() -> None:
+    """The lists of Ericsson et al. have 2,416 and 6,728 images; 3,060 and 6,084 are drawn without them."""
+    names = [str(number) for number in range(102)]
+    for split, images in (("train", 2416), ("test", 6728)):
+        datasets.check_images("caltech101", "caltech101", "", names, split, images=images, size=None)
+    with pytest.raises(InputError, match="expected at most 9,144"):
+        datasets.check_images("caltech101", "caltech101", "", names, "test", images=9145, size=None)
 
 
 def test_a_set_that_is_not_there_says_what_is_expected(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """`intl-bench sweep`: the same search for every method, chosen on held-out images; resumed; its table."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +160,17 @@ def test_a_sweep_of_two_methods_from_search_to_table(capfd: pytest.CaptureFixtur
     assert capfd.readouterr().out.count("already there") >= 7
     after = {path: path.read_bytes() for path in RESULTS.rglob("*.json")}
     assert after.keys() == before.keys()
+
+    # A score of the same weights with another k is none of the sweep.
+    extra = next(record for record in records() if record.task == "knn")
+    other = {**extra.evaluation, "settings": {**extra.evaluation["settings"], "k": 7}}
+    metrics = {"knn5": 99.0}
+    RecordStore(RESULTS / "records").append(
+        dataclasses.replace(extra, evaluation=other, metrics=metrics, transfer_seed=5, file="")
+    )
+    assert cli.main(command) == 0
+    assert {path: path.read_bytes() for path in tuned_paths} == {path: after[path] for path in tuned_paths}
+    capfd.readouterr()
 
     # The same search on the test images needs no second pre-training of its first seed, and has rows of its own.
     words = [
