@@ -117,6 +117,7 @@ def test_coco_from_checkpoint_to_table(capsys: pytest.CaptureFixture[str]) -> No
     assert "demo scale" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_records_name_the_method_and_the_source_of_the_weights(capsys: pytest.CaptureFixture[str]) -> None:
     """Weights are random, a state dict with a name, or a state dict with a name and an explicit layout."""
     assert cli.main(words("coco", OURS, "--init", "random")) == 0

@@ -259,6 +259,7 @@ def test_a_word_stands_for_a_long_override_and_names_the_run(tmp_path: Path) -> 
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "small"), [("which_part", 96), ("which_part_reduced", 16)])
 def test_which_part_has_views_crops_and_momentum_for_intl_and_three_baselines(name: str, small: int) -> None:
     made = cells.recipes(cells.load(name), 0)
