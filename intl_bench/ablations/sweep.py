@@ -31,6 +31,7 @@ from pretrain.recipe import Recipe
 from transfer.selection import TEST, VAL
 
 SELECTIONS = (VAL, TEST)
+_WHOLE = ("data.holdout=null",)  # also if a recipe holds images out
 SCORES = {"linear": "top1", "knn": "knn5"}  # the tasks that can choose, and the metric of each
 _LARGEST = 10**6  # settings in a space
 
@@ -78,7 +79,7 @@ class Sweep:
         for key, values in self.space.items():
             if is_runtime_only(Recipe, key) or key in ("seed", "init") or key.startswith("data."):
                 raise InputError(f"{key}: cannot be searched; expected settings of the training, such as base_lr")
-            if len(set(values)) < len(values) or "" in values:
+            if len(set(map(_number, values))) < len(values) or "" in values:
                 raise InputError(f"{key}=[{','.join(values)}]: expected different values")
         for word in self.overrides:
             if word.startswith(("seed=", "name=", "data.holdout")):
@@ -118,13 +119,13 @@ class Sweep:
     @property
     def search(self) -> cells.Ablation:
         """The grid of the search: for each recipe all settings, in the order of `settings`."""
-        held = (f"data.holdout={self.share}",) if self.select == VAL else ()
+        held = (f"data.holdout={self.share}", "data.holdout_seed=0") if self.select == VAL else _WHOLE
         tried = [f"{recipe} {' '.join(setting)}" for recipe in self.recipes for setting in self.settings]
         return self._grid(f"{self.name}-search" if self.select == VAL else self.name, tried, held)
 
     def final(self, chosen: Mapping[str, Sequence[str]]) -> cells.Ablation:
         """Return the grid of the chosen setting of each recipe, on all training images."""
-        return self._grid(self.name, [f"{recipe} {' '.join(chosen[recipe])}" for recipe in self.recipes], ())
+        return self._grid(self.name, [f"{recipe} {' '.join(chosen[recipe])}" for recipe in self.recipes], _WHOLE)
 
     def _grid(self, name: str, words: Sequence[str], overrides: tuple[str, ...]) -> cells.Ablation:
         tasks = (self.score, *(task for task in SCORES if task != self.score))
@@ -151,7 +152,18 @@ def parse(words: Sequence[str]) -> tuple[dict[str, tuple[str, ...]], list[str]]:
             space[key] = tuple(part.strip() for part in text[1:-1].split(","))
         else:
             overrides.append(word)
+    for word in overrides:
+        if word.partition("=")[0] in space:
+            raise InputError(f"{word}: this setting has a list of values too; expected one of the two")
     return space, overrides
+
+
+def _number(text: str) -> float | str:
+    """Return a value so that equal numbers in different spellings are equal."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

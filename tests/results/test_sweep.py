@@ -55,6 +55,10 @@ def test_the_search_holds_out_images_and_the_final_runs_have_all() -> None:
     final = cells.recipes(one.final(dict.fromkeys(one.recipes, one.settings[3])), 0)
     assert [(r.base_lr, r.weight_decay, r.data.holdout) for r in final] == [(0.3, 1e-4, None)] * 2
     assert not {r.name for r in searched} & {r.name for r in final}
+    Path("held.yaml").write_text("base: demo\ndata: {holdout: 0.3, holdout_seed: 7}\n")
+    own = plan(recipes=("held.yaml",), share=0.25)
+    data = [cells.recipes(grid, 0)[0].data for grid in (own.search, own.final({"held.yaml": own.settings[3]}))]
+    assert [(one.holdout, one.holdout_seed if one.holdout else 0) for one in data] == [(0.25, 0), (None, 0)]
     on_test = plan(select="best-on-test")
     assert cells.recipes(on_test.search, 0)[3] == cells.recipes(on_test.final({"demo": on_test.settings[3]}), 0)[0]
 
@@ -72,6 +76,8 @@ def test_lists_of_values_are_searched_and_list_settings_are_not() -> None:
         (["base_lr=[1,2]"], "RECIPE is missing"),
         (["demo"], "no list of values"),
         (["demo", "base_lr=[1,1]"], "base_lr=[1,1]: expected different values"),
+        (["demo", "base_lr=[0.1,1e-1]"], "expected different values"),
+        (["demo", "base_lr=[1]", "base_lr=2"], "base_lr=2: this setting has a list of values too"),
         (["demo", "base_lr=[]"], "expected different values"),
         (["demo", "demo", "base_lr=[1]"], "twice"),
         (["demo", "base_lr=[1]", "base_lr=[2]"], "has two lists"),
