@@ -9,7 +9,7 @@ from decimal import ROUND_HALF_UP, Decimal
 
 from intl_bench.records import ResultRecord
 from intl_bench.tables.footnotes import summary
-from intl_bench.tables.identities import value_at
+from intl_bench.tables.identities import flatten, value_at
 from intl_bench.tables.model import Cell, Measurement, Table
 
 DAGGER = "†"
@@ -54,13 +54,23 @@ def averaged_columns(table: Table, rows: Sequence[Sequence[ResultRecord]]) -> li
     return common if len(common) > 1 else []
 
 
+def mixed_settings(table: Table, row: Sequence[ResultRecord], averaged: Sequence[str]) -> list[str]:
+    """Return the settings in which the averaged columns of a row differ, `Table.own_settings` left out."""
+    used = [record for record in row if not table.place(record).keys().isdisjoint(averaged)]
+    found: dict[str, set[str]] = defaultdict(set)
+    for settings in (flatten(record.evaluation.get("settings", {})) for record in used):
+        for key, value in settings.items():
+            found[key].add(value)
+    return sorted(key for key, values in found.items() if len(values) > 1 and key not in table.own_settings)
+
+
 def cells_of(
     table: Table, row: Sequence[ResultRecord], averaged: Sequence[str] = ()
 ) -> tuple[dict[str, Cell], dict[str, list[Measurement]]]:
     """Return the cells of one row, and what they are made of, both by column key.
 
     Args:
-        averaged: see `averaged_columns`.
+        averaged: see `averaged_columns`. A row in which these columns have different settings has no average.
     """
     placed: dict[str, dict[tuple[int | None, int], Measurement]] = defaultdict(dict)
     for record in sorted(row, key=lambda r: (r.created_at, r.key, sorted(r.metrics.items()))):
@@ -69,7 +79,8 @@ def cells_of(
                 # A later record with the same seeds replaces the earlier one: it is not an additional sample.
                 placed[column][record.pretrain_seed, record.transfer_seed] = Measurement(record.metrics[metric], record)
     cells = {column: _cell(table, by_seeds) for column, by_seeds in placed.items()}
-    if averaged and (together := _average([placed[column] for column in averaged])):
+    comparable = averaged and not mixed_settings(table, row, averaged)
+    if comparable and (together := _average([placed[column] for column in averaged])):
         placed[table.average] = together
         ranks = [cells[column].rank_with for column in averaged]
         rank = None if None in ranks else _json(dict(zip(averaged, ranks, strict=True)))

@@ -6,7 +6,7 @@ Records that were not measured in the same way are never averaged and never rank
 from collections.abc import Sequence
 
 from intl_bench.records import ResultRecord
-from intl_bench.tables.cells import DAGGER, averaged_columns, cells_of
+from intl_bench.tables.cells import DAGGER, averaged_columns, cells_of, mixed_settings
 from intl_bench.tables.footnotes import footnote, short_footnote
 from intl_bench.tables.grouping import dataset_in_label, rows_of
 from intl_bench.tables.identities import natural_sort_key
@@ -52,6 +52,9 @@ def measured_rows(table: Table, records: Sequence[ResultRecord]) -> tuple[list[R
     if averaged:
         titles = {column.key: column.flat for column in table.columns(records)}
         text = f"Average: of {', '.join(titles[key] for key in averaged)}, which all measured rows have."
+        for number, (_, group) in enumerate(labeled, start=1):
+            if mixed := mixed_settings(table, group, averaged):
+                text += f" Row {number} has none: its data sets differ in {', '.join(mixed)}."
         notes.append(Note("", text, text))
     if any(cell.std_over == "transfer" for row in rows for cell in row.cells.values()):
         notes.append(_ONE_PRETRAINING)

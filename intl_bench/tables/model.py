@@ -59,6 +59,8 @@ class Table:
         schedules: the detection schedules to which the table can be limited, each with the name of its published rows
             in `intl_bench.published`.
         average: the key of the column with the mean of a row's other columns, those that all rows have; "" if none.
+        own_settings: with `average`, the dotted keys of the evaluation's settings that may differ between the columns
+            that are averaged: those that belong to the data set, and those that the scores do not depend on.
         columns: returns the columns, given the records that are in the table.
         place: returns {column key: metric name} for one record; empty if the record does not belong to this table.
     """
@@ -74,6 +76,7 @@ class Table:
     about_epochs: str = ""
     schedules: Mapping[str, str] = dataclasses.field(default_factory=dict)
     average: str = ""
+    own_settings: tuple[str, ...] = ()
     columns: Callable[[Sequence[ResultRecord]], Sequence[Column]]
     place: Callable[[ResultRecord], Mapping[str, str]]
 

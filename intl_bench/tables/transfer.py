@@ -12,6 +12,9 @@ _USUAL = (
     "flowers102",
 )
 _AVERAGE = "average"
+_DATA_SET = ("metric", "data.kind", "data.size")
+_CLASSIFIER = ("decays", "least_decay", "largest_decay", "val_share", "val_seed", "tolerance", "iterations")
+_FEW_SHOT = ("episodes", "ways", "shots", "queries", "episode_seed")
 
 
 def _columns(group: str, without: str = "") -> Callable[[Sequence[ResultRecord]], Sequence[Column]]:
@@ -44,6 +47,7 @@ TABLE = Table(
     decimals=1,
     datasets=None,
     average=_AVERAGE,
+    own_settings=(*_DATA_SET, *_FEW_SHOT),
     columns=_columns("Logistic regression"),
     place=_place,
 )
@@ -55,6 +59,7 @@ EPISODES = Table(
     decimals=1,
     datasets=None,
     average=_AVERAGE,
+    own_settings=(*_DATA_SET, *_CLASSIFIER),
     columns=_columns("Few-shot episodes", without="voc07"),
     place=_place_episodes,
 )

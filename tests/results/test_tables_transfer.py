@@ -51,6 +51,28 @@ def test_the_average_is_over_what_all_rows_have_and_over_pretrainings() -> None:
     assert not [cell for cell in cells(apart, "transfer") if cell["column"] == "average"]
 
 
+@pytest.mark.parametrize(
+    ("setting", "transfer", "episodes"),
+    [("ways", True, False), ("decays", False, True), ("tolerance", False, True), ("resize", False, False)],
+)
+def test_a_row_of_mixed_settings_has_no_average(setting: str, transfer: bool, episodes: bool) -> None:
+    """The average of a table requires equal settings of what its scores depend on; other rows keep theirs."""
+
+    def settings(**own: Any) -> dict[str, Any]:
+        return {"settings": {"metric": "top1", "data": {"kind": "dtd"}, setting: 5, **own}}
+
+    mixed = [record("pets", 80.0, evaluation=settings()), record("dtd", 60.0, evaluation=settings(**{setting: 10}))]
+    # The metric and the kind of the data belong to the data set; Aircraft has no val_share.
+    other = settings(metric="mean_per_class", data={"kind": "pets"}, val_share=0.2)
+    whole = [record("pets", 80.0, method="BYOL", evaluation=other)]
+    whole += [record("dtd", 60.0, method="BYOL", evaluation=settings())]
+    for table, averaged in (("transfer", transfer), ("few-shot", episodes)):
+        rows = [row for row, column, _ in shown([*mixed, *whole], table) if column == "average"]
+        assert rows == ([0, 1] if averaged else [0])  # BYOL is the first row
+        text = render([*mixed, *whole], tables=[table], format="markdown")
+        assert (f"Row 2 has none: its data sets differ in {setting}." in text) == (not averaged)
+
+
 def test_averages_are_ranked_only_if_all_protocols_agree() -> None:
     def bold(**changes: Any) -> list[bool]:
         rows = [record(name, 70.0) for name in ("pets", "dtd")]
