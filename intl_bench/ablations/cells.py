@@ -11,7 +11,7 @@ from intl_bench.core import config as configs
 from intl_bench.core.errors import InputError
 from intl_bench.core.identity import SCALES, is_runtime_only
 from intl_bench.core.inputs import shorten
-from intl_bench.core.names import require_folder_name
+from intl_bench.core.names import fit_folder_name, require_folder_name
 from intl_bench.core.ranges import Checked, Count
 from pretrain.recipe import Recipe, decides_the_same, load_recipe
 from transfer import TASKS
@@ -28,7 +28,7 @@ class Ablation(Checked):
         name: of the grid and of its folder in results/ablations/.
         recipe: the recipe of each cell.
         overrides: key=value, for all cells.
-        cells: the arguments of `intl-bench pretrain` for each cell: overrides, and possibly another recipe.
+        cells: the arguments of `intl-bench pretrain` for each cell as typed: overrides, and possibly another recipe.
         words: {word: override} of short words for long overrides, such as a list of views, to use in `cells`.
         seeds: number of seeds, unless the command line gives them.
         tasks: the commands that score each cell, without `intl-bench` and CHECKPOINT: a task, and possibly `--config
@@ -58,6 +58,8 @@ class Ablation(Checked):
             for item in getattr(self, what):
                 if not isinstance(item, str):
                     raise ValueError(f"{what}: found {shorten(item)}; expected text such as epochs=100")
+        for cell in self.cells:
+            split_words(cell, "cells")
         for word, change in self.words.items():
             if "=" in word or not isinstance(change, str) or "=" not in change:
                 raise ValueError(f"words.{word}: found {shorten(change)}; expected an override such as epochs=100")
@@ -74,13 +76,25 @@ class Ablation(Checked):
                 raise ValueError(f"{what}: {name!r} is not one of {', '.join(known)}")
 
 
+def split_words(text: str, what: str) -> list[str]:
+    """Split a text into words as a shell does.
+
+    Raises:
+        ValueError: a quotation has no end. The message names `what` has the text.
+    """
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise ValueError(f"{what}: {shorten(text)}: {error}; close the quotation, or write a backslash twice") from None
+
+
 def split_scoring(text: str) -> tuple[str, str | None, list[str]]:
     """Return the task, the name after --config, and the overrides of an entry of `tasks`.
 
     Raises:
-        ValueError: there is another word.
+        ValueError: there is another word, or a quotation without an end.
     """
-    task, *words = shlex.split(text) or [""]
+    task, *words = split_words(text, "tasks") or [""]
     config = None
     if words[:1] == ["--config"]:
         _, config, *words = *words, ""
@@ -112,12 +126,14 @@ def recipes(ablation: Ablation, seed: int, overrides: Sequence[str] = ()) -> lis
     scale = "reduced" if changes_grid else ablation.scale
     made: list[Recipe] = []
     for cell in ablation.cells:
-        own = [word for word in cell.split() if "=" in word or word in ablation.words]
-        other = [word for word in cell.split() if word not in own]
+        words = split_words(cell, "cells")
+        own = [word for word in words if re.match(r"[\w.]*=", word) or word in ablation.words]
+        other = [word for word in words if word not in own]
         name = other[0] if other else ablation.recipe
         slug = re.sub(r"[^A-Za-z0-9.]+", "_", "_".join([*other, *own, *changes_grid]))
         own = [ablation.words.get(word, word) for word in own]
-        changes = [*ablation.overrides, *own, *overrides, f"seed={seed}", f"name={ablation.name}-{slug}"]
+        run = fit_folder_name(f"{ablation.name}-{slug}")
+        changes = [*ablation.overrides, *own, *overrides, f"seed={seed}", f"name={run}"]
         recipe = load_recipe(name, changes)
         if recipe.init is not None:
             raise InputError(

@@ -6,6 +6,7 @@ them. The chosen setting of each recipe is then pre-trained on all training imag
 
 import dataclasses
 import math
+import shlex
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -51,6 +52,8 @@ class Sweep:
         share: of the training images that "val" holds out; see `data.holdout`.
         draw_seed: of the draw of settings.
         seeds: of the pre-trainings with the chosen setting. The search uses the first one.
+
+    The names of its runs have its overrides and what it holds out, so that sweeps of one name do not meet in a folder.
 
     Raises:
         InputError: a value is impossible.
@@ -119,17 +122,26 @@ class Sweep:
     @property
     def search(self) -> cells.Ablation:
         """The grid of the search: for each recipe all settings, in the order of `settings`."""
+        tried = [(recipe, *setting) for recipe in self.recipes for setting in self.settings]
+        return self._grid(f"{self.name}-search" if self.select == VAL else self.name, tried)
+
+    def searched(self) -> list[Recipe]:
+        """Return the pre-trainings of the search."""
         held = (f"data.holdout={self.share}", "data.holdout_seed=0") if self.select == VAL else _WHOLE
-        tried = [f"{recipe} {' '.join(setting)}" for recipe in self.recipes for setting in self.settings]
-        return self._grid(f"{self.name}-search" if self.select == VAL else self.name, tried, held)
+        return cells.recipes(self.search, self.seeds[0], [*self.overrides, *held])
 
     def final(self, chosen: Mapping[str, Sequence[str]]) -> cells.Ablation:
-        """Return the grid of the chosen setting of each recipe, on all training images."""
-        return self._grid(self.name, [f"{recipe} {' '.join(chosen[recipe])}" for recipe in self.recipes], _WHOLE)
+        """Return the grid of the chosen setting of each recipe."""
+        return self._grid(self.name, [(recipe, *chosen[recipe]) for recipe in self.recipes])
 
-    def _grid(self, name: str, words: Sequence[str], overrides: tuple[str, ...]) -> cells.Ablation:
+    def final_cells(self, chosen: Mapping[str, Sequence[str]]) -> list[Recipe]:
+        """Return the pre-trainings on all training images: all recipes of the first seed, then of the next."""
+        grid_ = self.final(chosen)
+        return [cell for seed in self.seeds for cell in cells.recipes(grid_, seed, [*self.overrides, *_WHOLE])]
+
+    def _grid(self, name: str, tried: Sequence[Sequence[str]]) -> cells.Ablation:
         tasks = (self.score, *(task for task in SCORES if task != self.score))
-        return cells.Ablation(name=name, cells=tuple(words), overrides=(*self.overrides, *overrides), tasks=tasks)
+        return cells.Ablation(name=name, cells=tuple(map(shlex.join, tried)), tasks=tasks)
 
     def search_results(self, results: Path) -> Path:
         """Return the folder of the records of the search. Those of "val" do not mix with scores of test images."""
@@ -189,7 +201,7 @@ def tried(sweep: Sweep, results: Path) -> dict[str, list[Tried]]:
     records = RecordStore(sweep.search_results(results) / "records").load()
     found: dict[str, list[Tried]] = {recipe: [] for recipe in sweep.recipes}
     owners = [(recipe, setting) for recipe in sweep.recipes for setting in sweep.settings]
-    ends = _ends(cells.recipes(sweep.search, sweep.seeds[0]), records)
+    ends = _ends(sweep.searched(), records)
     for (name, setting), (planned, cell) in zip(owners, ends, strict=True):
         score = None
         if "diverged" not in cell.details:
@@ -197,6 +209,11 @@ def tried(sweep: Sweep, results: Path) -> dict[str, list[Tried]]:
             score = _scores(cell, own, records)[sweep.score].metrics[SCORES[sweep.score]]
         found[name].append(Tried(setting=setting, score=score, cell=cell))
     return found
+
+
+def settings_of(chosen: Mapping[str, Tried]) -> dict[str, tuple[str, ...]]:
+    """Return the chosen setting of each recipe."""
+    return {recipe: option.setting for recipe, option in chosen.items()}
 
 
 def choose(search: Mapping[str, Sequence[Tried]]) -> dict[str, Tried]:
@@ -214,23 +231,6 @@ def choose(search: Mapping[str, Sequence[Tried]]) -> dict[str, Tried]:
     return best
 
 
-def final_cells(sweep: Sweep, chosen: Mapping[str, Tried]) -> list[Recipe]:
-    """Return the pre-trainings with the chosen settings: all recipes of the first seed, then of the next."""
-    grid_ = sweep.final({recipe: option.setting for recipe, option in chosen.items()})
-    return [cell for seed in sweep.seeds for cell in cells.recipes(grid_, seed)]
-
-
-def run(cells_: Sequence[Recipe], results: Path, tasks: Sequence[str], *, fresh: bool) -> None:
-    """Run the cells that have no records.
-
-    Raises:
-        BenchError: a cell failed. The records of finished cells are kept.
-    """
-    store = RecordStore(results / "records")
-    for recipe in cells_:
-        grid.run_cell(recipe, tasks, store, results, fresh=fresh)
-
-
 def finish(sweep: Sweep, results: Path) -> str:
     """Write a record of each recipe and seed, and the table of all sweeps in this folder; return the table.
 
@@ -241,7 +241,7 @@ def finish(sweep: Sweep, results: Path) -> str:
     search = tried(sweep, results)
     chosen, records = choose(search), store.load()
     names = [recipe for _ in sweep.seeds for recipe in sweep.recipes]
-    for name, (planned, cell) in zip(names, _ends(final_cells(sweep, chosen), records), strict=True):
+    for name, (planned, cell) in zip(names, _ends(sweep.final_cells(settings_of(chosen)), records), strict=True):
         own = dict(grid.evaluations(sweep.search.tasks, planned))
         store.replace(_record(sweep, cell, own, _scores(cell, own, records), search[name], chosen[name]))
     text = render([record for record in store.load() if record.task == table.TASK], tables=["tuning"])

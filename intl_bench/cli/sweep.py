@@ -55,28 +55,31 @@ def add(commands: Any) -> None:
 
 
 def _run(args: argparse.Namespace) -> None:
-    from intl_bench.ablations import cells, grid, sweep
+    from intl_bench.ablations import grid, sweep
+    from intl_bench.records import RecordStore
 
     plan = _sweep(args)
     results = args.results or Path("results") / "sweeps" / plan.name
-    searched = cells.recipes(plan.search, plan.seeds[0])
+    searched = plan.searched()
     if is_dry_run(args):
         _print_plan(plan, searched, results, fresh=args.fresh)
         return
     if args.only is not None:
         stage, _, number = args.only.partition(":")
-        made = searched if stage == "search" else sweep.final_cells(plan, sweep.choose(sweep.tried(plan, results)))
-        folder = plan.search_results(results) if stage == "search" else results
+        made, folder = searched, plan.search_results(results)
+        if stage == "final":
+            made, folder = plan.final_cells(sweep.settings_of(sweep.choose(sweep.tried(plan, results)))), results
         cell = made[int(number)]
         fresh = args.fresh and (stage == "search" or cell not in searched)
-        sweep.run([cell], folder, plan.search.tasks, fresh=fresh)
+        grid.run_cell(cell, plan.search.tasks, RecordStore(folder / "records"), folder, fresh=fresh)
         return
     grid.check(searched, plan.search.tasks)
     _run_stage(args, "search", searched, plan.search_results(results), plan.search.tasks, done=())
     chosen = sweep.choose(sweep.tried(plan, results))
     for recipe, best in chosen.items():
         print(f"{recipe}: chosen {' '.join(best.setting)}, {plan.score} {best.score:.2f} on {plan.select}", flush=True)
-    _run_stage(args, "final", sweep.final_cells(plan, chosen), results, plan.search.tasks, done=searched)
+    final = plan.final_cells(sweep.settings_of(chosen))
+    _run_stage(args, "final", final, results, plan.search.tasks, done=searched)
     print(sweep.finish(plan, results))
 
 
@@ -116,11 +119,13 @@ def _run_stage(
 
     With `--fresh`, those of `done` are not repeated: the search has chosen by their scores.
     """
-    from intl_bench.ablations import sweep
+    from intl_bench.ablations import grid
+    from intl_bench.records import RecordStore
 
     if not (args.parallel or args.slurm is not None):
         for recipe in recipes:
-            sweep.run([recipe], results, tasks, fresh=args.fresh and recipe not in done)
+            store = RecordStore(results / "records")
+            grid.run_cell(recipe, tasks, store, results, fresh=args.fresh and recipe not in done)
         return
     command, *rest = args.arguments
     commands: Mapping[str, Sequence[str]] = {
@@ -138,7 +143,6 @@ def _run_stage(
 
 
 def _print_plan(plan: "Sweep", searched: Sequence[Any], results: Path, *, fresh: bool) -> None:
-    from intl_bench.ablations import cells
     from intl_bench.ablations import plan as plans
     from intl_bench.core.read_only import read_only
 
@@ -148,6 +152,5 @@ def _print_plan(plan: "Sweep", searched: Sequence[Any], results: Path, *, fresh:
         folder = plan.search_results(results)
         print(plans.describe(plan.search, searched, seeds=plan.seeds[:1], results=folder, fresh=fresh))
         print("\nthen: the chosen setting of each recipe, here shown with the first one")
-        final = plan.final(first)
-        made = cells.recipes(final, plan.seeds[0])
-        print(plans.describe(final, made, seeds=plan.seeds, results=results, fresh=fresh))
+        made = plan.final_cells(first)[: len(plan.recipes)]
+        print(plans.describe(plan.final(first), made, seeds=plan.seeds, results=results, fresh=fresh))

@@ -1,5 +1,6 @@
 """Names that people choose: of runs and grids, which become folders; of methods and data sets, which tables show."""
 
+import hashlib
 import os
 import unicodedata
 
@@ -26,6 +27,13 @@ def require_folder_name(name: str, what: str) -> None:
         reason = f"it has more than {_LONGEST_FOLDER} bytes"
     if reason:
         raise ValueError(f"{what}={name[:80]!r}: {reason}; expected the name of a folder")
+
+
+def fit_folder_name(name: str) -> str:
+    """Return a name of ASCII characters that a folder may have: if it is too long, its start and a digest of it."""
+    if len(name) <= _LONGEST_FOLDER:
+        return name
+    return f"{name[: _LONGEST_FOLDER - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def require_title(name: str, what: str) -> None:

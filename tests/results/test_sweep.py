@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from intl_bench import cli
-from intl_bench.ablations import cells, sweep
+from intl_bench.ablations import sweep
 from intl_bench.core.errors import DivergedError, InputError
 from intl_bench.records import RecordStore, ResultRecord
 
@@ -48,19 +48,36 @@ def test_the_settings_are_the_grid_or_a_seeded_part_of_it() -> None:
 
 def test_the_search_holds_out_images_and_the_final_runs_have_all() -> None:
     one = plan(recipes=("demo", "simsiam.yaml"), share=0.25, overrides=("data.size=200",))
-    searched = cells.recipes(one.search, 0)
+    searched = one.searched()
     assert [recipe.method["name"] for recipe in searched] == ["intl"] * 6 + ["simsiam"] * 6
     assert {(recipe.data.holdout, recipe.data.size) for recipe in searched} == {(0.25, 200)}
     assert [(r.base_lr, r.weight_decay) for r in searched[:6]] == [(r.base_lr, r.weight_decay) for r in searched[6:]]
-    final = cells.recipes(one.final(dict.fromkeys(one.recipes, one.settings[3])), 0)
+    final = one.final_cells(dict.fromkeys(one.recipes, one.settings[3]))[:2]
     assert [(r.base_lr, r.weight_decay, r.data.holdout) for r in final] == [(0.3, 1e-4, None)] * 2
     assert not {r.name for r in searched} & {r.name for r in final}
     Path("held.yaml").write_text("base: demo\ndata: {holdout: 0.3, holdout_seed: 7}\n")
     own = plan(recipes=("held.yaml",), share=0.25)
-    data = [cells.recipes(grid, 0)[0].data for grid in (own.search, own.final({"held.yaml": own.settings[3]}))]
+    data = [some[0].data for some in (own.searched(), own.final_cells({"held.yaml": own.settings[3]}))]
     assert [(one.holdout, one.holdout_seed if one.holdout else 0) for one in data] == [(0.25, 0), (None, 0)]
     on_test = plan(select="best-on-test")
-    assert cells.recipes(on_test.search, 0)[3] == cells.recipes(on_test.final({"demo": on_test.settings[3]}), 0)[0]
+    assert on_test.searched()[3] == on_test.final_cells({"demo": on_test.settings[3]})[0]
+
+
+def test_sweeps_of_one_name_do_not_meet_in_a_folder_and_a_path_may_have_spaces() -> None:
+    Path("my recipes").mkdir()
+    Path("my recipes/it's one.yaml").write_text("base: demo\n")
+    recipes = ("my recipes/it's one.yaml",)
+    changes = [{}, {"share": 0.25}, {"overrides": ("epochs=3",)}, {"overrides": ("epochs=30",)}]
+    made = [plan(recipes=recipes, **change) for change in changes]  # type: ignore[arg-type]
+    assert len({recipe.name for one in made for recipe in one.searched()}) == 6 * len(made)
+    final = [one.final_cells({recipes[0]: one.settings[0]})[0] for one in made]
+    assert [final[0] == other for other in final] == [True, True, False, False]  # all training images, whatever chose
+    assert len({recipe.name for recipe in final}) == 3
+    moved = plan(recipes=recipes, overrides=("workers=0", "data.root="))
+    assert [r.name for r in moved.searched()] == [r.name for r in made[0].searched()]
+    long = plan(recipes=("demo",), overrides=(f"views=[{', '.join(['{size: 32, min_scale: 0.2}'] * 9)}]",))
+    assert len({recipe.name for recipe in long.searched()}) == 6
+    assert max(len(recipe.name) for recipe in long.searched()) == 200
 
 
 def test_lists_of_values_are_searched_and_list_settings_are_not() -> None:
