@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 
@@ -72,7 +73,8 @@ class KnnConfig(Checked):
         precision: precision of the backbone's forward pass, "fp32" or "bf16". Distances are always float32.
         selection: "last" takes k as it is. "val" chooses k on a part of the training images, then votes with all of
             them, and looks at the test images once. "best-on-test" chooses k on the test images.
-        choose: with another `selection` than "last", the values to choose from, such as choose.k=[1,5,20].
+        choose: with another `selection` than "last", the values to choose from, such as choose.k=[1,5,20]. The default
+            is 1, 2, 5, 10, 20, 50, 100 and 200, without those that are larger than the number of images.
         val_share, val_seed: with "val", the share of the training images that choose, with the same share of every
             class, and the seed of their draw.
     """
@@ -140,33 +142,51 @@ def run(checkpoint: Checkpoint, config: KnnConfig, seed: int, *, folder: Path) -
         vote = {name: getattr(config, name) for name in ("distance", "weights", "temperature")}
 
         def correct(train: Features, test: Features, ks: Sequence[int]) -> list[int]:
-            if max(ks) > len(train.labels):
-                setting = f"k={max(ks)}" if config.selection == selections.LAST else f"choose.k={list(config.choose.k)}"
-                raise InputError(
-                    f"{setting}: there are only {len(train.labels)} training images; expected at most "
-                    f"{len(train.labels)}; lower k"
-                )
             predictions = _predict(*train, test.features, ks, device=process.device, **vote)
             return [int((predicted == test.labels).sum()) for predicted in predictions]
 
         counts = {"train_images": len(train.labels), "test_images": len(test.labels)}
+        tried = values_of_k(config, train.labels.numpy())
         if config.selection == selections.LAST:
-            (right,) = correct(train, test, [config.k])
+            (right,) = correct(train, test, tried)
             return Outcome(metrics={f"knn{config.k}": _percent(right, test)}, details={**counts, "correct": right})
         fitted, scored = train, test
         if config.selection == selections.VAL:
             held = torch.from_numpy(selections.validation_part(train.labels.numpy(), config))
             fitted, scored = (Features(*(tensor[which] for tensor in train)) for which in (~held, held))
-        found = correct(fitted, scored, config.choose.k)
+        found = correct(fitted, scored, tried)
         best = max(found)
-        k = config.choose.k[found.index(best)]
-        candidates = [{"k": k, "knn": _percent(n, scored)} for k, n in zip(config.choose.k, found, strict=True)]
+        k = tried[found.index(best)]
+        candidates = [{"k": k, "knn": _percent(n, scored)} for k, n in zip(tried, found, strict=True)]
         details: dict[str, Any] = {**counts, "chosen": {"k": k}, "candidates": candidates}
         if config.selection == selections.TEST:
             return Outcome(metrics={"knn": _percent(best, test)}, details={**details, "correct": best})
         (right,) = correct(train, test, [k])
     metrics = {"knn": _percent(right, test), "val_knn": _percent(best, scored)}
     return Outcome(metrics=metrics, details={**details, "correct": right, "val_images": len(scored.labels)})
+
+
+def values_of_k(config: KnnConfig, labels: np.ndarray) -> list[int]:
+    """Return the values of k that are tried. Of the default values those are left out that are too large.
+
+    Args:
+        labels: of all training images, (n,) int64.
+
+    Raises:
+        InputError: another value is larger than the number of images that vote.
+    """
+    chosen = config.selection != selections.LAST
+    held = selections.validation_part(labels, config).sum() if config.selection == selections.VAL else 0
+    images, values = len(labels) - int(held), config.choose.k if chosen else (config.k,)
+    if chosen and values == _CANDIDATES:
+        values = tuple(k for k in values if k <= images)
+    if max(values) > images:
+        setting = f"choose.k={list(values)}" if chosen else f"k={config.k}"
+        rest = f", {int(held)} held out (val_share={config.val_share:g})" if held else ""
+        raise InputError(
+            f"{setting}: there are only {images} training images{rest}; expected at most {images}; lower k"
+        )
+    return list(values)
 
 
 def _percent(correct: int, images: Features) -> float:

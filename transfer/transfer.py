@@ -127,6 +127,8 @@ def protocol(config: TransferConfig) -> dict[str, Any]:
 def run(checkpoint: Checkpoint, config: TransferConfig, seed: int, *, folder: Path) -> Outcome:
     """Score a checkpoint: `top1` and `mean_per_class`, or `mAP`; `few_shot` and the half width of its 95% interval.
 
+    One episode has no interval.
+
     The result has no randomness besides that of its settings, so `seed` is not used. The features are cached, so
     `folder` is not used either.
 
@@ -274,7 +276,7 @@ def _few_shot(config: TransferConfig, features: torch.Tensor, labels: np.ndarray
         if distributed.is_main_process():
             print(f"few-shot episodes: left out: {error}", file=sys.stderr)
         return {}
-    return {"few_shot": mean, "few_shot_ci95": half}
+    return {"few_shot": mean} | ({} if config.episodes == 1 else {"few_shot_ci95": half})
 
 
 TASK = Task(

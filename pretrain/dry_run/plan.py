@@ -274,8 +274,10 @@ def _images(config: DataConfig) -> tuple[ImageSource | None, int | None, int, st
         source = open_source(config, "train")
         return source, len(source), len(source.class_names), "counted"
     except BenchError as error:
+        if not config.is_absent:
+            raise
         facts = DATASETS.get(config.dataset)
-        known = facts.train if facts is not None else None
+        known = config.published_numbers(facts)[0] if facts is not None else None
         reason = f"cannot count them: {' '.join(str(error).split())}"
         classes = facts.classes if facts is not None else 1000
         return None, known, classes, f"{'as published' if known else 'not known'}; {reason}"

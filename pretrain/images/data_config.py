@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Annotated
 
 from intl_bench.core import datasets
+from intl_bench.core.data_folders import is_absent
 from intl_bench.core.identity import by_content, runtime_only
 from intl_bench.core.names import require_title
 from intl_bench.core.ranges import Checked, Choice, Count, Finite, Part, Positive, Seed
 from pretrain.images.decode import LARGEST
+from pretrain.images.sample import count_of
 
 IMAGENET_NORMALIZATION = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _SHAPES_NORMALIZATION = ((0.5, 0.5, 0.5), (0.29, 0.29, 0.29))
@@ -103,6 +105,22 @@ class DataConfig(Checked):
             root = Path(os.path.abspath(os.path.expanduser(self.root)))
             name = root.name if self.kind == "imagefolder" else root.stem
         return datasets.canonical(name or self.kind)
+
+    def published_numbers(self, facts: datasets.Facts) -> tuple[int, int]:
+        """Return the numbers of training and test images of a data set that are used."""
+        train, test = facts.train, facts.test
+        if self.limit is not None:
+            train = min(train, count_of(self.limit, train))
+        if self.holdout is not None:
+            test = round(self.holdout * train)
+            train -= test
+        return train, test
+
+    @property
+    def is_absent(self) -> bool:
+        """Whether the images are not there yet, so that a dry run knows them from publications alone."""
+        root = Path(os.path.expanduser(self.root))
+        return self.kind != "shapes" and (self.download or not self.root or is_absent(root))
 
 
 def normalization(config: DataConfig) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -6,16 +6,27 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+import torchvision
 from table_cases import COCO, make
 
+from intl_bench import cli
 from intl_bench.core import config as configs
 from intl_bench.core.errors import InputError
 from intl_bench.core.identity import identity
+from intl_bench.records import RecordStore
 from intl_bench.tables import render
 from transfer.coco import TASK
 from transfer.detection.annotations.coco import draw_part
 from transfer.detection.annotations.split import read_split
 from transfer.detection.config import AnnotatedDataConfig, DetectionConfig
+
+SMALL = [
+    *("iterations=1", "milestones=[1]", "warmup_iterations=1"),
+    *("batch_size=2", "precise_bn=1", "min_sizes=[48]", "max_size=96", "test_min_size=64", "test_max_size=96"),
+    *("workers=0", "device=cpu", "model.rpn_batch=16", "model.roi_batch=8", "model.pool_size=4"),
+    *("model.pre_nms_train=50", "model.post_nms_train=10", "model.pre_nms_test=30", "model.post_nms_test=10"),
+]
 
 
 def drawn_by_stac(images: list[dict[str, Any]], percent: float, fold: int) -> set[int]:
@@ -68,6 +79,31 @@ def test_identity_protocol_and_label_state_the_part_and_the_default_changes_neit
     assert TASK.protocol(usual)["percent"] is None
     protocol = {**COCO, "percent": TASK.protocol(part)["percent"]}
     assert "percent 5 (fold 2); measured" in render([make("coco", "coco", {"bbox/AP": 1.0}, protocol)], tables=["3"])
+
+
+@pytest.mark.data
+def test_a_part_from_the_command_line(
+    test_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save(torchvision.models.resnet18().state_dict(), "resnet18.pth")
+    command = ["coco", "resnet18.pth", "--from", "torchvision", *SMALL, "--engine", "builtin"]
+    root = f"data.root={test_data / 'coco_tiny'}"
+    assert cli.main([*command, root, "data.percent=50", "data.fold=2", "--dry-run"]) == 0
+    planned = capsys.readouterr().out
+    assert cli.main([*command, root, "data.percent=50", "data.fold=2"]) == 0
+    (record,) = RecordStore(Path("results/records")).load()
+    used = record.details["train_images"]
+    assert used == len(read_split(AnnotatedDataConfig(root=root[10:], percent=50, fold=2), "train", masks=True))
+    assert f"{used} training images" in " ".join(planned.split())
+    assert record.protocol["percent"] == "50 (fold 2)"
+    capsys.readouterr()
+    # What the run would refuse, the dry run refuses. Without the images it takes a part of the published number.
+    for more in ([], ["--dry-run"]):
+        assert cli.main([*command, root, "data.percent=0.5", *more]) == 2
+        assert "data.percent=0.5: less than one of 50 images" in capsys.readouterr().err
+    assert cli.main([*command, "data.root=nowhere", "data.percent=10", "--dry-run"]) == 0
+    assert "11,726 training images" in " ".join(capsys.readouterr().out.split())
 
 
 def test_faults() -> None:

@@ -223,7 +223,15 @@ def test_a_plan_tells_which_seeds_are_there(
         ),
         (
             ["knn", "data.kind=imagefolder", "data.root=photos", "k=31"],
-            "k=31: the data set has only 30 training images; expected at most 30; lower k",
+            "k=31: there are only 30 training images; expected at most 30; lower k",
+        ),
+        (
+            ["knn", "data.kind=imagefolder", "data.root=photos", "selection=val", "choose.k=[1,28]", "val_share=0.1"],
+            "choose.k=[1, 28]: there are only 27 training images, 3 held out (val_share=0.1); expected at most 27",
+        ),
+        (
+            ["knn", "data.kind=imagefolder", "data.root=photos", "data.limit=31"],
+            "data.limit=31: means 31 of the 30",
         ),
         (["knn", "--config", "default", "data.kind=imagefolder", "data.root=photos"], "have other sizes; set resize"),
     ],
@@ -242,6 +250,13 @@ def test_a_plan_without_the_images_takes_the_published_numbers(
     rows = plan(capsys, "knn", str(backbone), "data.kind=cifar10", "data.root=nowhere")
     assert "50,000 training images and 10,000 test images of 10 classes, as published; NOT OPENED:" in rows["data"]
     assert "without the preparation of images" in rows["time"]
+    rows = plan(capsys, "knn", str(backbone), "data.kind=cifar10", "data.root=nowhere", "data.limit=0.1")
+    assert "5,000 training images and 10,000 test images" in rows["data"]
+    rows = plan(capsys, "knn", str(backbone), "data.kind=cifar10", "data.root=nowhere", "data.holdout=0.2")
+    assert "40,000 training images and 10,000 test images" in rows["data"]
+    Path("mounted_later").mkdir()
+    rows = plan(capsys, "knn", str(backbone), "data.kind=cifar10", "data.root=mounted_later")
+    assert "as published; NOT OPENED:" in rows["data"]
     rows = plan(capsys, "knn", str(backbone), "data.kind=npz", "data.root=nowhere.npz")
     assert rows["data"].startswith("nowhere (npz in nowhere.npz): NOT OPENED: ")
     assert rows["time"] == "not estimated"

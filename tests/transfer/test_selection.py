@@ -176,6 +176,15 @@ def test_k_is_chosen_on_the_part_and_all_images_vote() -> None:
         knn.run(make_checkpoint(), few, 0, folder=Path("work"))
 
 
+def test_default_values_of_k_larger_than_the_images_are_left_out() -> None:
+    labels = np.repeat(np.arange(3), 10)
+    on_test, val = (packaged("knn", "cifar10", overrides=[f"selection={how}"]) for how in ("best-on-test", "val"))
+    assert knn.values_of_k(on_test, labels) == [1, 2, 5, 10, 20]  # type: ignore[arg-type]
+    assert knn.values_of_k(dataclasses.replace(val, val_share=0.4), labels) == [1, 2, 5, 10]  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"k=5: there are only 3 training images; expected at most 3; lower k"):
+        knn.values_of_k(knn.KnnConfig(), labels[:3])
+
+
 def finetuning(root: Path, *more: str) -> finetune.FinetuneConfig:
     words = [f"data.root={root}", *FINETUNE, "label_seed=0", "val_share=0.4", *more]
     config = packaged("finetune", "imagefolder", overrides=words)

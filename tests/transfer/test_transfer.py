@@ -173,4 +173,9 @@ def test_the_command_finds_the_kind_and_the_protocol(tmp_path: Path, capsys: pyt
     (record,) = [one for one in RecordStore(Path("results/records")).load() if one.task == "transfer"]
     assert record.dataset == "own"
     assert record.metrics.keys() == {"top1", "mean_per_class", "few_shot", "few_shot_ci95"}
+    assert main([*words, "episodes=1"]) == 0
+    (one,) = [
+        one for one in RecordStore(Path("results/records")).load() if one.key != record.key and one.task == "transfer"
+    ]
+    assert one.metrics.keys() == {"top1", "mean_per_class", "few_shot"}
     assert record.protocol["few_shot"] == "5-way 5-shot, 15 queries, 3 episodes, seed 0"

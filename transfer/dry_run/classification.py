@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional
 
 from intl_bench.core.datasets import DATASETS
-from intl_bench.core.errors import BenchError, InputError
+from intl_bench.core.errors import BenchError
 from pretrain.checkpoint import Checkpoint
 from pretrain.dry_run.machine import Machine, Preparation, time_batches, time_views
 from pretrain.images.data import ImageSource, normalization, open_source
@@ -16,7 +16,8 @@ from pretrain.images.views import ViewConfig
 from transfer import features
 from transfer.dry_run.work import Phase, Work, added, bytes_of, count, empty_backbone, one_operation
 from transfer.finetune import sources as finetune_sources
-from transfer.selection import LAST, trainings
+from transfer.knn import values_of_k
+from transfer.selection import trainings
 from transfer.sgd_classifier import Classifier
 
 _BATCH = 256  # of a test
@@ -34,9 +35,8 @@ def knn(checkpoint: Checkpoint, config: Any, here: Machine) -> Work:
     """
     split = _open(config)
     n, m, width = split.train, split.test, empty_backbone(checkpoint).num_features
-    largest = config.k if config.selection == LAST else max(config.choose.k)
-    if split.source is not None and largest > n:
-        raise InputError(f"k={largest}: the data set has only {n} training images; expected at most {n}; lower k")
+    if split.source is not None:
+        values_of_k(config, split.source.labels)
     vote = one_operation(flops=2 * n * m * width, bytes=12 * n * m)
     phases = (*_feature_phases(checkpoint, config, split, here), Phase(name="neighbors", steps=1, cost=vote))
     return split.work(config, here, phases=phases, results=4 * width * (n + m))
@@ -117,11 +117,16 @@ class _Split:
             self.source, counted = train, "counted" if drawn is None else "drawn (label_seed=)"
             self.train, self.test, self.classes = len(train), len(self.tested), len(train.class_names)
         except BenchError as error:
+            if not data.is_absent:
+                raise
             facts = DATASETS.get(data.dataset)
             counted = f"NOT OPENED: {' '.join(str(error).split())}"
-            self.train = 0 if facts is None else facts.train if percent is None else facts.listed.get(percent, 0)
-            self.test, self.classes = (facts.test, facts.classes) if facts else (0, 1)
+            self.train, self.test, self.classes = 0, 0, 1
             if facts is not None:
+                self.train, self.test = data.published_numbers(facts)
+                self.classes = facts.classes
+                if percent is not None:
+                    self.train = facts.listed.get(percent, 0)
                 counted = f"as published; {counted}"
         share = "" if percent is None else f" ({percent}% of the labels)"
         numbers = f"{self.train:,} training images{share} and {self.test:,} test images of {self.classes} classes, "

@@ -1,10 +1,13 @@
 """The work of the detection tasks. The costs are those of the built-in engine."""
 
+import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from intl_bench.core.data_folders import is_absent
 from intl_bench.core.datasets import DATASETS
 from intl_bench.core.errors import BenchError
 from pretrain.checkpoint import Checkpoint
@@ -43,7 +46,12 @@ def detect(checkpoint: Checkpoint | None, config: DetectionConfig, here: Machine
         counts = {split: len(read) for split, read in splits.items()}
         classes, words = len(splits["test"].category_ids), "counted"
     except BenchError as error:
+        root = Path(os.path.expanduser(config.data.root))
+        if not any(is_absent(root / file) for split in names for file in getattr(config.data, split)):
+            raise
         counts = {split: getattr(facts, split) for split in names} if facts else {}
+        if train and facts and config.data.percent is not None:
+            counts["train"] = int(facts.train * config.data.percent / 100)
         classes = facts.classes if facts else config.model.num_classes
         words = f"{'as published; ' if facts else ''}NOT OPENED: {' '.join(str(error).split())}"
     numbers = " and ".join(f"{n:,} {'training' if split == 'train' else split} images" for split, n in counts.items())
