@@ -127,8 +127,9 @@ REGIONS = [
 
 def bins_of(boxes: list[torch.Tensor], maps: torch.Tensor, *, size: int, steps: tuple[int, ...] = (1,)) -> list[Bins]:
     """Compute the bins of the boxes of each image on maps with stride 4."""
-    joined = torch.cat(boxes)
-    return compute_bins(joined, images_of(boxes), maps.shape, size=size, stride=4, steps=steps, dtype=maps.dtype)
+    joined, images = torch.cat(boxes), images_of(boxes)
+    levels = torch.zeros_like(images)
+    return compute_bins(joined, images, levels, [maps.shape], [4], size=size, steps=steps, dtype=maps.dtype)
 
 
 @pytest.mark.parametrize("size", [14, 7, 4])
@@ -140,7 +141,7 @@ def test_pooling_equals_torchvisions_roi_align(size: int) -> None:
     steps = (1, 2)
     for step, bins in zip(steps, bins_of(boxes, maps, size=size, steps=steps), strict=True):
         first, second = maps.clone().requires_grad_(), maps.clone().requires_grad_()
-        pooled = pool(first, bins)
+        pooled = pool([first], bins)
         wanted = roi_align(second, boxes, size, spatial_scale=1 / 4, aligned=True)[:, :, ::step, ::step]
         assert pooled.shape == wanted.shape
         assert relative(pooled.detach(), wanted.detach()) < 1e-12
@@ -153,7 +154,7 @@ def test_pooling_equals_torchvisions_roi_align(size: int) -> None:
 def test_pooling_without_regions_is_empty() -> None:
     maps = torch.ones(1, 3, 5, 5)
     (bins,) = bins_of([torch.zeros(0, 4)], maps, size=4)
-    assert pool(maps, bins).shape == (0, 3, 4, 4)
+    assert pool([maps], bins).shape == (0, 3, 4, 4)
 
 
 def test_pooling_a_region_longer_than_the_map_gives_means() -> None:
@@ -161,7 +162,7 @@ def test_pooling_a_region_longer_than_the_map_gives_means() -> None:
     (bins,) = bins_of(boxes, maps, size=6)
     inside = torch.zeros(6, 6)
     inside[2:4, 2:4] = 1
-    torch.testing.assert_close(pool(maps, bins)[0, 0], inside)
+    torch.testing.assert_close(pool([maps], bins)[0, 0], inside)
 
 
 def bilinear_values(mask: np.ndarray, box: np.ndarray, height: int, width: int) -> np.ndarray:

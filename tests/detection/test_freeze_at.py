@@ -6,7 +6,7 @@ from pathlib import Path
 import detectron2_engine_cases as cases
 import pytest
 import torch
-from detection_cases import SMALL, batch, calibrate, relative, small_model, training_values
+from detection_cases import SMALL, SMALL_FPN, batch, calibrate, relative, small_model, training_values
 from detectron2_cases import detectron2_model, detectron2_training_values, float32_nms
 from table_cases import COCO, make
 
@@ -14,7 +14,7 @@ from intl_bench.core.distributed import Process
 from intl_bench.core.identity import identity
 from intl_bench.tables import render
 from transfer.coco import TASK
-from transfer.detection.config import DetectionConfig
+from transfer.detection.config import DetectionConfig, ModelConfig
 from transfer.detection.engines import builtin, detectron2_settings
 from transfer.detection.engines.optim import build_sgd
 from transfer.detection.modeling.resnet import freeze
@@ -24,16 +24,16 @@ STAGES = ("stem", "res2", "res3", "res4")
 
 
 def is_frozen(name: str, stages: int) -> bool:
-    return name.startswith(tuple(f"backbone.{stage}." for stage in STAGES[:stages]))
+    return name.replace(".bottom_up", "").startswith(tuple(f"backbone.{stage}." for stage in STAGES[:stages]))
 
 
-@pytest.mark.parametrize("stages", [1, 2, 4])
-def test_losses_and_gradients_agree_with_detectron2_in_float64(stages: int) -> None:
+@pytest.mark.parametrize(("config", "stages"), [(SMALL, 1), (SMALL, 2), (SMALL, 4), (SMALL_FPN, 2), (SMALL_FPN, 4)])
+def test_losses_and_gradients_agree_with_detectron2_in_float64(config: ModelConfig, stages: int) -> None:
     pytest.importorskip("detectron2")
-    images, targets = batch()
-    ours = small_model()
+    images, targets = batch(config, scale=3 if config.kind == "fpn" else 1)
+    ours = small_model(config)
     calibrate(ours, images, targets)  # the norms that are frozen need statistics of some batch
-    theirs = detectron2_model(SMALL, ours.state_dict(), freeze_at=stages).double()
+    theirs = detectron2_model(config, ours.state_dict(), freeze_at=stages).double()
     freeze(ours.backbone, stages)
     ours.double().proposal_generator.anchors.float()
     with float32_nms():

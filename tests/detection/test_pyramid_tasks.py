@@ -85,7 +85,8 @@ def test_a_detector_without_norms_in_its_pyramid_is_refused(capsys: pytest.Captu
 
 @pytest.mark.parametrize("config", ["r50_fpn_1x", "r50_fpn_4conv1fc_1x"])
 def test_costs_of_the_published_detectors(config: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["coco", "--init", "random", "--config", config, f"data.root={IMAGES}", "--dry-run"]) == 0
+    data = [f"data.root={IMAGES}", "data.name=figures"]
+    assert cli.main(["coco", "--init", "random", "--config", config, *data, "--dry-run"]) == 0
     printed = capsys.readouterr().out
     assert "90,000 steps" in printed
     assert "training" in printed

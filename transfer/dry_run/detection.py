@@ -154,7 +154,7 @@ def _regions(model: MaskRCNN, features: list[torch.Tensor], count: int, scale: i
     """Pool regions, of a pyramid with `scale` times its size, and else apply the last stage to them."""
     full = model.config.pool_size
     if _is_fpn(model):
-        return pool(features[0], _bins(count, scale * full))
+        return pool(features[:1], _bins(count, scale * full))
     stage: Any = model.roi_heads.res5
     first, *others = stage
     x = first.forward_regions(stage.project(features[0]), *(_bins(count, side) for side in (full, -(-full // 2))))

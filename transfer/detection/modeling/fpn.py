@@ -138,20 +138,19 @@ class PyramidHeads(RoIHeads):
 
     def _pool(self, maps: Sequence[Tensor], boxes: list[Tensor], size: int) -> Tensor:
         """Pool every region from the level of its size, (sum of r_i, C, size, size) in the order of the boxes."""
-        strides = self.config.strides[: len(maps)]
-        joined, images = torch.cat(boxes), images_of(boxes)
-        levels = assign_levels(joined, strides)
-        order = levels.argsort(stable=True)
-        counts = (levels[:, None] == torch.arange(len(maps), device=levels.device)).sum(dim=0).cpu().tolist()
-        # Half precision has too few digits for positions in an image.
-        dtype = torch.promote_types(maps[0].dtype, torch.float32)
-        parts = []
-        for level, stride, rows in zip(maps, strides, order.split(counts), strict=True):
-            (bins,) = compute_bins(
-                joined[rows], images[rows], level.shape, size=size, stride=stride, steps=(1,), dtype=dtype
-            )
-            parts.append(pool(level, bins))
-        return torch.cat(parts)[order.argsort()]
+        strides, joined = self.config.strides[: len(maps)], torch.cat(boxes)
+        (bins,) = compute_bins(
+            joined,
+            images_of(boxes),
+            assign_levels(joined, strides),
+            [level.shape for level in maps],
+            strides,
+            size=size,
+            steps=(1,),
+            # Half precision has too few digits for positions in an image.
+            dtype=torch.promote_types(maps[0].dtype, torch.float32),
+        )
+        return pool(maps, bins)
 
 
 def assign_levels(boxes: Tensor, strides: Sequence[int]) -> Tensor:

@@ -56,8 +56,8 @@ class BasicBlock(nn.Module):
     def forward_regions(self, maps: tuple[Tensor, Tensor], all_bins: Bins, second_bins: Bins) -> Tensor:
         """Apply the block, with stride 2, to regions pooled from `maps`; see `Res5`."""
         assert self.shortcut is not None
-        shortcut = self.shortcut.norm(pool(maps[1], second_bins))
-        return self._end(F.relu_(self.conv1(pool(maps[0], all_bins))), shortcut)
+        shortcut = self.shortcut.norm(pool(maps[1:], second_bins))
+        return self._end(F.relu_(self.conv1(pool(maps[:1], all_bins))), shortcut)
 
     def _end(self, x: Tensor, shortcut: Tensor) -> Tensor:
         return F.relu_(self.conv2(x).add_(shortcut))
@@ -88,8 +88,8 @@ class Bottleneck(nn.Module):
     def forward_regions(self, maps: tuple[Tensor, Tensor], all_bins: Bins, second_bins: Bins) -> Tensor:
         """Apply the block, with stride 2, to regions pooled from `maps`; see `Res5`."""
         assert self.shortcut is not None
-        shortcut = self.shortcut.norm(pool(maps[1], second_bins))
-        return self._end(F.relu_(self.conv1.norm(pool(maps[0], all_bins))), shortcut)
+        shortcut = self.shortcut.norm(pool(maps[1:], second_bins))
+        return self._end(F.relu_(self.conv1.norm(pool(maps[:1], all_bins))), shortcut)
 
     def _end(self, x: Tensor, shortcut: Tensor) -> Tensor:
         return F.relu_(self.conv3(F.relu_(self.conv2(x))).add_(shortcut))
@@ -186,12 +186,14 @@ class Res5(nn.Sequential):
         """
         # Half precision has too few digits for positions in an image.
         dtype = torch.promote_types(maps[0].dtype, torch.float32)
+        images = images_of(boxes)
         all_bins, second_bins = compute_bins(
             torch.cat(boxes),
-            images_of(boxes),
-            maps[0].shape,
+            images,
+            torch.zeros_like(images),
+            [maps[0].shape],
+            [self.stride],
             size=self.size,
-            stride=self.stride,
             steps=(1, 2),
             dtype=dtype,
         )
