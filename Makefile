@@ -1,10 +1,10 @@
 # make demo: the whole path on generated images. make check: lint, types and the fast tests, in three minutes on two cores
 # (without those of reliability and of hostile files).
-# make test: lint, types and all tests, in a quarter of an hour on two cores. make torture: the long form of the tests of
-# reliability, in an hour on two cores (docs/reliability.md). Each of them sets up .venv.
+# make test: lint, types and all tests but those of the long form. make torture: the long form, such as that of the tests of
+# reliability, in more than an hour on two cores (docs/reliability.md). Each of them sets up .venv.
 PYTHON ?= python3
 BIN := .venv/bin
-# One worker for each core; each takes up to 1.5 GB of memory.
+# One worker more than cores; each takes up to 1.5 GB of memory.
 WORKERS ?= auto
 PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 8
 
@@ -24,6 +24,7 @@ test: lint
 torture: .venv/installed
 	INTL_BENCH_TORTURE=1 TMPDIR=$$(test -w /dev/shm && echo /dev/shm || echo $${TMPDIR:-/tmp}) \
 		$(PYTEST) --dist worksteal -rsP -o tmp_path_retention_policy=none tests/reliability tests/hostile
+	INTL_BENCH_TORTURE=1 $(PYTEST) -m long --ignore tests/reliability --ignore tests/hostile
 
 lint: .venv/installed
 	$(BIN)/ruff check .

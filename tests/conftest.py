@@ -6,6 +6,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 import torch
+import torture
 
 pytest_plugins = ["slow_tests", "side_by_side"]
 
@@ -30,7 +31,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skips tests that need a GPU where none is seen, unless their module lets a CPU stand in."""
+    """Skips tests of the long form, and tests that need a GPU where none is seen, unless a CPU can stand in."""
+    if item.get_closest_marker("long") and not torture.LONG:
+        pytest.skip("INTL_BENCH_TORTURE=1 runs it")
     stands_in = getattr(getattr(item, "module", None), "STAND_IN", False)
     if item.get_closest_marker("gpu") and not stands_in and not torch.cuda.is_available():
         pytest.skip("needs a GPU and pytest -m gpu")

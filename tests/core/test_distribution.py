@@ -142,6 +142,7 @@ def test_a_source_distribution_has_all_files(unpacked: Path) -> None:
     assert not {name for name in expected if not (unpacked / name).is_file()}
 
 
+@pytest.mark.long
 def test_a_source_distribution_passes_the_tests_that_read_its_files(unpacked: Path) -> None:
     files = ["core/test_package.py", "pretrain/test_recipes.py", "results/test_numbers.py", "results/test_tables.py"]
     words = [*("-m", "pytest", "-q", "-rs", "-m", "not slow and not data"), *(f"tests/{file}" for file in files)]

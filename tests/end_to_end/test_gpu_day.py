@@ -41,6 +41,7 @@ def assert_can_be_fetched(out: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_correctness(tmp_path: Path) -> None:
     done = step(tmp_path / "out", "correctness", "--device", "cpu", "--small")
     assert done.returncode == 0, done.stdout[-3000:]
@@ -64,6 +65,7 @@ def test_speed_as_on_the_day(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_speed(tmp_path: Path) -> None:
     done = in_one_process("gpu_speed", "--out", str(tmp_path / "out"))
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr
@@ -102,6 +104,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_accuracy(tmp_path: Path, images: list[str]) -> None:
     out, runs = tmp_path / "out", tmp_path / "runs"
     words = ["--runs", str(runs), *images]

@@ -74,7 +74,9 @@ linux = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks f
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGUSR2, 75), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGUSR2, 75), pytest.param(signal.SIGINT, 130, marks=pytest.mark.long)]
+)
 def test_a_signal_reaches_all_processes(tmp_path: Path, number: signal.Signals, code: int) -> None:
     process = pretrain(*LONG, "--processes", "2", folder=tmp_path)
     wait(lambda: steps(tmp_path) >= 2)
@@ -103,7 +105,7 @@ def photos(folder: Path) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.long)])
 def test_an_error_of_one_process_is_the_one_that_is_seen(tmp_path: Path, seed: int) -> None:
     """A bad image is in one process's part of a batch; the other's own error, that its peer is gone, is not said."""
     words = ["data.kind=imagefolder", f"data.root={photos(tmp_path)}", "epochs=5", f"seed={seed}"]
@@ -114,6 +116,7 @@ def test_an_error_of_one_process_is_the_one_that_is_seen(tmp_path: Path, seed: i
 
 @linux
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_process_ends_the_other_and_is_named(tmp_path: Path) -> None:
     process = pretrain(*LONG, "--processes", "2", folder=tmp_path)
     wait(lambda: steps(tmp_path) >= 20)
@@ -226,6 +229,7 @@ def test_two_nodes_train_as_one_process(tmp_path: Path, alone: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_nodes_without_a_common_disk_resume(tmp_path: Path, alone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only the first process reads the checkpoint; the others get the state from it."""
     folders = [tmp_path / "first", tmp_path / "second"]

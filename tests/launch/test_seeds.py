@@ -99,7 +99,7 @@ def test_a_failing_seed_decides_the_exit_code_and_the_others_are_kept(
     ("settings", "files"),
     [
         (["augment=true", "crop=28", "resize=32"], ["linear/*/state.pt"] * 2),
-        ([], ["features/*.npy"]),
+        pytest.param([], ["features/*.npy"], marks=pytest.mark.long),
     ],
 )
 def test_a_signal_is_passed_on(folder: Path, tmp_path: Path, settings: list[str], files: list[str]) -> None:
@@ -176,6 +176,7 @@ def tasks_of_jobs(folder: Path) -> list[int]:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="looks for processes in /proc")
 def test_a_preempted_job_is_queued_again_and_ends_in_the_same_weights(tmp_path: Path) -> None:
     """Two tasks, warned as a cluster warns them: the first process saves, the job starts anew and goes on."""

@@ -79,6 +79,7 @@ def test_a_resumed_run_has_the_same_weights_and_scores() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_have_the_same_weights_with_and_without_scores() -> None:
     found = []
     for name, every in (("silent", 0), ("scored", 1)):

@@ -52,7 +52,7 @@ def test_killed_at_every_boundary(
 
 
 @pytest.mark.parametrize("command", commands.COMMANDS)
-@torture.long_form
+@pytest.mark.long
 def test_killed_at_random_times(
     command: str,
     server: ForkServer,

@@ -15,7 +15,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torture
 from places import ROOT
 from stopped_run import wait
 from tiny_command import Run, assert_same_result, children
@@ -90,7 +89,7 @@ def break_and_resume(
 NAMED = r"intl-bench: rank 1 of 2 \(process \d+, pretrain demo: step \d+ of 40\) "
 
 
-@torture.long_form
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_killed_rank_is_named_with_its_step(tmp_path: Path, whole: Run) -> None:
     code, errors = break_and_resume(tmp_path, whole, lambda _, ranks: os.kill(ranks[1], signal.SIGKILL))
@@ -98,7 +97,7 @@ def test_a_killed_rank_is_named_with_its_step(tmp_path: Path, whole: Run) -> Non
     assert re.fullmatch(NAMED + r"was killed by SIGKILL, [^\n]*", errors), errors
 
 
-@torture.long_form
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_rank_without_memory_is_named_with_its_step(tmp_path: Path, whole: Run) -> None:
     """Its address space may not grow any more."""
@@ -113,14 +112,14 @@ def test_a_rank_without_memory_is_named_with_its_step(tmp_path: Path, whole: Run
 
 
 @pytest.mark.slow
-@torture.long_form  # it waits for the timeout
+@pytest.mark.long  # it waits for the timeout
 def test_a_stopped_rank_is_named_with_its_step(tmp_path: Path, whole: Run) -> None:
     code, errors = break_and_resume(tmp_path, whole, lambda _, ranks: os.kill(ranks[1], signal.SIGSTOP), _STOPPED)
     assert code == 4
     assert re.fullmatch(NAMED + r"was stopped \(SIGSTOP\) for 60 s and was ended; [^\n]*", errors), errors
 
 
-@torture.long_form
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_a_stopped_rank_saves_its_state_after_a_signal(tmp_path: Path, whole: Run, number: signal.Signals) -> None:
@@ -137,7 +136,7 @@ def test_a_stopped_rank_saves_its_state_after_a_signal(tmp_path: Path, whole: Ru
     assert f"stopped by {number.name} after step" in last
 
 
-@torture.long_form
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("stopped", [False, True])
 def test_nothing_is_left_when_the_launcher_is_killed(tmp_path: Path, whole: Run, stopped: bool) -> None:
@@ -255,7 +254,7 @@ class TwoMachines:
 
 
 @pytest.mark.slow
-@torture.long_form  # it waits for the timeout
+@pytest.mark.long  # it waits for the timeout
 @pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("nsenter"), reason="makes network namespaces")
 def test_a_cut_network_ends_both_machines(tmp_path: Path, whole: Run) -> None:
     try:

@@ -13,7 +13,6 @@ import time
 from pathlib import Path
 
 import pytest
-import torture
 from tiny_command import Run, assert_same_result
 
 from intl_bench.cli import main
@@ -40,7 +39,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return run
 
 
-@torture.long_form
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("times", [1, 2])
 @pytest.mark.parametrize("workers", [0, 1, 4])
@@ -72,7 +71,7 @@ def test_a_signal_at_a_random_moment(
     assert_same_result(run, whole)
 
 
-@torture.long_form
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [number for number, code in CODES.items() if code])
 def test_a_signal_before_the_first_step(tmp_path: Path, number: signal.Signals) -> None:
@@ -88,7 +87,7 @@ def test_a_signal_before_the_first_step(tmp_path: Path, number: signal.Signals) 
         assert re.fullmatch(rf"intl-bench: stopped by {number.name}[^\n]*", errors), f"{SEED}: {errors}"
 
 
-@torture.long_form
+@pytest.mark.long
 @pytest.mark.slow
 def test_nohup_is_respected(tmp_path: Path, whole: Run) -> None:
     run = Run(tmp_path, EPOCHS)
@@ -99,7 +98,7 @@ def test_nohup_is_respected(tmp_path: Path, whole: Run) -> None:
     assert_same_result(run, whole)
 
 
-@torture.long_form
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_run_survives_the_loss_of_its_output(tmp_path: Path, whole: Run) -> None:
     """The readers of both streams have ended, as in `2>&1 | head -1`."""
@@ -112,7 +111,7 @@ def test_a_run_survives_the_loss_of_its_output(tmp_path: Path, whole: Run) -> No
     assert_same_result(run, whole)
 
 
-@torture.long_form
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_full_disk_under_the_output_is_an_error_only_at_the_end(tmp_path: Path, whole: Run) -> None:
@@ -125,7 +124,7 @@ def test_a_full_disk_under_the_output_is_an_error_only_at_the_end(tmp_path: Path
     assert_same_result(run, whole)
 
 
-@torture.long_form
+@pytest.mark.long
 @pytest.mark.slow
 def test_streams_that_are_closed_are_no_files_of_the_run(tmp_path: Path, whole: Run) -> None:
     run = Run(tmp_path, EPOCHS)

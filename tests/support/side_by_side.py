@@ -5,6 +5,7 @@ by one, because they share little. Files that share what takes long to build go 
 take longest come first, so that the workers end at the same time.
 """
 
+import os
 from typing import Any
 
 import pytest
@@ -38,6 +39,12 @@ FIRST = (
 
 def file_of(nodeid: str) -> str:
     return nodeid.split("::")[0]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """One more worker than cores, because some tests wait for other processes most of their time."""
+    return len(os.sched_getaffinity(0)) + 1
 
 
 @pytest.hookimpl(trylast=True)

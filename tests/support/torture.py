@@ -13,12 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 
 LONG = os.environ.get("INTL_BENCH_TORTURE") == "1"
 SEED = int(os.environ.get("INTL_BENCH_TORTURE_SEED", "0"))
 AT = int(os.environ.get("INTL_BENCH_TORTURE_AT", "0"))
-long_form = pytest.mark.skipif(not LONG, reason="INTL_BENCH_TORTURE=1 runs it")
 
 
 def draw(*what: object) -> np.random.Generator:
