@@ -185,6 +185,12 @@ class RecordStore:
                     other.with_suffix(".txt").unlink(missing_ok=True)
         return path
 
+    def remove(self, record: ResultRecord) -> None:
+        """Delete a record and its list of images; nothing happens if it is gone."""
+        path = self._path(record)
+        path.unlink(missing_ok=True)
+        path.with_suffix(".txt").unlink(missing_ok=True)
+
     def load(self) -> list[ResultRecord]:
         """Return all records in the order of their paths; an empty list if the folder does not exist.
 

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from intl_bench.ablations.figures import FIGURES
+from intl_bench.ablations.figures import DRAWN, FIGURES
 from intl_bench.core import config as configs
 from intl_bench.core.errors import InputError
 from intl_bench.core.identity import SCALES, is_runtime_only
@@ -71,6 +71,9 @@ class Ablation(Checked):
             ("tasks", split_scoring(text)[0], TASKS) for text in self.tasks
         ]
         choices += [("figure", self.figure, FIGURES), ("also", self.also, EXPERIMENTS)]
+        scored = [split_scoring(text)[0] for text in self.tasks]
+        if self.figure is not None and any(scored.count(task) > 1 for task in DRAWN):
+            raise ValueError(f"tasks: figure={self.figure} shows {' and '.join(DRAWN)}; expected each at most once")
         for what, name, known in choices:
             if name is not None and name not in known:
                 raise ValueError(f"{what}: {name!r} is not one of {', '.join(known)}")

@@ -17,7 +17,7 @@ class Point:
     Attributes:
         method: display name of the method.
         config: the configuration of the pre-training.
-        metrics: the metrics of the pre-training's record and of the records of its scores. If the loss became infinite,
+        metrics: the metrics of the pre-training's record and of its records of `DRAWN`. If the loss became infinite,
             "diverged" is 100 and there is no other metric.
         details: the details of the pre-training's record, with the spectra of `spectra.values.record_values`.
     """
@@ -29,6 +29,7 @@ class Point:
     details: Mapping[str, Any]
 
 
+DRAWN = ("linear", "knn")  # the tasks whose scores figures show
 _RANK = "effective rank (% of the smaller of samples and dimension)"
 Setting = Callable[[Point], Any]
 Value = Callable[[Point], float | None]

@@ -14,7 +14,7 @@ import torch
 
 from intl_bench import protocol, provenance, runs
 from intl_bench.ablations.cells import EXPERIMENTS, Ablation, recipes, split_scoring
-from intl_bench.ablations.figures import FIGURES, Point
+from intl_bench.ablations.figures import DRAWN, FIGURES, Point
 from intl_bench.core import config as configs
 from intl_bench.core import files, inputs
 from intl_bench.core.distributed import Process
@@ -107,13 +107,13 @@ def finish(ablation: Ablation, results: Path, cells: Iterable[Recipe]) -> str:
 
 
 def points(records: Sequence[ResultRecord]) -> list[Point]:
-    """Return the finished cells with all their measurements."""
+    """Return the finished cells with all their measurements and the scores of `figures.DRAWN`."""
     found = []
     for cell in records:
         if cell.task != TASK:
             continue
         digest = cell.details["weights_sha256"]
-        scores = [r.metrics for r in records if digest and r.weights_sha256 == digest]
+        scores = [r.metrics for r in records if digest and r.weights_sha256 == digest and r.task in DRAWN]
         metrics = {name: value for score in [cell.metrics, *scores] for name, value in score.items()}
         found.append(
             Point(

@@ -234,6 +234,8 @@ def choose(search: Mapping[str, Sequence[Tried]]) -> dict[str, Tried]:
 def finish(sweep: Sweep, results: Path) -> str:
     """Write a record of each recipe and seed, and the table of all sweeps in this folder; return the table.
 
+    Records of the same search with another choice, which an earlier search made, are deleted.
+
     Raises:
         InputError: a cell has no records yet.
     """
@@ -243,7 +245,12 @@ def finish(sweep: Sweep, results: Path) -> str:
     names = [recipe for _ in sweep.seeds for recipe in sweep.recipes]
     for name, (planned, cell) in zip(names, _ends(sweep.final_cells(settings_of(chosen)), records), strict=True):
         own = dict(grid.evaluations(sweep.search.tasks, planned))
-        store.replace(_record(sweep, cell, own, _scores(cell, own, records), search[name], chosen[name]))
+        tuned = _record(sweep, cell, own, _scores(cell, own, records), search[name], chosen[name])
+        store.replace(dataclasses.replace(tuned, details={"recipe": name, **tuned.details}))
+        place = name, tuned.evaluation_sha256, tuned.pretrain_seed
+        for old in (record for record in records if record.task == table.TASK and record.key != tuned.key):
+            if (old.details.get("recipe"), old.evaluation_sha256, old.pretrain_seed) == place:
+                store.remove(old)
     text = render([record for record in store.load() if record.task == table.TASK], tables=["tuning"])
     files.write_text(results / "table.md", text + "\n")
     return text

@@ -30,7 +30,7 @@ _ERRORS = (
 
 _SHORT = (
     "a model, not a measurement. This machine: rates measured now, and the preparation of {sample}. GPUs: rates of "
-    "data sheets, without preparation. Runs of seconds took up to twice as long (--verbose)"
+    "data sheets, without preparation. Runs of seconds took up to 2.1 times as long (--verbose)"
 )
 
 

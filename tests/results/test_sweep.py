@@ -195,21 +195,43 @@ def test_a_sweep_of_two_methods_from_search_to_table(capfd: pytest.CaptureFixtur
     assert {path: path.read_bytes() for path in tuned_paths} == {path: after[path] for path in tuned_paths}
     capfd.readouterr()
 
-    # The same search on the test images needs no second pre-training of its first seed, and has rows of its own.
-    words = [
-        "sweep",
-        "demo",
-        "base_lr=[0.01,0.5]",
-        *WORDS[1:],
-        *SMALL,
-        "--seeds",
-        "1",
-        "--name",
-        "mine",
-        "--score",
-        "knn",
+    # Another choice of the same search replaces the records of the earlier one.
+    (first,) = {record.protocol["chosen"] for record in tuned if record.method == "INTL"}
+    loser = next(
+        record
+        for record in records(RESULTS / "search")
+        if (record.task, record.method) == ("knn", "INTL")
+        and f"base_lr {record.pretraining['settings']['base_lr']:g}" != first
+    )
+    RecordStore(RESULTS / "search" / "records").replace(dataclasses.replace(loser, metrics={"knn5": 100.0}, file=""))
+    assert cli.main(command) == 0
+    tuned = [record for record in records() if record.task == "sweep"]
+    assert len(tuned) == 4
+    assert {record.protocol["chosen"] for record in tuned if record.method == "INTL"} != {first}
+
+    # A seed that diverged stays in the row of the others.
+    (end,) = [
+        record
+        for record in records()
+        if (record.task, record.method, record.pretrain_seed) == ("pretrain", "INTL", 1)
+        and record.pretraining_sha256 in {one.pretraining_sha256 for one in tuned}
     ]
-    assert cli.main([*words, "--select", "best-on-test"]) == 0
+    gone = {"diverged": "the loss is not finite", "weights_sha256": None}
+    store = RecordStore(RESULTS / "records")
+    store.replace(dataclasses.replace(end, metrics={"diverged": 100.0}, details=gone, weights_sha256=None, file=""))
+    assert cli.main(command) == 0
+    rows = [record for record in records() if (record.task, record.method) == ("sweep", "INTL")]
+    assert [record.metrics["diverged"] for record in rows] == [0.0, 100.0]
+    assert len({record.evaluation_sha256 for record in rows}) == 1
+    capfd.readouterr()
+
+    # The same search on the test images needs no second pre-training of its first seed, and has rows of its own.
+    words = ["sweep", "demo", "base_lr=[0.01,0.5]", *WORDS[1:], *SMALL, "--seeds", "1", "--name", "mine"]
+    words += ["--score", "knn", "--select", "best-on-test"]
+    assert cli.main(words) == 0
+    assert capfd.readouterr().err.count("finished ") == 2
+    assert cli.main([*words, "--fresh"]) == 0
+    assert capfd.readouterr().err.count("finished ") == 2
     text = (RESULTS / "table.md").read_text()
     assert text.count("settings, chosen on the test images") == 1
     assert text.count("settings, chosen on 0.25 of the training images") == 2

@@ -19,6 +19,7 @@ from transfer import few_shot, find_task
 from transfer.features import extract
 from transfer.scores import mean_average_precision, mean_per_class
 from transfer.task import Outcome
+from transfer.transfer import TransferConfig, _validation
 
 SMALL = ["resize=16", "crop=16", "workers=0", "device=cpu"]
 TASK = find_task("transfer")
@@ -123,6 +124,18 @@ def test_several_classes_are_scored_by_mean_average_precision(tmp_path: Path) ->
     assert [*outcome.metrics] == ["mAP"]
     assert outcome.details["classes"] == 20
     assert outcome.details["validation_images"] == 2
+
+
+def test_a_class_without_an_image_to_fit_is_refused() -> None:
+    class Source:
+        validation = None
+        labels = np.array([0] * 9 + [1])
+
+        def __len__(self) -> int:
+            return len(self.labels)
+
+    with pytest.raises(InputError, match=r"val_share=0\.2: class number 1 has a single training image"):
+        _validation(Source(), TransferConfig())  # type: ignore[arg-type]
 
 
 def test_validation_images_of_a_data_set_choose(tmp_path: Path) -> None:
