@@ -27,6 +27,7 @@ _SCORES = {
     "finetune": ("top1", "fine-tuned top-1"),
     "coco": ("bbox/AP", "box AP"),
     "voc": ("bbox/AP50", "box AP50"),
+    "transfer": ("", "logistic regression"),  # each data set has its own metric
 }
 _FEWEST = 4  # runs of a correlation
 _DRAWS = 2000  # of the bootstrap
@@ -109,8 +110,7 @@ def runs_of(records: Mapping[str, Sequence[ResultRecord]]) -> dict[str, list[Run
     """Return the runs that have spectra and a score, by the name of the score. A run in two folders counts once."""
     scores: dict[str, list[ResultRecord]] = defaultdict(list)
     for record in (one for some in records.values() for one in some):
-        metric, _ = _SCORES.get(record.task, ("", ""))
-        if record.weights_sha256 is not None and metric in record.metrics:
+        if record.weights_sha256 is not None and _metric(record) in record.metrics:
             scores[record.weights_sha256].append(record)
     found: dict[tuple[str, ...], list[Run]] = defaultdict(list)
     ends: dict[str, ResultRecord] = {}
@@ -124,10 +124,10 @@ def runs_of(records: Mapping[str, Sequence[ResultRecord]]) -> dict[str, list[Run
     for weights, end in ends.items():
         values: dict[tuple[str, ...], dict[int, float]] = defaultdict(dict)
         for record in scores[weights]:
-            metric, name = _SCORES[record.task]
+            _, name = _SCORES[record.task]
             part = record.protocol.get("train_percent") if record.task == "finetune" else None
             title = f"{f'{part:g}% ' if part else ''}{name}, {record.dataset}, {record.backbone}"
-            values[title, record.evaluation_sha256][record.transfer_seed] = record.metrics[metric]
+            values[title, record.evaluation_sha256][record.transfer_seed] = record.metrics[_metric(record)]
         for place, by_seed in values.items():
             run = Run(
                 grids=tuple(dict.fromkeys(grids[weights])),
@@ -147,6 +147,12 @@ def runs_of(records: Mapping[str, Sequence[ResultRecord]]) -> dict[str, list[Run
         return (-len(found[place]), next(n for n, kind in enumerate(kinds) if kind in place[0]), place)
 
     return {names[place]: found[place] for place in sorted(found, key=order)}
+
+
+def _metric(record: ResultRecord) -> str:
+    """Return the name of the score of a record; "" if its task has none."""
+    metric, _ = _SCORES.get(record.task, ("", ""))
+    return str(record.protocol.get("metric")) if record.task == "transfer" else metric
 
 
 def _raw(spectra: Mapping[str, Mapping[str, object]]) -> dict[tuple[str, str], float]:

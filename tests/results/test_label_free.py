@@ -118,6 +118,14 @@ def write(folder: Path, records: Sequence[ResultRecord]) -> None:
         RecordStore(folder / "records").append(record)
 
 
+def test_a_transfer_is_scored_by_the_metric_of_its_data_set() -> None:
+    about = [{"metric": "mean_per_class", **R18, "pretrain_lr": n} for n in range(5)]
+    scores = [make("transfer", "pets", {"top1": n, "mean_per_class": 50.0 - n}, about[n]) for n in range(5)]
+    found = {one.score: one for one in correlate(runs_of({"one": [*five(), *scores]})) if one.number == "RankMe"}
+    (name,) = [score for score in found if score.startswith("logistic regression, pets")]
+    assert (found[name].spearman, found[name].best) == (-1, 50)
+
+
 def test_the_command_prints_a_table_and_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(tmp_path / "results" / "ablations" / "tiny", five())
     out = tmp_path / "figure.png"

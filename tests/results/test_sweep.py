@@ -221,8 +221,8 @@ def test_a_sweep_of_two_methods_from_search_to_table(capfd: pytest.CaptureFixtur
     assert len({record.evaluation_sha256 for record in rows}) == 1
     capfd.readouterr()
 
-    # The same search on the test images has rows of its own. It takes the pre-trainings that are there, and with --fresh
-    # it trains each setting once, that of the choice too.
+    # The same search on the test images has rows of its own. It takes the pre-trainings that are there. With --fresh it
+    # trains each setting once, that of the choice too.
     words = ["sweep", "demo", "base_lr=[0.01,0.5]", *WORDS[1:], *SMALL, "--seeds", "1", "--name", "mine"]
     words += ["--score", "knn", "--select", "best-on-test"]
     assert cli.main(words) == 0
