@@ -30,7 +30,7 @@ class Point:
 
 
 DRAWN = ("linear", "knn")  # the tasks whose scores figures show
-_RANK = "effective rank (% of the smaller of samples and dimension)"
+_RANK = "effective rank\n(% of the smaller of samples and dimension)"
 Setting = Callable[[Point], Any]
 Value = Callable[[Point], float | None]
 """Returns the value of a point that is drawn; None if the point has no such value."""

@@ -248,7 +248,13 @@ def test_a_changed_digit_is_found() -> None:
 
 
 def test_records_of_all_experiments_in_one_folder_are_not_mixed(tmp_path: Path) -> None:
-    for number, path in enumerate(file for folder in RECORDS for file in folder.glob("*/*.json")):
+    weights: dict[tuple[str, int | None], str] = {}
+    for number, record in enumerate(record for folder in RECORDS for record in RecordStore(folder).load()):
+        own = record.weights_sha256 or record.details.get("weights_sha256")
+        # Two grids share cells. One ran on another processor, which rounds differently: that is refused in one folder.
+        if own and weights.setdefault((record.pretraining_sha256, record.pretrain_seed), own) != own:
+            continue
+        path = Path(record.file)
         copy = tmp_path / path.parent.name / f"{number}-{path.name}"
         copy.parent.mkdir(exist_ok=True)
         shutil.copy(path, copy)
