@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from peak_memory import Rise
 
-from transfer.knn import knn_predict
+from transfer.neighbors import knn_predict
 
 K = 5
 

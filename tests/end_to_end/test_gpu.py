@@ -30,7 +30,7 @@ from pretrain.train import Training
 from pretrain.train_log import Log
 from transfer import features
 from transfer.detection.annotations import generated
-from transfer.knn import knn_predict
+from transfer.neighbors import knn_predict
 from transfer.probe import train_probe
 
 STAND_IN = os.environ.get("INTL_BENCH_GPU_TESTS") == "cpu"

@@ -323,13 +323,13 @@ def test_checkpoints_with_unknown_images_are_never_averaged(
 def test_data_that_change_during_a_task_give_no_record(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path, data, predict = pretrain(), archive(Path("x.npz"), 0), knn._predict
+    path, data, predict = pretrain(), archive(Path("x.npz"), 0), knn.predict
 
     def replaced(*args: Any, **named: Any) -> Any:
         archive(data, 1)
         return predict(*args, **named)
 
-    monkeypatch.setattr(knn, "_predict", replaced)
+    monkeypatch.setattr(knn, "predict", replaced)
     assert "changed during the run" in refused(capsys, "knn", path, "data.kind=npz", f"data.root={data}")
     assert records() == []
 

@@ -28,12 +28,13 @@ from pretrain.images.loader import training_batches
 from pretrain.images.views import augment
 from pretrain.recipe import Recipe, load_recipe
 from pretrain.spectrum import batch_spectra
-from transfer import features, knn, probe, sgd_classifier
+from transfer import features, probe, sgd_classifier
 from transfer.detection import build_model, masks
 from transfer.detection.annotations import generated
 from transfer.detection.annotations.split import read_split
 from transfer.detection.config import AnnotatedDataConfig, DetectionConfig, ModelConfig
 from transfer.detection.engines import builtin as detection
+from transfer.neighbors import knn_predict
 
 GPU = distributed.Process(rank=0, world_size=1, device=CUDA)
 PRECISIONS = ("fp32", "bf16", "fp16")
@@ -229,7 +230,7 @@ def neighbors(fake: FakeCuda, **settings: Any) -> Trained:
     """Three parts of the training features, as it is with many; none is at the same distance as another."""
     draw = torch.Generator().manual_seed(0)
     train, test = torch.randn(600, 16, generator=draw), torch.randn(50, 16, generator=draw)
-    knn.knn_predict(train, torch.arange(600) % 10, test, k=5, chunk_bytes=4 * 50 * 250, device=CUDA, **settings)
+    knn_predict(train, torch.arange(600) % 10, test, k=5, chunk_bytes=4 * 50 * 250, device=CUDA, **settings)
     return None
 
 

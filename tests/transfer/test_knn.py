@@ -18,8 +18,8 @@ from intl_bench.core.identity import digest, identity
 from pretrain import backbone as backbones
 from pretrain.images import pack_command
 from pretrain.images.data import DataConfig, normalization, open_source
-from transfer import features, find_task, knn, linear
-from transfer.knn import chunk_shape, knn_predict
+from transfer import features, find_task, knn, linear, neighbors
+from transfer.neighbors import chunk_shape, knn_predict
 
 
 def oracle(train, labels, test, k, distance="euclidean", weights="uniform", temperature=0.07):
@@ -107,13 +107,13 @@ def test_a_collapsed_backbone_predicts_one_label() -> None:
 def test_only_a_tie_for_the_last_neighbor_is_searched_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """In the first chunk three features have equal distances. A later feature is nearer to 0, but none to 9."""
     rows: list[tuple[int, bool]] = []
-    search = knn._search
+    search = neighbors._search
 
     def watched(train, test, *, exact, **options):
         rows.append((len(test), exact))
         return search(train, test, exact=exact, **options)
 
-    monkeypatch.setattr(knn, "_search", watched)
+    monkeypatch.setattr(neighbors, "_search", watched)
     train, labels = [[2.0], [2.0], [2.0], [1.0], [0.5], [-9.0]], [1, 2, 3, 4, 5, 6]
     assert predict(train, labels, [[0.0]], 1, chunk_bytes=12) == [5]
     assert rows == [(1, False)]
