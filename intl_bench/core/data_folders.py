@@ -116,14 +116,6 @@ class Hint(NamedTuple):
     command: str = ""
 
 
-def is_absent(path: Path) -> bool:
-    """Return whether there is no such file or folder, or an empty folder, such as one where no disk is mounted yet."""
-    try:
-        return next(path.iterdir(), None) is None if path.is_dir() else not path.exists()
-    except OSError:  # it exists and cannot be read
-        return False
-
-
 def where_instead(root: Path, marks: Sequence[str], own: str | None = None) -> Hint:
     """Find out where the files are that are missing in a folder.
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 from intl_bench.core import datasets
-from intl_bench.core.data_folders import is_absent
+from intl_bench.core.data_folders import holder_of
 from intl_bench.core.identity import by_content, runtime_only
 from intl_bench.core.names import require_title
 from intl_bench.core.ranges import Checked, Choice, Count, Finite, Part, Positive, Seed
@@ -120,7 +120,10 @@ class DataConfig(Checked):
     def is_absent(self) -> bool:
         """Whether the images are not there yet, so that a dry run knows them from publications alone."""
         root = Path(os.path.expanduser(self.root))
-        return self.kind != "shapes" and (self.download or not self.root or is_absent(root))
+        if self.kind == "shapes":
+            return False
+        there = root.exists() if self.kind == "npz" else holder_of(self.kind, root) is not None
+        return self.download or not self.root or not there
 
 
 def normalization(config: DataConfig) -> tuple[tuple[float, ...], tuple[float, ...]]:

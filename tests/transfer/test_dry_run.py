@@ -254,7 +254,7 @@ def test_a_plan_without_the_images_takes_the_published_numbers(
     assert "5,000 training images and 10,000 test images" in rows["data"]
     rows = plan(capsys, "knn", str(backbone), "data.kind=cifar10", "data.root=nowhere", "data.holdout=0.2")
     assert "40,000 training images and 10,000 test images" in rows["data"]
-    Path("mounted_later").mkdir()
+    Path("mounted_later/another_set").mkdir(parents=True)
     rows = plan(capsys, "knn", str(backbone), "data.kind=cifar10", "data.root=mounted_later")
     assert "as published; NOT OPENED:" in rows["data"]
     rows = plan(capsys, "knn", str(backbone), "data.kind=npz", "data.root=nowhere.npz")

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from intl_bench.core.data_folders import is_absent
 from intl_bench.core.datasets import DATASETS
 from intl_bench.core.errors import BenchError
 from pretrain.checkpoint import Checkpoint
@@ -47,7 +46,7 @@ def detect(checkpoint: Checkpoint | None, config: DetectionConfig, here: Machine
         classes, words = len(splits["test"].category_ids), "counted"
     except BenchError as error:
         root = Path(os.path.expanduser(config.data.root))
-        if not any(is_absent(root / file) for split in names for file in getattr(config.data, split)):
+        if all((root / file).exists() for split in names for file in getattr(config.data, split)):
             raise
         counts = {split: getattr(facts, split) for split in names} if facts else {}
         if train and facts and config.data.percent is not None:
