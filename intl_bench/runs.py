@@ -118,12 +118,16 @@ def _found_kind(changes: Sequence[str]) -> dict[str, str]:
     """Return {"kind": the kind of the images that an override `root=` names}; {} without it, or if the kind is given.
 
     Raises:
-        InputError: the folder holds several data sets.
+        InputError: there is no such folder, or it holds several data sets.
     """
     given = dict(change.partition("=")[::2] for change in changes)
     if "kind" in given or not given.get("root"):
         return {}
-    kinds = data_folders.labeled_kinds(Path(os.path.expanduser(given["root"])))
+    root = Path(os.path.expanduser(given["root"]))
+    if not root.exists():
+        hint = data_folders.where_instead(root, ()).text
+        raise InputError(f"data.root={given['root']}: no such file or folder{hint}")
+    kinds = data_folders.labeled_kinds(root)
     if len(kinds) > 1:
         raise InputError(f"data.root={given['root']}: holds {', '.join(kinds)}; choose one with data.kind={kinds[0]}")
     return {"kind": kinds[0]} if kinds else {}
@@ -336,4 +340,6 @@ def _report(record: ResultRecord, note: str) -> None:
         if trained in (None, record.transfer_seed)
         else (f"pre-training seed {trained}, transfer seed {record.transfer_seed}")
     )
+    chosen = "".join(f", {name} {value:g}" for name, value in record.details.get("chosen", {}).items())
+    note += f"; chosen{chosen[1:]}" if chosen else ""
     print(describe(f"{record.task} {record.method} {record.dataset} {which}", record.metrics, note), flush=True)

@@ -16,7 +16,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from intl_bench.core import distributed, files
 from intl_bench.core.copies import fetch
-from intl_bench.core.errors import BenchError, InputError
+from intl_bench.core.errors import BenchError, InputError, NotFiniteError
 from intl_bench.core.identity import digest, identity
 from intl_bench.core.progress import Progress
 from intl_bench.core.seeding import torch_seed
@@ -201,7 +201,7 @@ def extract(
         if process.world_size > 1:
             features = _gather(functional.pad(features, (0, 0, 0, padded - len(features))), process)[: len(source)]
         if not torch.isfinite(features).all():
-            raise InputError(
+            raise NotFiniteError(
                 f"checkpoint {checkpoint.path}: its features are not finite: the weights are damaged or diverged"
             )
         if process.is_main:

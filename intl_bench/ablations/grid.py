@@ -18,7 +18,7 @@ from intl_bench.ablations.figures import DRAWN, FIGURES, Point
 from intl_bench.core import config as configs
 from intl_bench.core import files, inputs
 from intl_bench.core.distributed import Process
-from intl_bench.core.errors import DivergedError, InputError
+from intl_bench.core.errors import DivergedError, InputError, NotFiniteError
 from intl_bench.core.identity import digest
 from intl_bench.records import RecordStore, ResultRecord
 from intl_bench.spectra.measure import measure_run
@@ -130,7 +130,6 @@ def run_cell(recipe: Recipe, tasks: Sequence[str], store: RecordStore, results: 
         BenchError: it failed.
     """
     records, planned = store.load(), planned_checkpoint(recipe)
-    cell = TASK, digest(planned.pretraining()), recipe.seed
     if not fresh and _is_recorded(planned, tasks, records):
         names = {split_scoring(scoring)[0] for scoring in tasks}
         for folder in (recipe.folder.parent, *(base / name for name in names for base in (Path("runs"), store.folder))):
@@ -140,22 +139,45 @@ def run_cell(recipe: Recipe, tasks: Sequence[str], store: RecordStore, results: 
     try:
         path = train.run(recipe, fresh=fresh)
     except DivergedError as error:
-        print(f"{recipe.name} seed {recipe.seed}: {error}", flush=True)
-        record = _record(planned, {"diverged": 100.0}, {"diverged": str(error), "weights_sha256": None})
+        record = _diverged(planned, error)
     else:
-        state, sha256 = states.load(path)  # read once, used several times below
-        trained = checkpoints.online(path, sha256, state)
-        if trained.inputs != planned.inputs:
-            raise InputError(f"{path}: begun by an earlier version, without a fingerprint of its images; add --fresh")
-        # A training that was repeated because its checkpoint was missing replaces the scores of other weights.
-        scores = [r for r in records if (r.pretraining_sha256, r.pretrain_seed) == cell[1:] and r.task != TASK]
-        again = fresh or any(r.weights_sha256 != trained.weights_sha256 for r in scores)
-        for scoring in tasks:
-            runs.run(dataclasses.replace(plan(scoring, trained, recipe.seed), results=results, fresh=again))
-        metrics, details = record_values(measure_run(path, state))
-        details |= {"weights_sha256": trained.weights_sha256}
-        record = _record(trained, {"diverged": 0.0, **metrics}, details)
+        try:
+            record = _scored(path, planned, tasks, records, results, fresh=fresh)
+        except NotFiniteError as error:  # the last step diverged, or the numbers of the network are too large
+            record = _diverged(planned, error)
     store.replace(record)
+
+
+def _diverged(planned: Checkpoint, error: Exception) -> ResultRecord:
+    assert planned.recipe is not None
+    print(f"{planned.recipe.name} seed {planned.recipe.seed}: {error}", flush=True)
+    return _record(planned, {"diverged": 100.0}, {"diverged": str(error), "weights_sha256": None})
+
+
+def _scored(
+    path: Path,
+    planned: Checkpoint,
+    tasks: Sequence[str],
+    records: Sequence[ResultRecord],
+    results: Path,
+    *,
+    fresh: bool,
+) -> ResultRecord:
+    """Score and measure a finished training; return the record of its end."""
+    state, sha256 = states.load(path)  # read once, used several times below
+    trained = checkpoints.online(path, sha256, state)
+    if trained.inputs != planned.inputs:
+        raise InputError(f"{path}: begun by an earlier version, without a fingerprint of its images; add --fresh")
+    # A training that was repeated because its checkpoint was missing replaces the scores of other weights.
+    cell = digest(planned.pretraining()), planned.seed
+    scores = [r for r in records if (r.pretraining_sha256, r.pretrain_seed) == cell and r.task != TASK]
+    again = fresh or any(r.weights_sha256 != trained.weights_sha256 for r in scores)
+    for scoring in tasks:
+        own = plan(scoring, trained, planned.seed or 0)
+        runs.run(dataclasses.replace(own, results=results, fresh=again))
+    metrics, details = record_values(measure_run(path, state))
+    details |= {"weights_sha256": trained.weights_sha256}
+    return _record(trained, {"diverged": 0.0, **metrics}, details)
 
 
 def is_done(recipe: Recipe, seed: int, tasks: Sequence[str], records: Sequence[ResultRecord]) -> bool:

@@ -8,7 +8,7 @@ import dataclasses
 import math
 import shlex
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from intl_bench.records import RecordStore, ResultRecord
 from intl_bench.tables import render
 from intl_bench.tables import tuning as table
 from intl_bench.tables.ablation import TASK as ENDED
+from intl_bench.tables.identities import without
 from pretrain import methods
 from pretrain.checkpoint import Checkpoint
 from pretrain.images.data import DataConfig
@@ -53,7 +54,8 @@ class Sweep:
         draw_seed: of the draw of settings.
         seeds: of the pre-trainings with the chosen setting. The search uses the first one.
 
-    The names of its runs have its overrides and what it holds out, so that sweeps of one name do not meet in a folder.
+    The names of its runs have a digest of its overrides and of what it holds out. So sweeps of one name do not share a
+    folder of a run.
 
     Raises:
         InputError: a value is impossible.
@@ -78,7 +80,8 @@ class Sweep:
         if len(set(self.recipes)) < len(self.recipes):
             raise InputError(f"sweep: {' '.join(self.recipes)} has a recipe twice; expected different recipes")
         if not self.space:
-            raise InputError("sweep: no list of values; expected at least one, such as base_lr=[0.1,0.3,1]")
+            found = f" in {' '.join(self.overrides)}" if self.overrides else ""
+            raise InputError(f'sweep: no list of values{found}; expected at least one, such as "base_lr=[0.1,0.3,1]"')
         for key, values in self.space.items():
             if is_runtime_only(Recipe, key) or key in ("seed", "init") or key.startswith("data."):
                 raise InputError(f"{key}: cannot be searched; expected settings of the training, such as base_lr")
@@ -123,25 +126,31 @@ class Sweep:
     def search(self) -> cells.Ablation:
         """The grid of the search: for each recipe all settings, in the order of `settings`."""
         tried = [(recipe, *setting) for recipe in self.recipes for setting in self.settings]
-        return self._grid(f"{self.name}-search" if self.select == VAL else self.name, tried)
+        if self.select == TEST:
+            return self._grid(self.name, tried, _WHOLE)
+        return self._grid(f"{self.name}-search", tried, (f"data.holdout={self.share}", "data.holdout_seed=0"))
 
     def searched(self) -> list[Recipe]:
         """Return the pre-trainings of the search."""
-        held = (f"data.holdout={self.share}", "data.holdout_seed=0") if self.select == VAL else _WHOLE
-        return cells.recipes(self.search, self.seeds[0], [*self.overrides, *held])
+        return cells.recipes(self.search, self.seeds[0])
 
     def final(self, chosen: Mapping[str, Sequence[str]]) -> cells.Ablation:
-        """Return the grid of the chosen setting of each recipe."""
-        return self._grid(self.name, [(recipe, *chosen[recipe]) for recipe in self.recipes])
+        """Return the grid of the chosen setting of each recipe, on all training images."""
+        return self._grid(self.name, [(recipe, *chosen[recipe]) for recipe in self.recipes], _WHOLE)
 
     def final_cells(self, chosen: Mapping[str, Sequence[str]]) -> list[Recipe]:
-        """Return the pre-trainings on all training images: all recipes of the first seed, then of the next."""
-        grid_ = self.final(chosen)
-        return [cell for seed in self.seeds for cell in cells.recipes(grid_, seed, [*self.overrides, *_WHOLE])]
+        """Return the pre-trainings with the chosen settings: all recipes of the first seed, then of the next."""
+        return [cell for seed in self.seeds for cell in cells.recipes(self.final(chosen), seed)]
 
-    def _grid(self, name: str, tried: Sequence[Sequence[str]]) -> cells.Ablation:
-        tasks = (self.score, *(task for task in SCORES if task != self.score))
-        return cells.Ablation(name=name, cells=tuple(map(shlex.join, tried)), tasks=tasks)
+    def _grid(self, name: str, tried: Sequence[Sequence[str]], held: Sequence[str]) -> cells.Ablation:
+        overrides = (*self.overrides, *held)
+        decisive = [word for word in overrides if not is_runtime_only(Recipe, word.partition("=")[0])]
+        return cells.Ablation(
+            name=f"{name}-{digest({'overrides': decisive})[:8]}",
+            cells=tuple(map(shlex.join, tried)),
+            overrides=overrides,
+            tasks=(self.score, *(task for task in SCORES if task != self.score)),
+        )
 
     def search_results(self, results: Path) -> Path:
         """Return the folder of the records of the search. Those of "val" do not mix with scores of test images."""
@@ -234,7 +243,8 @@ def choose(search: Mapping[str, Sequence[Tried]]) -> dict[str, Tried]:
 def finish(sweep: Sweep, results: Path) -> str:
     """Write a record of each recipe and seed, and the table of all sweeps in this folder; return the table.
 
-    Records of the same search with another choice, which an earlier search made, are deleted.
+    Records of the same search with another choice, which an earlier search made, are deleted: those whose pre-training
+    differs in the searched settings alone.
 
     Raises:
         InputError: a cell has no records yet.
@@ -246,14 +256,22 @@ def finish(sweep: Sweep, results: Path) -> str:
     for name, (planned, cell) in zip(names, _ends(sweep.final_cells(settings_of(chosen)), records), strict=True):
         own = dict(grid.evaluations(sweep.search.tasks, planned))
         tuned = _record(sweep, cell, own, _scores(cell, own, records), search[name], chosen[name])
-        store.replace(dataclasses.replace(tuned, details={"recipe": name, **tuned.details}))
-        place = name, tuned.evaluation_sha256, tuned.pretrain_seed
+        store.replace(tuned)
+        place = _apart_from_choice(tuned, sweep.space)
         for old in (record for record in records if record.task == table.TASK and record.key != tuned.key):
-            if (old.details.get("recipe"), old.evaluation_sha256, old.pretrain_seed) == place:
+            if _apart_from_choice(old, sweep.space) == place:
                 store.remove(old)
     text = render([record for record in store.load() if record.task == table.TASK], tables=["tuning"])
     files.write_text(results / "table.md", text + "\n")
     return text
+
+
+def _apart_from_choice(record: ResultRecord, space: Iterable[str]) -> tuple[object, ...]:
+    """Return what a record has in common with that of another choice of the same search."""
+    pretraining = dict(record.pretraining)
+    for key in space:
+        pretraining = without(pretraining, f"settings.{key}")
+    return record.method, record.backbone, digest(pretraining), record.evaluation_sha256, record.pretrain_seed
 
 
 def _record(
@@ -270,7 +288,7 @@ def _record(
     """
     metrics = {f"{task}/{name}": value for task, record in scores.items() for name, value in record.metrics.items()}
     metrics = {name: value for name, value in metrics.items() if "/best_" not in name} | cell.metrics
-    if sweep.select == VAL and best.score is not None:
+    if sweep.select == VAL and best.score is not None and cell.pretrain_seed == sweep.seeds[0]:
         metrics["val/score"] = best.score
     part = {"holdout": sweep.share} if sweep.select == VAL else {}
     evaluation: dict[str, Any] = {

@@ -81,6 +81,7 @@ def _run(args: argparse.Namespace) -> None:
     final = plan.final_cells(sweep.settings_of(chosen))
     _run_stage(args, "final", final, results, plan.search.tasks, done=searched)
     print(sweep.finish(plan, results))
+    print(f"table: {results / 'table.md'}")
 
 
 def _sweep(args: argparse.Namespace) -> "Sweep":

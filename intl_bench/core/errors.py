@@ -33,6 +33,10 @@ class DamagedError(InputError):
     """A file that this project wrote is damaged. An earlier file may be in its place (exit 2)."""
 
 
+class NotFiniteError(InputError):
+    """The features of a checkpoint are not finite: its weights are damaged, or its training diverged (exit 2)."""
+
+
 class DivergedError(BenchError):
     """Training produced a number that is not finite. The saved weights are of before that step (exit 3)."""
 

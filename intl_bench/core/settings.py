@@ -83,7 +83,7 @@ def near_keys(schema: type, key: str) -> list[str]:
     section, _, name = plain.rpartition(".")
     siblings = [one.rpartition(".")[2] for one in known if one.rpartition(".")[0] == section]
     if near := difflib.get_close_matches(name, siblings, n=1):
-        return near
+        return [f"{section}.{near[0]}".replace(".N", "").lstrip(".")]
     names = [(one, one.rpartition(".")[2]) for one in known]
     elsewhere = [one for one, last in names if last == name]
     longer = [one for one, last in names if set(name.split("_")) <= set(last.split("_"))]

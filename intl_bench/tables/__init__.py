@@ -99,7 +99,7 @@ def build(
         chosen, records = of_classes(chosen, records)
     if measured_only:
         chosen = [table for table in chosen if belonging(table, records)]
-    if not chosen:
+    if not any(table.published or belonging(table, records) for table in chosen):
         what = f" on {', '.join(datasets)}" if datasets else ""
         raise InputError(
             f"tables: nothing measured{what}{' for these tables' if tables else ''}; expected records; "

@@ -66,7 +66,7 @@ class TestConfig:
         ("overrides", "message"),
         [
             (["epoch=3"], "unknown key 'epoch'; did you mean epochs?"),
-            (["inner.sise=3"], "unknown key 'inner.sise'; did you mean size?"),
+            (["inner.sise=3"], "unknown key 'inner.sise'; did you mean inner.size?"),
             (["zzz=3"], "known keys: epochs, base_lr, inner, views"),
             (["epochs=many"], "epochs: found many; expected a whole number"),
             (["epochs=1.5"], "epochs: found 1.5; expected a whole number"),

@@ -83,7 +83,10 @@ def test_stacked_views_are_views() -> None:
 
 WRONG_CALLS: dict[str, tuple[Callable[[], object], str]] = {
     "recipe": (lambda: intl_bench.pretrain("dem"), "did you mean demo"),
-    "setting": (lambda: intl_bench.pretrain("demo", data={"siez": 1}), "unknown key 'data.siez'; did you mean size"),
+    "setting": (
+        lambda: intl_bench.pretrain("demo", data={"siez": 1}),
+        "unknown key 'data.siez'; did you mean data.size",
+    ),
     "value": (lambda: intl_bench.pretrain("demo", epochs=object()), "found object; expected a number"),
     "task": (lambda: intl_bench.evaluate("a.pt", "kn"), "did you mean 'knn'"),
     "order": (lambda: intl_bench.evaluate("knn", "a.pt"), "the checkpoint comes first: evaluate"),

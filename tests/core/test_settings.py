@@ -100,7 +100,7 @@ HINTS = [
     ("method=vicreg", "method is a section; write method.name=vicreg"),
     ("views=64", "views is a list of sections; write views.size=64"),
     ("views.2.size=64", "views has 2 items; expected views.0 to views.1"),
-    ("views.sise=64", "did you mean size?"),
+    ("views.sise=64", "did you mean views.size?"),
     ("root=x", "did you mean data.root?"),
     ("data_root=x", "did you mean data.root?"),
     ("lr=1", "did you mean base_lr or"),
