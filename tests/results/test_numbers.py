@@ -28,6 +28,7 @@ import pytest
 
 from intl_bench.records import RecordStore
 from intl_bench.tables import TABLES, render
+from intl_bench.tables.frame import belonging
 
 ROOT = Path(__file__).resolve().parents[2]
 MEASURED, DETECTION, LOG = (
@@ -259,7 +260,7 @@ def test_records_of_all_experiments_in_one_folder_are_not_mixed(tmp_path: Path) 
         copy.parent.mkdir(exist_ok=True)
         shutil.copy(path, copy)
     records = RecordStore(tmp_path).load()
-    for number in TABLES:
+    for number in (name for name, table in TABLES.items() if table.published or belonging(table, records)):
         (content,) = json.loads(render(records, tables=[number], format="json"))
         labels = {(cell["row"], cell["label"]) for cell in content["cells"]}
         assert len({label for _, label in labels}) == len(labels), "rows have equal labels"
