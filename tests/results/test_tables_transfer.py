@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from table_cases import R50, cells, make, shown
 
+from intl_bench.core.errors import InputError
 from intl_bench.records import ResultRecord
 from intl_bench.tables import render, render_comparison
 
@@ -96,3 +97,5 @@ def test_the_table_is_printed_if_something_was_measured() -> None:
     assert "Transfer to many data sets" in render([record("pets", 80.0)])
     assert "Transfer to many data sets" not in render([])
     assert "94.07" in render([], tables=["transfer"])
+    with pytest.raises(InputError, match="nothing measured for these tables"):
+        render([record("voc07", 70.0)], tables=["few-shot"])  # it has no published rows either

@@ -186,6 +186,9 @@ def test_the_command_finds_the_kind_and_the_protocol(tmp_path: Path, capsys: pyt
     (record,) = [one for one in RecordStore(Path("results/records")).load() if one.task == "transfer"]
     assert record.dataset == "own"
     assert record.metrics.keys() == {"top1", "mean_per_class", "few_shot", "few_shot_ci95"}
+    missing = ["transfer", words[1], "data.root=nofolder"]
+    assert main(missing) == 2
+    assert "data.root=nofolder: no such file or folder" in capsys.readouterr().err
     assert main([*words, "episodes=1"]) == 0
     (one,) = [
         one for one in RecordStore(Path("results/records")).load() if one.key != record.key and one.task == "transfer"
