@@ -98,6 +98,8 @@ def finish(ablation: Ablation, results: Path, cells: Iterable[Recipe]) -> str:
     ended = [r for r in records if r.task == TASK and r.pretraining_sha256 in wanted]
     scores = [r for r in records if r.task != TASK and r.pretraining_sha256 in wanted | random]
     records = [*ended, *scores]
+    if not records:  # none of the cells ran here
+        return ""
     table = render(records, tables=["ablation"])
     files.write_text(results / "table.md", table + "\n")
     if ablation.figure is not None:

@@ -247,7 +247,7 @@ def write_invalid_files() -> None:
         (words("coco", OURS, "data.test_images=none"), 2, "images/none: no such folder"),
         (words("coco", OURS, "data.test=[{here}/other.json]"), 2, "other.json: its categories differ from those of"),
         (words("coco", OURS, "itertions=3"), 2, "unknown key 'itertions'; did you mean iterations?"),
-        (words("coco", OURS, "model.anchors=[8]"), 2, "unknown key 'model.anchors'; did you mean anchor_sizes?"),
+        (words("coco", OURS, "model.anchors=[8]"), 2, "unknown key 'model.anchors'; did you mean model.anchor_sizes?"),
         (words("coco", OURS, "model.num_classes=7"), 2, "instances_train2017.json has 5 categories"),
         (words("coco", OURS, "model.width=64"), 2, "set model.* as in pre-training"),
         (words("coco", OURS, "batch_size=0"), 2, "batch_size=0: expected at least 1"),
