@@ -82,11 +82,12 @@ def test_every_record_has_settings_that_are_still_accepted() -> None:
     seen = set()
     for path in (ROOT / "results" / "project").rglob("records/*/*.json"):
         values = json.loads(path.read_text())
-        config = values["config"] | ({"seed": 0, "name": "x"} if values["task"] == "pretrain" else {})
+        is_recipe = values["task"] in ("pretrain", "sweep")
+        config = values["config"] | ({"seed": 0, "name": "x"} if is_recipe else {})
         if (what := json.dumps([values["task"], config], sort_keys=True)) in seen:
             continue
         seen.add(what)
-        if values["task"] == "pretrain":
+        if is_recipe:
             from_dict(config, path.name)
         else:
             configs.build(SCHEMAS[values["task"]], config, path.name)
