@@ -181,15 +181,12 @@ class RecordStore:
             with contextlib.suppress(InputError):  # a damaged record is another result, which `load` reports
                 old = _read(other)
                 if other != path and all(getattr(old, name) == getattr(record, name) for name in _RESULT):
-                    other.unlink(missing_ok=True)
-                    other.with_suffix(".txt").unlink(missing_ok=True)
+                    _delete(other)
         return path
 
     def remove(self, record: ResultRecord) -> None:
         """Delete a record and its list of images; nothing happens if it is gone."""
-        path = self._path(record)
-        path.unlink(missing_ok=True)
-        path.with_suffix(".txt").unlink(missing_ok=True)
+        _delete(self._path(record))
 
     def load(self) -> list[ResultRecord]:
         """Return all records in the order of their paths; an empty list if the folder does not exist.
@@ -224,6 +221,11 @@ class RecordStore:
         # A name that starts with a dot is a file that another process is still writing.
         paths = (path for path in self.folder.glob("*/*.json") if not path.name.startswith("."))
         return sorted(path for path in paths if path.name.endswith(f"{key}.json"))
+
+
+def _delete(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    path.with_suffix(".txt").unlink(missing_ok=True)
 
 
 def _with_list(path: Path, record: ResultRecord, image_list: bytes | None) -> ResultRecord:

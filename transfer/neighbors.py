@@ -219,6 +219,11 @@ def _vote(
 
 
 def check(k: int, distance: str, weights: str, temperature: float) -> None:
+    """Refuse settings of the vote that are impossible.
+
+    Raises:
+        ValueError: the message names the setting.
+    """
     if k < 1:
         raise ValueError(f"k={k}: expected at least 1")
     if distance not in WEIGHTS:

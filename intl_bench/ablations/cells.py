@@ -67,11 +67,9 @@ class Ablation(Checked):
             raise ValueError(f"scale={self.scale!r}: expected one of {', '.join(SCALES)}")
         if not (self.cells or self.also):
             raise ValueError("cells: there is none; expected at least one")
-        choices: list[tuple[str, str | None, Collection[str]]] = [
-            ("tasks", split_scoring(text)[0], TASKS) for text in self.tasks
-        ]
-        choices += [("figure", self.figure, FIGURES), ("also", self.also, EXPERIMENTS)]
         scored = [split_scoring(text)[0] for text in self.tasks]
+        choices: list[tuple[str, str | None, Collection[str]]] = [("tasks", task, TASKS) for task in scored]
+        choices += [("figure", self.figure, FIGURES), ("also", self.also, EXPERIMENTS)]
         if self.figure is not None and any(scored.count(task) > 1 for task in DRAWN):
             raise ValueError(f"tasks: figure={self.figure} shows {' and '.join(DRAWN)}; expected each at most once")
         for what, name, known in choices:
@@ -83,7 +81,7 @@ def split_words(text: str, what: str) -> list[str]:
     """Split a text into words as a shell does.
 
     Raises:
-        ValueError: a quotation has no end. The message names `what` has the text.
+        ValueError: a quotation has no end. The message begins with `what`, the field that has the text.
     """
     try:
         return shlex.split(text)
