@@ -22,6 +22,7 @@ from intl_bench.core import config, files, owners, seals
 from intl_bench.core.errors import DamagedError, InputError, Preempted, ResourceError, from_os_error
 from intl_bench.core.identity import digest
 from intl_bench.core.json_lines import JsonLines
+from intl_bench.core.names import fit_folder_name
 from intl_bench.core.progress import Progress
 from intl_bench.core.seeding import generator, permutation, philox, torch_seed, uniforms
 from intl_bench.core.signals import StopRequest
@@ -463,3 +464,10 @@ class TestSignals:
             os.kill(os.getpid(), signal.SIGINT)
             with pytest.raises(KeyboardInterrupt):
                 os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_long_name_of_a_folder_ends_in_a_digest() -> None:
+    names = {fit_folder_name("x" * 199 + end) for end in ("", "y", "yy", "yz")}
+    assert len(names) == 4
+    assert max(map(len, names)) == 200
+    assert "x" * 199 + "y" in names
