@@ -33,13 +33,15 @@ class RunFolder:
         self.folder = training.recipe.folder
         self.files = ByProducts(self.folder)
         self._next_curves = time.perf_counter() + 60
+        self._typed = False
 
     def begin(self, command: Sequence[str] | None) -> None:
         """Write the settings, the command, and what was printed so far.
 
         Args:
-            command: the words after `intl-bench`; None for a call from Python.
+            command: the words after `intl-bench`; None for a call from Python, such as a cell of a grid.
         """
+        self._typed = command is not None
         config = self.folder / "config.yaml"
         words = ["pretrain", str(config)] if command is None else [word for word in command if word != "--in-job"]
         now = f"{datetime.now().astimezone():%Y-%m-%d %H:%M:%S %z}"
@@ -71,7 +73,10 @@ class RunFolder:
         return pictures.draw_curves(rows, f"{recipe.name}, seed {recipe.seed}: {self.training.display}")
 
     def end(self, scores: Mapping[str, float], about_scores: str, error: BaseException | None = None) -> None:
-        """Write the summary and draw the curves; print loss, scores, time and the next command of a finished run."""
+        """Write the summary and draw the curves; print loss, scores and time of a finished run.
+
+        A run that was typed as a command ends with the next command. A grid scores its runs itself.
+        """
         if error is None:
             self.curves(last=True)
         # Within the guard of by-products: after a fault of a GPU, asking for its memory fails too.
@@ -80,7 +85,8 @@ class RunFolder:
             note(self._sentence(scores))
             if about_scores and not scores:
                 note(about_scores)
-            note(f"next: {next_command(self.training)}")
+            if self._typed:
+                note(f"next: {next_command(self.training)}")
         else:
             self.transcript.keep(f"{_state(error)}: {_reason(error)}")
 

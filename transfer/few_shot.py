@@ -3,7 +3,26 @@
 import numpy as np
 import torch
 
+from intl_bench.core.errors import InputError
 from intl_bench.core.seeding import generator
+
+
+def members(labels: np.ndarray, *, ways: int, shots: int, queries: int) -> list[np.ndarray]:
+    """Return the indices of the images of each class that has enough of them for an episode; see `accuracy`.
+
+    Raises:
+        InputError: there are fewer such classes than `ways`.
+    """
+    needed = shots + queries
+    found = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+    found = [some for some in found if len(some) >= needed]
+    if len(found) < ways:
+        fewer = f"ways={len(found)}, " if len(found) > 1 else ""
+        raise InputError(
+            f"few-shot episodes: classes with {needed} images (shots={shots} + queries={queries}): {len(found)}; "
+            f"expected at least {ways} (ways=); set {fewer}fewer queries, or episodes=0 to leave the episodes out"
+        )
+    return found
 
 
 def accuracy(
@@ -23,19 +42,15 @@ def accuracy(
         the mean accuracy of the episodes in percent, and the half width of its 95% interval, 1.96 standard errors.
 
     Raises:
-        ValueError: too few classes have enough images.
+        InputError: too few classes have enough images.
     """
-    needed = shots + queries
-    members = [np.flatnonzero(labels == label) for label in np.unique(labels)]
-    members = [some for some in members if len(some) >= needed]
-    if len(members) < ways:
-        raise ValueError(f"{len(members)} classes have {needed} images; expected at least {ways} (ways=)")
+    found = members(labels, ways=ways, shots=shots, queries=queries)
     right = np.empty(episodes)
     truth = torch.arange(ways).repeat_interleave(queries)
     for episode in range(episodes):
         random = generator(seed, "episodes", episode)
-        chosen = random.choice(len(members), ways, replace=False)
-        rows = np.stack([random.choice(members[label], needed, replace=False) for label in chosen])
+        chosen = random.choice(len(found), ways, replace=False)
+        rows = np.stack([random.choice(found[label], shots + queries, replace=False) for label in chosen])
         images = features[torch.from_numpy(rows)]  # (ways, needed, F)
         means, asked = images[:, :shots].mean(dim=1), images[:, shots:].flatten(0, 1)
         # |x|^2 is the same for all means of a query

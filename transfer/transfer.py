@@ -169,7 +169,22 @@ def run(checkpoint: Checkpoint, config: TransferConfig, seed: int, *, folder: Pa
 
 def _sources(config: TransferConfig) -> tuple[ImageSource, ImageSource]:
     train, test = (open_source(config.data, split, multi_label=True) for split in ("train", "test"))
+    check_episodes(config, train, test)
     return train, test
+
+
+def check_episodes(config: TransferConfig, train: ImageSource, test: ImageSource) -> None:
+    """Refuse few-shot episodes for which too few classes have enough images.
+
+    Raises:
+        InputError: there are too few.
+    """
+    if config.episodes and not train.multi_label:
+        few_shot.members(np.concatenate([train.labels, test.labels]), **_episode(config))
+
+
+def _episode(config: TransferConfig) -> dict[str, int]:
+    return {"ways": config.ways, "shots": config.shots, "queries": config.queries}
 
 
 def fingerprints(config: TransferConfig) -> dict[str, str]:
@@ -261,21 +276,10 @@ def _scores(logits: torch.Tensor, truth: torch.Tensor) -> dict[str, float]:
 
 
 def _few_shot(config: TransferConfig, features: torch.Tensor, labels: np.ndarray) -> dict[str, float]:
-    """Score episodes of the images of both splits, as Ericsson et al. do; nothing if too few classes have images."""
-    try:
-        mean, half = few_shot.accuracy(
-            features,
-            labels,
-            episodes=config.episodes,
-            ways=config.ways,
-            shots=config.shots,
-            queries=config.queries,
-            seed=config.episode_seed,
-        )
-    except ValueError as error:
-        if distributed.is_main_process():
-            print(f"few-shot episodes: left out: {error}", file=sys.stderr)
-        return {}
+    """Score episodes of the images of both splits, as Ericsson et al. do."""
+    mean, half = few_shot.accuracy(
+        features, labels, episodes=config.episodes, seed=config.episode_seed, **_episode(config)
+    )
     return {"few_shot": mean} | ({} if config.episodes == 1 else {"few_shot_ci95": half})
 
 

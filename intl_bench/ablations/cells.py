@@ -89,19 +89,19 @@ def split_words(text: str, what: str) -> list[str]:
         raise ValueError(f"{what}: {shorten(text)}: {error}; close the quotation, or write a backslash twice") from None
 
 
-def split_scoring(text: str) -> tuple[str, str | None, list[str]]:
+def split_scoring(text: str, what: str = "tasks") -> tuple[str, str | None, list[str]]:
     """Return the task, the name after --config, and the overrides of an entry of `tasks`.
 
     Raises:
-        ValueError: there is another word, or a quotation without an end.
+        ValueError: there is another word, or a quotation without an end. The message begins with `what`.
     """
-    task, *words = split_words(text, "tasks") or [""]
+    task, *words = split_words(text, what) or [""]
     config = None
     if words[:1] == ["--config"]:
         _, config, *words = *words, ""
         words = words[:-1]
     if wrong := [word for word in words if "=" not in word.lstrip("=")]:
-        raise ValueError(f"tasks: {text!r}: found {wrong[0]}; expected TASK [--config NAME] [key=value ...]")
+        raise ValueError(f"{what}: {text!r}: found {wrong[0]}; expected TASK [--config NAME] [key=value ...]")
     return task, config, words
 
 

@@ -16,6 +16,8 @@ from pretrain.dry_run.plan import make_plan
 from pretrain.dry_run.text import describe_data
 from pretrain.recipe import Recipe
 
+_FIXED = "fixed costs add 2 to 7 s to each pre-training and to each score"
+
 
 def describe(ablation: Ablation, cells: Sequence[Recipe], *, seeds: Sequence[int], results: Path, fresh: bool) -> str:
     """Describe the cells of a grid, what is done already, and the time and disk that the rest needs.
@@ -66,7 +68,7 @@ def describe(ablation: Ablation, cells: Sequence[Recipe], *, seeds: Sequence[int
         *also,
     ]
     tail = [
-        ("time", total and f"{total}, on {here.device.name if here else ''}: a model, not a measurement"),
+        ("time", total and f"{total}, on {here.device.name if here else ''}: a model, not a measurement; {_FIXED}"),
         ("disk", planned.disk(needed, machine.free_bytes(Path("runs"))) if cells else ""),
         ("writes", f"{results}: records, table.md and figures; runs/pretrain/{ablation.name}-*"),
     ]

@@ -49,7 +49,7 @@ class Sweep:
         overrides: key=value, for all runs.
         budget: number of pre-trainings for each recipe: settings of the space, drawn if it has more. None tries all.
         select: "val", or "best-on-test" as in papers that choose on the test images.
-        score: the task that chooses.
+        score: the task that chooses, one of `SCORES`, possibly with its settings as in `Ablation.tasks`.
         share: of the training images that "val" holds out; see `data.holdout`.
         draw_seed: of the draw of settings.
         seeds: of the pre-trainings with the chosen setting. The search uses the first one.
@@ -75,6 +75,7 @@ class Sweep:
     def __post_init__(self) -> None:
         try:
             require_folder_name(self.name, "--name")
+            task, _, scored_with = cells.split_scoring(self.score, "--score")
         except ValueError as error:
             raise InputError(str(error)) from error
         if len(set(self.recipes)) < len(self.recipes):
@@ -90,12 +91,21 @@ class Sweep:
         for word in self.overrides:
             if word.startswith(("seed=", "name=", "data.holdout")):
                 raise InputError(f"{word}: a sweep sets it itself; see --seeds, --name and --share")
+        if task not in SCORES:
+            raise InputError(f"--score {self.score}: expected {' or '.join(SCORES)}, possibly with its settings")
+        if data := [word for word in scored_with if word.startswith("data.")]:
+            raise InputError(f"--score {self.score}: found {data[0]}; expected no data, because a sweep chooses it")
         if self.budget is not None and self.budget < 1:
             raise InputError(f"--budget {self.budget}: expected at least 1 pre-training for each recipe")
         if not 0 < self.share < 1:
             raise InputError(f"--share {self.share}: expected more than 0 and less than 1")
         if self.size > _LARGEST:
             raise InputError(f"sweep: the space has {self.size:,} settings; expected at most {_LARGEST:,}")
+
+    @property
+    def task(self) -> str:
+        """The name of the task that chooses."""
+        return cells.split_scoring(self.score)[0]
 
     @property
     def size(self) -> int:
@@ -149,7 +159,8 @@ class Sweep:
             name=f"{name}-{digest({'overrides': decisive})[:8]}",
             cells=tuple(map(shlex.join, tried)),
             overrides=overrides,
-            tasks=(self.score, *(task for task in SCORES if task != self.score)),
+            # The neighbors take seconds. A linear classifier may take longer than the pre-training.
+            tasks=(self.score,) if self.task == "knn" else (self.score, "knn"),
         )
 
     def search_results(self, results: Path) -> Path:
@@ -215,7 +226,7 @@ def tried(sweep: Sweep, results: Path) -> dict[str, list[Tried]]:
         score = None
         if "diverged" not in cell.details:
             own = dict(grid.evaluations(sweep.search.tasks, planned))
-            score = _scores(cell, own, records)[sweep.score].metrics[SCORES[sweep.score]]
+            score = _scores(cell, own, records)[sweep.task].metrics[SCORES[sweep.task]]
         found[name].append(Tried(setting=setting, score=score, cell=cell))
     return found
 
@@ -296,7 +307,7 @@ def _record(
         "budget": sweep.tries,
         **({"draw_seed": sweep.draw_seed} if sweep.tries < sweep.size else {}),
         "search_seed": sweep.seeds[0],
-        "selection": {"on": sweep.select, "by": sweep.score, **part},
+        "selection": {"on": sweep.select, "by": sweep.task, **part},
         "scores": {task: digest(own) for task, own in sorted(evaluations.items())},
         "data": next(iter(evaluations.values()))["data"],
     }
@@ -305,7 +316,7 @@ def _record(
         "chosen": ", ".join(best.setting).replace("=", " "),
         "budget": f"{evaluation['budget']} of {sweep.size} settings",
         "space": "; ".join(f"{key} {' '.join(values)}" for key, values in sweep.space.items()),
-        "chosen_by": f"{SCORES[sweep.score]} of {sweep.score}, seed {sweep.seeds[0]}",
+        "chosen_by": f"{SCORES[sweep.task]} of {sweep.task}, seed {sweep.seeds[0]}",
         "chosen_on": held if sweep.select == VAL else "the test images",
     }
     details = {

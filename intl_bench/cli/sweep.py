@@ -39,7 +39,12 @@ def add(commands: Any) -> None:
         default="val",
         help="what chooses: a part of the training images, held out of the search; or the test images (default: val)",
     )
-    command.add_argument("--score", choices=("linear", "knn"), default="linear", help="the score that chooses")
+    command.add_argument(
+        "--score",
+        default="linear",
+        metavar="TASK",
+        help="what chooses: linear or knn, possibly with its settings, such as 'linear --config default size=64'",
+    )
     command.add_argument("--share", type=float, default=0.1, help="share of the part that chooses (default: 0.1)")
     command.add_argument("--draw-seed", type=int, default=0, help="seed of the drawn settings (default: 0)")
     command.add_argument(
@@ -77,7 +82,7 @@ def _run(args: argparse.Namespace) -> None:
     _run_stage(args, "search", searched, plan.search_results(results), plan.search.tasks, done=())
     chosen = sweep.choose(sweep.tried(plan, results))
     for recipe, best in chosen.items():
-        print(f"{recipe}: chosen {' '.join(best.setting)}, {plan.score} {best.score:.2f} on {plan.select}", flush=True)
+        print(f"{recipe}: chosen {' '.join(best.setting)}, {plan.task} {best.score:.2f} on {plan.select}", flush=True)
     final = plan.final_cells(sweep.settings_of(chosen))
     _run_stage(args, "final", final, results, plan.search.tasks, done=searched)
     print(sweep.finish(plan, results))

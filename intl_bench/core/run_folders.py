@@ -37,7 +37,8 @@ def missing(path: Path) -> InputError:
     latest = sorted(there, key=lambda folder: folder.stat().st_mtime, reverse=True)
     shown = ", ".join(map(str, latest[:3])) + (", ... (intl-bench ls runs)" if len(latest) > 3 else "")
     hint = f"expected a checkpoint or a run such as {shown}" if shown else "run `intl-bench pretrain` first"
-    return InputError(f"checkpoint {path}: no such file; {hint}")
+    where = "" if path.is_absolute() else f" in {Path.cwd()}"
+    return InputError(f"checkpoint {path}: no such file{where}; {hint}")
 
 
 def _file(folder: Path) -> Path | None:

@@ -127,6 +127,7 @@ def runs_of(records: Mapping[str, Sequence[ResultRecord]]) -> dict[str, list[Run
             _, name = _SCORES[record.task]
             part = record.protocol.get("train_percent") if record.task == "finetune" else None
             title = f"{f'{part:g}% ' if part else ''}{name}, {record.dataset}, {record.backbone}"
+            title += ", held-out training images" if "scored_on" in record.protocol else ""
             values[title, record.evaluation_sha256][record.transfer_seed] = record.metrics[_metric(record)]
         for place, by_seed in values.items():
             run = Run(

@@ -126,6 +126,13 @@ def test_a_transfer_is_scored_by_the_metric_of_its_data_set() -> None:
     assert (found[name].spearman, found[name].best) == (-1, 50)
 
 
+def test_a_score_of_held_out_images_says_so() -> None:
+    about = [{"scored_on": "0.1 of the training images", **R18, "pretrain_lr": n} for n in range(5)]
+    scores = [make("knn", "cifar10", {"knn5": float(n)}, about[n]) for n in range(5)]
+    found = {one.score for one in correlate(runs_of({"one": [*five(), *scores]})) if one.score.startswith("5-NN")}
+    assert "5-NN, cifar10, resnet18, held-out training images" in found
+
+
 def test_the_command_prints_a_table_and_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(tmp_path / "results" / "ablations" / "tiny", five())
     out = tmp_path / "figure.png"

@@ -208,7 +208,7 @@ def test_command_line_from_checkpoint_to_tables(trained: Path, capsys: pytest.Ca
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        (["linear", "nowhere.pt"], 2, "checkpoint nowhere.pt: no such file"),
+        (["linear", "nowhere.pt"], 2, "checkpoint nowhere.pt: no such file in /"),
         (["linear"], 2, "imagenet_r50_intl/seed0/checkpoint.pt: no such file"),
         (["knn", "CHECKPOINT", "kk=3"], 2, "did you mean k?"),
         (["knn", "CHECKPOINT", "k=3000"], 2, "only 160 training images"),

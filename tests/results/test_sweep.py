@@ -104,6 +104,10 @@ def test_lists_of_values_are_searched_and_list_settings_are_not() -> None:
         (["demo", "base_lr=[1]", "data.holdout=0.1"], "a sweep sets it itself"),
         (["demo", "base_lr=[1]", "--budget", "0"], "--budget 0: expected at least 1"),
         (["demo", "base_lr=[1]", "--share", "1"], "--share 1.0: expected more than 0"),
+        (["demo", "base_lr=[1]", "--score", "coco"], "--score coco: expected linear or knn"),
+        (["demo", "base_lr=[1]", "--score", "knn five"], "--score: 'knn five': found five; expected TASK [--config"),
+        (["demo", "base_lr=[1]", "--score", "knn 'k=5"], "No closing quotation; close the quotation"),
+        (["demo", "base_lr=[1]", "--score", "knn data.holdout=null"], "found data.holdout=null; expected no data"),
         (["demo", "base_lr=[1]", "--name", "a/b"], "it is a path"),
         (["demo", "base_lr=[nan]"], "base_lr=nan"),
         (["demo", "method.powr=[1]"], "powr"),
@@ -135,18 +139,23 @@ def test_the_best_score_is_chosen_the_first_of_equal_ones_and_never_a_diverged_o
 @pytest.mark.slow
 def test_a_sweep_of_two_methods_from_search_to_table(capfd: pytest.CaptureFixture[str]) -> None:
     command = ["sweep", "demo", "simsiam.yaml", *WORDS, *SMALL, "--budget", "2", "--seeds", "2", "--share", "0.25"]
-    command += ["--name", "mine", "--draw-seed", "1", "--score", "knn"]
+    command += ["--name", "mine", "--draw-seed", "1", "--score", "linear epochs=20"]
     assert cli.main([*command, "--dry-run"]) == 0
-    assert "search: 2 of 3 settings for each of 2 recipes" in capfd.readouterr().out
+    printed = " ".join(capfd.readouterr().out.split())
+    assert "search: 2 of 3 settings for each of 2 recipes" in printed
+    assert "fixed costs add" in printed
     assert not Path("results").exists()
 
     assert cli.main(command) == 0
-    printed = capfd.readouterr().out
+    printed, progress = capfd.readouterr()
+    assert "next:" not in progress  # the sweep scores its runs itself
     searched = records(RESULTS / "search")
-    assert {record.protocol["scored_on"] for record in searched if record.task == "knn"} == {
-        "0.25 of the training images, held out with seed 0"
-    }
-    assert {record.details["test_images"] for record in searched if record.task == "knn"} == {50}
+    assert {
+        (record.protocol["scored_on"], record.details["test_images"])
+        for record in searched
+        if record.task != "pretrain"
+    } == {("0.25 of the training images, held out with seed 0", 50)}
+    assert {record.protocol["epochs"] for record in searched if record.task == "linear"} == {20}
     tuned = [record for record in records() if record.task == "sweep"]
     assert sorted((record.method, record.pretrain_seed) for record in tuned) == [
         ("INTL", 0),
@@ -171,6 +180,7 @@ def test_a_sweep_of_two_methods_from_search_to_table(capfd: pytest.CaptureFixtur
         assert record.metrics["knn/knn5"] == own["knn"].metrics["knn5"]
         assert record.metrics["linear/top1"] == own["linear"].metrics["top1"]
         assert own["knn"].details["train_images"] == 200
+        assert own["linear"].protocol["epochs"] == 20
     text = (RESULTS / "table.md").read_text()
     assert text.strip() in printed
     assert text.count("budget 2 of 3 settings, chosen on 0.25 of the training images") == 2
@@ -197,9 +207,9 @@ def test_a_sweep_of_two_methods_from_search_to_table(capfd: pytest.CaptureFixtur
 
     # Another choice of the same search replaces the records of the earlier one.
     (first,) = {record.protocol["chosen"] for record in tuned if record.method == "INTL"}
-    scored = [r for r in records(RESULTS / "search") if (r.task, r.method) == ("knn", "INTL")]
+    scored = [r for r in records(RESULTS / "search") if (r.task, r.method) == ("linear", "INTL")]
     loser = next(r for r in scored if f"base_lr {r.pretraining['settings']['base_lr']:g}" != first)
-    RecordStore(RESULTS / "search" / "records").replace(dataclasses.replace(loser, metrics={"knn5": 100.0}, file=""))
+    RecordStore(RESULTS / "search" / "records").replace(dataclasses.replace(loser, metrics={"top1": 100.0}, file=""))
     assert cli.main(command) == 0
     tuned = [record for record in records() if record.task == "sweep"]
     assert len(tuned) == 4
@@ -232,6 +242,10 @@ def test_a_sweep_of_two_methods_from_search_to_table(capfd: pytest.CaptureFixtur
     words += ["--score", "knn", "--select", "best-on-test"]
     assert cli.main(words) == 0
     assert capfd.readouterr().err.count("finished ") == 0
+    ways = {
+        tuple(r.details["scores"]) for r in records() if r.task == "sweep" and "test images" in r.protocol["chosen_on"]
+    }
+    assert ways == {("knn",)}  # without a linear classifier, which takes longer
     assert cli.main([*words, "--fresh"]) == 0
     assert capfd.readouterr().err.count("finished ") == 2
     text = (RESULTS / "table.md").read_text()

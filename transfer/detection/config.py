@@ -136,7 +136,8 @@ class AnnotatedDataConfig(Checked):
         boxes: "refuse" boxes beyond their image by more than a pixel, or "clip" them in training, as Detectron2 does.
             The evaluation uses the boxes of the file.
         percent: train on a part of the images of coco, drawn as for semi-supervised detection: the lists
-            instances_train2017.FOLD@PERCENT.json of STAC and MMDetection. None trains on all images.
+            instances_train2017.FOLD@PERCENT.json of STAC and MMDetection. None trains on all images. The schedule does
+            not follow; the protocol r50_c4_9k has a short one.
         fold: seed of this draw; the literature uses 1 to 5.
         max_pixels: larger image files are refused, because a small file can fill the memory. Raise it for images that
             you trust.

@@ -19,6 +19,7 @@ from transfer.finetune import sources as finetune_sources
 from transfer.knn import values_of_k
 from transfer.selection import trainings
 from transfer.sgd_classifier import Classifier
+from transfer.transfer import check_episodes
 
 _BATCH = 256  # of a test
 _BATCHES, _SAMPLE = 3, 8  # batches that are timed, and at most this many images of each
@@ -71,9 +72,11 @@ def transfer(checkpoint: Checkpoint, config: Any, here: Machine) -> Work:
     """Return the work of `intl-bench transfer`.
 
     Raises:
-        InputError: an image cannot be read.
+        InputError: an image cannot be read, or the classes are too few for the few-shot episodes.
     """
     split = _open(config, multi_label=True)
+    if split.source is not None and split.tested is not None:
+        check_episodes(config, split.source, split.tested)
     n, m, width, classes = split.train, split.test, empty_backbone(checkpoint).num_features, split.classes
     side = min(n, width)
     axes = one_operation(flops=4 * n * width * side + _EIGEN * side**3, bytes=12 * n * width)
