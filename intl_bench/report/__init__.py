@@ -19,7 +19,7 @@ from intl_bench.report.label_free import label_free_html
 from intl_bench.report.pictures import detections_html, picture_html
 from intl_bench.report.seeds import dots_html
 from intl_bench.report.spectra import spectra_html
-from intl_bench.tables import build
+from intl_bench.tables import build, tuning
 from intl_bench.tables.frame import BuiltTable
 from intl_bench.tables.html.grid import table_html
 from intl_bench.tables.html.page import Page, identifier
@@ -31,15 +31,19 @@ def render(results: Path, runs: Path) -> str:
     """Return the page.
 
     Args:
-        results: the folder with `records/` and `ablations/`.
+        results: the folder with `records/`, `ablations/` and `sweeps/`.
         runs: the folder of runs, whose logs give the curves.
 
     Raises:
         InputError: there is neither a record nor a log, or a record cannot be read.
     """
     records = RecordStore(results / "records").load()
-    grids = {folder.name: RecordStore(folder / "records").load() for folder in _grids(results)}
-    everything = [*records, *itertools.chain.from_iterable(grids.values())]
+    grids = {folder.name: RecordStore(folder / "records").load() for folder in _folders(results / "ablations")}
+    sweeps = {
+        folder.name: [one for part in (folder, folder / "search") for one in RecordStore(part / "records").load()]
+        for folder in _folders(results / "sweeps")
+    }
+    everything = [*records, *itertools.chain(*grids.values(), *sweeps.values())]
     curves = curves_html(runs, everything)
     if not everything and not curves:
         raise InputError(
@@ -59,7 +63,7 @@ def render(results: Path, runs: Path) -> str:
     _section(
         page,
         "Choosing without labels",
-        label_free_html({results.name: records, **grids}),
+        label_free_html({results.name: records, **grids, **{f"sweep {name}": some for name, some in sweeps.items()}}),
         missing,
         "",  # few results have the four runs that it needs
     )
@@ -71,6 +75,9 @@ def render(results: Path, runs: Path) -> str:
         missing,
         "intl-bench ablation NAME",
     )
+    _section(
+        page, "Sweeps", "".join(_sweep(*item, page) for item in sweeps.items()), missing, "intl-bench sweep RECIPE"
+    )
     if everything:
         _section(page, "Commands", _commands(built, grids), missing, "")
         _section(page, "Cost", cost_html(everything), missing, "")
@@ -81,9 +88,8 @@ def render(results: Path, runs: Path) -> str:
     return page.text()
 
 
-def _grids(results: Path) -> list[Path]:
-    folders = sorted((results / "ablations").glob("*/"))
-    return [folder for folder in folders if not folder.name.startswith(".")]
+def _folders(parent: Path) -> list[Path]:
+    return [folder for folder in sorted(parent.glob("*/")) if not folder.name.startswith(".")]
 
 
 def _section(page: Page, name: str, markup: str, missing: list[str], remedy: str) -> None:
@@ -148,11 +154,21 @@ def _grid(results: Path, name: str, records: Sequence[ResultRecord], page: Page)
         for path in sorted([*folder.glob("*.png"), *folder.glob("*/*.png")])
     ]
     if records:
-        markup = table_html(build(records, tables=["ablation"])[0], page, level=4)
-        markup = markup.replace("table-ablation", f"table-ablation-{identifier(name)}")
-        parts.append(f"<details><summary>Table</summary>\n{markup}</details>\n")
+        parts.append(f"<details><summary>Table</summary>\n{_own_table('ablation', name, records, page)}</details>\n")
     parts += [_plain_table(read_text(path, "the table")) for path in sorted(folder.glob("*/*.md"))]
     return f"<h3>{html.escape(visible(name))}</h3>\n{''.join(parts)}"
+
+
+def _sweep(name: str, records: Sequence[ResultRecord], page: Page) -> str:
+    """Return the table of equal tuning of a sweep; empty if none has ended."""
+    tuned = [record for record in records if record.task == tuning.TASK]
+    return f"<h3>{html.escape(visible(name))}</h3>\n{_own_table('tuning', name, tuned, page)}" if tuned else ""
+
+
+def _own_table(table: str, name: str, records: Sequence[ResultRecord], page: Page) -> str:
+    """Return a table of which the page has one for each folder of results."""
+    markup = table_html(build(records, tables=[table])[0], page, level=4)
+    return markup.replace(f"table-{table}", f"table-{table}-{identifier(name)}")
 
 
 def _plain_table(text: str) -> str:
