@@ -316,7 +316,7 @@ def _record(
         "chosen": ", ".join(best.setting).replace("=", " "),
         "budget": f"{evaluation['budget']} of {sweep.size} settings",
         "space": "; ".join(f"{key} {' '.join(values)}" for key, values in sweep.space.items()),
-        "chosen_by": f"{SCORES[sweep.task]} of {sweep.task}, seed {sweep.seeds[0]}",
+        "chosen_by": f"{SCORES[sweep.task]} of {sweep.score}, seed {sweep.seeds[0]}",
         "chosen_on": held if sweep.select == VAL else "the test images",
     }
     details = {

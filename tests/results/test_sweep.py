@@ -171,6 +171,7 @@ def test_a_sweep_of_two_methods_from_search_to_table(capfd: pytest.CaptureFixtur
         assert record.metrics.get("val/score") == (scores[best] if record.pretrain_seed == 0 else None)
         assert record.protocol["chosen"] == best[0].replace("=", " ")
         assert record.protocol["budget"] == "2 of 3 settings"
+        assert record.protocol["chosen_by"] == "top1 of linear epochs=20, seed 0"
         assert record.pretraining["settings"]["base_lr"] == float(best[0].partition("=")[2])
         own = {
             r.task: r
