@@ -22,6 +22,7 @@ from pretrain.images.check_files import BLANK, ORIENTED, Examined, examine
 from pretrain.images.data import DataConfig, FileSource, FolderSource, ImageSource, open_source
 from pretrain.images.findings import Finding, Report
 from pretrain.images.folders import FOLDERS, ClassError, skip_setting
+from pretrain.images.walk import walk
 
 _TINY = 32  # pixels of the shorter side
 _HUGE = 20_000_000  # pixels
@@ -229,7 +230,7 @@ def _describe_classes(report: Report, splits: Sequence[Split], names: Sequence[s
 def _describe_other_files(report: Report, source: FolderSource) -> None:
     """Add the files of a split that are not read: of another suffix, or beside the class folders."""
     suffixes, others = collections.Counter[str](), list[str]()
-    for folder, folders, files in os.walk(source.place, followlinks=True):
+    for folder, folders, files in walk(source.place):
         folders[:] = sorted(name for name in folders if not SYSTEM_FOLDER.fullmatch(name))
         beside = Path(folder) == source.place
         for name in sorted(files):

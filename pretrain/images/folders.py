@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from intl_bench.core import inputs
 from intl_bench.core.data_folders import SYSTEM_FOLDER, split_instead
 from intl_bench.core.errors import InputError, from_os_error
 from intl_bench.core.inputs import shorten
 from pretrain.images.names import Names, did_you_mean, explain_line, read_lines, require_one
+from pretrain.images.walk import walk
 
 FOLDERS = {"train": "train", "test": "val"}  # split: folder of an imagefolder
 
@@ -68,7 +69,7 @@ def list_images(root: Path, split: str, classes: str | None, skip: Sequence[str]
 
     Raises:
         ClassError: a class has no images or is unknown.
-        InputError: a folder is missing, or a name can mean two classes.
+        BenchError: a folder is missing or cannot be read, a name can mean two classes, or a link goes in a circle.
     """
     folder, train = root / FOLDERS[split], root / "train"
     odd_names = {name for name in FOLDERS.values() if any((root / part / name).is_dir() for part in FOLDERS.values())}
@@ -81,7 +82,7 @@ def list_images(root: Path, split: str, classes: str | None, skip: Sequence[str]
     folder_of = _match_folders(folder, present, expected, None if classes else train)
     wanted = {folder_of[name]: number for number, name in enumerate(class_names) if name in folder_of}
     samples, skipped_files = [], list[str]()
-    for path, label in make_dataset(folder, wanted, extensions=IMG_EXTENSIONS, allow_empty=True):
+    for path, label in _image_files(folder, wanted):
         name = path.removeprefix(f"{folder}{os.sep}")
         if _IN_SYSTEM_FOLDER.search(name) or (_APPLE_DOUBLE.search(name) and not _is_image(path)):
             ignored.append(name)
@@ -99,6 +100,15 @@ def list_images(root: Path, split: str, classes: str | None, skip: Sequence[str]
     if empty := without_images(labels, class_names):
         raise ClassError(_describe_empty(folder, empty, folder_of, len(class_names), patterns), empty)
     return Listing(np.array([name for name, _ in samples]), labels, class_names)
+
+
+def _image_files(folder: Path, wanted: Mapping[str, int]) -> Iterator[tuple[str, int]]:
+    """Yield the path and the label of each file with a suffix of images, in the order of torchvision."""
+    for name, label in sorted(wanted.items()):
+        for place, _, files in sorted(walk(folder / name)):
+            for file in sorted(files):
+                if file.lower().endswith(IMG_EXTENSIONS):
+                    yield os.path.join(place, file), label
 
 
 def listed_classes(path: Path, expected: Sequence[str]) -> list[str]:
@@ -190,7 +200,7 @@ def note_unmatched(root: Path, patterns: Sequence[str]) -> None:
 
 def _names_in(folder: Path) -> Iterator[str]:
     """Yield the class folders of a split and the files that have a suffix of images, relative to its folder."""
-    for place, folders, files in os.walk(folder, followlinks=True):
+    for place, folders, files in walk(folder):
         if Path(place) == folder:
             yield from folders
         for name in files:
@@ -246,7 +256,7 @@ def _describe_empty(
 ) -> str:
     """Say which classes have no images in `folder`, why, and what to do."""
     place = folder / folder_of.get(empty[0], empty[0])
-    files = [name for _, _, names in os.walk(place, followlinks=True) for name in names]
+    files = [name for _, _, names in walk(place) for name in names]
     if not place.is_dir():
         reason = f"the class is in {folder.parent / 'train'}, but this folder does not exist"
     elif any(name.lower().endswith(IMG_EXTENSIONS) for name in files):
