@@ -138,6 +138,8 @@ def run_cell(recipe: Recipe, tasks: Sequence[str], store: RecordStore, results: 
             files.sweep(folder)  # what a failed call could not remove
         print(f"{recipe.name} seed {recipe.seed}: already there", flush=True)
         return
+    if recipe.precision == "fp16" and (recipe.device == "cpu" or not torch.cuda.is_available()):
+        raise InputError("precision=fp16: expected a GPU for a cell of this precision; add precision=bf16, or fp32")
     try:
         path = train.run(recipe, fresh=fresh)
     except DivergedError as error:

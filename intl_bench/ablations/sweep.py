@@ -35,6 +35,7 @@ from transfer.selection import TEST, VAL
 SELECTIONS = (VAL, TEST)
 _WHOLE = ("data.holdout=null",)  # also if a recipe holds images out
 SCORES = {"linear": "top1", "knn": "knn5"}  # the tasks that can choose, and the metric of each
+_OWN = ("data", "selection", "choose", "k")  # of a score: the images, what chooses on them, and which score it is
 _LARGEST = 10**6  # settings in a space
 
 
@@ -93,8 +94,8 @@ class Sweep:
                 raise InputError(f"{word}: a sweep sets it itself; see --seeds, --name and --share")
         if task not in SCORES:
             raise InputError(f"--score {self.score}: expected {' or '.join(SCORES)}, possibly with its settings")
-        if data := [word for word in scored_with if word.startswith("data.")]:
-            raise InputError(f"--score {self.score}: found {data[0]}; expected no data, because a sweep chooses it")
+        if own := [word for word in scored_with if word.partition("=")[0].partition(".")[0] in _OWN]:
+            raise InputError(f"--score {self.score}: found {own[0]}; expected settings besides {', '.join(_OWN)}")
         if self.budget is not None and self.budget < 1:
             raise InputError(f"--budget {self.budget}: expected at least 1 pre-training for each recipe")
         if not 0 < self.share < 1:
@@ -226,7 +227,10 @@ def tried(sweep: Sweep, results: Path) -> dict[str, list[Tried]]:
         score = None
         if "diverged" not in cell.details:
             own = dict(grid.evaluations(sweep.search.tasks, planned))
-            score = _scores(cell, own, records)[sweep.task].metrics[SCORES[sweep.task]]
+            metrics = _scores(cell, own, records)[sweep.task].metrics
+            if SCORES[sweep.task] not in metrics:
+                raise InputError(f"--score {sweep.score}: has {', '.join(metrics)}; expected {SCORES[sweep.task]}")
+            score = metrics[SCORES[sweep.task]]
         found[name].append(Tried(setting=setting, score=score, cell=cell))
     return found
 

@@ -1,7 +1,6 @@
 """One self-contained HTML page about all results: tables, seeds, curves, spectra, pictures, cost and commands."""
 
 import html
-import itertools
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -43,7 +42,10 @@ def render(results: Path, runs: Path) -> str:
         folder.name: [one for part in (folder, folder / "search") for one in RecordStore(part / "records").load()]
         for folder in _folders(results / "sweeps")
     }
-    everything = [*records, *itertools.chain(*grids.values(), *sweeps.values())]
+    # The record of a tuned method repeats the cost of the runs that it stands for.
+    everything = [
+        record for some in (records, *grids.values(), *sweeps.values()) for record in some if record.task != tuning.TASK
+    ]
     curves = curves_html(runs, everything)
     if not everything and not curves:
         raise InputError(

@@ -60,7 +60,8 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
         RecordStore(grid / "records").append(next(record for record in results() if record.task == "pretrain"))
         tuned = {"chosen": "base_lr 0.3", "budget": "4 of 6 settings", **R18}
         store = RecordStore(Path("results/sweeps/rates/records"))
-        store.append(make("sweep", "cifar10", {"linear/top1": 61.25, "diverged": 0.0}, tuned, weights_sha256=None))
+        scores, repeated = {"linear/top1": 61.25, "diverged": 0.0}, {"pretrain": {"seconds": 9e6}}
+        store.append(make("sweep", "cifar10", scores, tuned, weights_sha256=None, details=repeated, wall_time_s=9e6))
         Image.new("RGB", (60, 40), "white").save("worst.png")
         Image.new("RGB", (60, 40), "white").save(grid / "figure.png")
         log = Path("runs/pretrain/photos/seed0/metrics.jsonl")
@@ -112,6 +113,7 @@ def test_sections_hold_curves_spectra_pictures_and_cost(page: Path) -> None:
     assert section(text, "Detections").count("data:image/png;base64,") == 1
     assert section(text, "Ablations").count("data:image/png;base64,") == 1
     assert "<td>2.0 h</td><td>4.0</td><td>2</td>" in section(text, "Cost")
+    assert "104 days" not in section(text, "Cost")  # of the tuned method, which its runs count
     sweeps = section(text, "Sweeps")
     assert "<h3>rates</h3>" in sweeps
     assert "61.25" in sweeps

@@ -107,7 +107,10 @@ def test_lists_of_values_are_searched_and_list_settings_are_not() -> None:
         (["demo", "base_lr=[1]", "--score", "coco"], "--score coco: expected linear or knn"),
         (["demo", "base_lr=[1]", "--score", "knn five"], "--score: 'knn five': found five; expected TASK [--config"),
         (["demo", "base_lr=[1]", "--score", "knn 'k=5"], "No closing quotation; close the quotation"),
-        (["demo", "base_lr=[1]", "--score", "knn data.holdout=null"], "found data.holdout=null; expected no data"),
+        (["demo", "base_lr=[1]", "--score", "knn data.holdout=null"], "found data.holdout=null; expected settings"),
+        (["demo", "base_lr=[1]", "--score", "knn 'data={holdout: null}'"], "found data={holdout: null}; expected"),
+        (["demo", "base_lr=[1]", "--score", "knn k=7"], "found k=7; expected settings besides data, selection,"),
+        (["demo", "base_lr=[1]", "--score", "linear selection=best-on-test"], "found selection=best-on-test; expected"),
         (["demo", "base_lr=[1]", "--name", "a/b"], "it is a path"),
         (["demo", "base_lr=[nan]"], "base_lr=nan"),
         (["demo", "method.powr=[1]"], "powr"),
@@ -134,6 +137,12 @@ def test_the_best_score_is_chosen_the_first_of_equal_ones_and_never_a_diverged_o
         sweep.choose({"b": tried(None, None)})
     with pytest.raises(InputError, match="not finished; run the same"):
         sweep.tried(plan(space={"base_lr": ("0.1",)}, overrides=("data.size=200",)), Path("results"))
+
+
+def test_cells_in_fp16_need_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["sweep", "demo", "base_lr=[0.01]", *WORDS[1:], *SMALL, "precision=fp16"]) == 2
+    assert "precision=fp16: expected a GPU" in capsys.readouterr().err
+    assert not Path("runs").exists()
 
 
 @pytest.mark.slow
