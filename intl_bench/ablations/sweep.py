@@ -273,8 +273,9 @@ def finish(sweep: Sweep, results: Path) -> str:
         tuned = _record(sweep, cell, own, _scores(cell, own, records), search[name], chosen[name])
         store.replace(tuned)
         place = _apart_from_choice(tuned, sweep.space)
-        for old in (record for record in records if record.task == table.TASK and record.key != tuned.key):
-            if _apart_from_choice(old, sweep.space) == place:
+        for old in (record for record in records if record.task == table.TASK):  # of all seeds
+            other = old.pretraining_sha256 != tuned.pretraining_sha256
+            if other and _apart_from_choice(old, sweep.space) == place:
                 store.remove(old)
     text = render([record for record in store.load() if record.task == table.TASK], tables=["tuning"])
     files.write_text(results / "table.md", text + "\n")
@@ -286,7 +287,7 @@ def _apart_from_choice(record: ResultRecord, space: Iterable[str]) -> tuple[obje
     pretraining = dict(record.pretraining)
     for key in space:
         pretraining = without(pretraining, f"settings.{key}")
-    return record.method, record.backbone, digest(pretraining), record.evaluation_sha256, record.pretrain_seed
+    return record.method, record.backbone, digest(pretraining), record.evaluation_sha256
 
 
 def _record(

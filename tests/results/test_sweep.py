@@ -220,6 +220,11 @@ def test_a_sweep_of_two_methods_from_search_to_table(capfd: pytest.CaptureFixtur
     scored = [r for r in records(RESULTS / "search") if (r.task, r.method) == ("linear", "INTL")]
     loser = next(r for r in scored if f"base_lr {r.pretraining['settings']['base_lr']:g}" != first)
     RecordStore(RESULTS / "search" / "records").replace(dataclasses.replace(loser, metrics={"top1": 100.0}, file=""))
+    assert cli.main([*command, "--seeds", "1"]) == 0
+    now = {
+        (r.pretrain_seed, r.protocol["chosen"] == first) for r in records() if (r.task, r.method) == ("sweep", "INTL")
+    }
+    assert now == {(0, False)}  # no seed of the earlier choice is left
     assert cli.main(command) == 0
     tuned = [record for record in records() if record.task == "sweep"]
     assert len(tuned) == 4
