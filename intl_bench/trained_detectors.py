@@ -21,7 +21,7 @@ from intl_bench.core.machine import limit_workers
 from intl_bench.score_lines import describe
 from transfer import find_task
 from transfer.detection.detectors import Detector
-from transfer.detection.task import fingerprint
+from transfer.detection.task import read_annotations
 
 # Settings that change the detections of a trained detector.
 _SETTINGS = ("model", "engine", "precision", "channels_last", "test_min_size", "test_max_size")
@@ -83,7 +83,7 @@ def score(plan: Plan) -> dict[str, Any]:
         "dataset": config.data.dataset,
         "detector_sha256": detector.sha256,
         "settings": {key: known[key] for key in _SETTINGS},
-        "data": {"test": fingerprint(config, "test")},
+        "data": {"test": read_annotations(config, "test").fingerprint()},
     }
     folder = Path("runs") / plan.task / digest(about)[:16]
     path = folder / "evaluation.json"

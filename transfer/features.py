@@ -28,7 +28,6 @@ from pretrain.checkpoint import Checkpoint, Origin
 from pretrain.images.data import ArraySource, ImageSource, normalization, open_source
 from pretrain.images.fingerprint import fingerprint
 from pretrain.images.loader import evaluation_batches
-from transfer import selection as selections
 from transfer.precision import DEFAULT, autocast
 
 FOLDER = Path("runs") / "features"
@@ -112,12 +111,6 @@ def from_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
     """Return the settings of a classification task that a checkpoint decides: the normalization of pixels."""
     own = checkpoint.preprocessing
     return {} if own is None else {"data": {"mean": list(own.mean), "std": list(own.std)}}
-
-
-def fingerprints(config: Any) -> dict[str, str]:
-    """Return the fingerprints of the training and of the test images of `config.data`, and of the part that chooses."""
-    train, test = (open_source(config.data, split) for split in ("train", "test"))
-    return {"train": fingerprint(train), "test": fingerprint(test)} | selections.fingerprints(config, train)
 
 
 def extract_both(checkpoint: Checkpoint, config: Any, process: distributed.Process) -> tuple[Features, Features]:

@@ -15,12 +15,17 @@ def members(labels: np.ndarray, *, ways: int, shots: int, queries: int) -> list[
     """
     needed = shots + queries
     found = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+    sizes = sorted(map(len, found))
     found = [some for some in found if len(some) >= needed]
     if len(found) < ways:
-        fewer = f"ways={len(found)}, " if len(found) > 1 else ""
+        hints = [f"ways={len(found)}"] if len(found) > 1 else []
+        if len(sizes) >= ways and sizes[-ways] > 1:  # the images of the class that decides
+            hints += [
+                f"queries={sizes[-ways] - shots}" if shots < sizes[-ways] else f"shots={sizes[-ways] - 1} queries=1"
+            ]
         raise InputError(
             f"few-shot episodes: classes with {needed} images (shots={shots} + queries={queries}): {len(found)}; "
-            f"expected at least {ways} (ways=); set {fewer}fewer queries, or episodes=0 to leave the episodes out"
+            f"expected at least {ways} (ways=); set {', or '.join([*hints, 'episodes=0 to leave the episodes out'])}"
         )
     return found
 

@@ -20,7 +20,7 @@ from intl_bench.core.identity import by_content, every_value_published, runtime_
 from intl_bench.core.ranges import Checked, Count, Device, NonNegative, Part, Pixels, Positive, Seed, Workers
 from pretrain.checkpoint import Checkpoint
 from pretrain.images.data import ArraySource, DataConfig, FileSource, normalization, open_source
-from pretrain.images.fingerprint import fingerprint
+from pretrain.images.loader import steps_per_epoch
 from pretrain.images.names import explain_line, fold, read_lines, require_one
 from transfer import labels, sizes
 from transfer import precision as precisions
@@ -129,7 +129,7 @@ def protocol(config: FinetuneConfig) -> dict[str, Any]:
     return {
         "protocol": "fine-tuned on a share of the labels",
         "train_percent": config.train_percent,
-        "labels": f"drawn with seed {config.label_seed or 0}" if _are_drawn(config) else None,
+        "labels": f"drawn with seed {config.label_seed or 0}" if are_drawn(config) else None,
         "selection": "last epoch",
         "optimizer": "SGD",
         "epochs": config.epochs,
@@ -185,14 +185,12 @@ def run(checkpoint: Checkpoint, config: FinetuneConfig, seed: int, *, folder: Pa
     return outcome if drawn is None else dataclasses.replace(outcome, image_list=drawn)
 
 
-def fingerprints(config: FinetuneConfig) -> dict[str, str]:
-    """Return the fingerprints of the chosen training images and of the test images.
-
-    Raises:
-        InputError: the images or the list cannot be read.
-    """
+def open_images(config: FinetuneConfig) -> tuple[ArraySource | FileSource, ArraySource | FileSource]:
+    """Open the chosen training images and the test images; see `transfer.task.Task.images`."""
     train, test, _ = sources(config)
-    return {"train": fingerprint(train), "test": fingerprint(test)} | selections.fingerprints(config, train)
+    fitted = selections.fitted_images(config, train.labels)
+    steps_per_epoch(fitted, config.batch_size, drop_last=config.drop_last)
+    return train, test
 
 
 def sources(
@@ -200,7 +198,7 @@ def sources(
 ) -> tuple[ArraySource | FileSource, ArraySource | FileSource, bytes | None]:
     """Return the chosen training images, the test images, and the list of the training images if they were drawn."""
     train, test = (open_source(config.data, split) for split in ("train", "test"))
-    if _are_drawn(config):
+    if are_drawn(config):
         chosen = labels.draw(train, config.train_percent, config.label_seed or 0)
         return train.choose(chosen), test, labels.write_list(train, chosen)
     path = find_list(config)
@@ -209,7 +207,7 @@ def sources(
     return listed_images(train, path, config.train_percent), test, None
 
 
-def _are_drawn(config: FinetuneConfig) -> bool:
+def are_drawn(config: FinetuneConfig) -> bool:
     """Return whether the training images are drawn, because it is asked for or because nothing else is there."""
     if config.label_seed is not None:
         return True
@@ -315,7 +313,7 @@ TASK = Task(
     config=FinetuneConfig,
     run=run,
     protocol=protocol,
-    fingerprints=fingerprints,
+    images=open_images,
     from_checkpoint=from_checkpoint,
     processes_matter=True,  # each process has its own batch norm statistics, as in the authors' code
 )

@@ -17,11 +17,11 @@ from intl_bench.core.errors import InputError
 from intl_bench.core.identity import every_value_published, runtime_only, shorthand
 from intl_bench.core.ranges import Checked, Choice, Count, Device, Part, Pixels, Positive, Seed, Workers
 from pretrain.checkpoint import Checkpoint
-from pretrain.images.data import DataConfig
+from pretrain.images.data import ArraySource, DataConfig, FileSource, open_source
 from transfer import precision as precisions
 from transfer import selection as selections
 from transfer import sizes
-from transfer.features import Features, extract_both, fingerprints, from_checkpoint
+from transfer.features import Features, extract_both, from_checkpoint
 from transfer.neighbors import WEIGHTS, check, predict
 from transfer.scores import describe_normalization
 from transfer.task import Outcome, Task
@@ -153,6 +153,13 @@ def run(checkpoint: Checkpoint, config: KnnConfig, seed: int, *, folder: Path) -
     return Outcome(metrics=metrics, details={**details, "correct": right, "val_images": len(scored.labels)})
 
 
+def open_images(config: KnnConfig) -> tuple[ArraySource | FileSource, ArraySource | FileSource]:
+    """Open the training and the test images; see `transfer.task.Task.images`."""
+    train, test = (open_source(config.data, split) for split in ("train", "test"))
+    values_of_k(config, train.labels)
+    return train, test
+
+
 def values_of_k(config: KnnConfig, labels: np.ndarray) -> list[int]:
     """Return the values of k that are tried. Of the default values those are left out that are too large.
 
@@ -163,13 +170,13 @@ def values_of_k(config: KnnConfig, labels: np.ndarray) -> list[int]:
         InputError: another value is larger than the number of images that vote.
     """
     chosen = config.selection != selections.LAST
-    held = selections.validation_part(labels, config).sum() if config.selection == selections.VAL else 0
-    images, values = len(labels) - int(held), config.choose.k if chosen else (config.k,)
+    images, values = selections.fitted_images(config, labels), config.choose.k if chosen else (config.k,)
     if chosen and values == _CANDIDATES:
         values = tuple(k for k in values if k <= images)
     if max(values) > images:
         setting = f"choose.k={list(values)}" if chosen else f"k={config.k}"
-        rest = f", {int(held)} held out (val_share={config.val_share:g})" if held else ""
+        held = len(labels) - images
+        rest = f", {held} held out (val_share={config.val_share:g})" if held else ""
         raise InputError(
             f"{setting}: there are only {images} training images{rest}; expected at most {images}; lower k"
         )
@@ -184,7 +191,7 @@ TASK = Task(
     config=KnnConfig,
     run=run,
     protocol=protocol,
-    fingerprints=fingerprints,
+    images=open_images,
     from_checkpoint=from_checkpoint,
     seeded=False,
 )

@@ -17,11 +17,12 @@ from intl_bench.core import distributed
 from intl_bench.core.identity import every_value_published, runtime_only, shorthand
 from intl_bench.core.ranges import Checked, Count, Device, Natural, NonNegative, Part, Pixels, Positive, Seed, Workers
 from pretrain.checkpoint import Checkpoint
-from pretrain.images.data import DataConfig, normalization, open_source
+from pretrain.images.data import ArraySource, DataConfig, FileSource, normalization, open_source
+from pretrain.images.loader import steps_per_epoch
 from transfer import precision as precisions
 from transfer import selection as selections
 from transfer import sizes
-from transfer.features import Features, extract_both, fingerprints, from_checkpoint
+from transfer.features import Features, extract_both, from_checkpoint
 from transfer.probe import train_probe
 from transfer.scores import describe_normalization, last_and_best
 from transfer.sgd_classifier import Settings, without_last_batch
@@ -163,9 +164,8 @@ def run(checkpoint: Checkpoint, config: LinearConfig, seed: int, *, folder: Path
             precision=config.precision,
             drop_last=config.drop_last,
         )
-        sources = open_source(config.data, "train"), open_source(config.data, "test")
         names = {"lr": "head_lr", "weight_decay": "weight_decay"}
-        return score_by_sgd(checkpoint, config, sources, settings, names, folder)
+        return score_by_sgd(checkpoint, config, open_images(config), settings, names, folder)
     with distributed.start(config.device) as process:
         train_features, test_features = extract_both(checkpoint, config, process)
         classes = int(train_features.labels.max()) + 1
@@ -199,10 +199,19 @@ def run(checkpoint: Checkpoint, config: LinearConfig, seed: int, *, folder: Path
     return Outcome(metrics=metrics, details={**details, **counts})
 
 
+def open_images(config: LinearConfig) -> tuple[ArraySource | FileSource, ArraySource | FileSource]:
+    """Open the training and the test images; see `transfer.task.Task.images`."""
+    train, test = (open_source(config.data, split) for split in ("train", "test"))
+    fitted = selections.fitted_images(config, train.labels)
+    if config.augment:  # without it, a batch has at most all images
+        steps_per_epoch(fitted, config.batch_size, drop_last=config.drop_last)
+    return train, test
+
+
 TASK = Task(
     config=LinearConfig,
     run=run,
     protocol=protocol,
-    fingerprints=fingerprints,
+    images=open_images,
     from_checkpoint=from_checkpoint,
 )

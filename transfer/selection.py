@@ -114,16 +114,24 @@ def validation_part(labels: np.ndarray, config: Any) -> np.ndarray:
     return sample.held_out(labels, config.val_share, seed=config.val_seed, setting=f"val_share={config.val_share}")
 
 
-def fingerprints(config: Any, train: ArraySource | FileSource) -> dict[str, str]:
-    """Return the fingerprint of the validation part, if a configuration has one.
+def fitted_images(config: Any, labels: np.ndarray) -> int:
+    """Return the number of training images with which a configuration chooses, without those on which it does.
 
     Args:
-        config: of any task; one without `selection` has no part.
-        train: all of its training images.
+        labels: of all training images, (n,) int64.
+
+    Raises:
+        InputError: a class would have no images in one of the two parts.
     """
-    if getattr(config, "selection", LAST) != VAL:
-        return {}
-    return {"val": fingerprint(train.choose(np.flatnonzero(validation_part(train.labels, config))))}
+    return len(labels) - (int(validation_part(labels, config).sum()) if config.selection == VAL else 0)
+
+
+def fingerprints(config: Any, train: ArraySource | FileSource, test: ArraySource | FileSource) -> dict[str, str]:
+    """Return the fingerprints of the training and the test images, and of the part that chooses, if there is one."""
+    found = {"train": fingerprint(train), "test": fingerprint(test)}
+    if getattr(config, "selection", LAST) == VAL:  # not every task chooses
+        found["val"] = fingerprint(train.choose(np.flatnonzero(validation_part(train.labels, config))))
+    return found
 
 
 def best(histories: Sequence[History | None], metric: str = "top1") -> tuple[int, int]:

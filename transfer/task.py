@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from pretrain.checkpoint import Checkpoint
+from pretrain.images.data import open_source
+from transfer import selection
 
 C = TypeVar("C")
 C_contra = TypeVar("C_contra", contravariant=True)
@@ -34,6 +36,10 @@ class Run(Protocol[C_contra]):
     def __call__(self, checkpoint: Checkpoint, config: C_contra, seed: int, *, folder: Path) -> Outcome: ...
 
 
+def _open(config: Any) -> tuple[Any, Any]:
+    return open_source(config.data, "train"), open_source(config.data, "test")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Task(Generic[C]):
     """A way to score a backbone. The module `transfer.NAME` holds the object `TASK`.
@@ -42,7 +48,6 @@ class Task(Generic[C]):
         config: the dataclass of the settings; it has a field `data`.
         run: scores a checkpoint.
         protocol: describes a configuration in words for a table's footnote. A value of None is left out.
-        fingerprints: computes the digests of the images of a configuration, by split.
         from_checkpoint: returns the settings that a checkpoint determines, as sections of the configuration.
         seeded: whether a result depends on the seed.
         default: name of the configuration file that is used without `--config`. None chooses the file by data set, and
@@ -50,6 +55,9 @@ class Task(Generic[C]):
         processes_matter: whether a result depends on the number of processes.
         finds_kind: whether `data.root` without `data.kind` decides the kind of the data by what is there.
         resolve: replaces settings whose value depends on what is installed.
+        images: opens the training and the test images of a configuration. It raises `InputError` where a setting does
+            not fit them, such as a part that leaves a class without images. It computes nothing.
+        digests: (configuration, these images) -> their fingerprints by split.
         draw: (configuration, folder of a finished run, file) -> whether it could draw the worst images, from what the
             folder keeps, to the file. None if the task has no pictures.
         read_detector: reads a trained detector for `evaluate`; None if the task trains no detector.
@@ -59,13 +67,18 @@ class Task(Generic[C]):
     config: type[C]
     run: Run[C]
     protocol: Callable[[C], Mapping[str, Any]]
-    fingerprints: Callable[[C], dict[str, str]]
     from_checkpoint: Callable[[Checkpoint], dict[str, Any]]
     seeded: bool = True
     default: str | None = None
     processes_matter: bool = False
     finds_kind: bool = False
     resolve: Callable[[C], C] = lambda config: config
+    images: Callable[[C], tuple[Any, Any]] = _open
+    digests: Callable[[C, Any, Any], dict[str, str]] = selection.fingerprints
     draw: Callable[[C, Path, Path], bool] | None = None
     read_detector: Callable[[Path], Any] | None = None
     evaluate: Callable[[Any, C, Path], Outcome] | None = None
+
+    def fingerprints(self, config: C) -> dict[str, str]:
+        """Return the fingerprints of the images of a configuration, by split; raise the errors of `images`."""
+        return self.digests(config, *self.images(config))

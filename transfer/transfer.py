@@ -20,7 +20,6 @@ from intl_bench.core.ranges import Checked, Choice, Count, Device, Fraction, Nat
 from pretrain.checkpoint import Checkpoint
 from pretrain.images import sample
 from pretrain.images.data import DataConfig, ImageSource, normalization, open_source
-from pretrain.images.fingerprint import fingerprint
 from transfer import few_shot, sizes
 from transfer import precision as precisions
 from transfer.features import extract, from_checkpoint
@@ -93,6 +92,8 @@ class TransferConfig(Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         sizes.resolve(self)
+        if self.ways < 2:
+            raise ValueError(f"ways={self.ways}: expected at least 2; an episode of one class has nothing to classify")
         if self.least_decay > self.largest_decay:
             raise ValueError(f"least_decay={self.least_decay}: more than largest_decay={self.largest_decay}")
         if (self.metric == "mAP") != (self.data.kind == "voc07"):
@@ -135,7 +136,7 @@ def run(checkpoint: Checkpoint, config: TransferConfig, seed: int, *, folder: Pa
     Raises:
         InputError: the images cannot be read or are too few; see also `features.extract`.
     """
-    train, test = _sources(config)
+    train, test = open_images(config)
     validation = _validation(train, config)
     with distributed.start(config.device) as process:
         features = [
@@ -167,30 +168,17 @@ def run(checkpoint: Checkpoint, config: TransferConfig, seed: int, *, folder: Pa
     return Outcome(metrics=metrics, details=details)
 
 
-def _sources(config: TransferConfig) -> tuple[ImageSource, ImageSource]:
+def open_images(config: TransferConfig) -> tuple[ImageSource, ImageSource]:
+    """Open the training images, which include the validation images, and the test images; see `Task.images`."""
     train, test = (open_source(config.data, split, multi_label=True) for split in ("train", "test"))
-    check_episodes(config, train, test)
-    return train, test
-
-
-def check_episodes(config: TransferConfig, train: ImageSource, test: ImageSource) -> None:
-    """Refuse few-shot episodes for which too few classes have enough images.
-
-    Raises:
-        InputError: there are too few.
-    """
+    _validation(train, config)
     if config.episodes and not train.multi_label:
         few_shot.members(np.concatenate([train.labels, test.labels]), **_episode(config))
+    return train, test
 
 
 def _episode(config: TransferConfig) -> dict[str, int]:
     return {"ways": config.ways, "shots": config.shots, "queries": config.queries}
-
-
-def fingerprints(config: TransferConfig) -> dict[str, str]:
-    """Return the fingerprints of the training images, which include the validation images, and of the test images."""
-    train, test = _sources(config)
-    return {"train": fingerprint(train), "test": fingerprint(test)}
 
 
 def _validation(train: ImageSource, config: TransferConfig) -> torch.Tensor:
@@ -287,7 +275,7 @@ TASK = Task(
     config=TransferConfig,
     run=run,
     protocol=protocol,
-    fingerprints=fingerprints,
+    images=open_images,
     from_checkpoint=from_checkpoint,
     seeded=False,
     finds_kind=True,

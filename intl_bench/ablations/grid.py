@@ -16,7 +16,7 @@ from intl_bench import protocol, provenance, runs
 from intl_bench.ablations.cells import EXPERIMENTS, Ablation, recipes, split_scoring
 from intl_bench.ablations.figures import DRAWN, FIGURES, Point
 from intl_bench.core import config as configs
-from intl_bench.core import files, inputs
+from intl_bench.core import distributed, files, inputs
 from intl_bench.core.distributed import Process
 from intl_bench.core.errors import DivergedError, InputError, NotFiniteError
 from intl_bench.core.identity import digest
@@ -33,21 +33,45 @@ from pretrain.images.fingerprint import fingerprint
 from pretrain.recipe import Inputs, Recipe
 
 
-def check(recipes: Sequence[Recipe], tasks: Sequence[str]) -> None:
+def check(recipes: Sequence[Recipe], tasks: Sequence[str], *, elsewhere: bool = False) -> None:
     """Build every cell without memory, so that an error in the last cell is reported before the first one runs.
+
+    Args:
+        elsewhere: whether the cells are jobs of a cluster, so that this machine needs no GPU.
 
     Raises:
         InputError: a data set cannot be read, or a method does not fit the rest of its recipe, or a setting of a task
-            is wrong.
+            is wrong or does not fit its images.
+        ResourceError: see `require_gpu`.
     """
     nowhere = Process(rank=0, world_size=1, device=torch.device("meta"))
+    scored = list[tuple[str, Any]]()
     for number, recipe in enumerate(recipes):
         if number == 0 or recipe.data != recipes[number - 1].data:
             source = open_source(recipe.data, "train")
         with nowhere.device:
             train.build_training(recipe, nowhere, len(source), len(source.class_names))
         for scoring in tasks:
-            runs.prepare(plan(scoring, planned_checkpoint(recipe)))
+            task, _, config = runs.prepare(plan(scoring, planned_checkpoint(recipe, opened=False)))
+            if (scoring, config) not in scored:
+                task.images(config)
+                scored.append((scoring, config))
+        if not elsewhere:
+            require_gpu(recipe, tasks)
+
+
+def require_gpu(recipe: Recipe, tasks: Sequence[str]) -> None:
+    """Refuse a cell that needs a GPU, if PyTorch sees none here.
+
+    Raises:
+        InputError: its precision needs one.
+        ResourceError: its device, or that of a score, is one.
+    """
+    if recipe.precision == "fp16" and (recipe.device == "cpu" or not torch.cuda.is_available()):
+        raise InputError("precision=fp16: expected a GPU for a cell of this precision; add precision=bf16, or fp32")
+    planned = planned_checkpoint(recipe, opened=False)
+    for device in (recipe.device, *(runs.prepare(plan(scoring, planned))[2].device for scoring in tasks)):
+        distributed.require(device)
 
 
 def run(
@@ -138,8 +162,7 @@ def run_cell(recipe: Recipe, tasks: Sequence[str], store: RecordStore, results: 
             files.sweep(folder)  # what a failed call could not remove
         print(f"{recipe.name} seed {recipe.seed}: already there", flush=True)
         return
-    if recipe.precision == "fp16" and (recipe.device == "cpu" or not torch.cuda.is_available()):
-        raise InputError("precision=fp16: expected a GPU for a cell of this precision; add precision=bf16, or fp32")
+    require_gpu(recipe, tasks)
     try:
         path = train.run(recipe, fresh=fresh)
     except DivergedError as error:
@@ -169,6 +192,8 @@ def _scored(
 ) -> ResultRecord:
     """Score and measure a finished training; return the record of its end."""
     state, sha256 = states.load(path)  # read once, used several times below
+    # The recipe as typed now: since the training, the data may have moved, or have got other test images.
+    state = {**state, "config": configs.to_dict(planned.recipe)}
     trained = checkpoints.online(path, sha256, state)
     if trained.inputs != planned.inputs:
         raise InputError(f"{path}: begun by an earlier version, without a fingerprint of its images; add --fresh")
@@ -221,9 +246,13 @@ def evaluations(tasks: Sequence[str], planned: Checkpoint) -> list[tuple[str, di
     return found
 
 
-def planned_checkpoint(recipe: Recipe) -> Checkpoint:
-    """Return the checkpoint that a cell's training will end in, without weights."""
-    source = open_source(recipe.data, "train")
+def planned_checkpoint(recipe: Recipe, *, opened: bool = True) -> Checkpoint:
+    """Return the checkpoint that a cell's training will end in, without weights.
+
+    Args:
+        opened: whether it has the fingerprint of the images. A configuration of a score does not depend on it.
+    """
+    source = open_source(recipe.data, "train") if opened else None
     return Checkpoint(
         path=recipe.checkpoint,
         sha256="",
@@ -234,9 +263,9 @@ def planned_checkpoint(recipe: Recipe) -> Checkpoint:
         preprocessing=Preprocessing.of(recipe.data),
         seed=recipe.seed,
         recipe=recipe,
-        inputs=Inputs(data=fingerprint(source)),
+        inputs=Inputs() if source is None else Inputs(data=fingerprint(source)),
         epoch=recipe.epochs,
-        details={"images": len(source)},
+        details={} if source is None else {"images": len(source)},
     )
 
 

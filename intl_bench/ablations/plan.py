@@ -6,7 +6,7 @@ from typing import Any
 
 from intl_bench import dry_run, runs
 from intl_bench.ablations.cells import Ablation
-from intl_bench.ablations.grid import is_done, plan, planned_checkpoint
+from intl_bench.ablations.grid import is_done, plan, planned_checkpoint, require_gpu
 from intl_bench.core import machine, planned
 from intl_bench.core.errors import BenchError
 from intl_bench.records import RecordStore
@@ -19,14 +19,23 @@ from pretrain.recipe import Recipe
 _FIXED = "fixed costs add 2 to 7 s to each pre-training and to each score"
 
 
-def describe(ablation: Ablation, cells: Sequence[Recipe], *, seeds: Sequence[int], results: Path, fresh: bool) -> str:
+def describe(
+    ablation: Ablation,
+    cells: Sequence[Recipe],
+    *,
+    seeds: Sequence[int],
+    results: Path,
+    fresh: bool,
+    elsewhere: bool = False,
+) -> str:
     """Describe the cells of a grid, what is done already, and the time and disk that the rest needs.
 
     Args:
         cells: the recipes of the first seed.
+        elsewhere: see `grid.check`.
 
     Raises:
-        InputError: a method does not fit the rest of its recipe, or a batch the data.
+        InputError, ResourceError: see `grid.check`. Images that are not there yet are no error.
     """
     store = RecordStore(results / "records")
     records = store.load()
@@ -36,6 +45,8 @@ def describe(ablation: Ablation, cells: Sequence[Recipe], *, seeds: Sequence[int
     scores: dict[Any, float] = {}  # seconds, by backbone and images
     for recipe in cells:
         assert here is not None
+        if not elsewhere:
+            require_gpu(recipe, ablation.tasks)
         look = recipe.data, recipe.views
         made = make_plan(recipe, here=here, devices=(), preparation=prepared.get(look))
         prepared[look] = made.preparation
@@ -77,14 +88,10 @@ def describe(ablation: Ablation, cells: Sequence[Recipe], *, seeds: Sequence[int
 
 
 def _score_seconds(recipe: Recipe, ablation: Ablation, here: machines.Machine) -> float:
-    """Estimate the time to score a cell once; 0 if its images cannot be opened."""
-    total = 0.0
-    try:
-        checkpoint = planned_checkpoint(recipe)
-        for scoring in ablation.tasks:
-            task = plan(scoring, checkpoint)
-            _, _, config = runs.prepare(task)
-            total += dry_run.work_of(task.task, checkpoint, config, here).seconds(here.device, here)
-    except BenchError:
-        return 0.0
+    """Estimate the time to score a cell once, as far as the images are known."""
+    checkpoint, total = planned_checkpoint(recipe, opened=False), 0.0
+    for scoring in ablation.tasks:
+        task = plan(scoring, checkpoint)
+        _, _, config = runs.prepare(task)
+        total += dry_run.work_of(task.task, checkpoint, config, here).seconds(here.device, here)
     return total

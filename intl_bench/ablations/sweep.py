@@ -14,29 +14,26 @@ from typing import Any
 
 import numpy as np
 
+from intl_bench import runs
 from intl_bench.ablations import cells, grid
-from intl_bench.core import files
 from intl_bench.core.errors import DivergedError, InputError
 from intl_bench.core.identity import digest, is_runtime_only
 from intl_bench.core.names import require_folder_name
 from intl_bench.core.ranges import field_type, item_of
 from intl_bench.core.seeding import generator
 from intl_bench.records import RecordStore, ResultRecord
-from intl_bench.tables import render
-from intl_bench.tables import tuning as table
 from intl_bench.tables.ablation import TASK as ENDED
-from intl_bench.tables.identities import without
-from pretrain import methods
 from pretrain.checkpoint import Checkpoint
 from pretrain.images.data import DataConfig
 from pretrain.recipe import Recipe
-from transfer.selection import TEST, VAL
+from transfer import find_task
+from transfer.selection import LAST, TEST, VAL
 
 SELECTIONS = (VAL, TEST)
 _WHOLE = ("data.holdout=null",)  # also if a recipe holds images out
 SCORES = {"linear": "top1", "knn": "knn5"}  # the tasks that can choose, and the metric of each
-_OWN = ("data", "selection", "choose", "k")  # of a score: the images, what chooses on them, and which score it is
 _LARGEST = 10**6  # settings in a space
+_AGAIN = "run the same command again"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,7 +73,7 @@ class Sweep:
     def __post_init__(self) -> None:
         try:
             require_folder_name(self.name, "--name")
-            task, _, scored_with = cells.split_scoring(self.score, "--score")
+            task, _, _ = cells.split_scoring(self.score, "--score")
         except ValueError as error:
             raise InputError(str(error)) from error
         if len(set(self.recipes)) < len(self.recipes):
@@ -87,15 +84,13 @@ class Sweep:
         for key, values in self.space.items():
             if is_runtime_only(Recipe, key) or key in ("seed", "init") or key.startswith("data."):
                 raise InputError(f"{key}: cannot be searched; expected settings of the training, such as base_lr")
-            if len(set(map(_number, values))) < len(values) or "" in values:
+            if len(set(values)) < len(values) or "" in values:
                 raise InputError(f"{key}=[{','.join(values)}]: expected different values")
         for word in self.overrides:
             if word.startswith(("seed=", "name=", "data.holdout")):
                 raise InputError(f"{word}: a sweep sets it itself; see --seeds, --name and --share")
         if task not in SCORES:
             raise InputError(f"--score {self.score}: expected {' or '.join(SCORES)}, possibly with its settings")
-        if own := [word for word in scored_with if word.partition("=")[0].partition(".")[0] in _OWN]:
-            raise InputError(f"--score {self.score}: found {own[0]}; expected settings besides {', '.join(_OWN)}")
         if self.budget is not None and self.budget < 1:
             raise InputError(f"--budget {self.budget}: expected at least 1 pre-training for each recipe")
         if not 0 < self.share < 1:
@@ -107,6 +102,13 @@ class Sweep:
     def task(self) -> str:
         """The name of the task that chooses."""
         return cells.split_scoring(self.score)[0]
+
+    @property
+    def chosen_by(self) -> str:
+        """The score that chooses, without settings such as the device, which change no result."""
+        task, config, words = cells.split_scoring(self.score)
+        kept = [word for word in words if not is_runtime_only(find_task(task).config, word.partition("=")[0])]
+        return shlex.join([task, *(["--config", config] if config else []), *kept])
 
     @property
     def size(self) -> int:
@@ -191,12 +193,21 @@ def parse(words: Sequence[str]) -> tuple[dict[str, tuple[str, ...]], list[str]]:
     return space, overrides
 
 
-def _number(text: str) -> float | str:
-    """Return a value so that equal numbers in different spellings are equal."""
-    try:
-        return float(text)
-    except ValueError:
-        return text
+def check_score(sweep: Sweep, searched: Iterable[Recipe]) -> None:
+    """Refuse a score that chooses on its own, or is not of the images of the search, or has another metric.
+
+    Raises:
+        InputError: the configuration of the score says so, or it is wrong.
+    """
+    for recipe in searched:
+        _, _, config = runs.prepare(grid.plan(sweep.score, grid.planned_checkpoint(recipe, opened=False)))
+        own = dataclasses.replace(config.data, mean=recipe.data.mean, std=recipe.data.std)  # these are the backbone's
+        wanted = {"selection": (config.selection, LAST), "k": (getattr(config, "k", 5), 5), "data": (own, recipe.data)}
+        for name, (found, expected) in wanted.items():
+            if found != expected:
+                what = "other images" if name == "data" else f"{name}={found}"
+                right = "those of the search" if name == "data" else f"{name}={expected}"
+                raise InputError(f"--score {sweep.score}: has {what}; expected {right}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -222,15 +233,11 @@ def tried(sweep: Sweep, results: Path) -> dict[str, list[Tried]]:
     records = RecordStore(sweep.search_results(results) / "records").load()
     found: dict[str, list[Tried]] = {recipe: [] for recipe in sweep.recipes}
     owners = [(recipe, setting) for recipe in sweep.recipes for setting in sweep.settings]
-    ends = _ends(sweep.searched(), records)
-    for (name, setting), (planned, cell) in zip(owners, ends, strict=True):
+    for (name, setting), (planned, cell) in zip(owners, ends(sweep.searched(), records), strict=True):
         score = None
         if "diverged" not in cell.details:
             own = dict(grid.evaluations(sweep.search.tasks, planned))
-            metrics = _scores(cell, own, records)[sweep.task].metrics
-            if SCORES[sweep.task] not in metrics:
-                raise InputError(f"--score {sweep.score}: has {', '.join(metrics)}; expected {SCORES[sweep.task]}")
-            score = metrics[SCORES[sweep.task]]
+            score = scores_of(cell, own, records)[sweep.task].metrics[SCORES[sweep.task]]
         found[name].append(Tried(setting=setting, score=score, cell=cell))
     return found
 
@@ -255,133 +262,47 @@ def choose(search: Mapping[str, Sequence[Tried]]) -> dict[str, Tried]:
     return best
 
 
-def finish(sweep: Sweep, results: Path) -> str:
-    """Write a record of each recipe and seed, and the table of all sweeps in this folder; return the table.
-
-    Records of the same search with another choice, which an earlier search made, are deleted: those whose pre-training
-    differs in the searched settings alone.
-
-    Raises:
-        InputError: a cell has no records yet.
-    """
-    store = RecordStore(results / "records")
-    search = tried(sweep, results)
-    chosen, records = choose(search), store.load()
-    names = [recipe for _ in sweep.seeds for recipe in sweep.recipes]
-    for name, (planned, cell) in zip(names, _ends(sweep.final_cells(settings_of(chosen)), records), strict=True):
-        own = dict(grid.evaluations(sweep.search.tasks, planned))
-        tuned = _record(sweep, cell, own, _scores(cell, own, records), search[name], chosen[name])
-        store.replace(tuned)
-        place = _apart_from_choice(tuned, sweep.space)
-        for old in (record for record in records if record.task == table.TASK):  # of all seeds
-            other = old.pretraining_sha256 != tuned.pretraining_sha256
-            if other and _apart_from_choice(old, sweep.space) == place:
-                store.remove(old)
-    text = render([record for record in store.load() if record.task == table.TASK], tables=["tuning"])
-    files.write_text(results / "table.md", text + "\n")
-    return text
-
-
-def _apart_from_choice(record: ResultRecord, space: Iterable[str]) -> tuple[object, ...]:
-    """Return what a record has in common with that of another choice of the same search."""
-    pretraining = dict(record.pretraining)
-    for key in space:
-        pretraining = without(pretraining, f"settings.{key}")
-    return record.method, record.backbone, digest(pretraining), record.evaluation_sha256
-
-
-def _record(
-    sweep: Sweep,
-    cell: ResultRecord,
-    evaluations: Mapping[str, Mapping[str, Any]],
-    scores: Mapping[str, ResultRecord],
-    options: Sequence[Tried],
-    best: Tried,
-) -> ResultRecord:
-    """Return the record of a tuned method: its test scores, and the search as its evaluation.
-
-    The evaluation is that of the plan, so that a seed that diverged is averaged with the others.
-    """
-    metrics = {f"{task}/{name}": value for task, record in scores.items() for name, value in record.metrics.items()}
-    metrics = {name: value for name, value in metrics.items() if "/best_" not in name} | cell.metrics
-    if sweep.select == VAL and best.score is not None and cell.pretrain_seed == sweep.seeds[0]:
-        metrics["val/score"] = best.score
-    part = {"holdout": sweep.share} if sweep.select == VAL else {}
-    evaluation: dict[str, Any] = {
-        "space": {key: list(values) for key, values in sweep.space.items()},
-        "budget": sweep.tries,
-        **({"draw_seed": sweep.draw_seed} if sweep.tries < sweep.size else {}),
-        "search_seed": sweep.seeds[0],
-        "selection": {"on": sweep.select, "by": sweep.task, **part},
-        "scores": {task: digest(own) for task, own in sorted(evaluations.items())},
-        "data": next(iter(evaluations.values()))["data"],
-    }
-    held = f"{sweep.share:.4g} of the training images, held out of the search"
-    protocol = {
-        "chosen": ", ".join(best.setting).replace("=", " "),
-        "budget": f"{evaluation['budget']} of {sweep.size} settings",
-        "space": "; ".join(f"{key} {' '.join(values)}" for key, values in sweep.space.items()),
-        "chosen_by": f"{SCORES[sweep.task]} of {sweep.score}, seed {sweep.seeds[0]}",
-        "chosen_on": held if sweep.select == VAL else "the test images",
-    }
-    details = {
-        "pretrain": cell.details.get("pretrain"),
-        "search": [{"setting": list(option.setting), "score": option.score} for option in options],
-        "search_seconds": round(sum(option.cell.wall_time_s for option in options), 2),
-        "scores": {task: record.key for task, record in scores.items()},
-        **({"diverged": cell.details["diverged"]} if "diverged" in cell.details else {}),
-    }
-    own = {key: value for record in scores.values() for key, value in record.protocol.items() if key in _IMAGES}
-    return dataclasses.replace(
-        cell,
-        task=table.TASK,
-        metrics=metrics,
-        details=details,
-        evaluation=evaluation,
-        protocol={**cell.protocol, **own, **protocol},
-        file="",
-    )
-
-
-_IMAGES = ("train_images", "test_images")
-
-
-def _ends(recipes: Sequence[Recipe], records: Sequence[ResultRecord]) -> list[tuple[Checkpoint, ResultRecord]]:
+def ends(recipes: Sequence[Recipe], records: Sequence[ResultRecord]) -> list[tuple[Checkpoint, ResultRecord]]:
     """Return the planned checkpoint and the record of the end of each pre-training.
 
     Raises:
         InputError: one has no record yet, or the images cannot be read.
     """
     ended = {(r.pretraining_sha256, r.pretrain_seed): r for r in records if r.task == ENDED}
-    planned: dict[DataConfig, Checkpoint] = {}  # reading the fingerprint of a large data set takes time
     found = []
-    for recipe in recipes:
-        if recipe.data not in planned:
-            planned[recipe.data] = grid.planned_checkpoint(recipe)
-        own = dataclasses.replace(
-            planned[recipe.data],
-            path=recipe.checkpoint,
-            method=methods.find(recipe.method["name"]).DISPLAY,
-            architecture=recipe.backbone,
-            seed=recipe.seed,
-            recipe=recipe,
-            epoch=recipe.epochs,
-        )
-        record = ended.get((digest(own.pretraining()), recipe.seed))
+    for planned in planned_checkpoints(recipes):
+        record = ended.get((digest(planned.pretraining()), planned.seed))
         if record is None:
-            raise InputError(f"{recipe.name} seed {recipe.seed}: not finished; run the same command again")
-        found.append((own, record))
+            raise InputError(f"{planned.path.parent}: not finished; {_AGAIN}")
+        found.append((planned, record))
     return found
 
 
-def _scores(
+def planned_checkpoints(recipes: Iterable[Recipe]) -> list[Checkpoint]:
+    """Return `grid.planned_checkpoint` of recipes. The fingerprint of a data set, which takes time, is read once."""
+    opened: dict[DataConfig, Checkpoint] = {}
+    made = []
+    for recipe in recipes:
+        if recipe.data not in opened:
+            opened[recipe.data] = grid.planned_checkpoint(recipe)
+        images = {name: getattr(opened[recipe.data], name) for name in ("inputs", "details")}
+        made.append(dataclasses.replace(grid.planned_checkpoint(recipe, opened=False), **images))
+    return made
+
+
+def scores_of(
     cell: ResultRecord, evaluations: Mapping[str, Mapping[str, Any]], records: Sequence[ResultRecord]
 ) -> dict[str, ResultRecord]:
-    """Return the scores of a pre-training by task, of these evaluations and its own seed; none if it diverged."""
+    """Return the scores of a pre-training by task, of these evaluations and its own seed; none if it diverged.
+
+    Raises:
+        InputError: one has no record.
+    """
     weights = cell.details["weights_sha256"]
+    if not weights:
+        return {}
     wanted = {(task, digest(own), weights, cell.pretrain_seed) for task, own in evaluations.items()}
-    return {
-        r.task: r
-        for r in records
-        if weights and (r.task, r.evaluation_sha256, r.weights_sha256, r.transfer_seed) in wanted
-    }
+    found = {r.task: r for r in records if (r.task, r.evaluation_sha256, r.weights_sha256, r.transfer_seed) in wanted}
+    if missing := [task for task in evaluations if task not in found]:
+        raise InputError(f"{cell.config['name']} seed {cell.pretrain_seed}: no score of {missing[0]}; {_AGAIN}")
+    return found

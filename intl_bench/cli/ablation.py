@@ -52,12 +52,13 @@ def _run(args: argparse.Namespace) -> None:
         from intl_bench.core.read_only import read_only
 
         with read_only():
-            print(plan.describe(ablation, made, seeds=seeds, results=results, fresh=args.fresh))
+            there = args.slurm is not None
+            print(plan.describe(ablation, made, seeds=seeds, results=results, fresh=args.fresh, elsewhere=there))
         if args.verbose:
             print()
             print_plan({"cells": {recipe.name: recipe for recipe in made}})
         return
-    grid.check(made, ablation.tasks)
+    grid.check(made, ablation.tasks, elsewhere=args.slurm is not None)
     if not one:  # the command that starts the seeds does this for all of them
         grid.experiment(ablation, results, fresh=args.fresh)
     if not made:

@@ -62,6 +62,7 @@ def _run(args: argparse.Namespace) -> int:
 
 def _print_plan(args: argparse.Namespace, recipe: Any, name: str) -> None:
     """Print the plan of a run. Of several processes only the first one does."""
+    from intl_bench.core.distributed import require
     from intl_bench.core.read_only import read_only
     from intl_bench.launch import processes
     from pretrain.dry_run import machine, plan, text
@@ -69,6 +70,8 @@ def _print_plan(args: argparse.Namespace, recipe: Any, name: str) -> None:
 
     if int(os.environ.get("RANK", 0)) != 0:
         return
+    if args.slurm is None:  # a job may have a GPU
+        require(recipe.device)
     count = args.processes
     if count is None:
         count = processes.count(None, device=recipe.device, batch_size=recipe.batch_size)

@@ -60,14 +60,16 @@ def add(commands: Any) -> None:
 
 
 def _run(args: argparse.Namespace) -> None:
-    from intl_bench.ablations import grid, sweep
+    from intl_bench.ablations import grid, sweep, tuned
     from intl_bench.records import RecordStore
 
     plan = _sweep(args)
     results = args.results or Path("results") / "sweeps" / plan.name
     searched = plan.searched()
+    sweep.check_score(plan, searched)
+    elsewhere = args.slurm is not None
     if is_dry_run(args):
-        _print_plan(plan, searched, results, fresh=args.fresh)
+        _print_plan(plan, searched, results, fresh=args.fresh, elsewhere=elsewhere)
         return
     if args.only is not None:
         stage, _, number = args.only.partition(":")
@@ -78,14 +80,14 @@ def _run(args: argparse.Namespace) -> None:
         fresh = args.fresh and (stage == "search" or cell not in searched)
         grid.run_cell(cell, plan.search.tasks, RecordStore(folder / "records"), folder, fresh=fresh)
         return
-    grid.check(searched, plan.search.tasks)
+    grid.check(searched, plan.search.tasks, elsewhere=elsewhere)
     _run_stage(args, "search", searched, plan.search_results(results), plan.search.tasks, done=())
     chosen = sweep.choose(sweep.tried(plan, results))
     for recipe, best in chosen.items():
         print(f"{recipe}: chosen {' '.join(best.setting)}, {plan.task} {best.score:.2f} on {plan.select}", flush=True)
     final = plan.final_cells(sweep.settings_of(chosen))
     _run_stage(args, "final", final, results, plan.search.tasks, done=searched)
-    print(sweep.finish(plan, results))
+    print(tuned.finish(plan, results))
     print(f"table: {results / 'table.md'}")
 
 
@@ -148,7 +150,8 @@ def _run_stage(
         run_on_cluster(commands, args.slurm, JOBS)
 
 
-def _print_plan(plan: "Sweep", searched: Sequence[Any], results: Path, *, fresh: bool) -> None:
+def _print_plan(plan: "Sweep", searched: Sequence[Any], results: Path, **options: bool) -> None:
+    """Print the plan of a sweep; `options` are those of `plan.describe`."""
     from intl_bench.ablations import plan as plans
     from intl_bench.core.read_only import read_only
 
@@ -156,7 +159,7 @@ def _print_plan(plan: "Sweep", searched: Sequence[Any], results: Path, *, fresh:
     with read_only():
         print(f"search: {len(plan.settings)} of {plan.size} settings for each of {len(plan.recipes)} recipes")
         folder = plan.search_results(results)
-        print(plans.describe(plan.search, searched, seeds=plan.seeds[:1], results=folder, fresh=fresh))
+        print(plans.describe(plan.search, searched, seeds=plan.seeds[:1], results=folder, **options))
         print("\nthen: the chosen setting of each recipe, here shown with the first one")
         made = plan.final_cells(first)[: len(plan.recipes)]
-        print(plans.describe(plan.final(first), made, seeds=plan.seeds, results=results, fresh=fresh))
+        print(plans.describe(plan.final(first), made, seeds=plan.seeds, results=results, **options))

@@ -140,13 +140,15 @@ def _score_detector(name: str, args: argparse.Namespace, given: str | None, over
 def _print_plan(args: argparse.Namespace, what: str, plan: Any) -> None:
     """Print what `intl_bench.dry_run` tells about a plan. Of several processes only the first one does."""
     from intl_bench import dry_run
-    from intl_bench.core.distributed import is_main_process
+    from intl_bench.core.distributed import is_main_process, require
     from intl_bench.core.read_only import read_only
 
     if not is_main_process():
         return
     with read_only():
         text, parts, config = getattr(dry_run, what)(plan)
+    if args.slurm is None:  # a job may have a GPU
+        require(config.device)
     print(text)
     if args.verbose:
         print(f"{parts}\n")

@@ -74,6 +74,19 @@ class Process:
         return parallel
 
 
+def require(device: str) -> None:
+    """Refuse a device that is not here.
+
+    Raises:
+        InputError: an unknown name; expected "auto", "cpu" or "cuda".
+        ResourceError: "cuda" where PyTorch sees no GPU.
+    """
+    if device not in ("auto", "cpu", "cuda"):
+        raise InputError(f"device={device}: expected auto, cpu or cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ResourceError("device=cuda: PyTorch sees no GPU here; use device=cpu, or check the driver and the build")
+
+
 @contextlib.contextmanager
 def start(device: str = "auto", *, deterministic: bool = False, fixed_shapes: bool = False) -> Iterator[Process]:
     """Join the process group that `torchrun` describes (NCCL on GPUs, gloo on CPUs), and leave it at the end.
@@ -87,10 +100,7 @@ def start(device: str = "auto", *, deterministic: bool = False, fixed_shapes: bo
         InputError: an unknown device name.
         ResourceError: "cuda" where PyTorch sees no GPU, or fewer GPUs than processes.
     """
-    if device not in ("auto", "cpu", "cuda"):
-        raise InputError(f"device={device}: expected auto, cpu or cuda")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ResourceError("device=cuda: PyTorch sees no GPU here; use device=cpu, or check the driver and the build")
+    require(device)
     use_cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     local_rank = int(os.environ.get("LOCAL_RANK", 0))

@@ -48,7 +48,7 @@ def stratified(labels: np.ndarray, count: int, *, seed: int, purpose: str, setti
 def held_out(labels: np.ndarray, share: float, *, seed: int, setting: str) -> np.ndarray:
     """Choose a part of the training images for choosing settings. Every class keeps its share in both parts.
 
-    The part has at least one image of each class, and leaves at least one.
+    Both parts have at least one image of each class.
 
     Args:
         labels: (n,) int64, of all images.
@@ -60,10 +60,9 @@ def held_out(labels: np.ndarray, share: float, *, seed: int, setting: str) -> np
         (n,) bool, whether an image is in the part.
 
     Raises:
-        InputError: a class has a single image, or none would be left.
+        InputError: the share means fewer images than classes, or a class has a single image, or none would be left.
     """
-    sizes = np.bincount(labels)
-    count = max(len(sizes), round(share * len(labels)))
+    count = round(share * len(labels))
     mask = np.zeros(len(labels), bool)
     mask[stratified(labels, count, seed=seed, purpose="holdout", setting=setting)] = True
     check_both_parts(labels, mask, setting=setting)

@@ -378,7 +378,7 @@ IMAGES = {
 def test_other_formats_are_not_given_to_programs(kind: str, suffix: str, weights: str, capfd: Capture) -> None:
     path = file_cases.image_folder(Path("images")) / "train" / "a" / f"a_0{suffix}"
     path.write_bytes(IMAGES[kind])
-    command = ["knn", weights, "data.kind=imagefolder", "data.root=images", "data.name=tiny", "workers=0"]
+    command = ["knn", weights, "data.kind=imagefolder", "data.root=images", "data.name=tiny", "workers=0", "k=1"]
     refused(command, capfd, str(path), "not a readable image")
 
 

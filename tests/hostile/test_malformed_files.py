@@ -346,7 +346,7 @@ IMAGES: dict[str, bytes] = {
 def test_images(kind: str, weights: str, capfd: Capture) -> None:
     path = file_cases.image_folder(Path("images")) / "train" / "a" / "a_0.JPEG"
     path.write_bytes(IMAGES[kind])
-    command = ["knn", weights, "data.kind=imagefolder", "data.root=images", "data.name=tiny", "workers=0"]
+    command = ["knn", weights, "data.kind=imagefolder", "data.root=images", "data.name=tiny", "workers=0", "k=1"]
     refused(command, capfd, str(path))
 
 
@@ -690,7 +690,7 @@ def test_what_is_no_regular_file(kind: str, place: str, weights: str, capfd: Cap
     path, command = {
         "checkpoint": ("w", ["convert", "w", "out.safetensors", "--to", "safetensors"]),
         "npz": ("w", ["pretrain", "demo", "data.kind=npz", "data.root=w"]),
-        "image": ("images/train/a/a_0.JPEG", ["knn", weights, *images, "workers=0"]),
+        "image": ("images/train/a/a_0.JPEG", ["knn", weights, *images, "workers=0", "k=1"]),
         "classes": ("w", ["pretrain", "demo", *images, "data.classes=w"]),
         "list": ("w", ["finetune", weights, *images, "file_list=w"]),
         "annotations": ("coco/annotations/instances_train2017.json", COCO(weights)),

@@ -4,14 +4,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from file_cases import arrays, npz
 
 from intl_bench import cli
 from intl_bench.ablations import cells, free_embedding, grid
 from intl_bench.ablations.figures import FIGURES, Point
 from intl_bench.core import config as configs
 from intl_bench.core.errors import InputError
-from intl_bench.records import RecordStore
+from intl_bench.records import RecordStore, ResultRecord
 
+SMALL = "name: x\nrecipe: demo\ncells: [data.size=200]\n"
 GRID = """
 name: tiny
 recipe: demo
@@ -327,15 +330,67 @@ def test_trace_loss_figure_shows_both_kinds_of_divergence() -> None:
         ("name: x\ncells: [epochs=1]\nwords: {a: b}\n", "words.a: found 'b'; expected an override such as epochs=100"),
         ("name: x\ncells: [epoch=1]\n", "unknown key 'epoch'; did you mean epochs?"),
         ("name: x\nrecipe: demo\ncells: [epochs=1, method.axis=batch]\n", "512 features over 128 samples is singular"),
+        ("name: x\nrecipe: demo\ncells: [epochs=1, epochs=01]\n", "epochs=1 and epochs=01: are the same training"),
+        (f"{SMALL}tasks: [knn k=5000]\n", "k=5000: there are only 200 training images; expected at most 200"),
+        (f"{SMALL}tasks: [linear selection=val val_share=0.999]\n", "val_share=0.999: leaves a class without images"),
+        (
+            f"{SMALL}tasks: [linear selection=val val_share=0.001]\n",
+            "means 0 of the 200 images of 10 classes",
+        ),
+        (f"{SMALL}tasks: [finetune train_percent=10 batch_size=99 drop_last=true]\n", "only 20 images"),
+        (f"{SMALL}tasks: [transfer size=32 val_share=0.99]\n", "val_share=0.99: leaves a class without images"),
+        (f"{SMALL}tasks: [transfer size=32 ways=1]\n", "ways=1: expected at least 2"),
         ("name: x\nrecipe: cifar10_r19_intl\ncells: [epochs=1]\n", "did you mean cifar10_r18_intl?"),
     ],
 )
 def test_bad_grids_are_one_line(text: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
     Path("bad.yaml").write_text(text)
-    assert cli.main(["ablation", "bad.yaml"]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert message in line
+    for option in ([], ["--dry-run"]):
+        assert cli.main(["ablation", "bad.yaml", *option]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert message in line
     assert not Path("results").exists()
+
+
+def test_a_score_on_a_gpu_is_refused_before_the_training_where_there_is_none(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    Path("gpu.yaml").write_text(f"{SMALL}tasks: [knn device=cuda]\n")
+    for option in ([], ["--dry-run"]):
+        assert cli.main(["ablation", "gpu.yaml", *option]) == 4
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "device=cuda: PyTorch sees no GPU here" in line
+    assert cli.main(["ablation", "gpu.yaml", "--dry-run", "--slurm", "timeout_min=9"]) == 0  # the jobs may have one
+    assert not Path("runs").exists()
+
+
+def test_a_finished_cell_is_scored_on_the_images_of_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    values = arrays()
+    Path("a.npz").write_bytes(npz(values))
+    Path("one.yaml").write_text(
+        GRID.replace("data.size=200", "data.kind=npz, data.name=mine, workers=0, device=cpu")
+        .replace("  - method.iterations=60 method.variant=paper base_lr=5\n", "")
+        .replace("random: true\nfigure: trace_loss\n", "")
+    )
+
+    def run(root: str) -> tuple[list[ResultRecord], int]:
+        assert cli.main(["ablation", "one.yaml", "--seeds", "1", f"data.root={root}"]) == 0
+        records = RecordStore(Path("results/ablations/tiny/records")).load()
+        return [r for r in records if r.task == "knn"], capsys.readouterr().err.count("finished ")
+
+    (first,), trained = run("a.npz")
+    assert trained == 1
+    Path("a.npz").rename("b.npz")  # the images moved, and a score got lost
+    Path(first.file).unlink()
+    (again,), trained = run("b.npz")
+    assert (trained, again.metrics, again.key) == (0, first.metrics, first.key)
+    values["test_y"] = values["test_y"][::-1].copy()  # other test images
+    Path("b.npz").write_bytes(npz(values))
+    both, trained = run("b.npz")
+    assert trained == 0
+    assert {r.key for r in both} > {first.key}
+    assert len({r.evaluation["data"]["test"] for r in both}) == 2
 
 
 @pytest.mark.parametrize("word", ["seed=7", "name=mine"])

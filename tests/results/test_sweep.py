@@ -8,6 +8,7 @@ import pytest
 
 from intl_bench import cli
 from intl_bench.ablations import sweep
+from intl_bench.core import config as configs
 from intl_bench.core.errors import DivergedError, InputError
 from intl_bench.records import RecordStore, ResultRecord
 
@@ -93,7 +94,10 @@ def test_lists_of_values_are_searched_and_list_settings_are_not() -> None:
         (["demo"], "no list of values"),
         (["demo", "base_lr=0.3,0.6"], "no list of values in base_lr=0.3,0.6; expected at least one, such as"),
         (["demo", "base_lr=[1,1]"], "base_lr=[1,1]: expected different values"),
-        (["demo", "base_lr=[0.1,1e-1]"], "expected different values"),
+        (["demo", "base_lr=[0.1,1e-1]"], "demo base_lr=0.1 and demo base_lr=1e-1: are the same training"),
+        (["demo", "base_lr=[0.1,'0.1']"], "are the same training; expected different ones"),
+        (["demo", "decay_one_dimensional=[true,True]"], "are the same training; expected different ones"),
+        (["demo", str(configs.CONFIGS / "pretrain" / "demo.yaml"), "base_lr=[1]"], "are the same training"),
         (["demo", "base_lr=[1]", "base_lr=2"], "base_lr=2: this setting has a list of values too"),
         (["demo", "base_lr=[]"], "expected different values"),
         (["demo", "demo", "base_lr=[1]"], "twice"),
@@ -107,10 +111,15 @@ def test_lists_of_values_are_searched_and_list_settings_are_not() -> None:
         (["demo", "base_lr=[1]", "--score", "coco"], "--score coco: expected linear or knn"),
         (["demo", "base_lr=[1]", "--score", "knn five"], "--score: 'knn five': found five; expected TASK [--config"),
         (["demo", "base_lr=[1]", "--score", "knn 'k=5"], "No closing quotation; close the quotation"),
-        (["demo", "base_lr=[1]", "--score", "knn data.holdout=null"], "found data.holdout=null; expected settings"),
-        (["demo", "base_lr=[1]", "--score", "knn 'data={holdout: null}'"], "found data={holdout: null}; expected"),
-        (["demo", "base_lr=[1]", "--score", "knn k=7"], "found k=7; expected settings besides data, selection,"),
-        (["demo", "base_lr=[1]", "--score", "linear selection=best-on-test"], "found selection=best-on-test; expected"),
+        (["demo", "base_lr=[1]", "--score", "knn data.holdout=null"], "has other images; expected those of the search"),
+        (["demo", "base_lr=[1]", "--score", "knn 'data={holdout: null}'"], "has other images"),
+        (["demo", "base_lr=[1]", "--score", "knn k=7"], "--score knn k=7: has k=7; expected k=5"),
+        (["demo", "base_lr=[1]", "--score", "knn --config dino"], "has k=20; expected k=5"),
+        (["demo", "base_lr=[1]", "--score", "linear selection=best-on-test"], "has selection=best-on-test; expected"),
+        (["demo", "base_lr=[1]", "--score", "linear nosuch=3"], "unknown key 'nosuch'"),
+        (["demo", "base_lr=[1]", "--score", "linear --config nosuch"], "nosuch"),
+        (["demo", "base_lr=[1]", "--score", "linear epochs=abc"], "epochs: found abc; expected"),
+        (["demo", "base_lr=[0.1,1]", "precision=fp16", "device=cpu"], "precision=fp16: expected a GPU"),
         (["demo", "base_lr=[1]", "--name", "a/b"], "it is a path"),
         (["demo", "base_lr=[nan]"], "base_lr=nan"),
         (["demo", "method.powr=[1]"], "powr"),
@@ -120,10 +129,11 @@ def test_lists_of_values_are_searched_and_list_settings_are_not() -> None:
 def test_a_sweep_that_means_nothing_is_refused_in_one_line(
     words: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main(["sweep", *words]) == 2
-    error = capsys.readouterr().err
-    assert message in error
-    assert error.count("\n") == 1
+    for option in ([], ["--dry-run"]):
+        assert cli.main(["sweep", *words, *option]) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
     assert not Path("results").exists()
 
 
@@ -137,12 +147,6 @@ def test_the_best_score_is_chosen_the_first_of_equal_ones_and_never_a_diverged_o
         sweep.choose({"b": tried(None, None)})
     with pytest.raises(InputError, match="not finished; run the same"):
         sweep.tried(plan(space={"base_lr": ("0.1",)}, overrides=("data.size=200",)), Path("results"))
-
-
-def test_cells_in_fp16_need_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["sweep", "demo", "base_lr=[0.01]", *WORDS[1:], *SMALL, "precision=fp16"]) == 2
-    assert "precision=fp16: expected a GPU" in capsys.readouterr().err
-    assert not Path("runs").exists()
 
 
 @pytest.mark.slow

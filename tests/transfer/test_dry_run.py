@@ -37,13 +37,14 @@ HERE = Machine(
     on_gpu=False,
     cores=2,
 )
+PHOTOS = ["data.kind=imagefolder", "data.root=photos"]
 FINETUNE = ["data.root=photos", "crop=16", "resize=16", "batch_size=3", "epochs=2", "train_percent=10"]
 
 
 @pytest.fixture(autouse=True)
 def _in_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(dry_run.machines, "measure", lambda device: HERE)
+    monkeypatch.setattr(dry_run.machines, "measure", lambda device, **_: HERE)
 
 
 @pytest.fixture
@@ -234,6 +235,16 @@ def test_a_plan_tells_which_seeds_are_there(
             "data.limit=31: means 31 of the 30",
         ),
         (["knn", "--config", "default", "data.kind=imagefolder", "data.root=photos"], "have other sizes; set resize"),
+        (["linear", *PHOTOS, "selection=val", "val_share=0.999"], "val_share=0.999: leaves a class without images"),
+        (
+            ["linear", *PHOTOS, "selection=val", "val_share=0.01"],
+            "val_share=0.01: means 0 of the 30 images of 3 classes",
+        ),
+        (["transfer", "data.root=photos", "episodes=0", "val_share=0.99"], "val_share=0.99: leaves a class without"),
+        (["transfer", "data.root=photos", "ways=1"], "ways=1: expected at least 2"),
+        (["transfer", "data.root=photos", "ways=3", "shots=5"], "(ways=); set queries=7, or episodes=0 to leave"),
+        (["transfer", "data.root=photos", "ways=3", "shots=50"], "(ways=); set shots=11 queries=1, or episodes=0"),
+        (["transfer", "data.root=photos", "ways=4", "shots=1", "queries=1"], "(ways=); set ways=3, or episodes=0"),
     ],
 )
 def test_what_the_run_would_refuse_is_refused(
@@ -242,6 +253,17 @@ def test_what_the_run_would_refuse_is_refused(
     assert cli.main([words[0], str(backbone), *words[1:], "--dry-run"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
+
+
+def test_a_gpu_that_is_not_here_is_refused_unless_jobs_do_the_work(
+    photos: Path, backbone: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for words in (["knn", str(backbone), *PHOTOS], ["pretrain", "demo"]):
+        assert cli.main([*words, "device=cuda", "--dry-run"]) == 4
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "device=cuda: PyTorch sees no GPU here" in line
+        assert cli.main([*words, "device=cuda", "--dry-run", "--slurm", "timeout_min=9"]) == 0
 
 
 def test_a_plan_without_the_images_takes_the_published_numbers(

@@ -37,7 +37,7 @@ def config_for(root: Path, **changes) -> finetune.FinetuneConfig:
 
 
 def prints(config: finetune.FinetuneConfig) -> str:
-    return finetune.fingerprints(config)["train"]
+    return finetune.TASK.fingerprints(config)["train"]
 
 
 def test_labels_are_drawn_with_a_seed(photos: Path) -> None:
@@ -85,7 +85,7 @@ def test_imagenet_needs_its_lists(tmp_path: Path) -> None:
     """A draw of ImageNet has another number of images than SimCLR's list, so it does not count as published."""
     config = config_for(tmp_path)
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, name="imagenet"))
-    assert not finetune._are_drawn(config)
+    assert not finetune.are_drawn(config)
     with pytest.raises(InputError, match=r"10percent\.txt; set file_list=PATH, or label_seed=0 to draw the images"):
         finetune.find_list(config)
     facts = DATASETS["imagenet"]

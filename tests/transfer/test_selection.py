@@ -50,12 +50,12 @@ def test_the_part_is_that_of_a_held_out_data_set_and_every_class_is_in_both() ->
     train, test = (open_source(held, split) for split in ("train", "test"))
     assert (len(train), len(test)) == (320, 80)
     assert np.bincount(test.labels).tolist() == [8] * 10
-    digests = features.fingerprints(config)
+    digests = linear.TASK.fingerprints(config)
     assert digests["val"] == fingerprint(test)
     assert digests["train"] == fingerprint(open_source(SHAPES, "train"))
-    assert "val" not in features.fingerprints(linear.LinearConfig(**LINEAR))
+    assert "val" not in linear.TASK.fingerprints(linear.LinearConfig(**LINEAR))
     other = linear.LinearConfig(**LINEAR, selection="val", val_share=0.2)
-    assert features.fingerprints(other)["val"] != digests["val"]
+    assert linear.TASK.fingerprints(other)["val"] != digests["val"]
     whole = open_source(SHAPES, "train")
     both = np.concatenate([train.images, test.images])  # type: ignore[union-attr]
     assert sorted(image.tobytes() for image in both) == sorted(image.tobytes() for image in whole.images)  # type: ignore[union-attr]
@@ -213,7 +213,7 @@ def test_finetuning_chooses_within_its_labels_and_reads_the_test_images_once(
     rows = [json.loads(line) for line in Path("work/metrics.jsonl").read_text().splitlines()]
     assert [row["epoch"] for row in rows] == list(range(1, epoch + 1))
     assert rows[-1]["top1"] == outcome.metrics["top1"]
-    assert finetune.fingerprints(config).keys() == {"train", "test", "val"}
+    assert finetune.TASK.fingerprints(config).keys() == {"train", "test", "val"}
     # The weights are those of a usual training with the chosen rate at that epoch.
     usual = finetuning(root, f"head_lr={outcome.details['chosen']['head_lr']}")
     finetune.run(make_checkpoint(), usual, 0, folder=Path("usual"))

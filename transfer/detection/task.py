@@ -66,18 +66,14 @@ def from_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
     return {"model": {**model, "stem": checkpoint.architecture.stem}}
 
 
-def fingerprints(config: DetectionConfig) -> dict[str, str]:
-    """Compute `fingerprint` of the training images and of the test images."""
-    return {split: fingerprint(config, split) for split in ("train", "test")}
+def open_images(config: DetectionConfig) -> tuple[Annotations, Annotations]:
+    """Read the annotations of the training and of the test images; see `transfer.task.Task.images`."""
+    return read_annotations(config, "train"), read_annotations(config, "test")
 
 
-def fingerprint(config: DetectionConfig, split: str) -> str:
-    """Compute `Annotations.fingerprint` of a split, "train" or "test".
-
-    Raises:
-        InputError: an annotation or an image is missing or invalid; see `read_split`.
-    """
-    return read_annotations(config, split).fingerprint()
+def digests(config: DetectionConfig, train: Annotations, test: Annotations) -> dict[str, str]:
+    """Return `Annotations.fingerprint` of both splits; see `transfer.task.Task.digests`."""
+    return {"train": train.fingerprint(), "test": test.fingerprint()}
 
 
 def read_annotations(config: DetectionConfig, split: str) -> Annotations:

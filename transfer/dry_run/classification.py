@@ -10,16 +10,14 @@ from intl_bench.core.datasets import DATASETS
 from intl_bench.core.errors import BenchError
 from pretrain.checkpoint import Checkpoint
 from pretrain.dry_run.machine import Machine, Preparation, time_batches, time_views
-from pretrain.images.data import ImageSource, normalization, open_source
+from pretrain.images.data import ImageSource, normalization
 from pretrain.images.loader import evaluation_batches, steps_per_epoch
 from pretrain.images.views import ViewConfig
-from transfer import features
+from transfer import features, find_task
 from transfer.dry_run.work import Phase, Work, added, bytes_of, count, empty_backbone, one_operation
-from transfer.finetune import sources as finetune_sources
-from transfer.knn import values_of_k
+from transfer.finetune import are_drawn
 from transfer.selection import trainings
 from transfer.sgd_classifier import Classifier
-from transfer.transfer import check_episodes
 
 _BATCH = 256  # of a test
 _BATCHES, _SAMPLE = 3, 8  # batches that are timed, and at most this many images of each
@@ -34,10 +32,8 @@ def knn(checkpoint: Checkpoint, config: Any, here: Machine) -> Work:
     Raises:
         InputError: there are fewer training images than k, or an image cannot be read.
     """
-    split = _open(config)
+    split = _Split("knn", config)
     n, m, width = split.train, split.test, empty_backbone(checkpoint).num_features
-    if split.source is not None:
-        values_of_k(config, split.source.labels)
     vote = one_operation(flops=2 * n * m * width, bytes=12 * n * m)
     phases = (*_feature_phases(checkpoint, config, split, here), Phase(name="neighbors", steps=1, cost=vote))
     return split.work(config, here, phases=phases, results=4 * width * (n + m))
@@ -49,7 +45,7 @@ def linear(checkpoint: Checkpoint, config: Any, here: Machine) -> Work:
     Raises:
         InputError: the batch is larger than the data set, or an image cannot be read.
     """
-    split = _open(config)
+    split = _Split("linear", config)
     if config.augment:
         return _classifier(checkpoint, config, split, here, frozen=True)
     n, m, width, classes = split.train, split.test, empty_backbone(checkpoint).num_features, split.classes
@@ -74,9 +70,7 @@ def transfer(checkpoint: Checkpoint, config: Any, here: Machine) -> Work:
     Raises:
         InputError: an image cannot be read, or the classes are too few for the few-shot episodes.
     """
-    split = _open(config, multi_label=True)
-    if split.source is not None and split.tested is not None:
-        check_episodes(config, split.source, split.tested)
+    split = _Split("transfer", config)
     n, m, width, classes = split.train, split.test, empty_backbone(checkpoint).num_features, split.classes
     side = min(n, width)
     axes = one_operation(flops=4 * n * width * side + _EIGEN * side**3, bytes=12 * n * width)
@@ -95,7 +89,7 @@ def finetune(checkpoint: Checkpoint, config: Any, here: Machine) -> Work:
     Raises:
         InputError: the batch is larger than the list, or an image cannot be read.
     """
-    return _classifier(checkpoint, config, _open(config, percent=config.train_percent), here, frozen=False)
+    return _classifier(checkpoint, config, _Split("finetune", config), here, frozen=False)
 
 
 class _Split:
@@ -106,19 +100,15 @@ class _Split:
         train, test, classes: their numbers; 0 if they are not known.
     """
 
-    def __init__(self, config: Any, percent: int | None, multi_label: bool) -> None:
-        data = config.data
+    def __init__(self, task: str, config: Any) -> None:
+        data, percent = config.data, config.train_percent if task == "finetune" else None
         where = f" in {data.root}" if data.root else ""
         self.source: ImageSource | None = None
         self.tested: ImageSource | None = None
         try:
-            drawn = None
-            if percent is None:
-                train, self.tested = (open_source(data, split, multi_label=multi_label) for split in ("train", "test"))
-            else:
-                train, self.tested, drawn = finetune_sources(config)
-            self.source, counted = train, "counted" if drawn is None else "drawn (label_seed=)"
-            self.train, self.test, self.classes = len(train), len(self.tested), len(train.class_names)
+            self.source, self.tested = train, tested = find_task(task).images(config)
+            counted = "drawn (label_seed=)" if percent is not None and are_drawn(config) else "counted"
+            self.train, self.test, self.classes = len(train), len(tested), len(train.class_names)
         except BenchError as error:
             if not data.is_absent:
                 raise
@@ -175,10 +165,6 @@ class _Split:
             last=_BATCHES * size,
         )
         return time_batches(batches, size)
-
-
-def _open(config: Any, percent: int | None = None, *, multi_label: bool = False) -> _Split:
-    return _Split(config, percent, multi_label)
 
 
 def _feature_phases(checkpoint: Checkpoint, config: Any, split: _Split, here: Machine) -> list[Phase]:
