@@ -65,7 +65,11 @@ def render(results: Path, runs: Path) -> str:
     _section(
         page,
         "Choosing without labels",
-        label_free_html({results.name: records, **grids, **{f"sweep {name}": some for name, some in sweeps.items()}}),
+        label_free_html(
+            {results.name: records}
+            | {f"ablations/{name}": some for name, some in grids.items()}
+            | {f"sweeps/{name}": some for name, some in sweeps.items()}
+        ),
         missing,
         "",  # few results have the four runs that it needs
     )
@@ -170,7 +174,7 @@ def _sweep(name: str, records: Sequence[ResultRecord], page: Page) -> str:
 def _own_table(table: str, name: str, records: Sequence[ResultRecord], page: Page) -> str:
     """Return a table of which the page has one for each folder of results."""
     markup = table_html(build(records, tables=[table])[0], page, level=4)
-    return markup.replace(f"table-{table}", f"table-{table}-{identifier(name)}")
+    return markup.replace(f"table-{table}", page.unused(f"table-{table}-{name}"))
 
 
 def _plain_table(text: str) -> str:

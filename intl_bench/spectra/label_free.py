@@ -94,16 +94,30 @@ class Correlation:
 def read(folders: Sequence[Path]) -> dict[str, list[ResultRecord]]:
     """Return the records below some folders by the name of the folder that holds their `records/`.
 
+    Folders of one name, such as the `search` of several sweeps, have the names of the folders above them too.
+
     Raises:
         InputError: a folder does not exist or a record cannot be read.
     """
-    found: dict[str, list[ResultRecord]] = {}
+    stores: dict[Path, None] = {}
     for folder in folders:
         if not folder.is_dir():
             raise InputError(f"{folder}: no such folder; expected a folder of results, such as results")
-        for store in sorted({path.parent.parent for path in folder.rglob("records/*/*.json")}):
-            found.setdefault(store.parent.name, []).extend(RecordStore(store).load())
-    return found
+        stores |= dict.fromkeys(sorted({path.parent.parent.resolve() for path in folder.rglob("records/*/*.json")}))
+    names = _shortest([store.parent.parts for store in stores])
+    return {name: RecordStore(store).load() for name, store in zip(names, stores, strict=True)}
+
+
+def _shortest(paths: Sequence[tuple[str, ...]]) -> list[str]:
+    """Return the shortest end of each path that no other one of these paths has."""
+
+    def end(path: tuple[str, ...], length: int) -> str:
+        return "/".join(path[-length:])
+
+    return [
+        end(path, next(n for n in range(1, len(path) + 1) if [end(one, n) for one in paths].count(end(path, n)) == 1))
+        for path in paths
+    ]
 
 
 def runs_of(records: Mapping[str, Sequence[ResultRecord]]) -> dict[str, list[Run]]:

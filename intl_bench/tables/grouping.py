@@ -149,11 +149,20 @@ def _by_evaluation(table: Table, records: list[ResultRecord]) -> list[list[Resul
         for place in _places(table, record):
             evaluations[task_of(record)][place].add(evaluation_of(record))
     # Evaluations on different data sets always differ. The keys that differ between evaluations on the same data set
-    # decide the number of an evaluation on every data set.
+    # decide the number of an evaluation on every data set. Of `own_settings`, which each data set may have for itself,
+    # the rank among the values of its data set decides.
     numbers: dict[str, dict[tuple[str, str], int]] = {}
     for task, by_place in evaluations.items():
         varied = sorted({key for some in by_place.values() for key in varying([flat[one] for one in some])})
-        settings = {one: tuple(flat[one].get(key, "") for key in varied) for some in by_place.values() for one in some}
+        own = [key for key in varied if key.removeprefix("settings.") in table.own_settings]
+        values = {one: [flat[one].get(key, "") for key in own] for some in by_place.values() for one in some}
+        settings = {
+            one: (
+                *(flat[one].get(key, "") for key in varied if key not in own),
+                str(sorted({tuple(other) for (name, _), other in values.items() if name == one[0]}).index(tuple(mine))),
+            )
+            for one, mine in values.items()
+        }
         order = sorted(set(settings.values()), key=lambda values: [natural_sort_key(value) for value in values])
         positions = {values: position for position, values in enumerate(order)}
         numbers[task] = {one: positions[values] for one, values in settings.items()}

@@ -12,6 +12,7 @@ _USUAL = (
     "flowers102",
 )
 _AVERAGE = "average"
+_LOGISTIC = "Logistic regression"
 _DATA_SET = ("metric", "data.kind", "data.size")
 _CLASSIFIER = ("decays", "least_decay", "largest_decay", "val_share", "val_seed", "tolerance", "iterations")
 _FEW_SHOT = ("episodes", "ways", "shots", "queries", "episode_seed")
@@ -24,6 +25,10 @@ def _columns(group: str, without: str = "") -> Callable[[Sequence[ResultRecord]]
         others = sorted({record.dataset for record in records} - {*_USUAL})
         titles = {name: DATASETS[name].title if name in DATASETS else name for name in (*_USUAL, *others)}
         titles.pop(without, None)
+        for name in others if group == _LOGISTIC else ():  # the caption states the metrics of the usual data sets
+            metrics = {record.protocol.get("metric") for record in records if record.dataset == name}
+            if metrics == {"mean_per_class"}:
+                titles[name] += " (mean per class)"
         own = [Column(key=name, group=group, name=title, flat=title, dataset=name) for name, title in titles.items()]
         return [*own, Column(key=_AVERAGE, group=group, name="Average", flat="Average")]
 
@@ -48,7 +53,7 @@ TABLE = Table(
     datasets=None,
     average=_AVERAGE,
     own_settings=(*_DATA_SET, *_FEW_SHOT),
-    columns=_columns("Logistic regression"),
+    columns=_columns(_LOGISTIC),
     place=_place,
 )
 EPISODES = Table(

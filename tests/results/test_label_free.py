@@ -13,32 +13,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from table_cases import KNN, LINEAR, R18, make
+from table_cases import KNN, LINEAR, R18, make, record_pair
 
 from intl_bench.cli import main
 from intl_bench.records import RecordStore, ResultRecord
-from intl_bench.spectra.label_free import correlate, kendall, runs_of, spearman
+from intl_bench.spectra.label_free import correlate, kendall, read, runs_of, spearman
 
 PROJECT = Path(__file__).resolve().parents[2] / "results" / "project"
-
-
-def numbers(rank: float, alpha: float | None, inverse: float) -> dict[str, object]:
-    return {"numbers": {"rank": rank, "alpha": alpha, "inverse_condition": inverse}}
-
-
-def record_pair(place: int, top1: float, rank: float, alpha: float | None, inverse: float) -> list[ResultRecord]:
-    """Return the end of a pre-training and its linear score."""
-    about = {**R18, "pretrain_lr": place}
-    score = make("linear", "cifar10", {"top1": top1}, {**LINEAR, **about})
-    details = {
-        "weights_sha256": score.weights_sha256,
-        "spectra": {"features": numbers(rank, alpha, inverse)},
-        "pretrain": {"seconds": 1.0},
-    }
-    return [
-        score,
-        make("pretrain", "cifar10", {"diverged": 0.0}, about, evaluation={}, weights_sha256=None, details=details),
-    ]
 
 
 def five() -> list[ResultRecord]:
@@ -51,6 +32,14 @@ def five() -> list[ResultRecord]:
         (50.0, 9.0, None, 1e-2),
     ]
     return [one for place, row in enumerate(rows) for one in record_pair(place, *row)]
+
+
+def test_folders_of_one_name_stay_apart(tmp_path: Path) -> None:
+    for folder in ("results", "results/sweeps/a/search", "results/sweeps/b/search", "results/sweeps/b"):
+        for one in record_pair(1, 50.0, 9.0, 1.0, 0.1):
+            RecordStore(tmp_path / folder / "records").append(one)
+    found = read([tmp_path / "results", tmp_path / "results" / "sweeps" / "a"])  # a folder twice
+    assert {name: len(some) for name, some in found.items()} == {"results": 2, "a/search": 2, "b/search": 2, "b": 2}
 
 
 def test_correlations_of_the_examples_of_scipys_documentation() -> None:

@@ -12,7 +12,7 @@ import torch
 from browser import CHROMIUM, DRIVER, Browser, browser
 from layout_cases import prefixed, random_state
 from PIL import Image
-from table_cases import COCO, COCO_1X, KNN, LINEAR, R18, R50, RANDOM, make, synthetic
+from table_cases import COCO, COCO_1X, KNN, LINEAR, R18, R50, RANDOM, make, record_pair, synthetic
 
 from intl_bench import cli
 from intl_bench.commands import commands_of, pretraining_of
@@ -126,6 +126,26 @@ def test_the_page_names_nothing_outside(page: Path) -> None:
     assert text.count("</script>") == 2
     assert not re.search(r'(?:src|href)="(?!data:|#)', text)
     assert not re.search(r"@import|url\(", text)
+
+
+def test_folders_with_similar_names_stay_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    tuned = {"chosen": "base_lr 0.3", "budget": "4 of 6 settings", **R18}
+    for name in ("a b", "a-b", "A b"):
+        RecordStore(Path("results/sweeps", name, "records")).append(
+            make("sweep", "cifar10", {"linear/top1": 61.25}, tuned, weights_sha256=None)
+        )
+    # An ablation with the name of the results' own folder. Each has five runs, enough for a correlation.
+    for place, folder in enumerate(("results", "results/ablations/results")):
+        for number in range(5):
+            for one in record_pair(10 * place + number, 50.0 + number, 9.0 - number, 1.0, 0.1):
+                RecordStore(Path(folder, "records")).append(one)
+    assert cli.main(["report"]) == 0
+    text = Path("report.html").read_text()
+    ids = re.findall(r'\bid="([^"]*)"', text)
+    assert len(set(ids)) == len(ids)
+    assert "n = 10;" in text
+    assert ">ablations/results<" in text
 
 
 def test_the_printed_commands_repeat_the_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

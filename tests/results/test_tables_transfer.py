@@ -99,3 +99,30 @@ def test_the_table_is_printed_if_something_was_measured() -> None:
     assert "94.07" in render([], tables=["transfer"])
     with pytest.raises(InputError, match="nothing measured for these tables"):
         render([record("voc07", 70.0)], tables=["few-shot"])  # it has no published rows either
+
+
+def test_a_further_score_of_one_data_set_leaves_the_row_of_the_others_whole() -> None:
+    def of(dataset: str, metric: str, value: float) -> ResultRecord:
+        evaluation = {"settings": {"metric": metric, "decays": 45}, "data": {"train": dataset, "test": dataset}}
+        scores, protocol = {"top1": value, "mean_per_class": value}, {"metric": metric, **R50}
+        return make("transfer", dataset, scores, protocol, evaluation=evaluation, backbone="resnet50")
+
+    records = [of("pets", "mean_per_class", 80.0), of("dtd", "top1", 60.0), of("cars", "top1", 40.0)]
+    found = shown([*records, of("pets", "top1", 81.0)], "transfer")
+    row = next(row for row, column, _ in found if column == "dtd")
+    assert [one for one in found if one[0] == row] == [
+        (row, "cars", "40.0 (1)"),
+        (row, "dtd", "60.0 (1)"),
+        (row, "pets", "80.0 (1)"),
+    ]
+    assert [one[1:] for one in found if one[0] != row] == [("pets", "81.0 (1)")]
+
+
+def test_a_folder_with_another_metric_than_the_caption_says_has_it_in_its_title() -> None:
+    rows = [record("birds", 60.0), record("pets", 50.0)]
+    protocol = {"metric": "mean_per_class", **R50}
+    rows.append(make("transfer", "fish", {"mean_per_class": 7.0}, protocol, backbone="resnet50"))
+    text = render(rows, tables=["transfer"], format="markdown")
+    assert "fish (mean per class)" in text
+    assert "birds (mean" not in text
+    assert "Pets (mean" not in text

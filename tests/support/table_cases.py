@@ -173,3 +173,24 @@ def labels(records: list[ResultRecord], table: str = "2") -> list[str]:
 def label_with(*differences: str) -> str:
     """Return the expected label of a row with these differences."""
     return f"INTL (ResNet-18, {', '.join(differences)}; measured, reduced scale)"
+
+
+def spectrum(rank: float, alpha: float | None, inverse: float) -> dict[str, object]:
+    """Return a spectrum with these numbers."""
+    numbers = {"rank": rank, "alpha": alpha, "inverse_condition": inverse}
+    return {"ranks": [1], "eigenvalues": [1.0], "count": 1, "mean": 1.0, "numbers": numbers}
+
+
+def record_pair(place: int, top1: float, rank: float, alpha: float | None, inverse: float) -> list[ResultRecord]:
+    """Return the end of a pre-training and its linear score."""
+    about = {**R18, "pretrain_lr": place}
+    score = make("linear", "cifar10", {"top1": top1}, {**LINEAR, **about})
+    details = {
+        "weights_sha256": score.weights_sha256,
+        "spectra": {"features": spectrum(rank, alpha, inverse)},
+        "pretrain": {"seconds": 1.0},
+    }
+    return [
+        score,
+        make("pretrain", "cifar10", {"diverged": 0.0}, about, evaluation={}, weights_sha256=None, details=details),
+    ]

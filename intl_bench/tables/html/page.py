@@ -1,6 +1,7 @@
 """The shell of a page: head, style, script, navigation, and the details that the script shows."""
 
 import html
+import itertools
 import json
 import re
 from collections.abc import Mapping
@@ -24,6 +25,7 @@ class Page:
 
     def __init__(self, title: str, about: str = "") -> None:
         self.title, self.about = title, about
+        self._given: set[str] = set()
         self._links: list[tuple[str, str]] = []
         self._parts: list[str] = []
         self._details: dict[str, Mapping[str, Any]] = {}
@@ -35,6 +37,13 @@ class Page:
     def link(self, anchor: str, name: str) -> None:
         """Add a link of the navigation to an element with this id."""
         self._links.append((identifier(anchor), name))
+
+    def unused(self, text: str) -> str:
+        """Return a text as an id that no earlier call returned, with a number if "a b" and "a-b" have the same one."""
+        names = (identifier(text if number == 1 else f"{text}-{number}") for number in itertools.count(1))
+        found = next(name for name in names if name not in self._given)
+        self._given.add(found)
+        return found
 
     def detail(self, values: Mapping[str, Any]) -> str:
         """Store the details of a cell; return their key for the attribute `data-about`.
