@@ -15,7 +15,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from intl_bench.core import planned
 from intl_bench.core.data_folders import SYSTEM_FOLDER
-from intl_bench.core.errors import InputError
+from intl_bench.core.errors import InputError, ResourceError
 from intl_bench.core.inputs import shorten
 from intl_bench.core.progress import Progress
 from pretrain.images.check_files import BLANK, ORIENTED, Examined, examine
@@ -101,7 +101,7 @@ def _open(config: DataConfig, split: str, findings: list[Finding]) -> ImageSourc
             except ClassError as error:
                 findings.append(Finding(what=str(error), stops=True))
                 config = _without(config, error.classes)
-            except InputError as error:
+            except (InputError, ResourceError) as error:  # a folder that cannot be read is one of the faults
                 if (finding := Finding(what=str(error), stops=True)) not in findings:
                     findings.append(finding)
                 if config.name == _ANY_NAME:

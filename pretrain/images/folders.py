@@ -211,12 +211,20 @@ def _names_in(folder: Path) -> Iterator[str]:
 def _class_folders(folder: Path, patterns: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
     """Return the class folders in `folder`, the system folders and the class folders that are left out, all sorted."""
     try:
-        found = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except OSError as error:
         known = from_os_error(error, f"cannot read the image folder {folder} of data.root")
         if isinstance(error, FileNotFoundError | NotADirectoryError):
             raise InputError(f"{known}{split_instead(folder.parent, folder.name).text}") from error
         raise known from error
+    for entry in entries:  # a class whose disk is not mounted would be missing without a word
+        passed_over = SYSTEM_FOLDER.fullmatch(entry.name) or is_skipped(entry.name, patterns)
+        if entry.is_symlink() and not os.path.exists(entry.path) and not passed_over:
+            raise InputError(
+                f"{entry.path}: a link to {os.readlink(entry.path)}, which is not there; mend or remove the link, or "
+                f"leave it out with {skip_setting([entry.name])}"
+            )
+    found = [entry.name for entry in entries if os.path.isdir(entry.path)]
     system = [name for name in found if SYSTEM_FOLDER.fullmatch(name)]
     candidates = [name for name in found if name not in system]
     skipped = [name for name in candidates if is_skipped(name, patterns)]

@@ -79,7 +79,20 @@ def test_other_links_are_followed_as_torchvision_does(root: Path, tmp_path: Path
     assert files(root) == found
 
 
-def test_a_folder_that_cannot_be_read_is_not_passed_over(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("target", ["/disk/gone", "gone"])  # the second one is a link to itself
+def test_a_class_that_is_a_link_to_nowhere_is_not_passed_over(root: Path, target: str) -> None:
+    for split in ("train", "val"):
+        (root / split / "gone").symlink_to(target)
+    (root / "train" / ".snapshot").symlink_to("/disk/gone")
+    with pytest.raises(InputError, match=rf"data/train/gone: a link to {target}, .* out with 'data.skip=\[\"gone\"\]'"):
+        files(root)
+    source = open_source(DataConfig(root=str(root), skip=("gone",)), "train")
+    assert source.class_names == ["a", "b"]
+
+
+def test_a_folder_that_cannot_be_read_is_not_passed_over(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     whole = os.scandir
 
     def scandir(path: str) -> object:
@@ -91,5 +104,7 @@ def test_a_folder_that_cannot_be_read_is_not_passed_over(root: Path, monkeypatch
     monkeypatch.setattr(os, "scandir", scandir)
     with pytest.raises(BenchError, match=r"data/train/b/deep: cannot read this folder of images: Permission denied"):
         files(root)
+    assert main(["data", "check", "data"]) == 2  # a report, like that of other faults
+    assert "data/train/b/deep: cannot read this folder" in " ".join(capsys.readouterr().out.split())
     (root / "train" / "b" / "deep").rename(root / "train" / "b" / "d")
     assert files(root) == ["a/1.png", "b/2.png", "b/d/3.PNG"]
