@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from detection_cases import TINY
+from detection_worker import take_step
 from PIL import Image
 from places import SUPPORT
 
@@ -210,8 +211,12 @@ def test_narrow_channels_last_on_a_cpu_is_refused(config: DetectionConfig, tmp_p
 
 def step_of(processes: int, folder: Path, words: list[str]) -> dict[str, torch.Tensor]:
     """Take one step with several processes, and return the weights."""
+    words = [*words, "iterations=1", "precise_bn=0"]
+    if processes == 1:
+        take_step(folder, words)
+        return detector(folder)
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--standalone"]
-    command = [*launch, str(SUPPORT / "detection_worker.py"), str(folder), *words, "iterations=1", "precise_bn=0"]
+    command = [*launch, str(SUPPORT / "detection_worker.py"), str(folder), *words]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=folder.parent)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -1,6 +1,7 @@
 """One process of a detection run under torchrun: `detection_worker.py FOLDER key=value ...`."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -42,9 +43,9 @@ SMALL = {
 }
 
 
-def main() -> None:
+def take_step(folder: Path, words: Sequence[str]) -> None:
+    """Train a detector as one process of those that torchrun describes, or alone."""
     torch.set_num_threads(1)
-    folder, *words = sys.argv[1:]
     config = configs.build(DetectionConfig, SMALL, "test", words)
     torch.manual_seed(0)
     state = build_model(config.model).state_dict()
@@ -59,7 +60,7 @@ def main() -> None:
             backbone,
             config,
             0,
-            folder=Path(folder),
+            folder=folder,
             train=splits[0],
             test=splits[1],
             identity={},
@@ -70,4 +71,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    take_step(Path(sys.argv[1]), sys.argv[2:])
