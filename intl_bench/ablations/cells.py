@@ -9,7 +9,7 @@ from pathlib import Path
 from intl_bench.ablations.figures import DRAWN, FIGURES
 from intl_bench.core import config as configs
 from intl_bench.core.errors import InputError
-from intl_bench.core.identity import SCALES, is_runtime_only
+from intl_bench.core.identity import SCALES, digest, identity, is_runtime_only
 from intl_bench.core.inputs import shorten
 from intl_bench.core.names import fit_folder_name, require_folder_name
 from intl_bench.core.ranges import Checked, Count
@@ -125,7 +125,8 @@ def recipes(ablation: Ablation, seed: int, overrides: Sequence[str] = ()) -> lis
             raise InputError(f"{word}: a grid names its runs and seeds itself; choose seeds with --seeds")
     changes_grid = [word for word in overrides if not is_runtime_only(Recipe, word.partition("=")[0])]
     scale = "reduced" if changes_grid else ablation.scale
-    made, trainings = list[Recipe](), list[Recipe]()
+    made: list[Recipe] = []
+    trainings: dict[object, str] = {}
     for cell in ablation.cells:
         words = split_words(cell, "cells")
         own = [word for word in words if re.match(r"[\w.]*=", word) or word in ablation.words]
@@ -144,11 +145,9 @@ def recipes(ablation: Ablation, seed: int, overrides: Sequence[str] = ()) -> lis
         adapted = scale == "paper" and load_recipe(name).scale == "adapted"
         if any(recipe.name == before.name for before in made):
             raise InputError(f"cells: {cell!r} has the name of another cell, {recipe.name}; expected different cells")
-        unnamed = dataclasses.replace(recipe, name=ablation.name)
-        if unnamed in trainings:
-            twin = ablation.cells[trainings.index(unnamed)]
+        twin = trainings.setdefault((recipe.data.dataset, digest(identity(recipe))), cell)
+        if twin is not cell:
             raise InputError(f"{twin} and {cell}: are the same training; expected different ones")
-        trainings.append(unnamed)
         made.append(dataclasses.replace(recipe, scale="adapted" if adapted else scale))
     return made
 

@@ -31,6 +31,7 @@ from pretrain.checkpoint import Checkpoint, Origin, Preprocessing
 from pretrain.images.data import open_source
 from pretrain.images.fingerprint import fingerprint
 from pretrain.recipe import Inputs, Recipe
+from transfer.task import Task
 
 
 def check(recipes: Sequence[Recipe], tasks: Sequence[str], *, elsewhere: bool = False) -> None:
@@ -45,19 +46,29 @@ def check(recipes: Sequence[Recipe], tasks: Sequence[str], *, elsewhere: bool = 
         ResourceError: see `require_gpu`.
     """
     nowhere = Process(rank=0, world_size=1, device=torch.device("meta"))
-    scored = list[tuple[str, Any]]()
+    scored = set[str]()
     for number, recipe in enumerate(recipes):
         if number == 0 or recipe.data != recipes[number - 1].data:
             source = open_source(recipe.data, "train")
         with nowhere.device:
             train.build_training(recipe, nowhere, len(source), len(source.class_names))
-        for scoring in tasks:
-            task, _, config = runs.prepare(plan(scoring, planned_checkpoint(recipe, opened=False)))
-            if (scoring, config) not in scored:
+        for scoring, (task, _, config) in zip(tasks, scorings(recipe, tasks), strict=True):
+            if (key := scoring_key(scoring, config)) not in scored:
                 task.images(config)
-                scored.append((scoring, config))
+                scored.add(key)
         if not elsewhere:
             require_gpu(recipe, tasks)
+
+
+def scorings(recipe: Recipe, tasks: Sequence[str]) -> list[tuple[Task[Any], Checkpoint, Any]]:
+    """Return what `runs.prepare` does for each task of a cell, without opening the images."""
+    planned = planned_checkpoint(recipe, opened=False)
+    return [runs.prepare(plan(scoring, planned)) for scoring in tasks]
+
+
+def scoring_key(scoring: str, config: Any) -> str:
+    """Return a key that is equal for cells that an entry of `tasks` scores with the same configuration."""
+    return digest({"scoring": scoring, "config": configs.to_dict(config)})
 
 
 def require_gpu(recipe: Recipe, tasks: Sequence[str]) -> None:
@@ -69,8 +80,7 @@ def require_gpu(recipe: Recipe, tasks: Sequence[str]) -> None:
     """
     if recipe.precision == "fp16" and (recipe.device == "cpu" or not torch.cuda.is_available()):
         raise InputError("precision=fp16: expected a GPU for a cell of this precision; add precision=bf16, or fp32")
-    planned = planned_checkpoint(recipe, opened=False)
-    for device in (recipe.device, *(runs.prepare(plan(scoring, planned))[2].device for scoring in tasks)):
+    for device in (recipe.device, *(config.device for _, _, config in scorings(recipe, tasks))):
         distributed.require(device)
 
 
@@ -127,7 +137,10 @@ def finish(ablation: Ablation, results: Path, cells: Iterable[Recipe]) -> str:
     table = render(records, tables=["ablation"])
     files.write_text(results / "table.md", table + "\n")
     if ablation.figure is not None:
-        figure = FIGURES[ablation.figure](points(records))
+        current = {(task, digest(own)) for one in planned for task, own in evaluations(ablation.tasks, one)}
+        figure = FIGURES[ablation.figure](
+            points([*ended, *(r for r in scores if (r.task, r.evaluation_sha256) in current)])
+        )
         files.write_stream(results / "figure.png", lambda stream: figure.savefig(stream, format="png", dpi=150))
     return table
 

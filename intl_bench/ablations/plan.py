@@ -4,13 +4,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from intl_bench import dry_run, runs
-from intl_bench.ablations.cells import Ablation
-from intl_bench.ablations.grid import is_done, plan, planned_checkpoint, require_gpu
+from intl_bench import dry_run
+from intl_bench.ablations.cells import Ablation, split_scoring
+from intl_bench.ablations.grid import is_done, require_gpu, scoring_key, scorings
 from intl_bench.core import machine, planned
 from intl_bench.core.errors import BenchError
 from intl_bench.records import RecordStore
 from pretrain import states
+from pretrain.backbone import BackboneConfig
 from pretrain.dry_run import machine as machines
 from pretrain.dry_run.plan import make_plan
 from pretrain.dry_run.text import describe_data
@@ -42,7 +43,8 @@ def describe(
     rows, left, needed, data = list[list[str]](), 0.0, 0, ""
     here = machines.measure(cells[0].device) if cells else None
     prepared: dict[Any, machines.Preparation | None] = {}  # most cells have the same images and views
-    scores: dict[Any, float] = {}  # seconds, by backbone and images
+    scores: dict[Any, float] = {}  # seconds of each entry of `tasks`, by its configuration and the backbone
+    backbones = list[BackboneConfig]()  # whose random initialization is counted
     for recipe in cells:
         assert here is not None
         if not elsewhere:
@@ -57,11 +59,17 @@ def describe(
             done = 0
         hours = made.estimates[0].hours
         rest = len(seeds) - done
-        network = recipe.backbone, recipe.data
-        if network not in scores:
-            scores[network] = _score_seconds(recipe, ablation, here)
-            left += scores[network] * len(seeds) * ablation.random
-        left += (3600 * (hours or 0.0) + scores[network]) * rest
+        scoring = 0.0
+        for entry, (_, checkpoint, config) in zip(ablation.tasks, scorings(recipe, ablation.tasks), strict=True):
+            key = recipe.backbone, scoring_key(entry, config)
+            if key not in scores:
+                work = dry_run.work_of(split_scoring(entry)[0], checkpoint, config, here)
+                scores[key] = work.seconds(here.device, here)
+            scoring += scores[key]
+        if recipe.backbone not in backbones:
+            backbones.append(recipe.backbone)
+            left += scoring * len(seeds) * ablation.random
+        left += (3600 * (hours or 0.0) + scoring) * rest
         needed += rest * max(0, states.needed_bytes(recipe.checkpoint, made.checkpoint))
         steps = "not known" if made.total_steps is None else f"{made.total_steps:,}"
         time = "not known" if hours is None else planned.duration(3600 * hours)
@@ -85,13 +93,3 @@ def describe(
     ]
     table = [planned.table("cells", [["cell", "steps", "a seed", "done"], *rows])] if rows else []
     return "\n".join([planned.rows(head), *table, planned.rows(tail)])
-
-
-def _score_seconds(recipe: Recipe, ablation: Ablation, here: machines.Machine) -> float:
-    """Estimate the time to score a cell once, as far as the images are known."""
-    checkpoint, total = planned_checkpoint(recipe, opened=False), 0.0
-    for scoring in ablation.tasks:
-        task = plan(scoring, checkpoint)
-        _, _, config = runs.prepare(task)
-        total += dry_run.work_of(task.task, checkpoint, config, here).seconds(here.device, here)
-    return total

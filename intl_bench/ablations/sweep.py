@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from intl_bench import runs
 from intl_bench.ablations import cells, grid
 from intl_bench.core.errors import DivergedError, InputError
 from intl_bench.core.identity import digest, is_runtime_only
@@ -79,11 +78,16 @@ class Sweep:
         if len(set(self.recipes)) < len(self.recipes):
             raise InputError(f"sweep: {' '.join(self.recipes)} has a recipe twice; expected different recipes")
         if not self.space:
-            found = f" in {' '.join(self.overrides)}" if self.overrides else ""
+            without_brackets = [word for word in self.overrides if "," in word]
+            found = f" in {without_brackets[0]}" if without_brackets else ""
             raise InputError(f'sweep: no list of values{found}; expected at least one, such as "base_lr=[0.1,0.3,1]"')
         for key, values in self.space.items():
             if is_runtime_only(Recipe, key) or key in ("seed", "init") or key.startswith("data."):
                 raise InputError(f"{key}: cannot be searched; expected settings of the training, such as base_lr")
+            if key == "method.name":
+                raise InputError(
+                    "method.name: cannot be searched; name a recipe for each method, such as RECIPE RECIPE"
+                )
             if len(set(values)) < len(values) or "" in values:
                 raise InputError(f"{key}=[{','.join(values)}]: expected different values")
         for word in self.overrides:
@@ -155,6 +159,10 @@ class Sweep:
         """Return the pre-trainings with the chosen settings: all recipes of the first seed, then of the next."""
         return [cell for seed in self.seeds for cell in cells.recipes(self.final(chosen), seed)]
 
+    def first_choice(self) -> list[Recipe]:
+        """Return the pre-trainings of the first seed as if the first setting was chosen."""
+        return self.final_cells(dict.fromkeys(self.recipes, self.settings[0]))[: len(self.recipes)]
+
     def _grid(self, name: str, tried: Sequence[Sequence[str]], held: Sequence[str]) -> cells.Ablation:
         overrides = (*self.overrides, *held)
         decisive = [word for word in overrides if not is_runtime_only(Recipe, word.partition("=")[0])]
@@ -200,7 +208,7 @@ def check_score(sweep: Sweep, searched: Iterable[Recipe]) -> None:
         InputError: the configuration of the score says so, or it is wrong.
     """
     for recipe in searched:
-        _, _, config = runs.prepare(grid.plan(sweep.score, grid.planned_checkpoint(recipe, opened=False)))
+        ((_, _, config),) = grid.scorings(recipe, [sweep.score])
         own = dataclasses.replace(config.data, mean=recipe.data.mean, std=recipe.data.std)  # these are the backbone's
         wanted = {"selection": (config.selection, LAST), "k": (getattr(config, "k", 5), 5), "data": (own, recipe.data)}
         for name, (found, expected) in wanted.items():

@@ -80,7 +80,7 @@ def _run(args: argparse.Namespace) -> None:
         fresh = args.fresh and (stage == "search" or cell not in searched)
         grid.run_cell(cell, plan.search.tasks, RecordStore(folder / "records"), folder, fresh=fresh)
         return
-    grid.check(searched, plan.search.tasks, elsewhere=elsewhere)
+    grid.check([*searched, *plan.first_choice()], plan.search.tasks, elsewhere=elsewhere)
     _run_stage(args, "search", searched, plan.search_results(results), plan.search.tasks, done=())
     chosen = sweep.choose(sweep.tried(plan, results))
     for recipe, best in chosen.items():
@@ -155,11 +155,10 @@ def _print_plan(plan: "Sweep", searched: Sequence[Any], results: Path, **options
     from intl_bench.ablations import plan as plans
     from intl_bench.core.read_only import read_only
 
-    first = dict.fromkeys(plan.recipes, plan.settings[0])
+    final = plan.final(dict.fromkeys(plan.recipes, plan.settings[0]))
+    folder = plan.search_results(results)
     with read_only():
-        print(f"search: {len(plan.settings)} of {plan.size} settings for each of {len(plan.recipes)} recipes")
-        folder = plan.search_results(results)
-        print(plans.describe(plan.search, searched, seeds=plan.seeds[:1], results=folder, **options))
-        print("\nthen: the chosen setting of each recipe, here shown with the first one")
-        made = plan.final_cells(first)[: len(plan.recipes)]
-        print(plans.describe(plan.final(first), made, seeds=plan.seeds, results=results, **options))
+        search = plans.describe(plan.search, searched, seeds=plan.seeds[:1], results=folder, **options)
+        then = plans.describe(final, plan.first_choice(), seeds=plan.seeds, results=results, **options)
+    print(f"search: {len(plan.settings)} of {plan.size} settings for each of {len(plan.recipes)} recipes\n{search}\n")
+    print(f"then: the chosen setting of each recipe, here shown with the first one\n{then}")

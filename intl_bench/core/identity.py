@@ -73,11 +73,14 @@ def same_protocol(one: Any, other: Any) -> bool:
 
 
 def is_runtime_only(schema: type, key: str) -> bool:
-    """Return whether a dataclass declares the field of a dotted key such as "data.root" as `runtime_only`."""
+    """Return whether a dataclass declares the field of a dotted key such as "data.root" as one that changes no result.
+
+    A shorthand does, through the fields that it is resolved into.
+    """
     name, _, rest = key.partition(".")
     field = next((field for field in dataclasses.fields(schema) if field.name == name), None)
     if field is None or _RUNTIME_ONLY in field.metadata:
-        return field is not None
+        return field is not None and _SHORTHAND not in field.metadata
     inner = typing.get_type_hints(schema)[name]
     return bool(rest) and isinstance(inner, type) and dataclasses.is_dataclass(inner) and is_runtime_only(inner, rest)
 

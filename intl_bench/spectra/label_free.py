@@ -114,10 +114,13 @@ def _shortest(paths: Sequence[tuple[str, ...]]) -> list[str]:
     def end(path: tuple[str, ...], length: int) -> str:
         return "/".join(path[-length:])
 
-    return [
-        end(path, next(n for n in range(1, len(path) + 1) if [end(one, n) for one in paths].count(end(path, n)) == 1))
-        for path in paths
-    ]
+    found = []
+    for path in paths:
+        length = 1
+        while [end(other, length) for other in paths].count(end(path, length)) > 1:
+            length += 1
+        found.append(end(path, length))
+    return found
 
 
 def runs_of(records: Mapping[str, Sequence[ResultRecord]]) -> dict[str, list[Run]]:

@@ -1,5 +1,6 @@
 """Group records into rows. Only the identities of the pre-training and of the evaluation decide."""
 
+import itertools
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import TypeVar
@@ -144,30 +145,40 @@ def _by_evaluation(table: Table, records: list[ResultRecord]) -> list[list[Resul
     if _one_each((place, evaluation_of(record)) for record in records for place in _places(table, record)):
         return [records]
     flat = {evaluation_of(record): flat_evaluation(table, record) for record in records}
+    first_made: dict[tuple[str, str], str] = {}
+    for record in records:
+        one = evaluation_of(record)
+        first_made[one] = min(record.created, first_made.get(one, record.created))
     evaluations: dict[str, dict[Hashable, set[tuple[str, str]]]] = defaultdict(lambda: defaultdict(set))
     for record in records:
         for place in _places(table, record):
             evaluations[task_of(record)][place].add(evaluation_of(record))
     # Evaluations on different data sets always differ. The keys that differ between evaluations on the same data set
-    # decide the number of an evaluation on every data set. Of `own_settings`, which each data set may have for itself,
-    # the rank among the values of its data set decides.
+    # decide the number of an evaluation on every data set.
     numbers: dict[str, dict[tuple[str, str], int]] = {}
     for task, by_place in evaluations.items():
         varied = sorted({key for some in by_place.values() for key in varying([flat[one] for one in some])})
-        own = [key for key in varied if key.removeprefix("settings.") in table.own_settings]
-        values = {one: [flat[one].get(key, "") for key in own] for some in by_place.values() for one in some}
+        shared = [key for key in varied if key.removeprefix("settings.") not in table.own_settings]
         settings = {
-            one: (
-                *(flat[one].get(key, "") for key in varied if key not in own),
-                str(sorted({tuple(other) for (name, _), other in values.items() if name == one[0]}).index(tuple(mine))),
-            )
-            for one, mine in values.items()
+            one: [natural_sort_key(flat[one].get(key, "")) for key in shared]
+            for some in by_place.values()
+            for one in some
         }
-        order = sorted(set(settings.values()), key=lambda values: [natural_sort_key(value) for value in values])
-        positions = {values: position for position, values in enumerate(order)}
-        numbers[task] = {one: positions[values] for one, values in settings.items()}
+        # Each data set may have its own value of `own_settings`. Of several evaluations that differ in these alone, the
+        # first one that was made is in the row of the other data sets.
+        versions = {
+            one: [*own, _rank(one, [other for other in settings if settings[other] == own], first_made)]
+            for one, own in settings.items()
+        }
+        order = [version for version, _ in itertools.groupby(sorted(versions.values()))]
+        numbers[task] = {one: order.index(version) for one, version in versions.items()}
     # The first evaluations of all tasks share a row, then the second evaluations, and so on.
     return partition(records, lambda r: numbers[task_of(r)][evaluation_of(r)])
+
+
+def _rank(one: tuple[str, str], others: Iterable[tuple[str, str]], first_made: Mapping[tuple[str, str], str]) -> int:
+    """Return how many of some evaluations are on the same data set as one and were made earlier."""
+    return sum(other[0] == one[0] and (first_made[other], other) < (first_made[one], one) for other in others)
 
 
 def varying(flats: Sequence[dict[str, str]]) -> list[str]:

@@ -70,7 +70,7 @@ class Report:
             everything: whether all entries and classes are named.
         """
         parts = [wrap(self.title, width, after="  ")]
-        if self.splits:
+        if len(self.splits) > 1:  # more than the header
             parts.append(table("", self.splits))
         faults = [finding for finding in self.findings if finding.stops]
         notes = [finding for finding in self.findings if not finding.stops]

@@ -1,5 +1,6 @@
 """Grids of pre-trainings: records, skipped cells, divergence, tables, figures and errors."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -365,6 +366,24 @@ def test_a_score_on_a_gpu_is_refused_before_the_training_where_there_is_none(
     assert not Path("runs").exists()
 
 
+@pytest.mark.slow
+def test_a_figure_shows_the_scores_of_the_grid_as_it_is_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn_points: list[Sequence[Point]] = []
+    figure = FIGURES["embedding_dim"]
+    monkeypatch.setitem(FIGURES, "embedding_dim", lambda points: drawn_points.append(points) or figure(points))
+    small = "[data.size=200, batch_size=32, epochs=1, warmup_epochs=0, projector.hidden=32]"
+    for k in (7, 3, 5, 1):
+        tasks = f"tasks: [linear epochs=1 batch_size=50 lr={k}e-3, knn]"
+        Path("f.yaml").write_text(
+            f"name: f\nrecipe: demo\noverrides: {small}\ncells: [projector.out=16]\nfigure: embedding_dim\n{tasks}\n"
+        )
+        assert cli.main(["ablation", "f.yaml", "--seeds", "1", "method.axis=batch"]) == 0
+        records = RecordStore(Path("results/ablations/f/records")).load()
+        (own,) = [r for r in records if r.task == "linear" and r.config["lr"] == k * 1e-3]
+        assert drawn_points[-1][0].metrics["top1"] == own.metrics["top1"]
+    assert len({points[0].metrics["top1"] for points in drawn_points}) > 1
+
+
 def test_a_finished_cell_is_scored_on_the_images_of_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     values = arrays()
     Path("a.npz").write_bytes(npz(values))
@@ -391,6 +410,14 @@ def test_a_finished_cell_is_scored_on_the_images_of_the_command(capsys: pytest.C
     assert trained == 0
     assert {r.key for r in both} > {first.key}
     assert len({r.evaluation["data"]["test"] for r in both}) == 2
+
+
+def test_another_size_is_another_run_and_not_that_of_the_paper() -> None:
+    power = cells.load("power")
+    whole, small = (cells.recipes(power, 0, words) for words in ((), ("size=16",)))
+    assert {recipe.scale for recipe in whole} == {"adapted"}
+    assert {recipe.scale for recipe in small} == {"reduced"}
+    assert {recipe.name for recipe in whole}.isdisjoint(recipe.name for recipe in small)
 
 
 @pytest.mark.parametrize("word", ["seed=7", "name=mine"])

@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from intl_bench import cli
@@ -97,6 +98,10 @@ def test_lists_of_values_are_searched_and_list_settings_are_not() -> None:
         (["demo", "base_lr=[0.1,1e-1]"], "demo base_lr=0.1 and demo base_lr=1e-1: are the same training"),
         (["demo", "base_lr=[0.1,'0.1']"], "are the same training; expected different ones"),
         (["demo", "decay_one_dimensional=[true,True]"], "are the same training; expected different ones"),
+        (["demo", "optimizer=[sgd,adamw]", "momentum=[0.5,0.9]"], "demo optimizer=adamw momentum=0.9: are the same"),
+        (["log.yaml", "demo", "base_lr=[1]"], "log.yaml base_lr=1 and demo base_lr=1: are the same training"),
+        (["demo", "method.name=[intl,vicreg]"], "method.name: cannot be searched; name a recipe for each method"),
+        (["demo", "base_lr=[0.1,0.3]", "data.kind=npz", "data.root=no_test.npz"], "no array 'test_x'"),
         (["demo", str(configs.CONFIGS / "pretrain" / "demo.yaml"), "base_lr=[1]"], "are the same training"),
         (["demo", "base_lr=[1]", "base_lr=2"], "base_lr=2: this setting has a list of values too"),
         (["demo", "base_lr=[]"], "expected different values"),
@@ -129,12 +134,24 @@ def test_lists_of_values_are_searched_and_list_settings_are_not() -> None:
 def test_a_sweep_that_means_nothing_is_refused_in_one_line(
     words: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    Path("log.yaml").write_text("base: demo\nname: other\nlog_every: 5\nworkers: 0\n")
+    np.savez("no_test.npz", train_x=np.zeros((400, 32, 32, 3), np.uint8), train_y=np.arange(400) % 4)
     for option in ([], ["--dry-run"]):
         assert cli.main(["sweep", *words, *option]) == 2
-        error = capsys.readouterr().err
-        assert message in error
-        assert error.count("\n") == 1
+        printed = capsys.readouterr()
+        assert message in printed.err
+        assert printed.err.count("\n") == 1
+        assert not printed.out
     assert not Path("results").exists()
+    assert not Path("runs").exists()
+
+
+def test_the_size_of_the_views_is_a_setting_of_the_training() -> None:
+    one = plan(space={"size": ("16", "24")}, overrides=("epochs=3",))
+    assert [recipe.views[0].size for recipe in one.searched()] == [16, 24]
+    other = plan(overrides=("size=16",))
+    assert {recipe.name for recipe in other.searched()}.isdisjoint(recipe.name for recipe in plan().searched())
+    assert plan(score="linear --config default size=64 device=cpu").chosen_by == "linear --config default size=64"
 
 
 def test_the_best_score_is_chosen_the_first_of_equal_ones_and_never_a_diverged_one() -> None:

@@ -102,20 +102,30 @@ def test_the_table_is_printed_if_something_was_measured() -> None:
 
 
 def test_a_further_score_of_one_data_set_leaves_the_row_of_the_others_whole() -> None:
-    def of(dataset: str, metric: str, value: float) -> ResultRecord:
-        evaluation = {"settings": {"metric": metric, "decays": 45}, "data": {"train": dataset, "test": dataset}}
-        scores, protocol = {"top1": value, "mean_per_class": value}, {"metric": metric, **R50}
-        return make("transfer", dataset, scores, protocol, evaluation=evaluation, backbone="resnet50")
+    def of(dataset: str, value: float, created: str = "2026-01-01T00:00:00+00:00", **settings: Any) -> ResultRecord:
+        own = {"metric": "top1", "decays": 45, "ways": 5, **settings}
+        evaluation = {"settings": own, "data": {"train": dataset, "test": dataset}}
+        scores, protocol = {"top1": value, "mean_per_class": value}, {"metric": own["metric"], **R50}
+        about: dict[str, Any] = {"evaluation": evaluation, "backbone": "resnet50", "created": created}
+        return make("transfer", dataset, scores, protocol, **about)
 
-    records = [of("pets", "mean_per_class", 80.0), of("dtd", "top1", 60.0), of("cars", "top1", 40.0)]
-    found = shown([*records, of("pets", "top1", 81.0)], "transfer")
-    row = next(row for row, column, _ in found if column == "dtd")
-    assert [one for one in found if one[0] == row] == [
-        (row, "cars", "40.0 (1)"),
-        (row, "dtd", "60.0 (1)"),
-        (row, "pets", "80.0 (1)"),
+    records = [of("pets", 80.0, metric="mean_per_class"), of("dtd", 60.0), of("cars", 40.0, ways=3)]
+    further: list[tuple[str, dict[str, Any]]] = [
+        ("pets", {"metric": "top1"}),
+        ("dtd", {"metric": "mean_per_class"}),
+        ("dtd", {"decays": 10, "ways": 3}),
+        ("cars", {"ways": 5}),
+        ("cars", {"decays": 100}),
     ]
-    assert [one[1:] for one in found if one[0] != row] == [("pets", "81.0 (1)")]
+    for dataset, settings in further:
+        found = shown([of(dataset, 81.0, "2026-02-01T00:00:00+00:00", **settings), *records], "transfer")
+        row = next(row for row, _, text in found if text == "60.0 (1)")
+        assert [one[1:] for one in found if one[0] == row] == [
+            ("cars", "40.0 (1)"),
+            ("dtd", "60.0 (1)"),
+            ("pets", "80.0 (1)"),
+        ]
+        assert [one[1:] for one in found if one[0] != row] == [(dataset, "81.0 (1)")]
 
 
 def test_a_folder_with_another_metric_than_the_caption_says_has_it_in_its_title() -> None:
