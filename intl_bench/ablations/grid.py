@@ -137,7 +137,8 @@ def finish(ablation: Ablation, results: Path, cells: Iterable[Recipe]) -> str:
     table = render(records, tables=["ablation"])
     files.write_text(results / "table.md", table + "\n")
     if ablation.figure is not None:
-        current = {(task, digest(own)) for one in planned for task, own in evaluations(ablation.tasks, one)}
+        read = dict[str, dict[str, str]]()
+        current = {(task, digest(own)) for one in planned for task, own in evaluations(ablation.tasks, one, read)}
         figure = FIGURES[ablation.figure](
             points([*ended, *(r for r in scores if (r.task, r.evaluation_sha256) in current)])
         )
@@ -249,13 +250,24 @@ def plan(scoring: str, checkpoint: Checkpoint, seed: int = 0) -> runs.TaskRun:
     return runs.TaskRun(task=task, checkpoint=checkpoint, config=config, overrides=overrides, seeds=[seed])
 
 
-def evaluations(tasks: Sequence[str], planned: Checkpoint) -> list[tuple[str, dict[str, Any]]]:
-    """Return the task and the identity of the evaluation of each entry of `tasks`, for a planned checkpoint."""
+def evaluations(
+    tasks: Sequence[str], planned: Checkpoint, read: dict[str, dict[str, str]] | None = None
+) -> list[tuple[str, dict[str, Any]]]:
+    """Return the task and the identity of the evaluation of each entry of `tasks`, for a planned checkpoint.
+
+    Args:
+        read: the fingerprints of images by `scoring_key`, which several checkpoints share. Those that are missing are
+            read and added.
+    """
     found = []
+    read = {} if read is None else read
     for entry in tasks:
         scoring = plan(entry, planned)
         task, checkpoint, config = runs.prepare(scoring)
-        found.append((scoring.task, protocol.evaluation(task, checkpoint, config, task.fingerprints(config))))
+        key = scoring_key(entry, config)
+        if key not in read:
+            read[key] = task.fingerprints(config)
+        found.append((scoring.task, protocol.evaluation(task, checkpoint, config, read[key])))
     return found
 
 

@@ -240,11 +240,12 @@ def tried(sweep: Sweep, results: Path) -> dict[str, list[Tried]]:
     """
     records = RecordStore(sweep.search_results(results) / "records").load()
     found: dict[str, list[Tried]] = {recipe: [] for recipe in sweep.recipes}
+    read = dict[str, dict[str, str]]()
     owners = [(recipe, setting) for recipe in sweep.recipes for setting in sweep.settings]
     for (name, setting), (planned, cell) in zip(owners, ends(sweep.searched(), records), strict=True):
         score = None
         if "diverged" not in cell.details:
-            own = dict(grid.evaluations(sweep.search.tasks, planned))
+            own = dict(grid.evaluations(sweep.search.tasks, planned, read))
             score = scores_of(cell, own, records)[sweep.task].metrics[SCORES[sweep.task]]
         found[name].append(Tried(setting=setting, score=score, cell=cell))
     return found

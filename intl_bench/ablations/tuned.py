@@ -28,15 +28,16 @@ def finish(sweep: sweeps.Sweep, results: Path) -> str:
     store = RecordStore(results / "records")
     search = sweeps.tried(sweep, results)
     chosen, records = sweeps.choose(search), store.load()
+    read = dict[str, dict[str, str]]()
     names, made = [recipe for _ in sweep.seeds for recipe in sweep.recipes], set[tuple[str, str]]()
     ends = sweeps.ends(sweep.final_cells(sweeps.settings_of(chosen)), records)
     for name, (planned, cell) in zip(names, ends, strict=True):
-        own = dict(grid.evaluations(sweep.search.tasks, planned))
+        own = dict(grid.evaluations(sweep.search.tasks, planned, read))
         tuned = _record(sweep, cell, own, sweeps.scores_of(cell, own, records), search[name], chosen[name])
         store.replace(tuned)
         made.add((tuned.pretraining_sha256, tuned.evaluation_sha256))
     earlier = [record for record in records if record.task == table.TASK]
-    others = _other_choices(sweep) - made if earlier else set()
+    others = _other_choices(sweep, read) - made if earlier else set()
     for record in earlier:
         if (record.pretraining_sha256, record.evaluation_sha256) in others:
             store.remove(record)
@@ -45,13 +46,18 @@ def finish(sweep: sweeps.Sweep, results: Path) -> str:
     return text
 
 
-def _other_choices(sweep: sweeps.Sweep) -> set[tuple[str, str]]:
-    """Return the digests of the pre-training and of the evaluation of a record, for every choice."""
+def _other_choices(sweep: sweeps.Sweep, read: dict[str, dict[str, str]]) -> set[tuple[str, str]]:
+    """Return the digests of the pre-training and of the evaluation of a record, for every choice.
+
+    Args:
+        read: see `grid.evaluations`.
+    """
     choices = [cells.recipes(sweep.final(dict.fromkeys(sweep.recipes, one)), sweep.seeds[0]) for one in sweep.settings]
-    return {
-        (digest(planned.pretraining()), digest(_evaluation(sweep, dict(grid.evaluations(sweep.search.tasks, planned)))))
-        for planned in sweeps.planned_checkpoints([recipe for made in choices for recipe in made])
-    }
+    found = set()
+    for planned in sweeps.planned_checkpoints([recipe for made in choices for recipe in made]):
+        own = dict(grid.evaluations(sweep.search.tasks, planned, read))
+        found.add((digest(planned.pretraining()), digest(_evaluation(sweep, own))))
+    return found
 
 
 def _record(
