@@ -121,6 +121,8 @@ def _identities(table: Table, row: Sequence[ResultRecord], flat: dict[Hashable, 
             digest = pretraining_digest(table, record)
             if digest not in flat:
                 flat[digest] = flatten(record.pretraining)
+                if crops := record.protocol.get("pretrain_crops"):  # a short name of most differences of views
+                    flat[digest]["settings.crops"] = str(crops)
                 flat[digest].pop(column_setting_of(table, record), None)
             found[part] = digest, flat[digest]
         if not record.evaluation:

@@ -19,9 +19,11 @@ _COLUMNS = {
 
 
 def _columns(records: Sequence[ResultRecord]) -> Sequence[Column]:
+    measured = {metric for record in records for metric in record.metrics}  # a search by 5-NN has no linear score
     return [
         Column(key=key, group=group, name=name, flat=f"{group} {name}", ranked=key not in ("val", "diverged"))
-        for key, (group, name, _) in _COLUMNS.items()
+        for key, (group, name, metric) in _COLUMNS.items()
+        if metric in measured
     ]
 
 
