@@ -25,10 +25,11 @@ from pretrain import backbone as backbones
 from pretrain import images as image_files
 from pretrain.backbone import Backbone
 from pretrain.checkpoint import Checkpoint, Origin
-from pretrain.images.data import ArraySource, ImageSource, normalization, open_source
+from pretrain.images.data import ArraySource, ImageSource, normalization
 from pretrain.images.fingerprint import fingerprint
 from pretrain.images.loader import evaluation_batches
 from transfer.precision import DEFAULT, autocast
+from transfer.task import open_both
 
 FOLDER = Path("runs") / "features"
 RANDOM = "Random init"
@@ -122,7 +123,6 @@ def extract_both(checkpoint: Checkpoint, config: Any, process: distributed.Proce
     Raises:
         InputError: the data set cannot be read, or see `extract`.
     """
-    sources = [open_source(config.data, split) for split in ("train", "test")]
     train, test = (
         extract(
             checkpoint,
@@ -134,7 +134,7 @@ def extract_both(checkpoint: Checkpoint, config: Any, process: distributed.Proce
             workers=config.workers,
             precision=config.precision,
         )
-        for source in sources
+        for source in open_both(config)
     )
     return train, test
 

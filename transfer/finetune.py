@@ -19,7 +19,7 @@ from intl_bench.core.errors import InputError
 from intl_bench.core.identity import by_content, every_value_published, runtime_only, shorthand
 from intl_bench.core.ranges import Checked, Count, Device, NonNegative, Part, Pixels, Positive, Seed, Workers
 from pretrain.checkpoint import Checkpoint
-from pretrain.images.data import ArraySource, DataConfig, FileSource, normalization, open_source
+from pretrain.images.data import ArraySource, DataConfig, FileSource, normalization
 from pretrain.images.loader import steps_per_epoch
 from pretrain.images.names import explain_line, fold, read_lines, require_one
 from transfer import labels, sizes
@@ -29,7 +29,7 @@ from transfer.features import from_checkpoint
 from transfer.scores import describe_normalization
 from transfer.sgd_classifier import Settings, without_last_batch
 from transfer.sgd_selection import score_by_sgd
-from transfer.task import Outcome, Task
+from transfer.task import Images, Outcome, Task, open_both
 
 __all__ = ["TASK", "FinetuneConfig", "find_list", "listed_images"]
 
@@ -185,7 +185,7 @@ def run(checkpoint: Checkpoint, config: FinetuneConfig, seed: int, *, folder: Pa
     return outcome if drawn is None else dataclasses.replace(outcome, image_list=drawn)
 
 
-def open_images(config: FinetuneConfig) -> tuple[ArraySource | FileSource, ArraySource | FileSource]:
+def open_images(config: FinetuneConfig) -> Images:
     """Open the chosen training images and the test images; see `transfer.task.Task.images`."""
     train, test, _ = sources(config)
     fitted = selections.fitted_images(config, train.labels)
@@ -193,11 +193,9 @@ def open_images(config: FinetuneConfig) -> tuple[ArraySource | FileSource, Array
     return train, test
 
 
-def sources(
-    config: FinetuneConfig,
-) -> tuple[ArraySource | FileSource, ArraySource | FileSource, bytes | None]:
+def sources(config: FinetuneConfig) -> tuple[*Images, bytes | None]:
     """Return the chosen training images, the test images, and the list of the training images if they were drawn."""
-    train, test = (open_source(config.data, split) for split in ("train", "test"))
+    train, test = open_both(config)
     if are_drawn(config):
         chosen = labels.draw(train, config.train_percent, config.label_seed or 0)
         return train.choose(chosen), test, labels.write_list(train, chosen)

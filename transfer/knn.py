@@ -17,14 +17,14 @@ from intl_bench.core.errors import InputError
 from intl_bench.core.identity import every_value_published, runtime_only, shorthand
 from intl_bench.core.ranges import Checked, Choice, Count, Device, Part, Pixels, Positive, Seed, Workers
 from pretrain.checkpoint import Checkpoint
-from pretrain.images.data import ArraySource, DataConfig, FileSource, open_source
+from pretrain.images.data import DataConfig
 from transfer import precision as precisions
 from transfer import selection as selections
 from transfer import sizes
 from transfer.features import Features, extract_both, from_checkpoint
 from transfer.neighbors import WEIGHTS, check, predict
 from transfer.scores import describe_normalization
-from transfer.task import Outcome, Task
+from transfer.task import Images, Outcome, Task, open_both
 
 __all__ = ["TASK", "KnnConfig"]
 
@@ -153,9 +153,9 @@ def run(checkpoint: Checkpoint, config: KnnConfig, seed: int, *, folder: Path) -
     return Outcome(metrics=metrics, details={**details, "correct": right, "val_images": len(scored.labels)})
 
 
-def open_images(config: KnnConfig) -> tuple[ArraySource | FileSource, ArraySource | FileSource]:
+def open_images(config: KnnConfig) -> Images:
     """Open the training and the test images; see `transfer.task.Task.images`."""
-    train, test = (open_source(config.data, split) for split in ("train", "test"))
+    train, test = open_both(config)
     values_of_k(config, train.labels)
     return train, test
 

@@ -17,7 +17,7 @@ from intl_bench.core import distributed
 from intl_bench.core.identity import every_value_published, runtime_only, shorthand
 from intl_bench.core.ranges import Checked, Count, Device, Natural, NonNegative, Part, Pixels, Positive, Seed, Workers
 from pretrain.checkpoint import Checkpoint
-from pretrain.images.data import ArraySource, DataConfig, FileSource, normalization, open_source
+from pretrain.images.data import DataConfig, normalization
 from pretrain.images.loader import steps_per_epoch
 from transfer import precision as precisions
 from transfer import selection as selections
@@ -27,7 +27,7 @@ from transfer.probe import train_probe
 from transfer.scores import describe_normalization, last_and_best
 from transfer.sgd_classifier import Settings, without_last_batch
 from transfer.sgd_selection import score_by_sgd
-from transfer.task import Outcome, Task
+from transfer.task import Images, Outcome, Task, open_both
 
 __all__ = ["TASK", "LinearConfig"]
 
@@ -199,9 +199,9 @@ def run(checkpoint: Checkpoint, config: LinearConfig, seed: int, *, folder: Path
     return Outcome(metrics=metrics, details={**details, **counts})
 
 
-def open_images(config: LinearConfig) -> tuple[ArraySource | FileSource, ArraySource | FileSource]:
+def open_images(config: LinearConfig) -> Images:
     """Open the training and the test images; see `transfer.task.Task.images`."""
-    train, test = (open_source(config.data, split) for split in ("train", "test"))
+    train, test = open_both(config)
     fitted = selections.fitted_images(config, train.labels)
     if config.augment:  # without it, a batch has at most all images
         steps_per_epoch(fitted, config.batch_size, drop_last=config.drop_last)

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from pretrain.checkpoint import Checkpoint
-from pretrain.images.data import open_source
+from pretrain.images.data import ArraySource, FileSource, open_source
 from transfer import selection
 
+Images = tuple[ArraySource | FileSource, ArraySource | FileSource]  # of training, of test
 C = TypeVar("C")
 C_contra = TypeVar("C_contra", contravariant=True)
 
@@ -36,8 +37,10 @@ class Run(Protocol[C_contra]):
     def __call__(self, checkpoint: Checkpoint, config: C_contra, seed: int, *, folder: Path) -> Outcome: ...
 
 
-def _open(config: Any) -> tuple[Any, Any]:
-    return open_source(config.data, "train"), open_source(config.data, "test")
+def open_both(config: Any, *, multi_label: bool = False) -> Images:
+    """Open the training and the test images of `config.data`; see `pretrain.images.data.open_source`."""
+    train, test = (open_source(config.data, split, multi_label=multi_label) for split in ("train", "test"))
+    return train, test
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,7 +76,7 @@ class Task(Generic[C]):
     processes_matter: bool = False
     finds_kind: bool = False
     resolve: Callable[[C], C] = lambda config: config
-    images: Callable[[C], tuple[Any, Any]] = _open
+    images: Callable[[C], tuple[Any, Any]] = open_both
     digests: Callable[[C, Any, Any], dict[str, str]] = selection.fingerprints
     draw: Callable[[C, Path, Path], bool] | None = None
     read_detector: Callable[[Path], Any] | None = None

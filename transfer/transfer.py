@@ -19,13 +19,13 @@ from intl_bench.core.progress import Progress
 from intl_bench.core.ranges import Checked, Choice, Count, Device, Fraction, Natural, Pixels, Positive, Seed, Workers
 from pretrain.checkpoint import Checkpoint
 from pretrain.images import sample
-from pretrain.images.data import DataConfig, ImageSource, normalization, open_source
+from pretrain.images.data import DataConfig, ImageSource, normalization
 from transfer import few_shot, sizes
 from transfer import precision as precisions
 from transfer.features import extract, from_checkpoint
 from transfer.logistic import Fit, Problem
 from transfer.scores import describe_normalization, mean_average_precision, mean_per_class
-from transfer.task import Outcome, Task
+from transfer.task import Images, Outcome, Task, open_both
 
 __all__ = ["TASK", "TransferConfig"]
 
@@ -168,9 +168,9 @@ def run(checkpoint: Checkpoint, config: TransferConfig, seed: int, *, folder: Pa
     return Outcome(metrics=metrics, details=details)
 
 
-def open_images(config: TransferConfig) -> tuple[ImageSource, ImageSource]:
+def open_images(config: TransferConfig) -> Images:
     """Open the training images, which include the validation images, and the test images; see `Task.images`."""
-    train, test = (open_source(config.data, split, multi_label=True) for split in ("train", "test"))
+    train, test = open_both(config, multi_label=True)
     _validation(train, config)
     if config.episodes and not train.multi_label:
         few_shot.members(np.concatenate([train.labels, test.labels]), **_episode(config))

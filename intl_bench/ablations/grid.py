@@ -33,6 +33,8 @@ from pretrain.images.fingerprint import fingerprint
 from pretrain.recipe import Inputs, Recipe
 from transfer.task import Task
 
+Scoring = tuple[Task[Any], Checkpoint, Any]  # a task, what it scores, its configuration
+
 
 def check(recipes: Sequence[Recipe], tasks: Sequence[str], *, elsewhere: bool = False) -> None:
     """Build every cell without memory, so that an error in the last cell is reported before the first one runs.
@@ -52,17 +54,17 @@ def check(recipes: Sequence[Recipe], tasks: Sequence[str], *, elsewhere: bool = 
             source = open_source(recipe.data, "train")
         with nowhere.device:
             train.build_training(recipe, nowhere, len(source), len(source.class_names))
-        for scoring, (task, _, config) in zip(tasks, scorings(recipe, tasks), strict=True):
+        prepared = scorings(planned_checkpoint(recipe, opened=False), tasks)
+        for scoring, (task, _, config) in zip(tasks, prepared, strict=True):
             if (key := scoring_key(scoring, config)) not in scored:
                 task.images(config)
                 scored.add(key)
         if not elsewhere:
-            require_gpu(recipe, tasks)
+            require_gpu(recipe, prepared)
 
 
-def scorings(recipe: Recipe, tasks: Sequence[str]) -> list[tuple[Task[Any], Checkpoint, Any]]:
-    """Return what `runs.prepare` does for each task of a cell, without opening the images."""
-    planned = planned_checkpoint(recipe, opened=False)
+def scorings(planned: Checkpoint, tasks: Sequence[str]) -> list[Scoring]:
+    """Return what `runs.prepare` does for each entry of `tasks`, without opening the images."""
     return [runs.prepare(plan(scoring, planned)) for scoring in tasks]
 
 
@@ -71,8 +73,11 @@ def scoring_key(scoring: str, config: Any) -> str:
     return digest({"scoring": scoring, "config": configs.to_dict(config)})
 
 
-def require_gpu(recipe: Recipe, tasks: Sequence[str]) -> None:
+def require_gpu(recipe: Recipe, prepared: Sequence[Scoring]) -> None:
     """Refuse a cell that needs a GPU, if PyTorch sees none here.
+
+    Args:
+        prepared: its scores; see `scorings`.
 
     Raises:
         InputError: its precision needs one.
@@ -80,7 +85,7 @@ def require_gpu(recipe: Recipe, tasks: Sequence[str]) -> None:
     """
     if recipe.precision == "fp16" and (recipe.device == "cpu" or not torch.cuda.is_available()):
         raise InputError("precision=fp16: expected a GPU for a cell of this precision; add precision=bf16, or fp32")
-    for device in (recipe.device, *(config.device for _, _, config in scorings(recipe, tasks))):
+    for device in (recipe.device, *(config.device for _, _, config in prepared)):
         distributed.require(device)
 
 
@@ -176,7 +181,7 @@ def run_cell(recipe: Recipe, tasks: Sequence[str], store: RecordStore, results: 
             files.sweep(folder)  # what a failed call could not remove
         print(f"{recipe.name} seed {recipe.seed}: already there", flush=True)
         return
-    require_gpu(recipe, tasks)
+    require_gpu(recipe, scorings(planned, tasks))
     try:
         path = train.run(recipe, fresh=fresh)
     except DivergedError as error:
@@ -261,13 +266,11 @@ def evaluations(
     """
     found = []
     read = {} if read is None else read
-    for entry in tasks:
-        scoring = plan(entry, planned)
-        task, checkpoint, config = runs.prepare(scoring)
+    for entry, (task, checkpoint, config) in zip(tasks, scorings(planned, tasks), strict=True):
         key = scoring_key(entry, config)
         if key not in read:
             read[key] = task.fingerprints(config)
-        found.append((scoring.task, protocol.evaluation(task, checkpoint, config, read[key])))
+        found.append((split_scoring(entry)[0], protocol.evaluation(task, checkpoint, config, read[key])))
     return found
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from intl_bench import dry_run
 from intl_bench.ablations.cells import Ablation, split_scoring
-from intl_bench.ablations.grid import is_done, require_gpu, scoring_key, scorings
+from intl_bench.ablations.grid import is_done, planned_checkpoint, require_gpu, scoring_key, scorings
 from intl_bench.core import machine, planned
 from intl_bench.core.errors import BenchError
 from intl_bench.records import RecordStore
@@ -42,16 +42,17 @@ def describe(
     records = store.load()
     rows, left, needed, data = list[list[str]](), 0.0, 0, ""
     here = machines.measure(cells[0].device) if cells else None
-    prepared: dict[Any, machines.Preparation | None] = {}  # most cells have the same images and views
+    preparations: dict[Any, machines.Preparation | None] = {}  # most cells have the same images and views
     scores: dict[Any, float] = {}  # seconds of each entry of `tasks`, by its configuration and the backbone
     backbones = list[BackboneConfig]()  # whose random initialization is counted
     for recipe in cells:
         assert here is not None
+        prepared = scorings(planned_checkpoint(recipe, opened=False), ablation.tasks)
         if not elsewhere:
-            require_gpu(recipe, ablation.tasks)
+            require_gpu(recipe, prepared)
         look = recipe.data, recipe.views
-        made = make_plan(recipe, here=here, devices=(), preparation=prepared.get(look))
-        prepared[look] = made.preparation
+        made = make_plan(recipe, here=here, devices=(), preparation=preparations.get(look))
+        preparations[look] = made.preparation
         data = data or describe_data(made)
         try:
             done = 0 if fresh else sum(is_done(recipe, seed, ablation.tasks, records) for seed in seeds)
@@ -60,7 +61,7 @@ def describe(
         hours = made.estimates[0].hours
         rest = len(seeds) - done
         scoring = 0.0
-        for entry, (_, checkpoint, config) in zip(ablation.tasks, scorings(recipe, ablation.tasks), strict=True):
+        for entry, (_, checkpoint, config) in zip(ablation.tasks, prepared, strict=True):
             key = recipe.backbone, scoring_key(entry, config)
             if key not in scores:
                 work = dry_run.work_of(split_scoring(entry)[0], checkpoint, config, here)

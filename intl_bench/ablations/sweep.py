@@ -208,7 +208,7 @@ def check_score(sweep: Sweep, searched: Iterable[Recipe]) -> None:
         InputError: the configuration of the score says so, or it is wrong.
     """
     for recipe in searched:
-        ((_, _, config),) = grid.scorings(recipe, [sweep.score])
+        ((_, _, config),) = grid.scorings(grid.planned_checkpoint(recipe, opened=False), [sweep.score])
         own = dataclasses.replace(config.data, mean=recipe.data.mean, std=recipe.data.std)  # these are the backbone's
         wanted = {"selection": (config.selection, LAST), "k": (getattr(config, "k", 5), 5), "data": (own, recipe.data)}
         for name, (found, expected) in wanted.items():
