@@ -69,7 +69,7 @@ def test_a_seed_gets_the_arguments_as_the_user_typed_them(
     assert started.pop() == {f"seed {n}": ["knn", "--only-seed", str(n), *task, "--parallel"] for n in (0, 2)}
     assert cli.main(["knn", *task, "--slurm"]) == 0
     assert started.pop() == {f"seed {n}": ["knn", "--only-seed", str(n), *task, "--slurm"] for n in (0, 2)}
-    words = ["power_reduced", "--seeds", "1", "--parallel", "data.kind=shapes", "data.name=s"]
+    words = ["beta_reduced", "--seeds", "1", "--parallel", "data.kind=shapes", "data.name=s"]
     assert cli.main(["ablation", *words]) == 0
     assert started.pop() == {"seed 0": ["ablation", "--only-seed", "0", *words]}
     assert cli.main(["pretrain", "demo", "--fresh", "--slurm=timeout_min=5", "epochs=1"]) == 0
