@@ -185,8 +185,8 @@ class RecordStore:
         return path
 
     def remove(self, record: ResultRecord) -> None:
-        """Delete a record and its list of images; nothing happens if it is gone."""
-        _delete(self._path(record))
+        """Delete a record that `load` returned, and its list of images; nothing happens if it is gone."""
+        _delete(Path(record.file))
 
     def load(self) -> list[ResultRecord]:
         """Return all records in the order of their paths; an empty list if the folder does not exist.

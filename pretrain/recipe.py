@@ -282,7 +282,7 @@ def check_same_run(recipe: Recipe, inputs: Inputs, before: Recipe, read: Inputs)
     Raises:
         InputError: something differs; the message names the first difference.
     """
-    remedy = "give this run another name with name=..., or add --fresh to start over"
+    remedy = "give this run another name with name=... (a grid: with name: in its file), or add --fresh to start over"
     changed = configs.differences(identities.identity(before), identities.identity(recipe))
     if changed:
         more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""

@@ -40,7 +40,7 @@ from pretrain.spectrum import capture_first_output
 from pretrain.step_metrics import StepMetrics
 from pretrain.sync_batch_norm import synchronize
 
-_OTHERWISE = "give this run another name with name=..."
+_OTHERWISE = "give this run another name with name=... (a grid: with name: in its file)"
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -362,6 +362,12 @@ def run(recipe: Recipe, *, fresh: bool = False, command: Sequence[str] | None = 
             )
             checkpoint.export_backbone(exported, about)
     return recipe.checkpoint
+
+
+def discard(recipe: Recipe) -> None:
+    """Remove what a run's folder holds; raises `InputError` if another process works there."""
+    with lock(recipe.folder, otherwise=_OTHERWISE):
+        files.remove_contents(recipe.folder)
 
 
 def _prepare_folder(training: Training, fresh: bool) -> None:

@@ -13,8 +13,21 @@ from typing import Any
 import torch
 
 from intl_bench import protocol, provenance, runs
+from intl_bench.ablations import fresh
 from intl_bench.ablations.cells import EXPERIMENTS, Ablation, recipes, split_scoring
 from intl_bench.ablations.figures import DRAWN, FIGURES, Point
+from intl_bench.ablations.scoring import (
+    Scoring,
+    evaluations,
+    plan,
+    planned_checkpoint,
+    planned_checkpoints,
+    random_pretraining,
+    random_records,
+    random_scores,
+    scoring_key,
+    scorings,
+)
 from intl_bench.core import config as configs
 from intl_bench.core import distributed, files, inputs
 from intl_bench.core.distributed import Process
@@ -24,16 +37,12 @@ from intl_bench.records import RecordStore, ResultRecord
 from intl_bench.spectra.measure import measure_run
 from intl_bench.spectra.values import record_values
 from intl_bench.tables import render
-from intl_bench.tables.ablation import TASK
+from intl_bench.tables.ablation import SHOWN, TASK
 from pretrain import checkpoint as checkpoints
-from pretrain import methods, states, train
-from pretrain.checkpoint import Checkpoint, Origin, Preprocessing
+from pretrain import states, train
+from pretrain.checkpoint import Checkpoint
 from pretrain.images.data import open_source
-from pretrain.images.fingerprint import fingerprint
-from pretrain.recipe import Inputs, Recipe
-from transfer.task import Task
-
-Scoring = tuple[Task[Any], Checkpoint, Any]  # a task, what it scores, its configuration
+from pretrain.recipe import Recipe
 
 
 def check(recipes: Sequence[Recipe], tasks: Sequence[str], *, elsewhere: bool = False) -> None:
@@ -63,16 +72,6 @@ def check(recipes: Sequence[Recipe], tasks: Sequence[str], *, elsewhere: bool = 
             require_gpu(recipe, prepared)
 
 
-def scorings(planned: Checkpoint, tasks: Sequence[str]) -> list[Scoring]:
-    """Return what `runs.prepare` does for each entry of `tasks`, without opening the images."""
-    return [runs.prepare(plan(scoring, planned)) for scoring in tasks]
-
-
-def scoring_key(scoring: str, config: Any) -> str:
-    """Return a key that is equal for cells that an entry of `tasks` scores with the same configuration."""
-    return digest({"scoring": scoring, "config": configs.to_dict(config)})
-
-
 def require_gpu(recipe: Recipe, prepared: Sequence[Scoring]) -> None:
     """Refuse a cell that needs a GPU, if PyTorch sees none here.
 
@@ -89,38 +88,77 @@ def require_gpu(recipe: Recipe, prepared: Sequence[Scoring]) -> None:
         distributed.require(device)
 
 
-def run(
-    ablation: Ablation,
-    *,
-    seeds: Iterable[int],
-    results: Path,
-    overrides: Sequence[str] = (),
-    fresh: bool = False,
-) -> None:
+def run(ablation: Ablation, *, seeds: Iterable[int], results: Path, overrides: Sequence[str] = ()) -> None:
     """Run every cell that has no records, for every seed.
 
-    A cell that diverges counts as a result, and the grid continues.
+    A cell that diverges counts as a result, and the grid continues. It continues as well if a score diverges.
 
     Raises:
+        DivergedError: scores diverged. The other cells are finished.
         BenchError: a cell failed. The records of finished cells are kept.
     """
-    store = RecordStore(results / "records")
+    store, diverged = RecordStore(results / "records"), list[DivergedError]()
     for seed in seeds:
         cells = recipes(ablation, seed, overrides)
         for recipe in cells:
-            run_cell(recipe, ablation.tasks, store, results, fresh=fresh)
-        for recipe in {recipe.backbone: recipe for recipe in reversed(cells)}.values() if ablation.random else ():
-            for scoring in ablation.tasks:
-                random = plan(scoring, planned_checkpoint(recipe), seed)
-                runs.run(dataclasses.replace(random, init="random", results=results))
+            try:
+                run_cell(recipe, ablation.tasks, results)
+            except DivergedError as error:
+                print(error, flush=True)
+                diverged.append(error)
+        replaced = fresh.listed(store.load(), results)
+        for planned, scoring in random_scores(cells, ablation).values():
+            for record in random_records(replaced, planned, scoring, [seed]):
+                store.remove(record)
+            runs.run(dataclasses.replace(plan(scoring, planned, seed), init="random", results=results))
+    if diverged:
+        raise DivergedError(f"{diverged[0]} ({len(diverged)} of the cells lack a score; all others are finished)")
 
 
-def experiment(ablation: Ablation, results: Path, *, fresh: bool = False) -> None:
-    """Run the experiment of a grid, if it has one, unless its results exist; print its table, if there is one."""
+def start_over(
+    cells: Sequence[Recipe], results: Path, *, random: Iterable[tuple[Checkpoint, str]] = (), seeds: Sequence[int] = ()
+) -> None:
+    """Begin a `--fresh`: list what is finished, which is replaced when its turn comes; discard what is unfinished.
+
+    Args:
+        cells: of all seeds.
+        random, seeds: scores at random initialization, see `random_scores`, and their seeds.
+    """
+    store = RecordStore(results / "records")
+    records, finished = store.load(), list[ResultRecord]()
+    for recipe, planned in zip(cells, planned_checkpoints(cells), strict=True):
+        own = _of(planned, records)
+        ends = [record for record in own if record.task == TASK]
+        finished += ends
+        if not ends:
+            _discard(recipe, own, store)
+    for planned, scoring in random:
+        finished += random_records(records, planned, scoring, seeds)
+    fresh.start(results, finished)
+
+
+def forget(cells: Sequence[Recipe], results: Path) -> None:
+    """Remove the records of cells, so that they are scored again, but not their trainings."""
+    store = RecordStore(results / "records")
+    records = store.load()
+    for planned in planned_checkpoints(cells):
+        for record in _of(planned, records):
+            store.remove(record)
+
+
+def experiment(ablation: Ablation, results: Path, *, again: bool = False) -> None:
+    """Run the experiment of a grid, if it has one, unless its results exist; print its table, if there is one.
+
+    Args:
+        again: remove its results first.
+    """
     if ablation.also is None:
         return
     folder = results / ablation.also
-    if fresh or not (folder / f"{ablation.also}.json").exists():  # the file that is written last
+    ended = folder / f"{ablation.also}.json"  # the file that is written last
+    if again:
+        ended.unlink(missing_ok=True)
+    if not ended.exists():
         importlib.import_module(EXPERIMENTS[ablation.also]).run(folder)
     print(f"{ablation.also}: {folder}", flush=True)
     table = folder / f"{ablation.also}.md"
@@ -130,9 +168,9 @@ def experiment(ablation: Ablation, results: Path, *, fresh: bool = False) -> Non
 
 def finish(ablation: Ablation, results: Path, cells: Iterable[Recipe]) -> str:
     """Write the table and the figure of these cells with all seeds that have records; return the table."""
-    planned = [planned_checkpoint(recipe) for recipe in cells]
+    planned = planned_checkpoints(cells)
     wanted = {digest(one.pretraining()) for one in planned}
-    random = {digest(dataclasses.replace(one, origin=Origin.RANDOM, recipe=None).pretraining()) for one in planned}
+    random = {random_pretraining(one) for one in planned}
     records = RecordStore(results / "records").load()
     ended = [r for r in records if r.task == TASK and r.pretraining_sha256 in wanted]
     scores = [r for r in records if r.task != TASK and r.pretraining_sha256 in wanted | random]
@@ -140,6 +178,8 @@ def finish(ablation: Ablation, results: Path, cells: Iterable[Recipe]) -> str:
     if not records:  # none of the cells ran here
         return ""
     table = render(records, tables=["ablation"])
+    if others := sorted({record.task for record in scores} - SHOWN):
+        table += f"\n\nScores of {', '.join(others)}: intl-bench tables --results {results}"
     files.write_text(results / "table.md", table + "\n")
     if ablation.figure is not None:
         read = dict[str, dict[str, str]]()
@@ -148,6 +188,7 @@ def finish(ablation: Ablation, results: Path, cells: Iterable[Recipe]) -> str:
             points([*ended, *(r for r in scores if (r.task, r.evaluation_sha256) in current)])
         )
         files.write_stream(results / "figure.png", lambda stream: figure.savefig(stream, format="png", dpi=150))
+    fresh.end(results)
     return table
 
 
@@ -168,14 +209,19 @@ def points(records: Sequence[ResultRecord]) -> list[Point]:
     return found
 
 
-def run_cell(recipe: Recipe, tasks: Sequence[str], store: RecordStore, results: Path, *, fresh: bool) -> None:
-    """Train a cell, score it and measure it, unless it has all its records.
+def run_cell(recipe: Recipe, tasks: Sequence[str], results: Path) -> None:
+    """Train a cell, measure it and score it, unless it has all its records.
 
     Raises:
+        DivergedError: a score diverged.
         BenchError: it failed.
     """
-    records, planned = store.load(), planned_checkpoint(recipe)
-    if not fresh and _is_recorded(planned, tasks, records):
+    store, planned = RecordStore(results / "records"), planned_checkpoint(recipe)
+    records = store.load()
+    if fresh.listed(own := _of(planned, records), results):
+        if runs.is_main_process():
+            _discard(recipe, own, store)
+    elif _is_recorded(planned, tasks, records):
         names = {split_scoring(scoring)[0] for scoring in tasks}
         for folder in (recipe.folder.parent, *(base / name for name in names for base in (Path("runs"), store.folder))):
             files.sweep(folder)  # what a failed call could not remove
@@ -183,49 +229,64 @@ def run_cell(recipe: Recipe, tasks: Sequence[str], store: RecordStore, results: 
         return
     require_gpu(recipe, scorings(planned, tasks))
     try:
-        path = train.run(recipe, fresh=fresh)
+        path = train.run(recipe)
     except DivergedError as error:
-        record = _diverged(planned, error)
+        record = _diverged(planned, error, store)
     else:
         try:
-            record = _scored(path, planned, tasks, records, results, fresh=fresh)
+            record = _scored(path, planned, tasks, store, results)
         except NotFiniteError as error:  # the last step diverged, or the numbers of the network are too large
-            record = _diverged(planned, error)
+            record = _diverged(planned, error, store)
     store.replace(record)
 
 
-def _diverged(planned: Checkpoint, error: Exception) -> ResultRecord:
+def _of(planned: Checkpoint, records: Iterable[ResultRecord]) -> list[ResultRecord]:
+    """Return the record of the end of a cell and those of its scores, whatever their weights are."""
+    cell = digest(planned.pretraining()), planned.seed
+    return [record for record in records if (record.pretraining_sha256, record.pretrain_seed) == cell]
+
+
+def _discard(recipe: Recipe, own: Iterable[ResultRecord], store: RecordStore) -> None:
+    """Remove the training of a cell and its records. The end is the last, because it is what `fresh` lists."""
+    train.discard(recipe)
+    for record in sorted(own, key=lambda record: record.task == TASK):
+        store.remove(record)
+
+
+def _remove_scores(planned: Checkpoint, store: RecordStore, *, but: str | None) -> None:
+    """Remove the scores of a cell that are of other weights than those with the digest `but`."""
+    gone = [r for r in _of(planned, store.load()) if r.task != TASK and r.weights_sha256 != but]
+    for record in gone:
+        store.remove(record)
+    if gone:
+        tasks = ", ".join(sorted({record.task for record in gone}))
+        print(f"{planned.path.parent}: removed {len(gone)} scores of earlier weights: {tasks}", flush=True)
+
+
+def _diverged(planned: Checkpoint, error: Exception, store: RecordStore) -> ResultRecord:
     assert planned.recipe is not None
     print(f"{planned.recipe.name} seed {planned.recipe.seed}: {error}", flush=True)
+    _remove_scores(planned, store, but=None)
     return _record(planned, {"diverged": 100.0}, {"diverged": str(error), "weights_sha256": None})
 
 
-def _scored(
-    path: Path,
-    planned: Checkpoint,
-    tasks: Sequence[str],
-    records: Sequence[ResultRecord],
-    results: Path,
-    *,
-    fresh: bool,
-) -> ResultRecord:
-    """Score and measure a finished training; return the record of its end."""
+def _scored(path: Path, planned: Checkpoint, tasks: Sequence[str], store: RecordStore, results: Path) -> ResultRecord:
+    """Measure and score a finished training; return the record of its end."""
     state, sha256 = states.load(path)  # read once, used several times below
     # The recipe as typed now: since the training, the data may have moved, or have got other test images.
     state = {**state, "config": configs.to_dict(planned.recipe)}
     trained = checkpoints.online(path, sha256, state)
     if trained.inputs != planned.inputs:
         raise InputError(f"{path}: begun by an earlier version, without a fingerprint of its images; add --fresh")
-    # A training that was repeated because its checkpoint was missing replaces the scores of other weights.
-    cell = digest(planned.pretraining()), planned.seed
-    scores = [r for r in records if (r.pretraining_sha256, r.pretrain_seed) == cell and r.task != TASK]
-    again = fresh or any(r.weights_sha256 != trained.weights_sha256 for r in scores)
-    for scoring in tasks:
-        own = plan(scoring, trained, planned.seed or 0)
-        runs.run(dataclasses.replace(own, results=results, fresh=again))
+    # A training that was repeated, because its checkpoint was missing, can have other weights.
+    _remove_scores(planned, store, but=trained.weights_sha256)
     metrics, details = record_values(measure_run(path, state))
-    details |= {"weights_sha256": trained.weights_sha256}
-    return _record(trained, {"diverged": 0.0, **metrics}, details)
+    for scoring in tasks:
+        try:
+            runs.run(dataclasses.replace(plan(scoring, trained, planned.seed or 0), results=results))
+        except DivergedError as error:
+            raise DivergedError(f"{path.parent}: {scoring}: {error}") from error
+    return _record(trained, {"diverged": 0.0, **metrics}, {**details, "weights_sha256": trained.weights_sha256})
 
 
 def is_done(recipe: Recipe, seed: int, tasks: Sequence[str], records: Sequence[ResultRecord]) -> bool:
@@ -241,60 +302,11 @@ def is_done(recipe: Recipe, seed: int, tasks: Sequence[str], records: Sequence[R
 
 def _is_recorded(planned: Checkpoint, tasks: Sequence[str], records: Sequence[ResultRecord]) -> bool:
     # The recipe and its data identify the cell. The rest of a record takes time to compute.
-    cell = TASK, digest(planned.pretraining()), planned.seed
-    before = next((r for r in records if (r.task, r.pretraining_sha256, r.pretrain_seed) == cell), None)
+    before = next((record for record in _of(planned, records) if record.task == TASK), None)
     if before is None or "diverged" in before.details:
         return before is not None
     scored = {(r.task, r.evaluation_sha256) for r in records if r.weights_sha256 == before.details["weights_sha256"]}
     return scored >= {(task, digest(own)) for task, own in evaluations(tasks, planned)}
-
-
-def plan(scoring: str, checkpoint: Checkpoint, seed: int = 0) -> runs.TaskRun:
-    """Return what an entry of `tasks` does with a checkpoint."""
-    task, config, overrides = split_scoring(scoring)
-    return runs.TaskRun(task=task, checkpoint=checkpoint, config=config, overrides=overrides, seeds=[seed])
-
-
-def evaluations(
-    tasks: Sequence[str], planned: Checkpoint, read: dict[str, dict[str, str]] | None = None
-) -> list[tuple[str, dict[str, Any]]]:
-    """Return the task and the identity of the evaluation of each entry of `tasks`, for a planned checkpoint.
-
-    Args:
-        read: the fingerprints of images by `scoring_key`, which several checkpoints share. Those that are missing are
-            read and added.
-    """
-    found = []
-    read = {} if read is None else read
-    for entry, (task, checkpoint, config) in zip(tasks, scorings(planned, tasks), strict=True):
-        key = scoring_key(entry, config)
-        if key not in read:
-            read[key] = task.fingerprints(config)
-        found.append((split_scoring(entry)[0], protocol.evaluation(task, checkpoint, config, read[key])))
-    return found
-
-
-def planned_checkpoint(recipe: Recipe, *, opened: bool = True) -> Checkpoint:
-    """Return the checkpoint that a cell's training will end in, without weights.
-
-    Args:
-        opened: whether it has the fingerprint of the images. A configuration of a score does not depend on it.
-    """
-    source = open_source(recipe.data, "train") if opened else None
-    return Checkpoint(
-        path=recipe.checkpoint,
-        sha256="",
-        backbone={},
-        origin=Origin.TRAINED,
-        method=methods.find(recipe.method["name"]).DISPLAY,
-        architecture=recipe.backbone,
-        preprocessing=Preprocessing.of(recipe.data),
-        seed=recipe.seed,
-        recipe=recipe,
-        inputs=Inputs() if source is None else Inputs(data=fingerprint(source)),
-        epoch=recipe.epochs,
-        details={} if source is None else {"images": len(source)},
-    )
 
 
 def _record(checkpoint: Checkpoint, metrics: dict[str, float], details: dict[str, Any]) -> ResultRecord:

@@ -6,12 +6,13 @@ from typing import Any
 
 from intl_bench import dry_run
 from intl_bench.ablations.cells import Ablation, split_scoring
-from intl_bench.ablations.grid import is_done, planned_checkpoint, require_gpu, scoring_key, scorings
+from intl_bench.ablations.fresh import listed
+from intl_bench.ablations.grid import is_done, require_gpu
+from intl_bench.ablations.scoring import planned_checkpoint, random_records, random_scores, scoring_key, scorings
 from intl_bench.core import machine, planned
 from intl_bench.core.errors import BenchError
 from intl_bench.records import RecordStore
 from pretrain import states
-from pretrain.backbone import BackboneConfig
 from pretrain.dry_run import machine as machines
 from pretrain.dry_run.plan import make_plan
 from pretrain.dry_run.text import describe_data
@@ -38,13 +39,14 @@ def describe(
     Raises:
         InputError, ResourceError: see `grid.check`. Images that are not there yet are no error.
     """
-    store = RecordStore(results / "records")
-    records = store.load()
+    records = RecordStore(results / "records").load()
+    replaced = {record.file for record in (records if fresh else listed(records, results))}
+    records = [record for record in records if record.file not in replaced]
     rows, left, needed, data = list[list[str]](), 0.0, 0, ""
     here = machines.measure(cells[0].device) if cells else None
     preparations: dict[Any, machines.Preparation | None] = {}  # most cells have the same images and views
     scores: dict[Any, float] = {}  # seconds of each entry of `tasks`, by its configuration and the backbone
-    backbones = list[BackboneConfig]()  # whose random initialization is counted
+    missing = list[str]()  # images of `tasks` that could not be opened
     for recipe in cells:
         assert here is not None
         prepared = scorings(planned_checkpoint(recipe, opened=False), ablation.tasks)
@@ -55,8 +57,8 @@ def describe(
         preparations[look] = made.preparation
         data = data or describe_data(made)
         try:
-            done = 0 if fresh else sum(is_done(recipe, seed, ablation.tasks, records) for seed in seeds)
-        except BenchError:  # the images cannot be opened, which `data` tells
+            done = sum(is_done(recipe, seed, ablation.tasks, records) for seed in seeds)
+        except BenchError:  # images cannot be opened, which `data` or `missing` tells
             done = 0
         hours = made.estimates[0].hours
         rest = len(seeds) - done
@@ -66,16 +68,21 @@ def describe(
             if key not in scores:
                 work = dry_run.work_of(split_scoring(entry)[0], checkpoint, config, here)
                 scores[key] = work.seconds(here.device, here)
+                if "NOT OPENED" in work.data and work.data not in missing:
+                    missing.append(work.data)
             scoring += scores[key]
-        if recipe.backbone not in backbones:
-            backbones.append(recipe.backbone)
-            left += scoring * len(seeds) * ablation.random
         left += (3600 * (hours or 0.0) + scoring) * rest
         needed += rest * max(0, states.needed_bytes(recipe.checkpoint, made.checkpoint))
         steps = "not known" if made.total_steps is None else f"{made.total_steps:,}"
         time = "not known" if hours is None else planned.duration(3600 * hours)
         name = recipe.name.removeprefix(f"{ablation.name}-")
         rows.append([name if len(name) <= 38 else f"{name[:35]}...", steps, time, f"{done} of {len(seeds)}"])
+    for key, (checkpoint, entry) in random_scores(cells, ablation).items():
+        try:
+            recorded = len(random_records(records, checkpoint, entry, seeds))
+        except BenchError:
+            recorded = 0
+        left += scores[key] * (len(seeds) - recorded)
     also = [] if ablation.also is None else [("also", f"{ablation.also}, an experiment without images")]
     scale = cells[0].scale if cells else ablation.scale
     random = ", also at random initialization" if ablation.random else ""
@@ -85,6 +92,7 @@ def describe(
         ("seeds", ", ".join(map(str, seeds))),
         ("tasks", f"{', '.join(ablation.tasks)} for each{random}" if cells else ""),
         ("data", data),
+        *(("images", text) for text in missing),
         *also,
     ]
     tail = [

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from intl_bench.ablations import cells, grid
+from intl_bench.ablations import cells, grid, scoring
 from intl_bench.core.errors import DivergedError, InputError
 from intl_bench.core.identity import digest, is_runtime_only
 from intl_bench.core.names import require_folder_name
@@ -23,7 +23,6 @@ from intl_bench.core.seeding import generator
 from intl_bench.records import RecordStore, ResultRecord
 from intl_bench.tables.ablation import TASK as ENDED
 from pretrain.checkpoint import Checkpoint
-from pretrain.images.data import DataConfig
 from pretrain.recipe import Recipe
 from transfer import find_task
 from transfer.selection import LAST, TEST, VAL
@@ -208,7 +207,7 @@ def check_score(sweep: Sweep, searched: Iterable[Recipe]) -> None:
         InputError: the configuration of the score says so, or it is wrong.
     """
     for recipe in searched:
-        ((_, _, config),) = grid.scorings(grid.planned_checkpoint(recipe, opened=False), [sweep.score])
+        ((_, _, config),) = scoring.scorings(scoring.planned_checkpoint(recipe, opened=False), [sweep.score])
         own = dataclasses.replace(config.data, mean=recipe.data.mean, std=recipe.data.std)  # these are the backbone's
         wanted = {"selection": (config.selection, LAST), "k": (getattr(config, "k", 5), 5), "data": (own, recipe.data)}
         for name, (found, expected) in wanted.items():
@@ -232,6 +231,17 @@ class Tried:
     cell: ResultRecord
 
 
+def start_over(sweep: Sweep, results: Path) -> None:
+    """Begin a `--fresh` of the search and of the runs with any of its settings; see `grid.start_over`."""
+    searched = sweep.searched()
+    choices = [sweep.final_cells(dict.fromkeys(sweep.recipes, setting)) for setting in sweep.settings]
+    final = [cell for cells in choices for cell in cells]
+    # With "best-on-test", some of these runs are runs of the search, which are not trained a second time.
+    grid.forget([cell for cell in final if cell in searched], results)
+    grid.start_over([cell for cell in final if cell not in searched], results)
+    grid.start_over(searched, sweep.search_results(results))
+
+
 def tried(sweep: Sweep, results: Path) -> dict[str, list[Tried]]:
     """Return the scores of the search by recipe, in the order of `Sweep.settings`.
 
@@ -245,7 +255,7 @@ def tried(sweep: Sweep, results: Path) -> dict[str, list[Tried]]:
     for (name, setting), (planned, cell) in zip(owners, ends(sweep.searched(), records), strict=True):
         score = None
         if "diverged" not in cell.details:
-            own = dict(grid.evaluations(sweep.search.tasks, planned, read))
+            own = dict(scoring.evaluations(sweep.search.tasks, planned, read))
             score = scores_of(cell, own, records)[sweep.task].metrics[SCORES[sweep.task]]
         found[name].append(Tried(setting=setting, score=score, cell=cell))
     return found
@@ -279,24 +289,12 @@ def ends(recipes: Sequence[Recipe], records: Sequence[ResultRecord]) -> list[tup
     """
     ended = {(r.pretraining_sha256, r.pretrain_seed): r for r in records if r.task == ENDED}
     found = []
-    for planned in planned_checkpoints(recipes):
+    for planned in scoring.planned_checkpoints(recipes):
         record = ended.get((digest(planned.pretraining()), planned.seed))
         if record is None:
             raise InputError(f"{planned.path.parent}: not finished; {_AGAIN}")
         found.append((planned, record))
     return found
-
-
-def planned_checkpoints(recipes: Iterable[Recipe]) -> list[Checkpoint]:
-    """Return `grid.planned_checkpoint` of recipes. The fingerprint of a data set, which takes time, is read once."""
-    opened: dict[DataConfig, Checkpoint] = {}
-    made = []
-    for recipe in recipes:
-        if recipe.data not in opened:
-            opened[recipe.data] = grid.planned_checkpoint(recipe)
-        images = {name: getattr(opened[recipe.data], name) for name in ("inputs", "details")}
-        made.append(dataclasses.replace(grid.planned_checkpoint(recipe, opened=False), **images))
-    return made
 
 
 def scores_of(

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from intl_bench.ablations import cells, grid
+from intl_bench.ablations import cells, scoring
 from intl_bench.ablations import sweep as sweeps
 from intl_bench.core import files
 from intl_bench.core.identity import digest
@@ -32,7 +32,7 @@ def finish(sweep: sweeps.Sweep, results: Path) -> str:
     names, made = [recipe for _ in sweep.seeds for recipe in sweep.recipes], set[tuple[str, str]]()
     ends = sweeps.ends(sweep.final_cells(sweeps.settings_of(chosen)), records)
     for name, (planned, cell) in zip(names, ends, strict=True):
-        own = dict(grid.evaluations(sweep.search.tasks, planned, read))
+        own = dict(scoring.evaluations(sweep.search.tasks, planned, read))
         tuned = _record(sweep, cell, own, sweeps.scores_of(cell, own, records), search[name], chosen[name])
         store.replace(tuned)
         made.add((tuned.pretraining_sha256, tuned.evaluation_sha256))
@@ -50,12 +50,12 @@ def _other_choices(sweep: sweeps.Sweep, read: dict[str, dict[str, str]]) -> set[
     """Return the digests of the pre-training and of the evaluation of a record, for every choice.
 
     Args:
-        read: see `grid.evaluations`.
+        read: see `scoring.evaluations`.
     """
     choices = [cells.recipes(sweep.final(dict.fromkeys(sweep.recipes, one)), sweep.seeds[0]) for one in sweep.settings]
     found = set()
-    for planned in sweeps.planned_checkpoints([recipe for made in choices for recipe in made]):
-        own = dict(grid.evaluations(sweep.search.tasks, planned, read))
+    for planned in scoring.planned_checkpoints([recipe for made in choices for recipe in made]):
+        own = dict(scoring.evaluations(sweep.search.tasks, planned, read))
         found.add((digest(planned.pretraining()), digest(_evaluation(sweep, own))))
     return found
 

@@ -156,8 +156,7 @@ def _stopped(number: int) -> int:
     """
     if os.environ.get("RANK", "0") == "0" and not _is_rank_of_launcher():
         name = signal.Signals(number).name
-        line = f"stopped by {name}; what was finished is saved; run the same command again to resume"
-        _say(line)
+        _say(f"stopped by {name}; what was finished is saved; {signals.how_to_resume()}")
     return signals.exit_code(number)
 
 

@@ -37,7 +37,7 @@ def add(commands: Any) -> None:
 
 def _run(args: argparse.Namespace) -> None:
     from intl_bench import runs
-    from intl_bench.ablations import cells, grid
+    from intl_bench.ablations import cells, grid, scoring
 
     name, overrides = split_words(args.words, "NAME")
     if name is None:
@@ -60,12 +60,15 @@ def _run(args: argparse.Namespace) -> None:
         return
     grid.check(made, ablation.tasks, elsewhere=args.slurm is not None)
     if not one:  # the command that starts the seeds does this for all of them
-        grid.experiment(ablation, results, fresh=args.fresh)
+        grid.experiment(ablation, results, again=args.fresh)
     if not made:
         return
+    if args.fresh and not one:
+        every = [recipe for seed in seeds for recipe in cells.recipes(ablation, seed, overrides)]
+        grid.start_over(every, results, random=scoring.random_scores(made, ablation).values(), seeds=seeds)
     if starts_seeds(args):
         start_seeds(args, seeds)
     else:
-        grid.run(ablation, seeds=seeds, results=results, overrides=overrides, fresh=args.fresh)
+        grid.run(ablation, seeds=seeds, results=results, overrides=overrides)
     if not one:
         print(grid.finish(ablation, results, made))

@@ -61,7 +61,6 @@ def add(commands: Any) -> None:
 
 def _run(args: argparse.Namespace) -> None:
     from intl_bench.ablations import grid, sweep, tuned
-    from intl_bench.records import RecordStore
 
     plan = _sweep(args)
     results = args.results or Path("results") / "sweeps" / plan.name
@@ -76,17 +75,17 @@ def _run(args: argparse.Namespace) -> None:
         made, folder = searched, plan.search_results(results)
         if stage == "final":
             made, folder = plan.final_cells(sweep.settings_of(sweep.choose(sweep.tried(plan, results)))), results
-        cell = made[int(number)]
-        fresh = args.fresh and (stage == "search" or cell not in searched)
-        grid.run_cell(cell, plan.search.tasks, RecordStore(folder / "records"), folder, fresh=fresh)
+        grid.run_cell(made[int(number)], plan.search.tasks, folder)
         return
     grid.check([*searched, *plan.first_choice()], plan.search.tasks, elsewhere=elsewhere)
-    _run_stage(args, "search", searched, plan.search_results(results), plan.search.tasks, done=())
+    if args.fresh:
+        sweep.start_over(plan, results)
+    _run_stage(args, "search", searched, plan.search_results(results), plan.search.tasks)
     chosen = sweep.choose(sweep.tried(plan, results))
     for recipe, best in chosen.items():
         print(f"{recipe}: chosen {' '.join(best.setting)}, {plan.task} {best.score:.2f} on {plan.select}", flush=True)
     final = plan.final_cells(sweep.settings_of(chosen))
-    _run_stage(args, "final", final, results, plan.search.tasks, done=searched)
+    _run_stage(args, "final", final, results, plan.search.tasks)
     print(tuned.finish(plan, results))
     print(f"table: {results / 'table.md'}")
 
@@ -115,25 +114,14 @@ def _sweep(args: argparse.Namespace) -> "Sweep":
 
 
 def _run_stage(
-    args: argparse.Namespace,
-    stage: str,
-    recipes: Sequence[Any],
-    results: Path,
-    tasks: Sequence[str],
-    *,
-    done: Sequence[Any],
+    args: argparse.Namespace, stage: str, recipes: Sequence[Any], results: Path, tasks: Sequence[str]
 ) -> None:
-    """Run the cells of the search or of the chosen settings here, side by side, or as jobs.
-
-    With `--fresh`, those of `done` are not repeated: the search has chosen by their scores.
-    """
+    """Run the cells of the search or of the chosen settings here, side by side, or as jobs."""
     from intl_bench.ablations import grid
-    from intl_bench.records import RecordStore
 
     if not (args.parallel or args.slurm is not None):
         for recipe in recipes:
-            store = RecordStore(results / "records")
-            grid.run_cell(recipe, tasks, store, results, fresh=args.fresh and recipe not in done)
+            grid.run_cell(recipe, tasks, results)
         return
     command, *rest = args.arguments
     commands: Mapping[str, Sequence[str]] = {

@@ -8,6 +8,7 @@ import dataclasses
 import math
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
@@ -58,6 +59,11 @@ def raised() -> int | None:
 def pending() -> int | None:
     """Return the signal on which no block of `StopRequest` has acted."""
     return _command.pending if _command is not None else None
+
+
+def how_to_resume() -> str:
+    """Return the end of a line that tells of a stop. With `--fresh`, the same command would start over."""
+    return f"run the same command again{' without --fresh' if '--fresh' in sys.argv else ''} to resume"
 
 
 def exit_code(number: int) -> int:
@@ -148,4 +154,4 @@ class StopRequest:
             number: of the signal. None means the signal received here.
         """
         name = signal.Signals(number or self.received or signal.SIGTERM)
-        return Preempted(f"stopped by {name.name} {what}; run the same command again to resume", exit_code(name))
+        return Preempted(f"stopped by {name.name} {what}; {how_to_resume()}", exit_code(name))

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 
 from intl_bench.core import heartbeat, owners
 from intl_bench.core.errors import ResourceError
-from intl_bench.core.signals import StopRequest
+from intl_bench.core.signals import StopRequest, how_to_resume
 
 _COMMAND = [sys.executable, "-m", "intl_bench"]
 _ROUND = 0.05
@@ -110,7 +110,7 @@ class Child:
         if code is None or code >= 0:
             return None
         fate = self.fate or f"{self} was killed by {signal.Signals(-code).name}, possibly for lack of memory"
-        return ResourceError(f"{fate}; run the same command again to resume from the last saved state")
+        return ResourceError(f"{fate}; {how_to_resume()} from the last saved state")
 
     def report(self) -> int:
         """Return the exit code of a child that has ended. Print the error of one that could not do so."""

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from intl_bench.core.errors import BenchError, InputError, ResourceError
 from intl_bench.core.machine import cores
 from intl_bench.core.sharing import require_even_batch
-from intl_bench.core.signals import StopRequest
+from intl_bench.core.signals import StopRequest, how_to_resume
 from intl_bench.launch.children import Child, Watch
 
 # Seconds for the other processes to end after one has failed, because they may be writing.
@@ -28,7 +28,7 @@ class UnfinishedError(BenchError):
         bad = {name: code for name, code in codes.items() if code}
         self.exit_code = next(iter(bad.values()))
         listed = ", ".join(f"{name} (exit {code})" for name, code in bad.items())
-        super().__init__(f"not finished: {listed}; see the errors above; run the same command again to resume")
+        super().__init__(f"not finished: {listed}; see the errors above; {how_to_resume()}")
 
 
 def threads(processes: int) -> int:
@@ -113,8 +113,7 @@ def run(arguments: Sequence[str], count: int) -> int:
     if number is not None:
         raise stop.error(f"without a new state, because {failed.fate or error}")
     raise error or ResourceError(
-        f"{failed} ended or lost another rank (exit {failed.code}); run the same command again to resume from the last "
-        "saved state"
+        f"{failed} ended or lost another rank (exit {failed.code}); {how_to_resume()} from the last saved state"
     )
 
 

@@ -16,7 +16,7 @@ from torch import nn
 
 from intl_bench.core import config as configs
 from intl_bench.core import distributed
-from intl_bench.core.errors import InputError
+from intl_bench.core.errors import InputError, NotFiniteError
 from intl_bench.core.machine import cores
 from intl_bench.core.seeding import permutation
 from pretrain import recipe as recipes
@@ -206,7 +206,7 @@ def _rebuild(path: Path, recipe: Recipe, state: dict[str, Any], classes: int, pr
     weights, details = state["method"], state["details"]
     for name, tensor in weights.items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise InputError(f"checkpoint {path}: {name} is not finite: the weights are damaged or diverged")
+            raise NotFiniteError(f"checkpoint {path}: {name} is not finite: the weights are damaged or diverged")
     in_float32 = dataclasses.replace(recipe, precision="fp32")
     method = train.build_training(in_float32, process, details["images"], details.get("classes", classes)).method
     try:
@@ -263,6 +263,6 @@ def _transform(path: Path, method: Method, embedding: torch.Tensor) -> torch.Ten
 def _require_finite(path: Path, matrices: dict[str, torch.Tensor]) -> None:
     for name, matrix in matrices.items():
         if not matrix.isfinite().all():
-            raise InputError(
+            raise NotFiniteError(
                 f"checkpoint {path}: its {name} has values that are not finite: the weights are damaged or diverged"
             )

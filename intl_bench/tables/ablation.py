@@ -19,6 +19,8 @@ _COLUMNS = {
     "diverged": ("Runs", "diverged %", "diverged", TASK),
 }
 
+SHOWN = {task for _, _, _, task in _COLUMNS.values()}
+
 
 def _columns(records: Sequence[ResultRecord]) -> Sequence[Column]:
     return [

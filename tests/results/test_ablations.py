@@ -126,12 +126,13 @@ def test_an_experiment_without_data_is_repeated_only_with_fresh(
 )
 def test_packaged_grids_name_existing_recipes(name: str) -> None:
     ablation = cells.load(name.replace("_", "-"))
-    names = [recipe.name for recipe in cells.recipes(ablation, seed=1, overrides=["data.root=elsewhere"])]
+    made = cells.recipes(ablation, seed=1, overrides=["data.root=elsewhere"])
+    names = [recipe.name for recipe in made]
     assert len(set(names)) == len(names) == len(ablation.cells)
     assert ablation.name == name
     assert ablation.seeds >= 3
     scales = {"paper", "adapted"} if ablation.scale == "paper" else {ablation.scale}
-    assert {recipe.scale for recipe in cells.recipes(ablation, 0)} <= scales
+    assert {recipe.scale for recipe in made} <= scales
     changed = cells.recipes(ablation, 0, ["epochs=1", "warmup_epochs=0"])
     assert {recipe.scale for recipe in changed} <= {"reduced"}
     assert not {recipe.name for recipe in changed} & set(names)  # their runs have different folders
