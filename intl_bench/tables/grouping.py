@@ -192,14 +192,14 @@ def _refuse_contradictions(records: Sequence[ResultRecord]) -> None:
     for record in sorted(records, key=lambda r: (r.file, r.key)):
         if record.weights_sha256 is None:
             continue
-        # The transfer seed is left out: a pre-training has the same weights for all transfer seeds.
-        same = (record.task, record.method, record.dataset, record.pretraining_sha256, record.evaluation_sha256)
-        first = seen.setdefault((*same, record.pretrain_seed), record)
+        # A pre-training has the same weights for all scores, whose columns stand side by side in a row.
+        same = record.method, record.pretraining_sha256, record.pretrain_seed
+        first = seen.setdefault(same, record)
         if first.weights_sha256 != record.weights_sha256:
             raise InputError(
                 f"{_file(first)} and {_file(record)}: different weights ({first.weights_sha256:.8} and "
-                f"{record.weights_sha256:.8}) for the task {record.task} with the same pre-training and seed; "
-                "delete the wrong record or move one of them to another folder"
+                f"{record.weights_sha256:.8}) of the same pre-training and seed; delete the records of one of them, or "
+                "move them to another folder"
             )
 
 

@@ -333,6 +333,7 @@ def written(folder: Path, *records: ResultRecord) -> list[str]:
     [
         ({"weights_sha256": "b" * 64}, "different weights"),
         ({"weights_sha256": "b" * 64, "transfer_seed": 1}, "different weights"),
+        ({"weights_sha256": "b" * 64, "task": "knn", "metrics": {"knn5": 30.0}}, "different weights"),
         ({"pretrain_seed": 1}, "the same weights count as two pre-trainings, of seed 0 and seed 1"),
         ({"pretrain_seed": None}, "the same weights count as two pre-trainings"),
     ],
@@ -340,8 +341,8 @@ def written(folder: Path, *records: ResultRecord) -> list[str]:
 def test_a_contradiction_is_an_error_that_names_both_files(
     changes: dict[str, Any], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    first = {"weights_sha256": "a" * 64}
-    names = written(tmp_path / "records", trained({}, **first), trained({}, **{**first, **changes}))
+    first = trained({}, weights_sha256="a" * 64)
+    names = written(tmp_path / "records", first, dataclasses.replace(first, **changes))
     assert cli.main(["tables", "--results", str(tmp_path)]) == 2
     line = capsys.readouterr().err
     assert message in line
