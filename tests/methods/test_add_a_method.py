@@ -17,14 +17,23 @@ def test_the_documented_method_works(tmp_path: Path) -> None:
         "configs/pretrain/spread_demo.yaml",
         "tests/methods/test_spread.py",
     ]
-    assert "3 passed" in copy.run("-m", "pytest", "tests/methods/test_spread.py", "-p", "no:cacheprovider")
     # The tests of all methods include the new one without a change.
     (tmp_path / "tests/methods/test_methods.py").symlink_to(ROOT / "tests/methods/test_methods.py")
-    common = ["tests/methods/test_methods.py", "-k", "spread or tables or recipes", "-p", "no:cacheprovider"]
-    assert "[spread]" in copy.run("-m", "pytest", "-vv", *common)
+    files = [f"tests/methods/test_{name}.py" for name in ("spread", "methods")]
+    printed = copy.run("-m", "pytest", "-vv", *files, "-k", "spread", "-p", "no:cacheprovider")
+    assert printed.count(f"{files[0]}::") == 3
+    assert f"{files[1]}::test_trains_resumes_and_is_scored[spread] PASSED" in printed
     path = "runs/pretrain/spread_demo/seed0/checkpoint.pt"
-    assert "a training step" in copy.run("-m", "intl_bench", "pretrain", "spread_demo", *TINY, "--dry-run", "--verbose")
-    assert "checkpoint:" in copy.run("-m", "intl_bench", "pretrain", "spread_demo", *TINY)
-    copy.run("-m", "intl_bench", "knn", path)
-    assert "Spread" in copy.run("-m", "intl_bench", "tables")
-    assert "embedding" in copy.run("-m", "intl_bench", "spectrum", path)
+    printed = copy.commands(
+        ["pretrain", "spread_demo", *TINY, "--dry-run", "--verbose"],
+        ["pretrain", "spread_demo", *TINY],
+        ["knn", path],
+        ["tables"],
+        ["spectrum", path],
+    )
+    planned, _, rest = printed.partition("checkpoint:")
+    scored, _, tables = rest.partition("knn5")
+    assert "a training step" in planned
+    assert "Spread" in scored
+    assert "| Spread" in tables
+    assert "embedding" in tables

@@ -123,8 +123,8 @@ def test_fresh_repeats_everything_once(monkeypatch: pytest.MonkeyPatch) -> None:
     ("owner", "name", "call", "left"),
     [
         (grid.fresh, "start", 1, ([], [])),  # it has not begun
-        (train, "discard", 1, ALL),
-        (RecordStore, "remove", 1, ALL),
+        pytest.param(train, "discard", 1, ALL, marks=pytest.mark.long),
+        pytest.param(RecordStore, "remove", 1, ALL, marks=pytest.mark.long),
         (RecordStore, "remove", 2, ALL),  # the record of the end, which was to be removed last
         (runs, "run", 1, ([ALL[0][1]], ALL[1])),
         (RecordStore, "replace", 1, ([ALL[0][1]], ALL[1][1:])),

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from places import ROOT
@@ -37,6 +38,11 @@ class Copy:
                 assert opening, f"{page}: {block['path']} has no table {block['table']}"
                 path.write_text(text[: opening.end()] + block["content"] + text[opening.end() :], encoding="utf-8")
             self.added.append(block["path"])
+
+    def commands(self, *commands: Sequence[str]) -> str:
+        """Run commands of `intl-bench` in one process, which imports PyTorch once; returns what they printed."""
+        code = f"from intl_bench import cli\nfor words in {commands!r}:\n    assert cli.main(words) == 0, words"
+        return self.run("-c", code)
 
     def run(self, *words: str) -> str:
         """Run `python WORDS` in the copy; returns what it printed."""
