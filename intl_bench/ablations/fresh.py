@@ -18,7 +18,7 @@ _SCHEMA = 1
 
 
 def start(results: Path, replaced: Sequence[ResultRecord]) -> None:
-    """List records in place of those that an earlier `--fresh` has listed."""
+    """List records, and no others."""
     listed = {"schema": _SCHEMA, "records": [digest(content_of(record)) for record in replaced]}
     files.write_text(results / _FILE, files.json_text(listed))
 

@@ -125,7 +125,8 @@ def start_over(
         random, seeds: scores at random initialization, see `random_scores`, and their seeds.
     """
     store = RecordStore(results / "records")
-    records, finished = store.load(), list[ResultRecord]()
+    records = store.load()
+    finished = fresh.listed(records, results)  # of an earlier `--fresh`, which may be of other cells
     for recipe, planned in zip(cells, planned_checkpoints(cells), strict=True):
         own = _of(planned, records)
         ends = [record for record in own if record.task == TASK]

@@ -243,3 +243,16 @@ def test_the_table_tells_where_other_scores_are() -> None:
     Path("grid.yaml").write_text(GRID.replace("[knn]", "[knn, finetune epochs=1 train_percent=10 batch_size=16]"))
     assert ablation() == 0
     assert f"Scores of finetune: intl-bench tables --results {RESULTS}" in (RESULTS / "table.md").read_text()
+
+
+@pytest.mark.usefixtures("_finished")
+def test_a_second_fresh_of_other_cells_does_not_forget_the_first() -> None:
+    store = RecordStore(RESULTS / "records")
+    one, other = records("pretrain")
+    grid.fresh.start(RESULTS, [one])
+    grid.start_over([], RESULTS)
+    assert [r.key for r in grid.fresh.listed(store.load(), RESULTS)] == [one.key]
+    store.remove(one)
+    grid.fresh.end(RESULTS)
+    assert not (RESULTS / "fresh.json").exists()
+    assert [r.key for r in records("pretrain")] == [other.key]
