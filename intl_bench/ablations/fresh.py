@@ -1,7 +1,8 @@
 """`--fresh` of a grid. It replaces the results of a cell when the cell's turn comes, and goes on after an interruption.
 
-The file `fresh.json` of a grid's results lists the records of ends that are to be replaced, by their digests. A record
-that is listed and still there belongs to a cell whose turn has not come.
+The file `fresh.json` of a grid's results lists the records that are to be replaced, by their digests: ends of cells and
+scores at random initialization. A record that is listed and still there waits for its turn. In a sweep, the final runs
+of a setting that the repeated search did not choose wait until one chooses it.
 """
 
 import json

@@ -138,15 +138,6 @@ def start_over(
     fresh.start(results, finished)
 
 
-def forget(cells: Sequence[Recipe], results: Path) -> None:
-    """Remove the records of cells, so that they are scored again, but not their trainings."""
-    store = RecordStore(results / "records")
-    records = store.load()
-    for planned in planned_checkpoints(cells):
-        for record in _of(planned, records):
-            store.remove(record)
-
-
 def experiment(ablation: Ablation, results: Path, *, again: bool = False) -> None:
     """Run the experiment of a grid, if it has one, unless its results exist; print its table, if there is one.
 

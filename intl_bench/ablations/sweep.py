@@ -235,10 +235,8 @@ def start_over(sweep: Sweep, results: Path) -> None:
     """Begin a `--fresh` of the search and of the runs with any of its settings; see `grid.start_over`."""
     searched = sweep.searched()
     choices = [sweep.final_cells(dict.fromkeys(sweep.recipes, setting)) for setting in sweep.settings]
-    final = [cell for cells in choices for cell in cells]
-    # With "best-on-test", some of these runs are runs of the search, which are not trained a second time.
-    grid.forget([cell for cell in final if cell in searched], results)
-    grid.start_over([cell for cell in final if cell not in searched], results)
+    # With "best-on-test", some of these runs are runs of the search, whose folder is the same.
+    grid.start_over([cell for final in choices for cell in final if cell not in searched], results)
     grid.start_over(searched, sweep.search_results(results))
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from intl_bench.ablations import cells, scoring
+from intl_bench.ablations import cells, fresh, scoring
 from intl_bench.ablations import sweep as sweeps
 from intl_bench.core import files
 from intl_bench.core.identity import digest
@@ -43,6 +43,8 @@ def finish(sweep: sweeps.Sweep, results: Path) -> str:
             store.remove(record)
     text = render([record for record in store.load() if record.task == table.TASK], tables=["tuning"])
     files.write_text(results / "table.md", text + "\n")
+    for folder in (results, sweep.search_results(results)):
+        fresh.end(folder)
     return text
 
 

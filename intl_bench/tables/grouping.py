@@ -192,9 +192,11 @@ def _refuse_contradictions(records: Sequence[ResultRecord]) -> None:
     for record in sorted(records, key=lambda r: (r.file, r.key)):
         if record.weights_sha256 is None:
             continue
-        # A pre-training has the same weights for all scores, whose columns stand side by side in a row.
-        same = record.method, record.pretraining_sha256, record.pretrain_seed
-        first = seen.setdefault(same, record)
+        # A pre-training has the same weights for all scores, whose columns stand side by side in a row. The version of
+        # PyTorch may decide those of a random initialization.
+        random = "initialization" in record.pretraining
+        score = (record.task, record.dataset, record.evaluation_sha256) if random else ()
+        first = seen.setdefault((record.method, record.pretraining_sha256, record.pretrain_seed, *score), record)
         if first.weights_sha256 != record.weights_sha256:
             raise InputError(
                 f"{_file(first)} and {_file(record)}: different weights ({first.weights_sha256:.8} and "

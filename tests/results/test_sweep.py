@@ -287,3 +287,20 @@ def test_a_sweep_of_two_methods_from_search_to_table(capfd: pytest.CaptureFixtur
     text = (RESULTS / "table.md").read_text()
     assert text.count("settings, chosen on the test images") == 1
     assert text.count("settings, chosen on 0.25 of the training images") == 3  # one of them with two epochs
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("select", ["val", "best-on-test"])
+def test_fresh_repeats_the_search_and_the_final_runs(select: str) -> None:
+    command = ["sweep", "demo", "method.beta=[0.05,0.1]", *WORDS[1:], *SMALL, "--score", "knn", "--seeds", "2"]
+    command += ["--name", "mine", "--select", select]
+    assert cli.main(command) == 0
+    before = {path: path.stat().st_mtime_ns for path in RESULTS.rglob("records/*/*.json")}
+    assert cli.main([*command, "--fresh"]) == 0
+    after = {path: path.stat().st_mtime_ns for path in RESULTS.rglob("records/*/*.json")}
+    assert after.keys() == before.keys()
+    assert all(after[path] > before[path] for path in before)
+    assert not list(RESULTS.rglob("fresh.json"))
+    assert cli.main(command) == 0
+    again = {path: path.stat().st_mtime_ns for path in RESULTS.rglob("records/*/*.json") if path.parent.name != "sweep"}
+    assert again.items() <= after.items()
