@@ -151,7 +151,7 @@ def test_rows_without_a_common_data_set_have_different_labels() -> None:
 def test_random_initializations_with_different_stems_have_different_rows() -> None:
     other = with_settings(RANDOM, {"settings.backbone.stem": "cifar"})
     records = [
-        make("knn", "cifar10", {"knn5": 30.0}, KNN, method="Random init", pretraining=UNTRAINED),
+        make("knn", "cifar10", {"knn5": 30.0}, KNN, method="Random init", pretraining=RANDOM),
         make("knn", "cifar10", {"knn5": 31.0}, KNN, method="Random init", pretraining=other),
     ]
     assert labels(records) == [
@@ -181,7 +181,7 @@ def test_checkpoints_of_other_projects_are_averaged_only_as_seeds_of_a_group() -
 
 
 def test_labels_show_the_kind_of_identity_if_kinds_differ() -> None:
-    records = [trained({}), foreign(61.0, group="mine"), trained({}, pretraining=UNTRAINED)]
+    records = [trained({}), foreign(61.0, group="mine"), trained({}, pretraining=RANDOM)]
     assert labels(records) == [
         label_with("pre-training source moco"),
         label_with("random initialization"),
@@ -350,9 +350,6 @@ def test_a_contradiction_is_an_error_that_names_both_files(
     assert line.count("\n") == 1
 
 
-UNTRAINED = {"initialization": "random", "settings": {}}  # weights that depend on the version of PyTorch
-
-
 @pytest.mark.parametrize(
     "changes",
     [
@@ -360,13 +357,13 @@ UNTRAINED = {"initialization": "random", "settings": {}}  # weights that depend 
         {"weights_sha256": "b" * 64, "pretrain_seed": 1},
         {"weights_sha256": "b" * 64, "method": "BYOL"},
         {"pretrain_seed": 1, "method": "BYOL"},
-        {"weights_sha256": "b" * 64, "task": "knn", "metrics": {"knn5": 30.0}, "pretraining": UNTRAINED},
+        {"weights_sha256": "b" * 64, "task": "knn", "metrics": {"knn5": 30.0}, "pretraining": RANDOM},
     ],
 )
 def test_unknown_or_different_weights_are_no_contradiction(changes: dict[str, Any]) -> None:
     first = trained({}, weights_sha256="a" * 64)
     if "pretraining" in changes:
-        first = dataclasses.replace(first, pretraining=UNTRAINED)
+        first = dataclasses.replace(first, pretraining=RANDOM)
     assert "measured" in render([first, dataclasses.replace(first, **changes)])
 
 
