@@ -6,6 +6,7 @@ import functools
 import hashlib
 import io
 import json
+import os
 import re
 import types
 import typing
@@ -194,7 +195,14 @@ class RecordStore:
         Raises:
             InputError: a file is not a record. The message names the file, the field and the expected value.
         """
-        return [_read(path) for path in self._paths()]
+        records = []
+        for path in self._paths():
+            try:
+                records.append(_read(path))
+            except InputError:
+                if os.path.lexists(path):  # else another process has removed it since it was listed
+                    raise
+        return records
 
     def find(self, key: str) -> ResultRecord | None:
         """Return the record with this `ResultRecord.key`; None if there is none.

@@ -247,6 +247,8 @@ def _discard(recipe: Recipe, own: Iterable[ResultRecord], store: RecordStore) ->
 
 def _remove_scores(planned: Checkpoint, store: RecordStore, *, but: str | None) -> None:
     """Remove the scores of a cell that are of other weights than those with the digest `but`."""
+    if not runs.is_main_process():
+        return
     gone = [r for r in _of(planned, store.load()) if r.task != TASK and r.weights_sha256 != but]
     for record in gone:
         store.remove(record)

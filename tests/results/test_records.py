@@ -221,6 +221,16 @@ def test_append_works_on_file_systems_without_hard_links(tmp_path: Path, monkeyp
     assert list(path.parent.iterdir()) == [path]
 
 
+def test_a_record_that_another_process_removes_meanwhile_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = RecordStore(tmp_path)
+    store.append(make())
+    listed = RecordStore._paths
+    monkeypatch.setattr(RecordStore, "_paths", lambda self: [*listed(self), tmp_path / "knn" / "gone.json"])
+    assert store.load() == [make()]
+
+
 def test_load_is_sorted_and_ignores_other_files(tmp_path: Path) -> None:
     store = RecordStore(tmp_path / "records")
     assert store.load() == []
