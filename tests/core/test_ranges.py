@@ -77,6 +77,7 @@ def test_numbers_of_views_are_checked(word: str) -> None:
         configs.build(Recipe, {"name": "x"}, "here", [word])
 
 
+@pytest.mark.slow
 def test_every_record_has_settings_that_are_still_accepted() -> None:
     """A range may be too narrow for what people have run."""
     seen = set()
